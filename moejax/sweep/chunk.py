@@ -1,0 +1,192 @@
+"""What a worker does: run a chunk of trials and send the numbers back. All that is pickled is here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import socket
+import time
+from typing import Any
+
+import numpy as np
+
+from moejax import trial as core
+from moejax.sweep.hashing import trial_key
+from moejax.sweep.plugins import Plugin, run_plugin
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+RAISED = -1
+"""Status of a trial whose chunk raised until the trial was alone (the core's own codes are not negative)."""
+WORKER_DIED = -2
+"""Status of a trial whose worker died each time it ran."""
+NOT_PREPARED = -3
+"""Status of a trial whose cell the core refused to prepare, such as an activation without a usable order."""
+ENGINE_STATUS_REASONS = {
+    RAISED: "the trial raised",
+    WORKER_DIED: "the worker died while it ran the trial",
+    NOT_PREPARED: "the cell cannot be prepared",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerSettings:
+    """What must be alike in every process that runs trials."""
+
+    enable_x64: bool
+    compilation_cache_dir: str | None
+    plugins: tuple[Plugin, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkCell:
+    """A cell of a chunk, as it is sent."""
+
+    data: core.DataSettings
+    algorithm: core.AlgorithmSettings
+    data_hash: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkTask:
+    """Trials of one bucket; `cell_of` and `trial_of` are (m,) m <= size, the compiled number of trials."""
+
+    cells: tuple[ChunkCell, ...]
+    cell_of: tuple[int, ...]
+    trial_of: tuple[int, ...]
+    seed: int
+    size: int
+    vmap_width: int
+    settings: WorkerSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkResult:
+    """Numbers of the m trials of a chunk, and how they were made."""
+
+    metrics: dict[str, np.ndarray]
+    """(m,) float arrays by column; NaN where a trial failed."""
+    status: np.ndarray
+    """(m,) int: 0 is ok, the core's codes are positive, the engine's negative."""
+    reasons: dict[int, str]
+    """Position in the chunk -> reason, where the status code alone does not say it."""
+    arrays: dict[str, np.ndarray]
+    """Recorded extras, such as histories: (m, ...)."""
+    started: float
+    """Unix time, seconds."""
+    wall_seconds: float
+    compile_seconds: float
+    compilations: int
+    execute_seconds: float
+    """Wall time inside the compiled program, compilation apart."""
+    host: str
+    process: int
+    device: str
+
+
+class _CompileClock:
+    """Counts the compilations of this process, and their seconds."""
+
+    def __init__(self) -> None:
+        import jax.monitoring
+
+        self.seconds = 0.0
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILE_EVENT:
+            self.seconds += duration_secs
+            self.count += 1
+
+
+@functools.cache
+def _compile_clock() -> _CompileClock:
+    return _CompileClock()
+
+
+@functools.lru_cache(maxsize=8)
+def configure(settings: WorkerSettings) -> None:
+    """Bring this process to the coordinator's precision, cache and plugins; done once for equal settings."""
+    import jax
+
+    if jax.config.values["jax_enable_x64"] != settings.enable_x64:
+        jax.config.update("jax_enable_x64", settings.enable_x64)
+    if settings.compilation_cache_dir and not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", settings.compilation_cache_dir)
+    for plugin in settings.plugins:
+        run_plugin(plugin)
+
+
+@functools.lru_cache(maxsize=512)
+def _prepared(cell: ChunkCell, settings: WorkerSettings) -> tuple[Any, Any]:
+    """(TrialSpec, Hyperparameters) of a cell; `settings` is in the key: precision changes the tables."""
+    return core.prepare(cell.data, cell.algorithm)
+
+
+def run_chunk(task: ChunkTask) -> ChunkResult:
+    """Run the trials of a chunk in this process.
+
+    Cells that cannot be prepared give failed trials; any other exception is the caller's to isolate. The
+    compiled program always gets `task.size` trials: missing ones repeat the first.
+    """
+    started, clock_start = time.time(), time.perf_counter()
+    configure(task.settings)
+    import jax
+
+    clock = _compile_clock()
+    compiled_before, count_before = clock.seconds, clock.count
+    prepared: dict[int, tuple[Any, Any]] = {}
+    refused: dict[int, str] = {}
+    for index, cell in enumerate(task.cells):
+        try:
+            prepared[index] = _prepared(cell, task.settings)
+        except ValueError as error:
+            refused[index] = " ".join(str(error).split())
+
+    positions = [position for position, cell in enumerate(task.cell_of) if cell in prepared]
+    total = len(task.cell_of)
+    metrics = {name: np.full(total, np.nan) for name in core.METRICS}
+    status = np.full(total, NOT_PREPARED, dtype=np.int64)
+    reasons = {position: refused[cell] for position, cell in enumerate(task.cell_of) if cell in refused}
+    arrays: dict[str, np.ndarray] = {}
+    execute_seconds = 0.0
+    if positions:
+        padded = positions + positions[:1] * (task.size - len(positions))
+        keys = np.stack(
+            [
+                trial_key(task.seed, task.cells[task.cell_of[position]].data_hash, task.trial_of[position])
+                for position in padded
+            ]
+        )
+        static = prepared[task.cell_of[positions[0]]][0]
+        trees = [prepared[task.cell_of[position]][1] for position in padded]
+        hyperparameters = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+        inside = time.perf_counter()
+        result = jax.device_get(core.run_trials(keys, hyperparameters, static, vmap_width=task.vmap_width))
+        execute_seconds = time.perf_counter() - inside - (clock.seconds - compiled_before)
+        keep = len(positions)
+        for name, value in result._asdict().items():
+            if name == "status":
+                status[positions] = np.asarray(value)[:keep]
+            elif name in metrics:
+                metrics[name][positions] = np.asarray(value, dtype=np.float64)[:keep]
+            elif value is not None:
+                rows = np.asarray(value)[:keep]
+                arrays[name] = np.zeros((total, *rows.shape[1:]), dtype=rows.dtype)
+                arrays[name][positions] = rows
+    return ChunkResult(
+        metrics=metrics,
+        status=status,
+        reasons=reasons,
+        arrays=arrays,
+        started=started,
+        wall_seconds=time.perf_counter() - clock_start,
+        compile_seconds=clock.seconds - compiled_before,
+        compilations=clock.count - count_before,
+        execute_seconds=execute_seconds,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        device=jax.devices()[0].device_kind,
+    )

@@ -1,0 +1,139 @@
+"""Starting or joining a Dask cluster: one worker per device, one chunk at a time on each.
+
+On CPUs a device is a core: single-threaded processes, each pinned to its core, because one XLA program
+does not use two cores as well as two programs do. XLA reads its flags and the affinity when its backend
+starts, so both are set before a worker imports JAX.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from moejax.sweep.executors import ClusterError, DaskExecutor, describe, single_threaded_environment
+
+CONNECT_SECONDS = 30.0
+
+
+def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
+    """Start worker processes on this machine.
+
+    Args:
+        workers: how many.
+        gpus: names of the GPUs, for CUDA_VISIBLE_DEVICES, one for each worker in turn; empty: cores.
+
+    Raises:
+        ClusterError: the workers do not start.
+    """
+    from dask import config as dask_config
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+
+    _quiet()
+    dask_config.set(_DASK_SETTINGS)
+    cores = available_cores()
+    specs: dict[Any, Any] = {}
+    for index in range(workers):
+        if gpus:
+            environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}
+            preload = []
+        else:
+            environment = single_threaded_environment()
+            preload = [pin_to_core(cores[index % len(cores)])]
+        options = {
+            "nthreads": 1,
+            "env": environment,
+            "preload": preload,
+            "memory_limit": 0,  # chunks are sized to memory in the plan; Dask would pause or kill workers
+            "dashboard": False,
+            "silence_logs": logging.CRITICAL,
+        }
+        specs[index] = {"cls": Nanny, "options": options}
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    cluster = None
+    try:
+        cluster = SpecCluster(workers=specs, scheduler=scheduler, name="moejax", silence_logs=False)
+        client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+        if cluster is not None:
+            cluster.close()
+        raise ClusterError(f"--workers {workers}: the workers did not start: {describe(error)}") from error
+
+    def close() -> None:
+        client.close()
+        cluster.close()
+
+    return DaskExecutor(client, close)
+
+
+def joined_executor(address: str) -> DaskExecutor:
+    """Use the workers of a scheduler that is already running, such as `tcp://host:8786`.
+
+    Raises:
+        ClusterError: nothing answers there.
+    """
+    from distributed import Client
+
+    _quiet()
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(
+            f"--cluster {address}: no Dask scheduler answers there: {describe(error)}"
+        ) from None
+
+    def close() -> None:
+        client.close()
+
+    return DaskExecutor(client, close, patient=True)
+
+
+def available_cores() -> list[int]:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Names of the NVIDIA GPUs for CUDA_VISIBLE_DEVICES, found without starting a backend here."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return tuple(name for name in given.split(",") if name not in ("", "-1"))
+    devices = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
+    return tuple(sorted(devices, key=int))
+
+
+def worker_memory_bytes(workers: int) -> int | None:
+    """Memory of this machine for each worker; None where the system does not say."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+    return total // max(workers, 1)
+
+
+def pin_to_core(core: int) -> str:
+    """Text of a Dask preload that pins the worker to a core, where the system can (Linux)."""
+    return (
+        "import os\n"
+        "def dask_setup(worker):\n"
+        "    if hasattr(os, 'sched_setaffinity'):\n"
+        f"        os.sched_setaffinity(0, {{{core}}})\n"
+    )
+
+
+_DASK_SETTINGS = {
+    "distributed.scheduler.allowed-failures": 0,  # the engine retries and isolates
+    "distributed.scheduler.work-stealing": False,  # it would move chunks away from their compiled program
+    "distributed.worker.daemon": True,
+    "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS:.0f}s",
+    "distributed.admin.tick.limit": "1h",  # a compiling coordinator is no news
+}
+
+
+def _quiet() -> None:
+    """Dask's log lines are for its developers; what matters is reported as a line of ours."""
+    for name in ("distributed", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,309 @@
+"""The commands of a sweep, as the command line calls them.
+
+Each prints for a person (tables on stdout, progress on stderr) and returns what it printed as plain data,
+which `as_json` prints instead. User errors are ValueError or OSError with one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from moejax.sweep.chunk import WorkerSettings, configure
+from moejax.sweep.executors import Executor, InProcessExecutor, use_single_thread
+from moejax.sweep.plan import Plan, make_plan
+from moejax.sweep.plugins import read_plugin, run_plugin
+from moejax.sweep.spec import read_spec
+
+RUNS_FOLDER = "runs"
+INTERRUPTED_STATUS = 130
+"""Exit status after Ctrl-C, as shells count it: 128 + SIGINT."""
+ACCELERATOR_VMAP_WIDTH = 64
+"""Trials side by side on a GPU or TPU, memory permitting; on a CPU one at a time is fastest."""
+
+
+def sweep(
+    spec: Path,
+    *,
+    out: Path | None = None,
+    dry_run: bool = False,
+    pilot: bool = False,
+    workers: int | None = None,
+    set: Sequence[str] = (),
+    plugin: Sequence[Path] = (),
+    cluster: str | None = None,
+    vmap_width: int | None = None,
+    retry_failed: bool = False,
+    across_versions: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Run a sweep, or go on with it: trials that are in the store are not run again.
+
+    Args:
+        spec: the TOML file.
+        out: the run folder; default runs/<name of the spec>.
+        dry_run: print cells, compilations and memory; run and write nothing.
+        pilot: with dry_run, time one chunk of every program and estimate the whole.
+        workers: processes on this machine; 1: this process. Default: one per core, or one per GPU.
+        set: KEY=VALUE overrides of the spec.
+        plugin: Python files that register activations, methods or input distributions.
+        cluster: tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
+        vmap_width: trials that run side by side in one program; default 1 on CPUs.
+        retry_failed: run trials again that raised, or whose worker died.
+        across_versions: go on although the folder holds results of another version of moejax.
+        quiet: no progress and no tables.
+        as_json: print the result as JSON.
+
+    Raises:
+        ValueError: the spec or an option; OSError: the folder, the store or the cluster. SystemExit: after
+            Ctrl-C.
+    """
+    report_to = Console(stderr=True)
+    tables = Console(quiet=quiet or as_json)
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: expected a number of at least 1")
+    if vmap_width is not None and vmap_width < 1:
+        raise ValueError(f"--vmap-width {vmap_width}: expected a number of at least 1")
+    if pilot and not dry_run:
+        raise ValueError("--pilot: goes with --dry-run")
+    checked = read_spec(spec, set)
+    plugins = tuple(read_plugin(path) for path in plugin)
+    place = _Place(workers, cluster, dry_run)
+    place.prepare()
+    for each in plugins:
+        run_plugin(each)
+    plan = make_plan(
+        checked,
+        plugins,
+        vmap_width=vmap_width or (ACCELERATOR_VMAP_WIDTH if place.accelerated else 1),
+        worker_memory_bytes=place.memory_bytes,
+    )
+    settings = _worker_settings(plan)
+    if dry_run:
+        return _dry_run(plan, settings, place.workers, pilot, tables, as_json)
+    folder = Path(out) if out is not None else Path(RUNS_FOLDER) / checked.name
+    return _run(
+        plan,
+        settings,
+        place,
+        folder,
+        spec,
+        set,
+        retry_failed,
+        across_versions,
+        report_to,
+        tables,
+        quiet,
+        as_json,
+    )
+
+
+def _run(
+    plan: Plan,
+    settings: WorkerSettings,
+    place: _Place,
+    folder: Path,
+    spec: Path,
+    overrides: Sequence[str],
+    retry_failed: bool,
+    across_versions: bool,
+    report_to: Console,
+    tables: Console,
+    quiet: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    from moejax.sweep.engine import Engine
+    from moejax.sweep.progress import duration, sweep_progress
+    from moejax.sweep.provenance import check_resumable, collect_provenance
+    from moejax.sweep.store import Store
+    from moejax.sweep.work import summarise_failures
+
+    start = place.executor_factory(plan)
+    with Store(folder) as store:
+        check_resumable(store.previous_provenance(), across_versions, folder)
+        if store.journal_mode != "wal":
+            report_to.print(
+                f"{folder}: this file system cannot share memory; the store uses a rollback journal"
+            )
+        store.begin_run(plan, collect_provenance(plan, spec, overrides, place.description))
+        if retry_failed:
+            store.forget_failures()
+        with sweep_progress(report_to, quiet) as progress:
+            engine = Engine(plan, store, start, settings, progress)
+            try:
+                done = engine.run()
+            except KeyboardInterrupt:
+                kept = engine.summary.trials_run + engine.summary.trials_reused
+                report_to.print(
+                    f"stopped: {kept:,} trials are kept in {folder}; to resume: {shlex.join(_command())}",
+                    soft_wrap=True,
+                )
+                raise SystemExit(INTERRUPTED_STATUS) from None
+        store.end_run(done.wall_seconds, done.compile_seconds)
+    if not done.trials_run:
+        tables.print(f"nothing to run: all {done.trials_reused:,} trials are in {folder} already")
+    else:
+        reused = f", {done.trials_reused:,} reused" if done.trials_reused else ""
+        tables.print(
+            f"{done.trials_run:,} trials run in {duration(done.wall_seconds)} "
+            f"({done.trials_run / max(done.wall_seconds, 1e-9):.1f}/s on {place.description}; "
+            f"{done.compilations} compilations, {duration(done.compile_seconds)}){reused}"
+        )
+    if done.failures:
+        tables.print(f"{done.failures.total():,} trials failed: {summarise_failures(done.failures)}")
+    written = write_results(folder, tables)
+    result = {"folder": str(folder), "written": [str(path) for path in written]} | dataclasses.asdict(done)
+    if as_json:
+        print(json.dumps(result))
+    return result
+
+
+def write_results(folder: Path, tables: Console) -> list[Path]:
+    """Print the summary of a run folder; write summary.csv and the figures into it."""
+    from moejax.sweep.figures import make_figures, write_figures
+    from moejax.sweep.screen import print_summary
+    from moejax.sweep.summary import summarise
+
+    summary = summarise(folder)
+    print_summary(tables, summary)
+    summary.to_csv(folder / "summary.csv", index=False)
+    written = [folder / "summary.csv", *write_figures(make_figures(summary), folder)]
+    tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
+    return written
+
+
+def _dry_run(
+    plan: Plan, settings: WorkerSettings, workers: int, pilot: bool, tables: Console, as_json: bool
+) -> dict[str, Any]:
+    from moejax.sweep.pilot import time_bucket, total_seconds
+    from moejax.sweep.screen import print_plan
+
+    timings = []
+    if pilot:
+        configure(settings)
+        timings = [time_bucket(plan, bucket, settings) for bucket in plan.buckets]
+    print_plan(tables, plan, workers, timings)
+    result = {
+        "cells": len(plan.cells),
+        "trials": plan.first_trials,
+        "most_trials": plan.most_trials,
+        "duplicates": plan.duplicates,
+        "programs": [
+            {
+                "label": bucket.label,
+                "cells": len(bucket.cells),
+                "chunks": plan.chunks_of(bucket),
+                "chunk_size": bucket.chunk_size,
+                "vmap_width": bucket.vmap_width,
+                "chunk_bytes": bucket.chunk_bytes,
+            }
+            for bucket in plan.buckets
+        ],
+        "estimated_seconds": total_seconds(plan, timings, workers) if timings else None,
+    }
+    if as_json:
+        print(json.dumps(result))
+    return result
+
+
+class _Place:
+    """Where a sweep runs: this process, worker processes here, or a cluster."""
+
+    def __init__(self, workers: int | None, cluster: str | None, dry_run: bool):
+        self._cluster = cluster
+        self._dry_run = dry_run
+        self._gpus: tuple[str, ...] = ()
+        self.accelerated = False
+        self.workers = workers or 0
+
+    def prepare(self) -> None:
+        """Decide on workers; set XLA's threads, which must happen before JAX starts its backend."""
+        import jax
+
+        from moejax.sweep.cluster import available_cores, visible_gpus
+
+        platforms = jax.config.values["jax_platforms"] or os.environ.get("JAX_PLATFORMS", "")
+        on_cpu = platforms == "cpu"
+        self._gpus = () if on_cpu or "tpu" in platforms else visible_gpus()
+        self.accelerated = bool(self._gpus) or "tpu" in platforms
+        if self._cluster is not None:
+            if self.workers:
+                raise ValueError("--workers: the cluster has its own; leave --workers out with --cluster")
+            self.workers = 1
+        elif not self.workers:
+            self.workers = 1 if "tpu" in platforms else len(self._gpus) or len(available_cores())
+        if not self.accelerated:
+            use_single_thread()
+        if self.accelerated and (self.workers > 1 or self._cluster is not None):
+            jax.config.update("jax_platforms", "cpu")  # the devices are the workers', not the coordinator's
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory for each worker; not known for accelerators and clusters."""
+        from moejax.sweep.cluster import worker_memory_bytes
+
+        return None if self.accelerated or self._cluster is not None else worker_memory_bytes(self.workers)
+
+    @property
+    def description(self) -> str:
+        if self._cluster is not None:
+            return self._cluster
+        return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+
+    def executor_factory(self, plan: Plan) -> Callable[[], Executor]:
+        """How to start workers. A cluster is joined at once: a wrong address changes nothing on disk."""
+        from moejax.sweep import cluster
+
+        if self._cluster is not None:
+            joined = cluster.cluster_executor(self._cluster)
+            return lambda: joined
+        chunks = sum(plan.chunks_of(bucket) for bucket in plan.buckets)
+        workers = min(self.workers, chunks)
+        if workers == 1:
+            return InProcessExecutor
+        return lambda: cluster.local_executor(workers, self._gpus)
+
+
+def _worker_settings(plan: Plan) -> WorkerSettings:
+    import jax
+
+    return WorkerSettings(
+        enable_x64=bool(jax.config.values["jax_enable_x64"]),
+        compilation_cache_dir=jax.config.values["jax_compilation_cache_dir"],
+        plugins=plan.plugins,
+    )
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
+    """Print how far a sweep is; read-only, also while it runs."""
+    from moejax.sweep.screen import print_status
+    from moejax.sweep.status import read_status
+
+    state = read_status(folder)
+    print_status(Console(quiet=as_json), state)
+    result = dataclasses.asdict(state)
+    if as_json:
+        print(json.dumps(result))
+    return result
+
+
+def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
+    """Write the table of trials to FILE.csv or FILE.parquet; returns the number of rows."""
+    from moejax.sweep.tables import export_table
+
+    rows = export_table(folder, file)
+    Console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
+    return rows

@@ -1,0 +1,250 @@
+"""The coordinator's loop: hand out chunks, commit what comes back, isolate what fails, stop precise cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from moejax import trial as core
+from moejax.sweep.chunk import RAISED, WORKER_DIED, ChunkCell, ChunkResult, ChunkTask, WorkerSettings
+from moejax.sweep.executors import Executor, Outcome
+from moejax.sweep.plan import Plan
+from moejax.sweep.store import COMMIT_SECONDS, Store
+from moejax.sweep.work import Chunk, FailedTrials, WorkQueue
+
+
+class Progress(Protocol):
+    """What the engine tells of its progress."""
+
+    def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
+        """Counts so far; `known` grows when cells ask for more trials."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Something worth a line: a worker died, trials failed."""
+        ...
+
+
+@dataclasses.dataclass
+class RunSummary:
+    """What one run of the engine did."""
+
+    trials_run: int = 0
+    trials_reused: int = 0
+    wall_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compilations: int = 0
+    execute_seconds: float = 0.0
+    padded_trials: int = 0
+    """Trials that only filled the last chunk of a bucket."""
+    failures: Counter[str] = dataclasses.field(default_factory=Counter)
+
+
+class Engine:
+    """Runs a plan against a store with an executor."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        start_executor: Callable[[], Executor],
+        settings: WorkerSettings,
+        progress: Progress,
+    ):
+        """`start_executor` is called once, and only if there is something to run."""
+        self._plan = plan
+        self._store = store
+        self._start_executor = start_executor
+        self._settings = settings
+        self._progress = progress
+        self._queue = WorkQueue(plan)
+        self._running: dict[int, tuple[str, Chunk]] = {}
+        self._ticket = 0
+        self._work_done = self._work_known = 0.0
+        self._trials_known = 0
+        self._targets = [0] * len(plan.cells)
+        self._left = [0] * len(plan.cells)
+        """Trials of each cell that are queued or running."""
+        self._values: dict[int, dict[int, float]] = {}
+        """With [precision]: plan position -> trial -> value of the target metric."""
+        self.summary = RunSummary()
+
+    def run(self) -> RunSummary:
+        """Run until every cell has the trials it needs.
+
+        Raises:
+            StoreError: the store failed; ClusterError: the cluster is lost; KeyboardInterrupt. In each
+                case what
+                has ended is committed as far as the store allows, and the same command resumes.
+        """
+        self._fill()
+        self._tell()
+        if not len(self._queue):
+            return self.summary
+        executor = self._start_executor()
+        started = time.monotonic()
+        try:
+            while True:
+                self._hand_out(executor)
+                if not self._running and not len(self._queue):
+                    break
+                for outcome in executor.wait(COMMIT_SECONDS):
+                    self._settle(outcome)
+                self._store.commit_if_due()
+                self._tell()
+        finally:
+            self.summary.wall_seconds = time.monotonic() - started
+            try:
+                self._store.commit()
+            finally:
+                executor.close()
+        return self.summary
+
+    def _fill(self) -> None:
+        """Queue what is missing, from committed rows alone."""
+        rule = self._plan.spec.precision
+        if rule is not None:
+            self._values = self._store.metric_values(rule.metric)
+        done = self._store.done_trials()
+        for position in range(len(self._plan.cells)):
+            have = done.get(position, set())
+            if rule is None:
+                self._raise_target(position, self._plan.spec.first_target, have)
+            else:
+                self._values.setdefault(position, {})
+                self._judge(position, have)
+            reused = self._targets[position] - self._left[position]
+            self.summary.trials_reused += reused
+            self._work_done += reused * self._work(position)
+
+    def _work(self, position: int) -> float:
+        return self._plan.buckets[self._plan.cells[position].bucket].work
+
+    def _raise_target(self, position: int, target: int, have: set[int]) -> None:
+        before = self._targets[position]
+        self._targets[position] = target
+        self._trials_known += target - before
+        self._work_known += (target - before) * self._work(position)
+        missing = (trial for trial in range(before, target) if trial not in have)
+        self._left[position] += self._queue.add(position, missing)
+
+    def _judge(self, position: int, have: set[int]) -> None:
+        """Look by look, give a cell more trials, until it is precise, at its maximum, or has some to run."""
+        rule = self._plan.spec.precision
+        if rule is None:
+            return
+        values = self._values[position]
+        while self._left[position] == 0:
+            first = np.array([values.get(trial, math.nan) for trial in range(self._targets[position])])
+            target, _ = rule.target_after(first)
+            if target <= self._targets[position]:
+                return
+            self._raise_target(position, target, have)
+
+    def _hand_out(self, executor: Executor) -> None:
+        loads: dict[str, list[Chunk]] = {worker: [] for worker in executor.workers()}
+        for worker, chunk in self._running.values():
+            loads.setdefault(worker, []).append(chunk)
+        for slot in range(executor.slots):  # every worker's first chunk before anyone's second
+            for worker, chunks in loads.items():
+                if len(chunks) > slot or any(chunk.suspect for chunk in chunks):
+                    continue
+                chunk = self._queue.take(worker, idle=not chunks)
+                if chunk is not None:
+                    chunks.append(chunk)
+                    executor.submit(worker, *self._task(worker, chunk))
+
+    def _task(self, worker: str, chunk: Chunk) -> tuple[int, ChunkTask]:
+        """A new ticket, and the chunk as it is sent."""
+        bucket = self._plan.buckets[chunk.bucket]
+        positions = list(dict.fromkeys(position for position, _ in chunk.trials))
+        cells = [self._plan.cells[position] for position in positions]
+        task = ChunkTask(
+            cells=tuple(ChunkCell(cell.data, cell.algorithm, cell.data_hash) for cell in cells),
+            cell_of=tuple(positions.index(position) for position, _ in chunk.trials),
+            trial_of=tuple(trial for _, trial in chunk.trials),
+            seed=self._plan.spec.seed,
+            size=bucket.chunk_size,
+            vmap_width=bucket.vmap_width,
+            settings=self._settings,
+        )
+        self._ticket += 1
+        self._running[self._ticket] = (worker, chunk)
+        return self._ticket, task
+
+    def _settle(self, outcome: Outcome) -> None:
+        worker, chunk = self._running.pop(outcome.ticket)
+        if outcome.result is not None:
+            result = outcome.result
+            self._queue.succeeded(chunk, result.wall_seconds, result.compile_seconds)
+            self.summary.compile_seconds += result.compile_seconds
+            self.summary.compilations += result.compilations
+            self.summary.execute_seconds += result.execute_seconds
+            self.summary.padded_trials += self._plan.buckets[chunk.bucket].chunk_size - len(chunk.trials)
+            self._commit(chunk, result, chunk.attempts + 1)
+            return
+        if outcome.worker_died:
+            self._queue.forget_worker(worker)
+        trials = len(chunk.trials)
+        label = self._plan.buckets[chunk.bucket].label
+        self._progress.note(
+            f"{outcome.reason}: {trials} trial{'s' if trials > 1 else ''} of {label} to be isolated"
+        )
+        status = WORKER_DIED if outcome.worker_died else RAISED
+        for failed in self._queue.failed(chunk, status, outcome.reason, outcome.worker_died):
+            self._commit(failed.chunk, _failed_result(failed), failed.chunk.attempts)
+
+    def _commit(self, chunk: Chunk, result: ChunkResult, attempts: int) -> None:
+        bucket = self._plan.buckets[chunk.bucket]
+        self._store.add_chunk(
+            bucket.label, chunk.trials, result, attempts, bucket.chunk_size, bucket.vmap_width
+        )
+        self.summary.trials_run += len(chunk.trials)
+        self._work_done += len(chunk.trials) * bucket.work
+        for index, status in enumerate(result.status.tolist()):
+            if status:
+                self.summary.failures[
+                    result.reasons.get(index) or core.STATUS_REASONS.get(status, str(status))
+                ] += 1
+        rule = self._plan.spec.precision
+        touched = set()
+        for index, (position, trial) in enumerate(chunk.trials):
+            self._left[position] -= 1
+            touched.add(position)
+            if rule is not None:
+                known = result.status[index] == 0
+                self._values[position][trial] = (
+                    float(result.metrics[rule.metric][index]) if known else math.nan
+                )
+        for position in touched:
+            if rule is not None and self._left[position] == 0:
+                self._judge(position, set(self._values[position]))
+
+    def _tell(self) -> None:
+        done = self.summary.trials_run + self.summary.trials_reused
+        self._progress.update(done, self._trials_known, self._work_done, self._work_known)
+
+
+def _failed_result(failed: FailedTrials) -> ChunkResult:
+    """Rows for trials that could not be run."""
+    trials = len(failed.chunk.trials)
+    return ChunkResult(
+        metrics={name: np.full(trials, np.nan) for name in core.METRICS},
+        status=np.full(trials, failed.status),
+        reasons=dict.fromkeys(range(trials), failed.reason),
+        arrays={},
+        started=time.time(),
+        wall_seconds=0.0,
+        compile_seconds=0.0,
+        compilations=0,
+        execute_seconds=0.0,
+        host="",
+        process=0,
+        device="",
+    )

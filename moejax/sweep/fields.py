@@ -1,0 +1,123 @@
+"""The fields a sweep may vary: read from `moejax.trial`'s settings, so that they are written down once.
+
+A field added to `DataSettings` or `AlgorithmSettings` is a field of the spec, a column of the table and a
+part of the hashes, with nothing to change here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from moejax.trial import AlgorithmSettings, DataSettings
+
+METHOD_FIELD = "method"
+DEFAULT_WORD = "default"
+"""TOML has no null: this word stands for None in a field that may be None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field: its name, the hash it belongs to, the type it takes and its default."""
+
+    name: str
+    group: str
+    """"data" or "algorithm"."""
+    annotation: Any
+    default: Any
+
+    @property
+    def accepts(self) -> str:
+        """What the field takes, in words."""
+        return " or ".join(_words(option) for option in _options(self.annotation))
+
+    def coerce(self, value: Any) -> Any:
+        """The value in the field's own type (lists become tuples, 1e4 an int where an int is meant).
+
+        Raises:
+            ValueError: the value has another type; the message says what is accepted.
+        """
+        for option in _options(self.annotation):
+            try:
+                return _coerce(option, value)
+            except ValueError:
+                continue
+        raise ValueError(f"{show(value)} is not accepted: expected {self.accepts}")
+
+
+def _fields_of(settings: type, group: str) -> dict[str, Field]:
+    hints = typing.get_type_hints(settings)
+    return {
+        field.name: Field(field.name, group, hints[field.name], field.default)
+        for field in dataclasses.fields(settings)
+    }
+
+
+DATA_FIELDS: dict[str, Field] = _fields_of(DataSettings, "data")
+ALGORITHM_FIELDS: dict[str, Field] = {
+    name: field
+    for name, field in _fields_of(AlgorithmSettings, "algorithm").items()
+    if name != METHOD_FIELD  # methods have a key of their own in a spec
+}
+FIELDS: dict[str, Field] = DATA_FIELDS | ALGORITHM_FIELDS
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known names, or all of them if none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def show(value: Any) -> str:
+    """A value as a person would write it in a spec."""
+    if value is None:
+        return DEFAULT_WORD
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value)
+
+
+def _options(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return list(typing.get_args(annotation))
+    return [annotation]
+
+
+def _words(option: Any) -> str:
+    if option is types.NoneType:
+        return f'"{DEFAULT_WORD}"'
+    if typing.get_origin(option) is tuple:
+        plural = {str: "names", float: "numbers", int: "whole numbers"}
+        return f"a list of {plural[typing.get_args(option)[0]]}"
+    return {str: "a name", bool: "true or false", int: "a whole number", float: "a finite number"}[option]
+
+
+def _coerce(option: Any, value: Any) -> Any:
+    if option is types.NoneType:
+        if value is None or value == DEFAULT_WORD:
+            return None
+    elif typing.get_origin(option) is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_coerce(typing.get_args(option)[0], item) for item in value)
+    elif option is bool or isinstance(value, bool):
+        if option is bool and isinstance(value, bool):
+            return value
+    elif option is int:
+        if isinstance(value, int | float) and math.isfinite(value) and float(value).is_integer():
+            return int(value)
+    elif option is float:
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value) + 0.0  # -0.0 and 0.0 are one cell
+    elif option is str and isinstance(value, str) and value != DEFAULT_WORD:
+        return value
+    raise ValueError

@@ -1,0 +1,361 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""Figures chosen by what was swept: lines along one axis, heatmaps over two, panels for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from moejax.sweep.fields import METHOD_FIELD, show
+from moejax.sweep.summary import SUCCESS_METRIC, swept_fields
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness; markers differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HEAT_MAP = "cividis"
+MAX_FIGURES = 6
+MAX_PANELS = 6
+"""Values of an axis that are given panels of their own in one direction."""
+LOG_RANGE = 15.0
+"""An axis whose values span more than this factor is logarithmic."""
+PREFERRED_AXES = (
+    "num_samples",
+    "noise_std",
+    "dim",
+    "num_experts",
+    "gating_norm",
+    "gating_angle",
+    "expert_correlation",
+)
+
+LABELS = {
+    "num_samples": "number of samples n",
+    "dim": "dimension d",
+    "num_experts": "number of experts k",
+    "noise_std": "noise standard deviation σ",
+    "gating_norm": "norm of the gates ‖w‖",
+    "gating_angle": "angle of gates to experts' span (degrees)",
+    "expert_correlation": "cosine between experts",
+    "expert_norms": "norms of the experts",
+    "activation": "activation g",
+    "input_distribution": "distribution of x",
+}
+SHORT = {
+    "num_samples": "n",
+    "dim": "d",
+    "num_experts": "k",
+    "noise_std": "σ",
+    "gating_norm": "‖w‖",
+    "activation": "g",
+}
+QUANTITIES = {
+    "recovery_error": "recovery error 1 − min cos",
+    "success_rate": "success rate (error < 0.02)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedFigure:
+    """A figure, its file name (no ending) and one sentence that says what it shows."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def make_figures(summary: pd.DataFrame) -> list[NamedFigure]:
+    """Figures of recovery error and success rate; the first is the main one. Empty: nothing to draw."""
+    table = summary[summary["metric"] == SUCCESS_METRIC]
+    if table.empty or not np.isfinite(table["median"]).any():
+        return []
+    axes = swept_fields(table)
+    numeric = [name for name in axes if _is_numeric(table[name])]
+    numeric.sort(
+        key=lambda name: PREFERRED_AXES.index(name) if name in PREFERRED_AXES else len(PREFERRED_AXES)
+    )
+    figures: list[NamedFigure] = []
+    if len(numeric) == 2 and all(table[name].nunique() >= 3 for name in numeric):
+        for quantity in ("success_rate", SUCCESS_METRIC):
+            figures += _split(table, [n for n in axes if n not in numeric], 1, quantity, "heatmap", numeric)
+    x_name = numeric[0] if numeric else (axes[0] if axes else METHOD_FIELD)
+    rest = [name for name in axes if name != x_name]
+    for quantity in (SUCCESS_METRIC, "success_rate"):
+        figures += _split(table, rest, 2, quantity, "lines", [x_name])
+    return figures
+
+
+def write_figures(figures: list[NamedFigure], folder: Path) -> list[Path]:
+    """Write figures as PNG, the first also as figure.png and figure.pdf; returns what was written."""
+    written = []
+    for index, named in enumerate(figures):
+        names = ["figure.png", "figure.pdf"] if index == 0 else [f"figure_{named.name}.png"]
+        for name in names:
+            named.figure.savefig(folder / name, dpi=150)
+            written.append(folder / name)
+    return written
+
+
+def _split(
+    table: pd.DataFrame, rest: list[str], directions: int, quantity: str, kind: str, axes: list[str]
+) -> list[NamedFigure]:
+    """One figure per combination of the axes that find no place as panels."""
+    rest = sorted(rest, key=lambda name: (_is_numeric(table[name]), table[name].astype(str).nunique()))
+    fitting = [name for name in rest if table[name].astype(str).nunique() <= MAX_PANELS][:directions]
+    outer = [name for name in rest if name not in fitting]
+    combinations = list(itertools.product(*(_values(table[name]) for name in outer)))
+    figures = []
+    for number, combination in enumerate(combinations[:MAX_FIGURES]):
+        chosen = table
+        for name, value in zip(outer, combination, strict=True):
+            chosen = chosen[chosen[name].map(lambda cell, value=value: cell == value or cell is value)]
+        title = ", ".join(f"{name} = {show(value)}" for name, value in zip(outer, combination, strict=True))
+        if len(combinations) > MAX_FIGURES:
+            title += f" ({MAX_FIGURES} of {len(combinations)} combinations are drawn)"
+        if chosen.empty:
+            continue
+        name = f"{quantity}_{kind}" + (f"_{number + 1}" if outer else "")
+        draw = _lines if kind == "lines" else _heatmaps
+        figure, caption = draw(chosen, axes, fitting, quantity)
+        if title:
+            figure.suptitle(title, fontsize=11)
+        figures.append(NamedFigure(name, figure, f"{caption} {title}".strip()))
+    return figures
+
+
+def _new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    width = min(max(3.0 * columns + 1.0, 6.4), 16.0)
+    figure = Figure(figsize=(width, max(2.7 * rows + 1.1, 4.0)), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+
+
+def _lines(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: str) -> tuple[Figure, str]:
+    x_name = axes[0]
+    column_name, row_name = [*panels, None, None][:2]
+    columns = _values(table[column_name]) if column_name else [None]
+    rows = _values(table[row_name]) if row_name else [None]
+    figure, grid = _new_figure(len(rows), len(columns))
+    estimate = "median" if quantity == SUCCESS_METRIC else quantity
+    methods = list(dict.fromkeys(table[METHOD_FIELD]))
+    logarithmic = quantity == SUCCESS_METRIC and bool((table[estimate].dropna() > 0).all())
+    categories = None if _is_numeric(table[x_name]) else _values(table[x_name])
+    slope = hollow = False
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        axis: Axes = grid[i, j]
+        here = _where(_where(table, row_name, row), column_name, column)
+        for number, method in enumerate(methods):
+            part = here[(here[METHOD_FIELD] == method) & np.isfinite(here[estimate])]
+            if categories is None:
+                part = part.sort_values(x_name)
+            if part.empty:
+                continue
+            x = (
+                part[x_name].to_numpy()
+                if categories is None
+                else _offsets(part[x_name], categories, number, methods)
+            )
+            y, error = part[estimate].to_numpy(), part[f"{estimate}_mcse"].fillna(0).to_numpy()
+            lower = (
+                np.minimum(error, 0.9 * y) if logarithmic else error
+            )  # a bar cannot reach zero on a log axis
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axis.errorbar(
+                x, y, yerr=[lower, error], color=colour, marker=marker, markersize=5, capsize=2.5,
+                linewidth=1.4,
+                linestyle="-" if categories is None else "none", label=method, zorder=3,
+            )  # fmt: skip
+            failed = part["failed"].to_numpy() > 0
+            if failed.any():
+                hollow = True
+                axis.plot(
+                    x[failed],
+                    y[failed],
+                    marker,
+                    color=colour,
+                    markerfacecolor="white",
+                    markersize=5,
+                    zorder=4,
+                )
+        if logarithmic:
+            axis.set_yscale("log")
+        if quantity == SUCCESS_METRIC and x_name == "num_samples" and logarithmic:
+            slope |= _reference_slope(axis, here, x_name, estimate)
+        if quantity != SUCCESS_METRIC:
+            axis.set_ylim(-0.04, 1.04)
+        _x_axis(axis, table[x_name], categories, always_log=x_name == "num_samples")
+        axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
+        if i == 0 and column_name:
+            axis.set_title(_panel_title(column_name, column), fontsize=10)
+        if row_name and j == len(columns) - 1:
+            axis.annotate(
+                _panel_title(row_name, row),
+                (1.02, 0.5),
+                xycoords="axes fraction",
+                rotation=-90,
+                va="center",
+                fontsize=10,
+            )
+    figure.supxlabel(LABELS.get(x_name, x_name), fontsize=11)
+    what = f"median {QUANTITIES[quantity]}" if estimate == "median" else QUANTITIES[quantity]
+    figure.supylabel(f"{what} ± MCSE", fontsize=11)
+    _legend(figure, methods, slope, hollow)
+    what = what[0].upper() + what[1:]
+    caption = f"{what} against {LABELS.get(x_name, x_name)}; bars are Monte Carlo standard errors."
+    return figure, caption
+
+
+def _heatmaps(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: str) -> tuple[Figure, str]:
+    y_name, x_name = axes  # the preferred axis, such as n, is drawn upwards
+    methods = list(dict.fromkeys(table[METHOD_FIELD]))
+    row_name = panels[0] if panels else None
+    rows = _values(table[row_name]) if row_name else [None]
+    xs, ys = _values(table[x_name]), _values(table[y_name])
+    figure, grid = _new_figure(len(rows), len(methods))
+    estimate = "median" if quantity == SUCCESS_METRIC else quantity
+    finite = table[estimate].dropna()
+    norm: Normalize = Normalize(0, 1)
+    if quantity == SUCCESS_METRIC:
+        positive = finite[finite > 0]
+        norm = (
+            LogNorm(positive.min(), max(positive.max(), positive.min() * 1.01))
+            if len(positive)
+            else Normalize()
+        )
+    for (i, row), (j, method) in itertools.product(enumerate(rows), enumerate(methods)):
+        axis: Axes = grid[i, j]
+        here = _where(table[table[METHOD_FIELD] == method], row_name, row)
+        image = here.pivot_table(index=y_name, columns=x_name, values=estimate, aggfunc="first")
+        image = image.reindex(index=ys, columns=xs)
+        axis.set_facecolor("#eeeeee")  # a missing cell stays grey
+        axis.pcolormesh(
+            image.to_numpy(dtype=float), cmap=HEAT_MAP, norm=norm, edgecolors="white", linewidth=0.5
+        )
+        axis.set_xticks(np.arange(len(xs)) + 0.5, [_number(x) for x in xs], rotation=45 if len(xs) > 5 else 0)
+        axis.set_yticks(np.arange(len(ys)) + 0.5, [_number(y) for y in ys])
+        title = method if not row_name else f"{method}, {_panel_title(row_name, row)}"
+        axis.set_title(title, fontsize=10)
+    figure.supxlabel(LABELS.get(x_name, x_name), fontsize=11)
+    figure.supylabel(LABELS.get(y_name, y_name), fontsize=11)
+    what = f"median {QUANTITIES[quantity]}" if estimate == "median" else QUANTITIES[quantity]
+    figure.colorbar(ScalarMappable(norm, HEAT_MAP), ax=grid, label=what, shrink=0.9)
+    what = what[0].upper() + what[1:]
+    caption = f"{what} over {LABELS.get(y_name, y_name)} and {LABELS.get(x_name, x_name)}; grey: missing."
+    return figure, caption
+
+
+def _reference_slope(axis: Axes, here: pd.DataFrame, x_name: str, estimate: str) -> bool:
+    """A dashed line proportional to 1/n, just below the best method's last point."""
+    last = here[(here[x_name] == here[x_name].max()) & np.isfinite(here[estimate])]
+    if last.empty:
+        return False
+    ends = np.array([here[x_name].min(), here[x_name].max()], dtype=float)
+    axis.plot(
+        ends,
+        0.6 * last[estimate].min() * ends[1] / ends,
+        linestyle="--",
+        color="#777777",
+        linewidth=1,
+        zorder=2,
+    )
+    return True
+
+
+def _legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> None:
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=COLOURS[n % len(COLOURS)],
+            marker=MARKERS[n % len(MARKERS)],
+            markersize=5,
+            label=method,
+        )
+        for n, method in enumerate(methods)
+    ]
+    if slope:
+        handles.append(Line2D([], [], color="#777777", linestyle="--", linewidth=1, label="slope 1/n"))
+    if hollow:
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="#444444",
+                marker="o",
+                markerfacecolor="white",
+                linestyle="none",
+                label="some trials failed",
+            )
+        )
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False, fontsize=10
+    )
+
+
+def _x_axis(axis: Axes, values: pd.Series, categories: list[Any] | None, always_log: bool) -> None:
+    if categories is not None:
+        axis.set_xticks(
+            range(len(categories)), [_number(value) for value in categories], rotation=30, ha="right"
+        )
+        return
+    numbers = sorted(set(values))
+    if numbers[0] > 0 and (always_log or numbers[-1] / numbers[0] > LOG_RANGE):
+        axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(_thinned(numbers)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+
+
+def _thinned(numbers: list[float], most: int = 6) -> list[float]:
+    step = -(-len(numbers) // most)
+    return numbers[::step]
+
+
+def _offsets(values: pd.Series, categories: list[Any], number: int, methods: list[str]) -> np.ndarray:
+    """Places of a method's points beside those of the other methods."""
+    shift = (number - (len(methods) - 1) / 2) * 0.6 / max(len(methods), 1)
+    return np.array([categories.index(value) + shift for value in values])
+
+
+def _where(table: pd.DataFrame, name: str | None, value: Any) -> pd.DataFrame:
+    if name is None:
+        return table
+    return table[table[name].map(lambda cell: cell == value or cell is value)]
+
+
+def _values(column: pd.Series) -> list[Any]:
+    """Distinct values: numbers sorted, the rest in the spec's order; None where pandas says NaN."""
+    distinct = list(dict.fromkeys(column))
+    return sorted(distinct) if _is_numeric(column) else distinct
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    return bool(
+        column.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all()
+    )
+
+
+def _number(value: Any) -> str:
+    """A tick label: 10000 as 10k, 0.1 as 0.1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return value if isinstance(value, str) else show(value)
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
+
+
+def _panel_title(name: str, value: Any) -> str:
+    return f"{SHORT.get(name, name)} = {_number(value)}"

@@ -1,0 +1,43 @@
+"""Where in a spec something stands, so that an error can name its line (tomllib keeps no positions)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_TABLE = re.compile(r"^\s*\[(\[)?\s*([\w.\-]+)\s*\]?\]")
+_KEY = re.compile(r"^\s*[\"']?([\w\-]+)[\"']?\s*(?:\.[\w.\- ]+)?=")
+
+
+class SpecError(ValueError):
+    """A spec that cannot be run; the message is one line with the place, the value and what is accepted."""
+
+
+class Places:
+    """The lines of the keys of one TOML text. Tables of an array are counted from 0."""
+
+    def __init__(self, path: Path | str, text: str = "", overridden: frozenset[str] = frozenset()):
+        self.path = str(path)
+        self._overridden = overridden
+        self._lines: dict[tuple[str, int, str], int] = {}
+        table, index = "", 0
+        counts: dict[str, int] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            if header := _TABLE.match(line):
+                table, index = header.group(2), 0
+                if header.group(1):
+                    index = counts.get(table, -1) + 1
+                    counts[table] = index
+                self._lines[(table, index, "")] = number
+            elif key := _KEY.match(line):
+                self._lines.setdefault((table, index, key.group(1)), number)
+
+    def error(self, message: str, table: str = "", key: str = "", index: int = 0) -> SpecError:
+        """The error to raise: `FILE:LINE: [table] key: message`, on one line."""
+        line = self._lines.get((table, index, key)) or self._lines.get((table, index, ""))
+        where = f"{self.path}:{line}" if line else self.path
+        if key in self._overridden:
+            where = "--set"
+        shown = {"": "", "zip": "[[zip]] ", "exclude": "[[exclude]] "}.get(table, f"[{table}] ")
+        name = f"{shown}{key}: " if key else f"{shown.strip()}: " if shown else ""
+        return SpecError(f"{where}: {name}{' '.join(message.split())}")

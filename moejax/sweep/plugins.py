@@ -1,0 +1,72 @@
+"""A user's own activation, method or input distribution: one Python file, run here and in every worker.
+
+The file registers what it brings (for example with `moejax.register_activation`). Its source is part of the
+key of every result of the sweep, comments and layout apart: a changed function never passes for the old one.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """The text of a plugin file, as it is sent to workers."""
+
+    path: str
+    source: str
+    digest: str
+    """sha256 of the syntax tree, in hex."""
+
+    @property
+    def module_name(self) -> str:
+        return f"moejax_plugin_{self.digest[:16]}"
+
+
+def read_plugin(path: Path) -> Plugin:
+    """Read a plugin file and check its syntax; nothing is run.
+
+    Raises:
+        ValueError: the file cannot be read or is not Python.
+    """
+    try:
+        source = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--plugin {path}: cannot be read: {error}") from None
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ValueError(f"--plugin {path}:{error.lineno}: not valid Python: {error.msg}") from None
+    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return Plugin(str(path), source, digest)
+
+
+def run_plugin(plugin: Plugin) -> None:
+    """Run a plugin in this process, once.
+
+    Raises:
+        ValueError: the file raised; the message names the file and the error.
+    """
+    if plugin.module_name in sys.modules:
+        return
+    module = types.ModuleType(plugin.module_name)
+    module.__file__ = plugin.path
+    sys.modules[plugin.module_name] = module  # before it runs, as import does: dataclasses look there
+    try:
+        exec(compile(plugin.source, plugin.path, "exec"), module.__dict__)
+    except Exception as error:
+        del sys.modules[plugin.module_name]
+        raise ValueError(f"--plugin {plugin.path}: raised {type(error).__name__}: {error}") from error
+
+
+def plugins_digest(plugins: Sequence[Plugin]) -> str:
+    """One digest of all plugins, in hex, whatever their order; empty without plugins."""
+    if not plugins:
+        return ""
+    return hashlib.sha256("".join(sorted(plugin.digest for plugin in plugins)).encode()).hexdigest()

@@ -1,0 +1,138 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""Tables on the terminal: the plan, the state and the summary of a sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from moejax.sweep.fields import METHOD_FIELD, show
+from moejax.sweep.pilot import BucketTiming, total_seconds
+from moejax.sweep.plan import Plan
+from moejax.sweep.progress import duration
+from moejax.sweep.status import Status
+from moejax.sweep.summary import SUCCESS_METRIC, swept_fields, with_error
+
+MAX_ROWS = 40
+
+
+def print_plan(console: Console, plan: Plan, workers: int, timings: Sequence[BucketTiming] = ()) -> None:
+    """Cells, buckets, compilations and memory of a plan; with timings, an estimate of its time."""
+    spec = plan.spec
+    at_most = "" if spec.precision is None else f" at first, at most {plan.most_trials:,}"
+    console.print(
+        f"{spec.name}: {len(plan.cells):,} cells, {plan.first_trials:,} trials{at_most}, "
+        f"{len(plan.buckets)} compiled programs"
+        + (f"; {plan.duplicates:,} equal cells run once" if plan.duplicates else "")
+    )
+    columns = ["trials", "chunks", "memory"]
+    table = _program_table([*columns, "compile", "per trial"] if timings else columns)
+    for index, bucket in enumerate(plan.buckets[:MAX_ROWS]):
+        row = [
+            bucket.label,
+            f"{len(bucket.cells) * spec.first_target:,}",
+            f"{plan.chunks_of(bucket):,} x {bucket.chunk_size}" + _width(bucket.vmap_width),
+            memory(bucket.chunk_bytes),
+        ]
+        if timings:
+            row.append(duration(timings[index].compile_seconds))
+            row.append(f"{1e3 * timings[index].chunk_seconds / bucket.chunk_size:.1f} ms")
+        table.add_row(*row)
+    console.print(table)
+    if len(plan.buckets) > MAX_ROWS:
+        console.print(f"... and {len(plan.buckets) - MAX_ROWS} more programs")
+    if timings:
+        seconds = total_seconds(plan, list(timings), workers)
+        console.print(f"estimated time on {workers} worker{'s' if workers > 1 else ''}: {duration(seconds)}")
+
+
+def _program_table(columns: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("program", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _width(vmap_width: int) -> str:
+    return f" ({vmap_width} wide)" if vmap_width > 1 else ""
+
+
+def memory(size: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def print_summary(console: Console, summary: pd.DataFrame) -> None:
+    """Median recovery error and success rate, one row per setting and one column per method."""
+    table = summary[summary["metric"] == SUCCESS_METRIC]
+    axes = swept_fields(table)
+    methods = list(dict.fromkeys(table[METHOD_FIELD]))
+    screen = Table(
+        *axes,
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    for method in methods:
+        screen.add_column(method, justify="right", no_wrap=True)
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for record in table.to_dict("records"):
+        setting = tuple(_plain(record[name]) for name in axes)
+        rows.setdefault(setting, {})[record[METHOD_FIELD]] = _entry(record)
+    for setting in list(rows)[:MAX_ROWS]:
+        screen.add_row(*setting, *(rows[setting].get(method, "") for method in methods))
+    console.print("median recovery error ± Monte Carlo standard error; share of errors < 0.02:")
+    console.print(screen)
+    if len(rows) > MAX_ROWS:
+        console.print(f"... and {len(rows) - MAX_ROWS} more settings: see summary.csv")
+
+
+def _entry(record: dict) -> str:
+    if not record["trials"]:
+        return "missing"
+    if not math.isfinite(record["median"]):
+        return f"all {record['failed']} failed"
+    text = f"{with_error(record['median'], record['median_mcse'])}  {record['success_rate']:4.0%}"
+    notes = [f"{record[name]} {name}" for name in ("failed", "missing") if record[name]]
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else show(value)
+
+
+def print_status(console: Console, status: Status) -> None:
+    """Done, failed, left, rate and time left, in all and per bucket."""
+    rate = f", {status.rate:.1f} trials/s" if status.rate else ""
+    left = (
+        ""
+        if not status.left or status.seconds_left is None
+        else f", about {duration(status.seconds_left)} left"
+    )
+    state = "running" if status.running else "complete" if not status.left else "stopped"
+    console.print(
+        f"{status.name}: {state}; {status.done:,} of {status.planned:,} trials done, "
+        f"{status.failed:,} of them failed, {status.left:,} left{rate}{left}"
+    )
+    table = _program_table(["done", "failed", "left", "ms/trial", "time left"])
+    for bucket in status.buckets[:MAX_ROWS]:
+        table.add_row(
+            bucket.label,
+            f"{bucket.done:,}",
+            f"{bucket.failed:,}",
+            f"{bucket.left:,}",
+            "" if bucket.trial_seconds is None else f"{1e3 * bucket.trial_seconds:.1f}",
+            "" if bucket.seconds_left is None or not bucket.left else duration(bucket.seconds_left),
+        )
+    console.print(table)
+    if len(status.buckets) > MAX_ROWS:
+        console.print(f"... and {len(status.buckets) - MAX_ROWS} more programs")
+    for reason, count in status.failures[:5]:
+        console.print(f"failed: {count:,} x {reason}")

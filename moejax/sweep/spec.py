@@ -1,0 +1,293 @@
+"""The spec of a sweep: a TOML file, typed and wholly checked before anything runs.
+
+name = "sample-complexity"
+methods = ["spectral", "joint_em"]
+trials = 100                      # or [precision] target = {metric = "recovery_error", mcse = 0.002}
+seed = 0
+dim = 10                          # a field fixed for the whole sweep
+[grid]                            # every combination
+num_samples = [1000, 10000]
+[[zip]]                           # lists of equal length, walked in parallel
+activation = ["linear", "relu"]
+noise_std = [0.1, 0.05]
+[[exclude]]                       # a cell that matches every line is left out
+activation = "relu"
+num_samples = 1000
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moejax.sweep.fields import FIELDS, METHOD_FIELD, nearest, show
+from moejax.sweep.overrides import apply_overrides
+from moejax.sweep.places import Places, SpecError
+from moejax.sweep.stopping import PRECISION_KEYS, PrecisionRule, parse_precision
+
+__all__ = ["Spec", "SpecError", "parse_spec", "read_spec"]
+
+TOP_LEVEL = ("name", "methods", "trials", "seed", "precision", "grid", "zip", "exclude")
+MAX_SEED = 2**63 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A checked spec. Values have their fields' types; the order is the file's."""
+
+    name: str
+    methods: tuple[str, ...]
+    trials: int
+    """Trials of every cell; 0 with [precision]."""
+    precision: PrecisionRule | None
+    seed: int
+    fixed: Mapping[str, Any]
+    grid: Mapping[str, tuple[Any, ...]]
+    zips: tuple[Mapping[str, tuple[Any, ...]], ...]
+    excludes: tuple[Mapping[str, tuple[Any, ...]], ...]
+    places: Places = dataclasses.field(compare=False)
+
+    @property
+    def first_target(self) -> int:
+        """Trials every cell gets before the first look (all of them, without [precision])."""
+        return self.precision.looks[0] if self.precision else self.trials
+
+    @property
+    def most_trials(self) -> int:
+        """Trials of a cell that does not stop early."""
+        return self.precision.max_trials if self.precision else self.trials
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        """The fields that are an axis, in the file's order."""
+        axes = [name for group in self.zips for name in group]
+        return tuple(name for name in (*self.grid, *axes) if len(set(self._values(name))) > 1)
+
+    def _values(self, name: str) -> tuple[Any, ...]:
+        return next(group[name] for group in (self.grid, *self.zips) if name in group)
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """Field values of every cell, excluded ones left out; `method` is the last axis."""
+        axes: list[list[dict[str, Any]]] = [
+            [{name: value} for value in self.grid[name]] for name in self.grid
+        ]
+        for group in self.zips:
+            axes.append(
+                [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
+            )
+        axes.append([{METHOD_FIELD: method} for method in self.methods])
+        for combination in itertools.product(*axes):
+            cell = dict(self.fixed)
+            for part in combination:
+                cell.update(part)
+            if not any(_matches(cell, condition) for condition in self.excludes):
+                yield cell
+
+    def place_of(self, field: str) -> tuple[str, int]:
+        """The table (and its index) in which a field is set, for an error message."""
+        if field in self.grid:
+            return "grid", 0
+        for index, group in enumerate(self.zips):
+            if field in group:
+                return "zip", index
+        return "", 0
+
+    def to_json(self) -> str:
+        """The spec as it was run, overrides applied (provenance)."""
+        content = {
+            "name": self.name,
+            "methods": self.methods,
+            "trials": self.trials,
+            "precision": None if self.precision is None else dataclasses.asdict(self.precision),
+            "seed": self.seed,
+            "fixed": dict(self.fixed),
+            "grid": dict(self.grid),
+            "zip": [dict(group) for group in self.zips],
+            "exclude": [dict(condition) for condition in self.excludes],
+        }
+        return json.dumps(content)
+
+
+def _matches(cell: Mapping[str, Any], condition: Mapping[str, tuple[Any, ...]]) -> bool:
+    return all(cell.get(name, _default(name)) in values for name, values in condition.items())
+
+
+def _default(name: str) -> Any:
+    return FIELDS[name].default if name in FIELDS else None
+
+
+def read_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read and check a spec file.
+
+    Args:
+        path: the TOML file.
+        overrides: `KEY=VALUE` strings that replace what the file says.
+
+    Raises:
+        SpecError: one line with file, line, field, value and what is accepted.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise SpecError(f"{path}: cannot read the spec: {reason}") from None
+    return parse_spec(text, path, overrides)
+
+
+def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = ()) -> Spec:
+    """Check the text of a spec. `path` is used in messages and, without a `name` key, as the name.
+
+    Raises:
+        SpecError: one line with file, line, field, value and what is accepted.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    overridden = apply_overrides(document, overrides)
+    places = Places(path, text, overridden)
+
+    fixed: dict[str, Any] = {}
+    for key, value in document.items():
+        if key in TOP_LEVEL:
+            continue
+        _check_known(places, key, "", extra=TOP_LEVEL)
+        fixed[key] = _coerced(places, key, value, "")
+
+    grid = _lists(places, document.get("grid", {}), "grid", 0)
+    zips = _tables(places, document, "zip")
+    for index, group in enumerate(zips):
+        lengths = {name: len(values) for name, values in group.items()}
+        if len(set(lengths.values())) > 1:
+            counts = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise places.error(f"the lists must have one length; {counts}", "zip", index=index)
+    excludes = _tables(places, document, "exclude", scalars=True)
+    _check_once(places, fixed, grid, zips)
+
+    if "trials" in document and "precision" in document:
+        raise places.error("give either trials or [precision], not both", key="trials")
+    if "trials" not in document and "precision" not in document:
+        raise places.error('missing: "trials = 100", or a [precision] table', key="trials")
+    trials, precision = 0, None
+    if "trials" in document:
+        trials = _whole(places, "trials", document["trials"], 1, 10**9)
+    else:
+        precision = parse_precision(_table(places, document, "precision"), places)
+    return Spec(
+        name=_name(places, document, path),
+        methods=_methods(places, document),
+        trials=trials,
+        precision=precision,
+        seed=_whole(places, "seed", document.get("seed", 0), 0, MAX_SEED),
+        fixed=fixed,
+        grid=grid,
+        zips=tuple(group for group in zips if group),
+        excludes=tuple(condition for condition in excludes if condition),
+        places=places,
+    )
+
+
+def _name(places: Places, document: Mapping[str, Any], path: Path | str) -> str:
+    name = document.get("name", Path(path).stem)
+    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0\n"):
+        raise places.error(
+            f"{show(name)} is not accepted: expected a name that can be a folder's", key="name"
+        )
+    return name
+
+
+def _methods(places: Places, document: Mapping[str, Any]) -> tuple[str, ...]:
+    methods = document.get("methods")
+    if methods is None:
+        raise places.error('missing: for example methods = ["spectral_em"]', key="methods")
+    if not isinstance(methods, list) or not methods or not all(isinstance(name, str) for name in methods):
+        raise places.error(
+            f"{show(methods)} is not accepted: expected a list of one or more names", key="methods"
+        )
+    return tuple(dict.fromkeys(methods))
+
+
+def _whole(places: Places, key: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
+        raise places.error(f"{show(value)} is not accepted: expected a whole number", key=key)
+    if not least <= value <= most:
+        raise places.error(f"{show(value)} is not accepted: expected {least} to {most}", key=key)
+    return int(value)
+
+
+def _table(places: Places, document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = document.get(key, {})
+    if not isinstance(table, dict):
+        raise places.error(f"{show(table)} is not accepted: expected a table, [{key}]", key=key)
+    return table
+
+
+def _tables(
+    places: Places, document: Mapping[str, Any], key: str, scalars: bool = False
+) -> list[dict[str, tuple[Any, ...]]]:
+    tables = document.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise places.error(f"expected a list of tables: write [[{key}]] in double brackets", key)
+    return [_lists(places, table, key, index, scalars) for index, table in enumerate(tables)]
+
+
+def _lists(
+    places: Places, table: Any, name: str, index: int, scalars: bool = False
+) -> dict[str, tuple[Any, ...]]:
+    """A table of lists of field values; `scalars`: a single value is a list of one, `method` is allowed."""
+    if not isinstance(table, dict):
+        raise places.error(f"{show(table)} is not accepted: expected a table, [{name}]", key=name)
+    lists: dict[str, tuple[Any, ...]] = {}
+    for key, values in table.items():
+        if scalars and key == METHOD_FIELD:
+            lists[key] = tuple(values) if isinstance(values, list) else (values,)
+            continue
+        _check_known(places, key, name, index)
+        if scalars and not isinstance(values, list):
+            values = [values]
+        if not isinstance(values, list):
+            raise places.error(
+                f"{show(values)} must be a list, for example [{show(values)}]", name, key, index
+            )
+        if not values:
+            raise places.error("an empty list: expected at least one value", name, key, index)
+        lists[key] = tuple(_coerced(places, key, value, name, index) for value in values)
+        if name == "grid":
+            lists[key] = tuple(dict.fromkeys(lists[key]))
+    return lists
+
+
+def _check_known(places: Places, key: str, table: str, index: int = 0, extra: Sequence[str] = ()) -> None:
+    if key in FIELDS:
+        return
+    if key == METHOD_FIELD:
+        raise places.error('methods are listed at the top: methods = ["spectral_em"]', table, key, index)
+    if key in PRECISION_KEYS:
+        raise places.error("unknown field; it belongs in [precision]", table, key, index)
+    raise places.error(f"unknown field; {nearest(key, [*FIELDS, *extra])}", table, key, index)
+
+
+def _coerced(places: Places, key: str, value: Any, table: str, index: int = 0) -> Any:
+    try:
+        return FIELDS[key].coerce(value)
+    except ValueError as error:
+        raise places.error(str(error), table, key, index) from None
+
+
+def _check_once(
+    places: Places, fixed: Mapping[str, Any], grid: Mapping[str, Any], zips: Sequence[Mapping[str, Any]]
+) -> None:
+    seen = dict.fromkeys(fixed, "at the top")
+    for table, group, index in [
+        ("grid", grid, 0),
+        *[("zip", group, index) for index, group in enumerate(zips)],
+    ]:
+        for name in group:
+            if name in seen:
+                raise places.error(f"set twice: here and {seen[name]}", table, name, index)
+            seen[name] = "in [grid]" if table == "grid" else "in a [[zip]]"

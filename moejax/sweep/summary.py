@@ -1,0 +1,137 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""The tidy summary of a run folder: a row per cell and metric, each estimate with its Monte Carlo error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moejax import trial as core
+from moejax.sweep.fields import METHOD_FIELD
+from moejax.sweep.monte_carlo import (
+    mean_and_mcse,
+    median_and_mcse,
+    root_mean_square_and_mcse,
+    success_and_mcse,
+)
+from moejax.sweep.stopping import PrecisionRule
+from moejax.sweep.tables import FIELD_COLUMNS, load_runs, read_rows
+
+ESTIMATES = ("mean", "median", "bias", "rmse", "success_rate")
+ERROR_SUFFIX = "_error"
+"""Metrics named so are errors of an estimate: their truth is 0, so they have a bias and a RMSE."""
+SUCCESS_METRIC = "recovery_error"
+
+
+def summarise(folder: Path | str) -> pd.DataFrame:
+    """Summary of the folder's latest spec.
+
+    Columns: every field, `method`, `metric`, `planned`, `trials` (run), `failed`, `missing`, `ended` (why
+    the cell has the trials it has), then `mean`, `median`, `bias`, `rmse`, `success_rate`, each followed
+    by its `..._mcse`. Failed trials count against the success rate and are left out of the other
+    estimates; cells with no trial at all are rows with empty estimates.
+
+    Raises:
+        StoreError: no store there, or it cannot be read.
+    """
+    cells, rows = read_rows(folder)
+    runs = load_runs(folder)
+    precision = json.loads(runs[-1]["spec"])["precision"] if runs else None
+    rule = PrecisionRule(**precision) if precision else None
+    counts = cell_counts(cells, rows, rule)
+    parts = []
+    for metric in core.METRICS:
+        part = pd.concat([cells[[*FIELD_COLUMNS, METHOD_FIELD]], counts], axis=1)
+        part.insert(len(FIELD_COLUMNS) + 1, "metric", metric)
+        parts.append(
+            part.assign(**_estimates(metric, rows, len(cells))).assign(position=np.arange(len(cells)))
+        )
+    summary = pd.concat(parts).sort_values("position", kind="stable", ignore_index=True)
+    return summary.drop(columns="position")
+
+
+def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | None) -> pd.DataFrame:
+    """Per cell: `planned`, `trials`, `failed`, `missing`, `ended`."""
+    number = len(cells)
+    trials = np.bincount(rows["position"], minlength=number)
+    failed = np.bincount(rows["position"][rows["status"] != 0], minlength=number)
+    planned = cells["first_trials"].to_numpy().copy()
+    ended = np.full(number, "all trials", dtype=object)
+    if rule is not None:
+        values = rows[rule.metric].where(rows["status"] == 0).to_numpy()
+        bounds = np.searchsorted(rows["position"], np.arange(number + 1))
+        for index in range(number):
+            mine = slice(bounds[index], bounds[index + 1])
+            whole = rows["trial"].to_numpy()[mine]
+            leading = int((whole == np.arange(whole.size)).sum())  # a killed run may have left gaps
+            planned[index], reached = rule.target_after(values[mine][:leading])
+            ended[index] = "precision reached" if reached else "max_trials reached"
+    missing = np.maximum(planned - trials, 0)
+    ended[missing > 0] = "unfinished"
+    return pd.DataFrame(
+        {"planned": planned, "trials": trials, "failed": failed, "missing": missing, "ended": ended},
+        index=cells.index,
+    )
+
+
+def _estimates(metric: str, rows: pd.DataFrame, cells: int) -> dict[str, np.ndarray]:
+    columns = {
+        name: np.full(cells, np.nan) for estimate in ESTIMATES for name in (estimate, f"{estimate}_mcse")
+    }
+
+    def put(estimate: str, where: np.ndarray, pair: tuple[np.ndarray, np.ndarray]) -> None:
+        columns[estimate][where], columns[f"{estimate}_mcse"][where] = pair
+
+    values = rows[metric].where(rows["status"] == 0).to_numpy()
+    positions = rows["position"].to_numpy()
+    usable = np.isfinite(values)
+    for where, block in _blocks(positions[usable], values[usable]):
+        put("mean", where, mean_and_mcse(block))
+        put("median", where, median_and_mcse(block))
+        if metric.endswith(ERROR_SUFFIX):
+            put("bias", where, mean_and_mcse(block))
+            put("rmse", where, root_mean_square_and_mcse(block))
+    if metric == SUCCESS_METRIC:
+        for where, block in _blocks(positions, values):
+            put("success_rate", where, success_and_mcse(block))
+    return columns
+
+
+def _blocks(positions: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cells with equally many values, stacked: (positions, (cells, trials) values). Positions are sorted."""
+    found, starts, counts = np.unique(positions, return_index=True, return_counts=True)
+    for count in np.unique(counts):
+        chosen = counts == count
+        yield found[chosen], values[starts[chosen][:, None] + np.arange(count)]
+
+
+def swept_fields(summary: pd.DataFrame) -> list[str]:
+    """The fields with more than one value, the method apart: the one that changes most slowly first."""
+    first_change = {}
+    for name in FIELD_COLUMNS:
+        values = summary[name].map(str).to_numpy()
+        changed = values != values[0]
+        if changed.any():
+            first_change[name] = int(changed.argmax())
+    return sorted(first_change, key=lambda name: -first_change[name])
+
+
+def with_error(value: float, mcse: float) -> str:
+    """An estimate and its Monte Carlo standard error with matching digits, for example 0.0123 ± 0.0004."""
+    if not math.isfinite(value):
+        return "—"
+    if not math.isfinite(mcse) or mcse == 0:
+        return f"{value:.3g}"
+    digits = min(max(0, 1 - math.floor(math.log10(mcse))), 12)
+    if abs(value) < 1e-3 and value != 0:
+        exponent = math.floor(math.log10(abs(value)))
+        kept = max(digits + exponent, 0)
+        return f"({value / 10**exponent:.{kept}f} ± {mcse / 10**exponent:.{kept}f})e{exponent}"
+    return f"{value:.{digits}f} ± {mcse:.{digits}f}"

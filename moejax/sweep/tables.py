@@ -1,0 +1,187 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""Reading a store: the tidy table of trials, and what is known of the runs. Nothing here changes a store."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moejax import trial as core
+from moejax.sweep.chunk import ENGINE_STATUS_REASONS
+from moejax.sweep.fields import ALGORITHM_FIELDS, DATA_FIELDS, METHOD_FIELD
+from moejax.sweep.schema import STORE_NAME, StoreError, clear_errors, connect_for_reading
+
+FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
+"""Columns that say what a cell is, the method apart."""
+
+
+def store_path(folder: Path) -> Path:
+    """The store of a run folder (or the store file itself)."""
+    folder = Path(folder)
+    return folder if folder.is_file() else folder / STORE_NAME
+
+
+def load(folder: Path | str, *, all_specs: bool = False) -> pd.DataFrame:
+    """The table of trials: one row per trial that was run, failed ones too, in the order of the spec.
+
+    Columns: every field, `trial`, `method`, the metrics (NaN where a trial failed), `status` (0 is ok),
+    `reason`.
+
+    Args:
+        folder: a run folder.
+        all_specs: also rows of cells that are not in the folder's latest spec.
+
+    Raises:
+        StoreError: no store there, or it cannot be read.
+    """
+    cells, rows = read_rows(folder, all_specs=all_specs)
+    fields = cells.take(rows["position"].to_numpy())
+    fields.index = rows.index
+    parts = [
+        fields[[*FIELD_COLUMNS]],
+        rows[["trial"]],
+        fields[[METHOD_FIELD]],
+        rows[[*core.METRICS, "status"]],
+    ]
+    return pd.concat(parts, axis=1).assign(reason=status_words(rows["status"], rows["reason"]))
+
+
+def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells and trials apart: what `load` joins.
+
+    Returns:
+        cells: every field, the method, `bucket`, `first_trials`, `most_trials`; one row per cell, in the
+            spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
+            status), metrics; sorted.
+    """
+    path = store_path(Path(folder))
+    metrics = list(core.METRICS)
+    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
+        have = {row[1] for row in connection.execute("PRAGMA table_info(trials)")}
+        columns = ", ".join(f'"{name}"' if name in have else "NULL" for name in metrics)
+        connection.execute("BEGIN")  # one view of the store, while a sweep writes
+        cells = _cells(connection, all_specs)
+        raw = connection.execute(f"SELECT cell, trial, status, reason, {columns} FROM trials").fetchall()
+    rows = pd.DataFrame.from_records(raw, columns=["cell", "trial", "status", "reason", *metrics])
+    rows[metrics] = rows[metrics].astype("float64")
+    position = rows["cell"].map(pd.Series(np.arange(len(cells)), index=cells["cell"]))
+    rows = rows[position.notna()].drop(columns="cell")
+    rows.insert(0, "position", position[position.notna()].astype("int64"))
+    rows = rows.sort_values(["position", "trial"], kind="stable", ignore_index=True)
+    return cells.drop(columns="cell"), rows
+
+
+def status_words(status: pd.Series, reason: pd.Series) -> pd.Series:
+    """The reason of each row: as recorded, else the words of its status; empty for ok."""
+    words = status.map({**core.STATUS_REASONS, **ENGINE_STATUS_REASONS, 0: ""})
+    words = words.fillna("status " + status.astype(str))
+    return reason.where(reason.notna(), words).astype("object")
+
+
+def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
+    join = "LEFT JOIN" if all_specs else "JOIN"
+    rows = connection.execute(
+        "SELECT cell, fields, bucket, first_trials, most_trials "
+        f"FROM cells {join} plan USING (cell) ORDER BY position IS NULL, position, cell"
+    ).fetchall()
+    records = [json.loads(row[1]) for row in rows]
+    frame = pd.DataFrame(
+        {name: _column([record.get(name) for record in records]) for name in (*FIELD_COLUMNS, METHOD_FIELD)}
+    )
+    frame.insert(0, "cell", [row[0] for row in rows])
+    return frame.assign(
+        bucket=[row[2] for row in rows],
+        first_trials=[row[3] for row in rows],
+        most_trials=[row[4] for row in rows],
+    )
+
+
+def _column(values: list[Any]) -> pd.Series:
+    """A column of field values as they are: lists as tuples, and None stays None beside numbers."""
+    values = [tuple(value) if isinstance(value, list) else value for value in values]
+    column = pd.Series(values, dtype="object")
+    return column if any(value is None for value in values) else column.infer_objects()
+
+
+def load_timings(folder: Path | str) -> pd.DataFrame:
+    """The table of times, attempts and hosts: a row per trial, with its chunk and the version of moejax."""
+    path = store_path(Path(folder))
+    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
+        frame = pd.read_sql_query(
+            "SELECT result_hash, trial, attempts, chunks.*, "
+            "json_extract(provenance, '$.versions.moejax') AS version "
+            "FROM timings JOIN cells USING (cell) JOIN chunks USING (chunk) JOIN runs USING (run) "
+            "ORDER BY cell, trial",
+            connection,
+        )
+    return frame.drop(columns=["trials"]).assign(seconds=frame["execute_seconds"] / frame["size"])
+
+
+def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, int], np.ndarray]:
+    """Recorded arrays by (result_hash, trial): what `record = ["history"]` keeps."""
+    path = store_path(Path(folder))
+    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
+        rows = connection.execute(
+            "SELECT result_hash, trial, content FROM arrays JOIN cells USING (cell) WHERE name = ?", (name,)
+        ).fetchall()
+    return {(key, trial): np.load(io.BytesIO(content), allow_pickle=False) for key, trial, content in rows}
+
+
+def load_runs(folder: Path | str) -> list[dict[str, Any]]:
+    """Provenance of every run in a folder, oldest first, with start (Unix seconds), times and devices."""
+    path = store_path(Path(folder))
+    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
+        rows = connection.execute(
+            "SELECT provenance, started, wall_seconds, compile_seconds, "
+            "(SELECT group_concat(DISTINCT nullif(device, '')) FROM chunks WHERE chunks.run = runs.run), "
+            "(SELECT coalesce(sum(trials), 0) FROM chunks WHERE chunks.run = runs.run) FROM runs ORDER BY run"
+        ).fetchall()
+    return [
+        json.loads(provenance)
+        | {
+            "started": started,
+            "wall_seconds": wall,
+            "compile_seconds": compiling,
+            "devices": devices or "",
+            "trials": trials,
+        }
+        for provenance, started, wall, compiling, devices, trials in rows
+    ]
+
+
+def export_table(folder: Path | str, file: Path | str) -> int:
+    """Write the table of trials to FILE.csv or FILE.parquet; returns the number of rows.
+
+    Raises:
+        ValueError: another ending. StoreError: the store or the file cannot be used.
+    """
+    file = Path(file)
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise ValueError(
+            f"{file}: unknown format {file.suffix!r}: expected a name that ends in .csv or .parquet"
+        )
+    table = load(folder)
+    for name in table.select_dtypes("object"):
+        if table[name].map(lambda value: isinstance(value, tuple)).any():
+            table[name] = table[name].map(_tuple_text)
+    try:
+        if file.suffix.lower() == ".csv":
+            table.to_csv(file, index=False)
+        else:
+            table.to_parquet(file, index=False)
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be written: {error.strerror or error}") from None
+    return len(table)
+
+
+def _tuple_text(value: Any) -> Any:
+    """Lists and single numbers share a column: as text they fit both file formats."""
+    return json.dumps(list(value)) if isinstance(value, tuple) else value if value is None else str(value)
