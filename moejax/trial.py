@@ -9,6 +9,43 @@ cost a compilation).
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.activations import activation_facts, get_activation
+from moejax.inputs import get_input_distribution
+from moejax.label_transforms import (
+    TRANSFORM_KINDS,
+    choose_order,
+    traced_label_transforms,
+    transform_on_host,
+    transform_noise_std,
+    why_unusable,
+)
+from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, uses_moments
+from moejax.metrics import align, bottleneck_assignment, expert_distances, gating_error, match_experts
+from moejax.model import InstanceScales, MoEParams, gate_logits, log_likelihood_per_sample, predict, random_params, sample_labels
+from moejax.noise import estimate_noise_std
+from moejax.spectral import SpectralTransforms
+
+METRICS = (
+    "recovery_error",
+    "gating_error",
+    "mixing_error",
+    "noise_error",
+    "log_likelihood_per_sample",
+    "held_out_log_likelihood",
+    "predictive_rmse",
+)
+STATUS_REASONS = METHOD_STATUS
+NUM_HELD_OUT = 2048
+"""Fresh samples on which the held-out log-likelihood and the predictive error are measured."""
+SMALLEST_PADDED = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +89,315 @@ class AlgorithmSettings:
     """Budget of the method's iterations (EM steps of joint_em, Fisher-scoring steps of a polish)."""
     record: tuple[str, ...] = ()
     """Extra results: "history"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialSpec:
+    """What is static in a trial: equal specs share a compiled program."""
+
+    method: str
+    activation: str
+    dim: int
+    num_experts: int
+    padded_num_samples: int
+    """The next power of two from num_samples: the samples beyond have weight zero."""
+    input_distribution: str
+    fit_activation: str
+    fit_num_experts: int
+    noise_knowledge: str
+    transform: str
+    order: int
+    num_restarts: int
+    num_starts: int
+    polish: bool
+    max_iterations: int
+    record_history: bool
+
+
+class Hyperparameters(NamedTuple):
+    """What is traced in a trial: it never costs a compilation."""
+
+    num_samples: np.ndarray | jax.Array
+    """() int32"""
+    scales: InstanceScales
+    transforms: SpectralTransforms | None
+    """Of the known noise; None where the method uses none or the noise is estimated in the trial."""
+
+
+class TrialResult(NamedTuple):
+    """Measured recovery of one trial; NaN where a quantity is not defined (experts fitted fewer than true)."""
+
+    recovery_error: jax.Array
+    gating_error: jax.Array
+    mixing_error: jax.Array
+    noise_error: jax.Array
+    log_likelihood_per_sample: jax.Array
+    held_out_log_likelihood: jax.Array
+    predictive_rmse: jax.Array
+    status: jax.Array
+    """int32, a key of STATUS_REASONS; 0 is ok."""
+    num_iterations: jax.Array
+    """int32"""
+    history: jax.Array | None
+    """(max_iterations,) where `record` asks for it."""
+
+
+def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
+    """Refuse settings that cannot be run.
+
+    Raises:
+        ValueError: "FIELD: expected .., got ..", one line.
+    """
+    for field, value in (("dim", data.dim), ("num_experts", data.num_experts), ("num_samples", data.num_samples)):
+        _require(value >= 1, field, "a positive number", value)
+    num_fitted = algorithm.fit_num_experts or data.num_experts
+    _require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
+    _require(1 <= num_fitted <= data.dim, "fit_num_experts", f"1 to dim = {data.dim}", num_fitted)
+    needed = num_parameters(num_fitted, data.dim) + 1
+    _require(data.num_samples >= needed, "num_samples", f"at least {needed} for k = {num_fitted}, d = {data.dim}", data.num_samples)
+    _require(math.isfinite(data.noise_std) and data.noise_std > 0, "noise_std", "a positive finite number", data.noise_std)
+    _require(math.isfinite(data.gating_norm) and data.gating_norm >= 0, "gating_norm", "a number >= 0", data.gating_norm)
+    _require(0 <= data.gating_angle <= 90, "gating_angle", "degrees from 0 to 90", data.gating_angle)
+    _require(
+        data.dim > data.num_experts or data.gating_angle == 0 or data.gating_norm == 0 or data.num_experts == 1,
+        "gating_angle",
+        "0 where dim = num_experts (nothing is orthogonal to the experts' span)",
+        data.gating_angle,
+    )
+    lowest = -1.0 / max(data.num_experts - 1, 1)
+    _require(lowest < data.expert_correlation < 1, "expert_correlation", f"between {lowest:.3g} and 1", data.expert_correlation)
+    norms = _expert_norms(data)
+    _require(len(norms) == data.num_experts, "expert_norms", f"one number or {data.num_experts}", data.expert_norms)
+    _require(all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms)
+    get_activation(data.activation)
+    if algorithm.fit_activation is not None:
+        get_activation(algorithm.fit_activation)
+    get_input_distribution(data.input_distribution)
+    get_method(algorithm.method)
+    known = ("known", "estimated")
+    _require(algorithm.noise_knowledge in known, "noise_knowledge", " or ".join(known), algorithm.noise_knowledge)
+    _require(algorithm.transform in TRANSFORM_KINDS, "transform", f"one of {', '.join(TRANSFORM_KINDS)}", algorithm.transform)
+    _require(algorithm.order in (None, 3, 4), "order", "3 or 4", algorithm.order)
+    for field in ("num_restarts", "num_starts", "max_iterations"):
+        _require(getattr(algorithm, field) >= 1, field, "a positive number", getattr(algorithm, field))
+    _require(set(algorithm.record) <= {"history"}, "record", 'a list of "history"', list(algorithm.record))
+
+
+def _require(good: bool, field: str, expected: str, got: object) -> None:
+    if not good:
+        raise ValueError(f"{field}: expected {expected}, got {got!r}")
+
+
+def _expert_norms(data: DataSettings) -> tuple[float, ...]:
+    if isinstance(data.expert_norms, int | float):
+        return (float(data.expert_norms),) * data.num_experts
+    return tuple(data.expert_norms)
+
+
+def num_parameters(num_experts: int, dim: int) -> int:
+    """Free parameters without biases: experts, gates but one, one noise level."""
+    return (2 * num_experts - 1) * dim + 1
+
+
+@functools.lru_cache(maxsize=8192)
+def _order(activation: str, noise_std: float, algorithm: AlgorithmSettings, dim: int, num_experts: int) -> int:
+    """The order that the algorithm decomposes.
+
+    Raises:
+        ValueError: there is no usable one.
+    """
+    if not uses_moments(algorithm.method):
+        return 3
+    fn = get_activation(activation)
+    noise_std = transform_noise_std(fn, noise_std)
+    if algorithm.order is not None:
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, algorithm.order)
+        if reason:
+            raise ValueError(f"order: {activation} at noise_std {noise_std:g} has no usable order {algorithm.order}: {reason}")
+        return algorithm.order
+    choice = choose_order(fn, noise_std, kind=algorithm.transform, dim=dim, num_experts=num_experts)
+    if choice.order is None:
+        raise ValueError(f"activation: {activation} at noise_std {noise_std:g} has no usable order: {choice.reason}")
+    return choice.order
+
+
+def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
+    """The static part of a trial: what is compiled.
+
+    Raises:
+        ValueError: the fitted activation has no usable order at this noise.
+    """
+    fit_activation = algorithm.fit_activation or data.activation
+    fit_num_experts = algorithm.fit_num_experts or data.num_experts
+    return TrialSpec(
+        method=algorithm.method,
+        activation=data.activation,
+        dim=data.dim,
+        num_experts=data.num_experts,
+        padded_num_samples=max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
+        input_distribution=data.input_distribution,
+        fit_activation=fit_activation,
+        fit_num_experts=fit_num_experts,
+        noise_knowledge=algorithm.noise_knowledge,
+        transform=algorithm.transform,
+        order=_order(fit_activation, data.noise_std, algorithm, data.dim, fit_num_experts),
+        num_restarts=algorithm.num_restarts,
+        num_starts=algorithm.num_starts,
+        polish=algorithm.polish,
+        max_iterations=algorithm.max_iterations,
+        record_history="history" in algorithm.record,
+    )
+
+
+def prepare(data: DataSettings, algorithm: AlgorithmSettings) -> tuple[TrialSpec, Hyperparameters]:
+    """The static and the traced part of a cell's trials; label transforms are made here, once for a noise level.
+
+    Raises:
+        ValueError: the fitted activation has no usable order at this noise.
+    """
+    spec = static_spec(data, algorithm)
+    dtype = jnp.result_type(float)
+    transforms = None
+    if uses_moments(spec.method) and spec.noise_knowledge == "known":
+        transforms = host_transforms(spec.fit_activation, data.noise_std, spec.order, spec.transform, spec.fit_num_experts)
+        transforms = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), transforms)
+    scalars = (data.noise_std, data.gating_norm, data.gating_angle, data.expert_correlation)
+    scales = InstanceScales(*(np.asarray(value, dtype) for value in scalars), np.asarray(_expert_norms(data), dtype))
+    return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
+
+
+def needs_signs(fn, order: int) -> bool:
+    """Whether an order-1 moment must tell the signs of the experts: order 4 of a function that is not even."""
+    return order == 4 and activation_facts(fn).parity != "even"
+
+
+def host_transforms(activation, noise_std: float, order: int, kind: str, num_experts: int) -> SpectralTransforms:
+    """The transforms of a spectral estimate at a noise level that is a number; NumPy leaves in double precision."""
+    fn = get_activation(activation)
+    noise_std = transform_noise_std(fn, noise_std)
+    first = transform_on_host(fn, noise_std, 1, kind, num_experts) if needs_signs(fn, order) else None
+    second, high = (transform_on_host(fn, noise_std, m, kind, num_experts) for m in (2, order))
+    return SpectralTransforms(second, high, first)
+
+
+def traced_transforms(fn, noise_std: jax.Array, order: int, kind: str, num_experts: int) -> SpectralTransforms:
+    """The same at a traced noise level."""
+    smallest = transform_noise_std(fn, 0.0)
+    wanted = ((2, kind), (order, kind)) + (((1, kind),) if needs_signs(fn, order) else ())
+    second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
+    return SpectralTransforms(second, high, first[0] if first else None)
+
+
+def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSpec) -> TrialResult:
+    """One trial, pure: an instance and a sample from the key, a fit, and its errors.
+
+    Args:
+        key: of the trial; methods given the same key see the same data.
+        hyperparameters: traced scales, sample size and label transforms.
+        spec: static.
+    """
+    instance_key, input_key, label_key, held_out_key, method_key = jax.random.split(key, 5)
+    scales = hyperparameters.scales
+    dtype = scales.expert_norms.dtype
+    truth = random_params(instance_key, scales, spec.dim)
+    sampler = get_input_distribution(spec.input_distribution)
+    x = sampler(input_key, spec.padded_num_samples, spec.dim, dtype)
+    y, _ = sample_labels(label_key, truth, spec.activation, x)
+    weights = (jnp.arange(spec.padded_num_samples) < hyperparameters.num_samples).astype(dtype)
+
+    fn = get_activation(spec.fit_activation)
+    transforms, noise_std = hyperparameters.transforms, scales.noise_std
+    if spec.noise_knowledge == "estimated":
+        smallest = transform_noise_std(fn, 0.0)
+        largest = transform_noise_std(fn, math.inf)
+        noise_std = estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
+        if uses_moments(spec.method):
+            transforms = traced_transforms(fn, noise_std, spec.order, spec.transform, spec.fit_num_experts)
+    config = MethodConfig(
+        fn=fn,
+        num_experts=spec.fit_num_experts,
+        order=spec.order,
+        noise="known" if spec.noise_knowledge == "known" else "shared",
+        num_restarts=spec.num_restarts,
+        num_starts=spec.num_starts,
+        polish=spec.polish,
+        max_iterations=spec.max_iterations,
+    )
+    fitted = get_method(spec.method)(method_key, Problem(x, y, weights, noise_std, transforms), config)
+    held_out_x_key, held_out_label_key = jax.random.split(held_out_key)
+    held_out_x = sampler(held_out_x_key, NUM_HELD_OUT, spec.dim, dtype)
+    held_out_y, _ = sample_labels(held_out_label_key, truth, spec.activation, held_out_x)
+    per_sample = log_likelihood_per_sample(fitted.params, x, y, fn) * weights
+    held_out = log_likelihood_per_sample(fitted.params, held_out_x, held_out_y, fn)
+    error = predict(fitted.params, held_out_x, fn) - held_out_y
+    recovery, gating, mixing = recovery_metrics(truth, fitted.params, fitted.mixing_weights, x, weights, fn)
+    return TrialResult(
+        recovery_error=recovery,
+        gating_error=gating,
+        mixing_error=mixing,
+        noise_error=jnp.sqrt(jnp.mean((fitted.params.noise_std / scales.noise_std - 1.0) ** 2)),
+        log_likelihood_per_sample=per_sample.sum() / weights.sum(),
+        held_out_log_likelihood=held_out.mean(),
+        predictive_rmse=jnp.sqrt(jnp.mean(error**2)),
+        status=fitted.status,
+        num_iterations=fitted.num_iterations,
+        history=fitted.history if spec.record_history else None,
+    )
+
+
+def recovery_metrics(
+    truth: MoEParams, fitted: MoEParams, mixing_weights: jax.Array, x: jax.Array, weights: jax.Array, fn
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(recovery, gating, mixing) errors; NaN where fewer experts were fitted than are true, the last two where more were.
+
+    The mixing error is the total variation distance of the estimated E[P_i] from the mean of the true gates over the sample.
+    """
+    even = activation_facts(fn).parity == "even"
+    num_true, num_fitted = truth.experts.shape[0], fitted.experts.shape[0]
+    nothing = jnp.full((), jnp.nan, truth.experts.dtype)
+    if num_fitted < num_true:
+        return nothing, nothing, nothing
+    recovery, _ = bottleneck_assignment(expert_distances(truth.experts, fitted.experts, even))
+    if num_fitted > num_true:
+        return recovery, nothing, nothing
+    permutation = match_experts(truth.experts, fitted.experts, even)
+    true_mixing = jax.nn.softmax(gate_logits(truth, x).T, axis=0) @ weights / weights.sum()
+    mixing = 0.5 * jnp.abs(true_mixing - mixing_weights[permutation]).sum()
+    return recovery, gating_error(truth, align(truth, fitted, even)), mixing
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "vmap_width"))
+def _run_trials(key_data: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int) -> TrialResult:
+    def run(inputs):
+        key_data, hyperparameters = inputs
+        with jax.default_matmul_precision("highest"):
+            return run_trial(jax.random.wrap_key_data(key_data), hyperparameters, spec=spec)
+
+    return jax.lax.map(run, (key_data, hyperparameters), batch_size=None if vmap_width == 1 else vmap_width)
+
+
+def run_trials(keys: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int = 1) -> TrialResult:
+    """t trials of one spec in one compiled program: a loop over batches of `vmap_width` trials side by side.
+
+    Args:
+        keys: (t,) typed keys, or (t, 2) uint32 key data.
+        hyperparameters: stacked, each leaf with leading axis t.
+        spec: static.
+        vmap_width: 1 is fastest on a CPU, where an early stop then skips work; wide on an accelerator.
+
+    Returns:
+        TrialResult of (t,) arrays.
+    """
+    keys = jnp.asarray(keys)
+    key_data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+    return _run_trials(key_data, hyperparameters, spec, vmap_width)
+
+
+def trial_memory_bytes(spec: TrialSpec) -> int:
+    """Estimated peak working memory of one trial, in bytes at the default precision."""
+    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
+    k, d = spec.fit_num_experts, spec.dim
+    chunk = min(spec.padded_num_samples, 16384)
+    per_sample = 3 * d + 12 * k + k**2
+    in_chunk = (d + 1) * (d + 2) // 2 + 6 * (3 * k) ** 2
+    return itemsize * (spec.padded_num_samples * per_sample + chunk * in_chunk + 2**18)

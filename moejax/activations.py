@@ -1,0 +1,157 @@
+"""The registry of expert non-linearities g, in y ~ N(g(a_i . x), sigma^2).
+
+`register_activation(name, fn)` is all it takes to add one: `fn` is any scalar JAX function, kinks allowed.
+Wherever a name is accepted, the function itself is too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.gaussian import HALF_WIDTH
+
+ScalarFunction = Callable[[jax.Array], jax.Array]
+ActivationLike = str | ScalarFunction
+Parity = Literal["even", "odd", "none"]
+
+
+class ActivationFacts(NamedTuple):
+    """What the label transforms must know about g before any noise is added."""
+
+    parity: Parity
+    """"odd" means odd up to an additive constant (the sigmoid is)."""
+    largest_slope: float
+    """max |g'| over +-8.5 standard deviations, by differences; sets the spacing of the quadrature."""
+    standard_deviation: float
+    """of g(Z), Z standard normal."""
+    constant: bool
+
+
+_REGISTRY: dict[str, ScalarFunction] = {}
+
+
+def register_activation(name: str, fn: ScalarFunction) -> ScalarFunction:
+    """Make `fn` available under `name` everywhere an activation is named.
+
+    Args:
+        name: what specs, the command line and `fit(activation=...)` will call it. An existing name is replaced.
+        fn: scalar JAX function R -> R, finite on [-8.5, 8.5]; it need not be differentiable everywhere.
+
+    Returns:
+        `fn`, so that it can be used as `functools.partial(register_activation, "name")` decorates.
+
+    Raises:
+        ValueError: the name is empty, or `fn` is not a finite scalar function.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"activation name: expected an identifier such as 'cube', got {name!r}")
+    activation_facts(fn)
+    _REGISTRY[name] = fn
+    return fn
+
+
+def activation_names() -> tuple[str, ...]:
+    """The registered names, in the order of their registration."""
+    return tuple(_REGISTRY)
+
+
+def get_activation(activation: ActivationLike) -> ScalarFunction:
+    """The function behind a name; a function is returned as it is.
+
+    Raises:
+        ValueError: the name is not registered; the message names the nearest registered ones.
+    """
+    if callable(activation):
+        return activation
+    if activation in _REGISTRY:
+        return _REGISTRY[activation]
+    near = difflib.get_close_matches(str(activation), _REGISTRY, n=3, cutoff=0.4)
+    nearest = f"nearest: {', '.join(near)}; " if near else ""
+    raise ValueError(f"activation: unknown name {activation!r}; {nearest}registered: {', '.join(_REGISTRY)}")
+
+
+def activation_name(activation: ActivationLike) -> str:
+    """The name to print for an activation: the one given, or the one the function is registered or defined under."""
+    if isinstance(activation, str):
+        return activation
+    for name, fn in _REGISTRY.items():
+        if fn is activation:
+            return name
+    return getattr(activation, "__name__", repr(activation))
+
+
+def apply_activation(fn: ScalarFunction, t: jax.Array) -> jax.Array:
+    """g elementwise, whatever the shape of t; `fn` itself only ever sees scalars."""
+    return jax.vmap(fn)(t.reshape(-1)).reshape(t.shape)
+
+
+def activation_and_slope(fn: ScalarFunction, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(g(t), g'(t)) elementwise, by forward differentiation; at a kink, the derivative JAX takes there."""
+    return jax.jvp(lambda s: apply_activation(fn, s), (t,), (jnp.ones_like(t),))
+
+
+@functools.lru_cache(maxsize=256)
+def activation_facts(fn: ScalarFunction) -> ActivationFacts:
+    """Parity, steepness and constancy of g, from its values on a fine grid (on the host, in double precision).
+
+    Raises:
+        ValueError: `fn` is not a finite scalar function of one real number.
+    """
+    name = activation_name(fn)
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        z = np.linspace(-HALF_WIDTH, HALF_WIDTH, 8193)
+        try:
+            g = np.asarray(apply_activation(fn, jnp.asarray(z)))
+        except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"activation {name}: expected a scalar JAX function, but calling it failed: {reason}") from error
+    if g.shape != z.shape or not np.issubdtype(g.dtype, np.floating):
+        raise ValueError(f"activation {name}: expected one real number for a scalar input, got dtype {g.dtype}, shape {g.shape}")
+    if not np.all(np.isfinite(g)):
+        raise ValueError(f"activation {name}: expected finite values on [-8.5, 8.5], got {g[~np.isfinite(g)][0]} at {z[~np.isfinite(g)][0]:.4g}")
+    weights = np.exp(-0.5 * z**2) / np.exp(-0.5 * z**2).sum()
+    standard_deviation = float(np.sqrt(weights @ (g - weights @ g) ** 2))
+    scale = np.abs(g - g.mean()).max()
+    tolerance = 1e-9 * max(scale, np.abs(g).max(), 1e-300)
+    constant = bool(scale <= tolerance)
+    if np.abs(g - g[::-1]).max() <= tolerance:
+        parity: Parity = "even"
+    elif np.abs(g + g[::-1] - 2 * g[z.size // 2]).max() <= tolerance:
+        parity = "odd"
+    else:
+        parity = "none"
+    return ActivationFacts(parity, float(np.abs(np.diff(g) / np.diff(z)).max()), standard_deviation, constant)
+
+
+def _leaky_relu(t: jax.Array) -> jax.Array:
+    return jax.nn.leaky_relu(t, 0.01)
+
+
+def _gelu(t: jax.Array) -> jax.Array:
+    return jax.nn.gelu(t, approximate=False)
+
+
+for _name, _fn in {
+    "linear": lambda t: t,
+    "relu": jax.nn.relu,
+    "leaky_relu": _leaky_relu,
+    "elu": jax.nn.elu,
+    "gelu": _gelu,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "erf": jax.scipy.special.erf,
+    "sin": jnp.sin,
+    "abs": jnp.abs,
+    "square": jnp.square,
+    "cos": jnp.cos,
+}.items():
+    _REGISTRY[_name] = _fn

@@ -1,0 +1,404 @@
+r"""Label transforms: scalar functions l with E[l(y) S_m(x)] = sum_i E[P_i] a_i^{(x) m}.
+
+Let Z ~ N(0, 1), Y = g(Z) + sigma * noise and c_r(l) = E[He_r(Z) l(Y)]. An order-m transform has
+c_1 = ... = c_{m-1} = 0 and c_m = 1. Four kinds are built, each for the orders 1 to 4:
+
+* ``polynomial``: in the span of y, .., y^m (Makkuva, Viswanath, Kannan, Oh, ICML 2019);
+* ``centred``: the same with a constant added, which costs nothing since E[S_m(x)] = 0;
+* ``least_norm``: the transform of least E[l(Y)^2], a combination of rho_r(y) = E[He_r(Z) | Y = y];
+* ``weighted``: the transform of least E[l(Y)^2 tau_m(Y)], where tau_m(y) is what one sample contributes to the
+  variance of the estimated experts; a combination of rho_r / tau_m.
+
+The last two are tables over y, interpolated linearly and clamped at the ends. Their coefficients are solved from
+the constraints on the *interpolated* functions, so that interpolation costs efficiency and never bias.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.activations import (
+    ActivationLike,
+    Parity,
+    ScalarFunction,
+    activation_facts,
+    activation_name,
+    apply_activation,
+    get_activation,
+)
+from moejax.gaussian import HALF_WIDTH, Array, gaussian_grid, hermite_polynomials
+
+TransformKind = Literal["polynomial", "centred", "least_norm", "weighted"]
+TRANSFORM_KINDS: tuple[TransformKind, ...] = get_args(TransformKind)
+ORDERS = (2, 3, 4)
+
+NUM_LABELS = 1024
+"""Points of a table over y."""
+TABLE_HALF_WIDTH = 6.5
+"""Tables cover g([-6.5, 6.5]) and 8 noise standard deviations to each side; 8e-11 of the inputs fall outside."""
+LARGEST_SECOND_MOMENT = 1000.0
+"""An order is usable when E[l^2] <= 1000 at c_m = 1 (in float32 the signal would otherwise drown in rounding
+and, at any precision, need more than a million samples)."""
+RELATIVE_NOISE_RANGE = (0.01, 10.0)
+"""The range of sigma / std(g(Z)) for which transforms are built."""
+
+
+class LabelTransform(NamedTuple):
+    """l(y): a table over y, or (`values` all zero) a polynomial. A pytree: it goes through jit and vmap."""
+
+    start: Array
+    """() smallest y of the table."""
+    step: Array
+    """() spacing of the table in y."""
+    values: Array
+    """(num_labels,) l at the points of the table; linear between them, constant beyond them."""
+    coefficients: Array
+    """(m + 1,) of 1, y, .., y^m, added to the table."""
+    second_moment: Array
+    """() E[l(Y)^2]."""
+    weighted_second_moment: Array
+    """() E[l(Y)^2 tau_m(Y)], the variance one sample contributes to the experts."""
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """l(y), elementwise."""
+        return _evaluate(self, y, jnp)
+
+
+class PosteriorTable(NamedTuple):
+    """Posterior means of functions of Z given Y = y, over a uniform grid of y: all that the tables are made of."""
+
+    start: Array
+    """() smallest y."""
+    step: Array
+    """() spacing."""
+    hermite: Array
+    """(4, num_labels) rho_r(y) = E[He_r(Z) | y], r = 1..4."""
+    square: Array
+    """(num_labels,) E[Z^2 | y]."""
+    hermite_squares: Array
+    """(2, num_labels) E[He_2(Z)^2 | y], E[He_3(Z)^2 | y]."""
+
+
+def posterior_table(noise_std: Array, labels_of: Callable[[Array], Array], *, num_nodes: int, xp: ModuleType) -> PosteriorTable:
+    """Posterior means of the Hermite polynomials, by quadrature over z with the row maximum subtracted in logs.
+
+    Args:
+        noise_std: () sigma > 0; its dtype is the dtype of the computation.
+        labels_of: g, elementwise on arrays.
+        num_nodes: of the quadrature over z; see `num_quadrature_nodes`.
+        xp: numpy (double precision, on the host) or jax.numpy (traceable).
+    """
+    grid = gaussian_grid(num_nodes, dtype=noise_std.dtype, xp=xp)
+    labels = labels_of(grid.nodes)
+    inside = xp.abs(grid.nodes) <= TABLE_HALF_WIDTH
+    start = xp.where(inside, labels, xp.inf).min() - 8.0 * noise_std
+    stop = xp.where(inside, labels, -xp.inf).max() + 8.0 * noise_std
+    step = (stop - start) / (NUM_LABELS - 1)
+    y = start + step * xp.arange(NUM_LABELS, dtype=labels.dtype)
+    he = hermite_polynomials(grid.nodes, 4, xp=xp)
+    functions = xp.concatenate([he[1:], grid.nodes[None] ** 2, he[2:4] ** 2])
+    log_prior = -0.5 * grid.nodes**2
+    means = []
+    for block in xp.split(y, NUM_LABELS // 64):  # blocks keep the (labels, nodes) array in cache
+        log_density = log_prior[None] - 0.5 * ((block[:, None] - labels[None]) / noise_std) ** 2
+        density = xp.exp(log_density - log_density.max(axis=1, keepdims=True))
+        means.append(functions @ density.T / density.sum(axis=1)[None])
+    table = xp.concatenate(means, axis=1)
+    return PosteriorTable(start, step, table[:4], table[4], table[5:])
+
+
+def variance_weight(order: int, square: Array, hermite_squares: Array, num_experts: int) -> Array:
+    """tau_m from E[Z^2], E[He_2^2] and E[He_3^2] (given Y, or at a given Z), for mixing weights p = 1 / num_experts.
+
+    tau_2 = 1 - p + p Z^2;  tau_m = p He_{m-1}^2 + (m-1)! (p Z^2 + 1 - 2p), m = 3, 4: the sample's own expert is
+    the one estimated, or its partner in the span, or neither.
+    """
+    p = 1.0 / max(num_experts, 2)
+    if order <= 2:
+        return 1.0 - p + p * square
+    return p * hermite_squares[order - 3] + math.factorial(order - 1) * (p * square + 1.0 - 2.0 * p)
+
+
+def build_label_transform(
+    noise_std: Array,
+    posterior: PosteriorTable | None,
+    *,
+    labels_of: Callable[[Array], Array],
+    parity: Parity,
+    order: int,
+    kind: TransformKind,
+    num_experts: int,
+    num_nodes: int,
+    xp: ModuleType = jnp,
+) -> LabelTransform:
+    """The pure core of `label_transform`: noise_std may be traced, everything after the star is static.
+
+    Args:
+        noise_std: () sigma > 0; its dtype is the dtype of the computation.
+        posterior: of the same activation and sigma; needed by the kinds "least_norm" and "weighted".
+        labels_of: g, elementwise on arrays.
+        parity: of g, as `activation_facts` found it.
+        order: m, 1 to 4.
+        kind: one of TRANSFORM_KINDS.
+        num_experts: k, for the weight tau_m with p = 1/k.
+        num_nodes: of the quadrature over z in which the constraints are exact.
+        xp: numpy or jax.numpy.
+    """
+    dtype = noise_std.dtype
+    grid = gaussian_grid(num_nodes, dtype=dtype, xp=xp)
+    noise = gaussian_grid(41, half_width=7.0, dtype=dtype, xp=xp)
+    y = labels_of(grid.nodes)[:, None] + noise_std * noise.nodes[None]
+    # the r <= m whose rho_r does not vanish identically: the even ones alone for an even g
+    rows = np.asarray([r for r in range(1, order + 1) if parity != "even" or r % 2 == 0])
+    target = xp.asarray(rows == order, dtype)
+    he = hermite_polynomials(grid.nodes, 4, xp=xp)
+    zero = xp.zeros((), dtype)
+
+    def hermite_coefficients(values: Array) -> Array:
+        """(b, len(rows)): c_r of functions of Y given on the product grid as (b, nodes, noise nodes)."""
+        return (values @ noise.weights) @ (he[rows] * grid.weights[None]).T
+
+    if kind in ("polynomial", "centred"):
+        scale = xp.sqrt(grid.weights @ (y**2 @ noise.weights))
+        powers = range(0 if kind == "centred" else 1, order + 1)
+        basis = xp.stack([(y / scale) ** power for power in powers])
+        constraints = hermite_coefficients(basis)
+        weighted = basis * (grid.weights[:, None] * noise.weights[None])[None]
+        gram = weighted.reshape(len(powers), -1) @ basis.reshape(len(powers), -1).T
+        # least a'Ga subject to C'a = e; for most g the span is just large enough, and there is one solution
+        whitened = xp.linalg.solve(gram, constraints)
+        solution = whitened @ xp.linalg.solve(constraints.T @ whitened, target)
+        scaled = [coefficient / scale**power for coefficient, power in zip(solution, powers, strict=True)]
+        coefficients = xp.stack([zero] * (order + 1 - len(scaled)) + scaled)
+        transform = LabelTransform(zero, zero + 1.0, xp.zeros(NUM_LABELS, dtype), coefficients, zero, zero)
+    else:
+        table = posterior.hermite[rows - 1]
+        if kind == "weighted":
+            table = table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
+        constraints = hermite_coefficients(
+            xp.stack([_interpolate(y, posterior.start, posterior.step, values, xp) for values in table])
+        )
+        solution = xp.linalg.solve(constraints.T, target)
+        coefficients = xp.zeros(order + 1, dtype)
+        transform = LabelTransform(posterior.start, posterior.step, solution @ table, coefficients, zero, zero)
+
+    squares = (_evaluate(transform, y, xp) ** 2 @ noise.weights) * grid.weights
+    tau = variance_weight(order, grid.nodes**2, he[2:4] ** 2, num_experts)
+    return transform._replace(second_moment=squares.sum(), weighted_second_moment=squares @ tau)
+
+
+def _interpolate(y: Array, start: Array, step: Array, values: Array, xp: ModuleType) -> Array:
+    """Linear interpolation in a uniform table, constant beyond its ends."""
+    last = values.shape[0] - 1
+    position = xp.clip((y - start) / step, 0.0, last)
+    left = xp.clip(xp.floor(position), 0, last - 1).astype(np.int32)
+    fraction = position - left.astype(position.dtype)
+    return (1.0 - fraction) * values[left] + fraction * values[left + 1]
+
+
+def _evaluate(transform: LabelTransform, y: Array, xp: ModuleType) -> Array:
+    table = _interpolate(y, transform.start, transform.step, transform.values, xp)
+    polynomial = transform.coefficients[-1]
+    for power in range(transform.coefficients.shape[0] - 2, -1, -1):
+        polynomial = polynomial * y + transform.coefficients[power]
+    return table + polynomial
+
+
+def num_quadrature_nodes(fn: ScalarFunction, smallest_noise_std: float) -> int:
+    """Nodes over z whose images are closer than sigma / 1.2: a power of two plus one, 2049 to 32769."""
+    spacing = smallest_noise_std / (1.2 * max(activation_facts(fn).largest_slope, 1e-3))
+    return 2 ** int(np.clip(math.ceil(math.log2(2 * HALF_WIDTH / spacing)), 11, 15)) + 1
+
+
+_CONSTRAINT_NODES = 2**14 + 1
+"""Nodes of the constraints' quadrature on the host: the error at a kink is below 1e-7."""
+
+
+def _on_host(fn: ScalarFunction) -> Callable[[np.ndarray], np.ndarray]:
+    """g on NumPy arrays in double precision, whatever JAX's default is."""
+
+    def labels_of(z: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(True), jax.ensure_compile_time_eval():
+            return np.asarray(apply_activation(fn, jnp.asarray(z, jnp.float64)))
+
+    return labels_of
+
+
+@functools.lru_cache(maxsize=512)
+def _posterior_on_host(fn: ScalarFunction, noise_std: float) -> PosteriorTable:
+    num_nodes = max(4097, num_quadrature_nodes(fn, noise_std))
+    return posterior_table(np.float64(noise_std), _on_host(fn), num_nodes=num_nodes, xp=np)
+
+
+@functools.lru_cache(maxsize=8192)
+def transform_on_host(fn: ScalarFunction, noise_std: float, order: int, kind: TransformKind, num_experts: int) -> LabelTransform:
+    """`build_label_transform` in double precision with NumPy, for a sigma that is a number; not checked for use.
+
+    A transform whose constraints are singular comes back with `second_moment` infinite.
+    """
+    build = functools.partial(
+        build_label_transform,
+        np.float64(noise_std),
+        _posterior_on_host(fn, noise_std) if kind in ("least_norm", "weighted") else None,
+        labels_of=_on_host(fn),
+        parity=activation_facts(fn).parity,
+        order=order,
+        kind=kind,
+        num_experts=num_experts,
+        num_nodes=max(_CONSTRAINT_NODES, num_quadrature_nodes(fn, noise_std)),
+        xp=np,
+    )
+    try:
+        return build()
+    except np.linalg.LinAlgError:
+        nothing = np.zeros(())
+        return LabelTransform(nothing, nothing + 1, np.zeros(NUM_LABELS), np.zeros(order + 1), nothing + np.inf, nothing + np.inf)
+
+
+def label_transform(
+    activation: ActivationLike,
+    noise_std: float | jax.Array,
+    order: int = 3,
+    kind: TransformKind = "weighted",
+    *,
+    num_experts: int = 3,
+    smallest_noise_std: float = 0.01,
+) -> LabelTransform:
+    """The order-m transform of the labels of an activation at a noise level.
+
+    Args:
+        activation: a registered name, or any scalar JAX function.
+        noise_std: sigma, in units of y. A number: computed in double precision, whatever JAX's default, and
+            cast. A tracer: computed in its own dtype inside the caller's program.
+        order: m of the score tensor it goes with, 1 to 4.
+        kind: "weighted", "least_norm", "centred" or "polynomial".
+        num_experts: k; the weighted kind assumes mixing weights 1/k.
+        smallest_noise_std: where noise_std is traced, the smallest value it may take (it fixes the quadrature).
+
+    Returns:
+        LabelTransform; call it on y.
+
+    Raises:
+        ValueError: an unknown activation or kind, noise_std not positive, or no usable transform of that order,
+            with the reason and the numbers.
+
+    Source: METHOD section 1; Makkuva et al. 2019 for the polynomial kind.
+    """
+    fn = get_activation(activation)
+    if kind not in TRANSFORM_KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(TRANSFORM_KINDS)}, got {kind!r}")
+    if order not in (1, *ORDERS):
+        raise ValueError(f"order: expected 1, 2, 3 or 4, got {order!r}")
+    if isinstance(noise_std, jax.core.Tracer):
+        return traced_label_transforms(fn, noise_std, ((order, kind),), num_experts, smallest_noise_std)[0]
+    reason = why_unusable(fn, float(noise_std), order, num_experts=num_experts)
+    if reason:
+        raise ValueError(f"activation {activation_name(activation)}: no order-{order} transform: {reason}")
+    transform = transform_on_host(fn, float(noise_std), order, kind, num_experts)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), transform)
+
+
+def traced_label_transforms(
+    fn: ScalarFunction,
+    noise_std: jax.Array,
+    wanted: tuple[tuple[int, TransformKind], ...],
+    num_experts: int,
+    smallest_noise_std: float,
+) -> tuple[LabelTransform, ...]:
+    """The transforms (order, kind) in `wanted` at a traced noise_std, from one table of posterior means."""
+    num_nodes = num_quadrature_nodes(fn, smallest_noise_std)
+    labels_of = functools.partial(apply_activation, fn)
+    posterior = posterior_table(noise_std, labels_of, num_nodes=num_nodes, xp=jnp)
+    return tuple(
+        build_label_transform(
+            noise_std,
+            posterior,
+            labels_of=labels_of,
+            parity=activation_facts(fn).parity,
+            order=order,
+            kind=kind,
+            num_experts=num_experts,
+            num_nodes=num_nodes,
+        )
+        for order, kind in wanted
+    )
+
+
+def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
+    """The noise level to build transforms for: `noise_std` moved into the range for which they are built.
+
+    Below the range, transforms of its lower end serve: their c_r are off by less than 1e-4 then.
+    """
+    low, high = (bound * activation_facts(fn).standard_deviation for bound in RELATIVE_NOISE_RANGE)
+    return min(max(noise_std, low), high)
+
+
+def why_unusable(fn: ScalarFunction, noise_std: float, order: int, *, num_experts: int = 3) -> str:
+    """Why there is no usable order-m transform of g at this noise, with the numbers; empty where there is one.
+
+    Raises:
+        ValueError: noise_std is not a positive finite number.
+    """
+    if not (math.isfinite(noise_std) and noise_std > 0):
+        raise ValueError(f"noise_std: expected a positive finite number, got {noise_std!r}")
+    facts = activation_facts(fn)
+    if facts.constant:
+        return "g is constant, so every c_m is 0"
+    low, high = (bound * facts.standard_deviation for bound in RELATIVE_NOISE_RANGE)
+    if not low <= noise_std <= high:
+        return f"noise_std = {noise_std:g} is outside [{low:.3g}, {high:.3g}], for which its transforms are built"
+    if facts.parity == "even" and order % 2 == 1:
+        return f"c_{order} = 0 for every label transform of an even activation"
+    second_moment = float(transform_on_host(fn, noise_std, order, "least_norm", num_experts).second_moment)
+    if not second_moment <= LARGEST_SECOND_MOMENT:
+        size = f"is at least {second_moment:,.0f}" if 0 < second_moment < 1e12 else "is unbounded (c_m is 0 to rounding)"
+        return f"E[l_{order}^2] at c_{order} = 1 {size}, above the bound of {LARGEST_SECOND_MOMENT:,.0f}"
+    return ""
+
+
+def predicted_mse(
+    fn: ScalarFunction, noise_std: float, order: int, kind: TransformKind, *, dim: int = 10, num_experts: int = 3
+) -> float:
+    """Predicted n * E||a_hat_i - a_i||^2 of the spectral estimate, to first order in 1/n, for equal mixing weights.
+
+    p^-2 { (d-k) E[l2^2 tau_2] + (k-1) E[l_m^2 tau_m] }, p = 1/k, orthogonal experts and gates (METHOD section 1).
+    """
+    two = transform_on_host(fn, noise_std, 2, kind, num_experts)
+    high = transform_on_host(fn, noise_std, order, kind, num_experts)
+    return num_experts**2 * float(
+        (dim - num_experts) * two.weighted_second_moment + (num_experts - 1) * high.weighted_second_moment
+    )
+
+
+class OrderChoice(NamedTuple):
+    """Which score tensor to decompose for an activation at a noise level."""
+
+    order: int | None
+    """3 or 4; None where neither is usable."""
+    reason: str
+    """Why there is none, or why this one."""
+
+
+@functools.lru_cache(maxsize=4096)
+def choose_order(
+    fn: ScalarFunction, noise_std: float, *, kind: TransformKind = "weighted", dim: int = 10, num_experts: int = 3
+) -> OrderChoice:
+    """The usable order, 3 or 4, with the least predicted mean squared error; order 2 must be usable as well."""
+    order_two = why_unusable(fn, noise_std, 2, num_experts=num_experts)
+    if order_two:
+        return OrderChoice(None, f"order 2, which whitening needs: {order_two}")
+    reasons = {m: why_unusable(fn, noise_std, m, num_experts=num_experts) for m in (3, 4)}
+    usable = [m for m in (3, 4) if not reasons[m]]
+    if not usable:
+        return OrderChoice(None, "; ".join(f"order {m}: {reasons[m]}" for m in (3, 4)))
+    mse = {m: predicted_mse(fn, noise_std, m, kind, dim=dim, num_experts=num_experts) for m in usable}
+    best = min(usable, key=lambda m: mse[m])
+    return OrderChoice(best, "; ".join(f"order {m}: n MSE {mse[m]:.0f}" if m in mse else f"order {m}: {reasons[m]}" for m in (3, 4)))

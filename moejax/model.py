@@ -1,0 +1,185 @@
+"""The mixture of experts: parameters, sampling, likelihood, responsibilities, prediction.
+
+    P(z = i | x) = softmax_i(w_i . x + c_i),   y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.activations import ActivationLike, apply_activation, get_activation
+
+LOG_TWO_PI = math.log(2.0 * math.pi)
+
+
+class MoEParams(NamedTuple):
+    """Parameters of a mixture of k experts in d dimensions. Gates are gauged so that the last one is zero."""
+
+    experts: jax.Array
+    """(k, d) a_i, in units of g's argument per unit of x."""
+    gating: jax.Array
+    """(k, d) w_i, in nats per unit of x; the last row is 0."""
+    noise_std: jax.Array
+    """(k,) sigma_i, in units of y."""
+    expert_bias: jax.Array
+    """(k,) b_i; 0 where unused."""
+    gating_bias: jax.Array
+    """(k,) c_i, the last 0; 0 where unused."""
+
+
+def make_params(
+    experts: jax.Array,
+    gating: jax.Array,
+    noise_std: jax.Array | float,
+    expert_bias: jax.Array | float = 0.0,
+    gating_bias: jax.Array | float = 0.0,
+) -> MoEParams:
+    """MoEParams from arrays that broadcast to (k, d) and (k,), re-gauged so that the last gate is zero.
+
+    Raises:
+        ValueError: experts and gating are not both (k, d).
+    """
+    experts, gating = jnp.asarray(experts), jnp.asarray(gating)
+    if experts.ndim != 2 or experts.shape != gating.shape:
+        raise ValueError(f"experts and gating: expected two arrays (k, d), got {experts.shape} and {gating.shape}")
+    dtype = jnp.result_type(experts, gating, jnp.result_type(float))
+    per_expert = [jnp.broadcast_to(jnp.asarray(v, dtype), experts.shape[:1]) for v in (noise_std, expert_bias, gating_bias)]
+    return regauge(MoEParams(experts.astype(dtype), gating.astype(dtype), *per_expert))
+
+
+def regauge(params: MoEParams) -> MoEParams:
+    """The same mixture with the last gate (weights and bias) subtracted from all: softmax does not change."""
+    return params._replace(
+        gating=params.gating - params.gating[-1:], gating_bias=params.gating_bias - params.gating_bias[-1:]
+    )
+
+
+def permute_experts(params: MoEParams, permutation: jax.Array) -> MoEParams:
+    """Expert i of the result is expert permutation[i] of `params`; the last gate is zero again afterwards."""
+    return regauge(MoEParams(*(leaf[permutation] for leaf in params)))
+
+
+def gate_logits(params: MoEParams, x: jax.Array) -> jax.Array:
+    """(n, k): w_i . x + c_i."""
+    return x @ params.gating.T + params.gating_bias[None]
+
+
+def expert_means(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n, k): g(a_i . x + b_i)."""
+    return apply_activation(get_activation(activation), x @ params.experts.T + params.expert_bias[None])
+
+
+def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n, k): log P(z = i, y | x), in nats."""
+    log_gate = jax.nn.log_softmax(gate_logits(params, x), axis=1)
+    residual = (y[:, None] - expert_means(params, x, activation)) / params.noise_std[None]
+    return log_gate - 0.5 * residual**2 - jnp.log(params.noise_std)[None] - 0.5 * LOG_TWO_PI
+
+
+def log_likelihood_per_sample(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n,): log p(y_j | x_j), in nats."""
+    return jax.nn.logsumexp(log_joint(params, x, y, activation), axis=1)
+
+
+def log_likelihood(
+    params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike, weights: jax.Array | None = None
+) -> jax.Array:
+    """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
+    return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
+
+
+def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n, k): P(z = i | x, y)."""
+    return jax.nn.softmax(log_joint(params, x, y, activation), axis=1)
+
+
+def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n,): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
+    return jnp.sum(jax.nn.softmax(gate_logits(params, x), axis=1) * expert_means(params, x, activation), axis=1)
+
+
+def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """sum_j weights_j values_j over the leading axis; a zero weight removes its sample, whatever value it has."""
+    if weights is None:
+        return values.sum(axis=0)
+    weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
+    return jnp.where(weights > 0, weights * jnp.where(weights > 0, values, 0), 0).sum(axis=0)
+
+
+def sample(
+    key: jax.Array, params: MoEParams, activation: ActivationLike, num_samples: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draw from the model with standard normal inputs.
+
+    Args:
+        key: PRNG key.
+        params: of k experts in d dimensions.
+        activation: g.
+        num_samples: n.
+
+    Returns:
+        x (n, d) ~ N(0, I); y (n,); z (n,) int32, the expert that made each y.
+    """
+    x_key, label_key = jax.random.split(key)
+    x = jax.random.normal(x_key, (num_samples, params.experts.shape[1]), params.experts.dtype)
+    y, z = sample_labels(label_key, params, activation, x)
+    return x, y, z
+
+
+def sample_labels(
+    key: jax.Array, params: MoEParams, activation: ActivationLike, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """y (n,) and z (n,) given inputs x (n, d)."""
+    z_key, noise_key = jax.random.split(key)
+    z = jax.random.categorical(z_key, gate_logits(params, x), axis=1)
+    noise = jax.random.normal(noise_key, z.shape, x.dtype)
+    chosen = jnp.take_along_axis(expert_means(params, x, activation), z[:, None], axis=1)[:, 0]
+    return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
+
+
+class InstanceScales(NamedTuple):
+    """What a random instance is like; all traced."""
+
+    noise_std: jax.Array
+    """() sigma, of every expert."""
+    gating_norm: jax.Array
+    """() norm of each gate but the last, which is zero."""
+    gating_angle: jax.Array
+    """() angle in degrees between each gate and the experts' span."""
+    expert_correlation: jax.Array
+    """() cosine between every two experts, in (-1/(k-1), 1)."""
+    expert_norms: jax.Array
+    """(k,)"""
+
+
+def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams:
+    """A random mixture: a uniformly rotated frame of experts, and gates in random directions at a given angle.
+
+    The experts are R C^{1/2} with R (d, k) orthonormal, uniform, and C their correlation matrix, times their norms. Each gate is
+    norm * (cos(angle) u + sin(angle) v), u uniform on the sphere of the experts' span and v on that of its complement.
+    With dim = num_experts the complement is empty and the gates lie in the span whatever the angle.
+    """
+    num_experts = scales.expert_norms.shape[0]
+    dtype = scales.expert_norms.dtype
+    frame_key, span_key, complement_key = jax.random.split(key, 3)
+    frame = jnp.linalg.qr(jax.random.normal(frame_key, (dim, num_experts), dtype))[0]
+    correlation = scales.expert_correlation + (1.0 - scales.expert_correlation) * jnp.eye(num_experts, dtype=dtype)
+    experts = scales.expert_norms[:, None] * (jnp.linalg.cholesky(correlation) @ frame.T)
+    in_span = jax.random.normal(span_key, (num_experts, num_experts), dtype) @ frame.T
+    outside = jax.random.normal(complement_key, (num_experts, dim), dtype)
+    outside = outside - (outside @ frame) @ frame.T
+    angle = jnp.deg2rad(scales.gating_angle) if dim > num_experts else jnp.zeros((), dtype)
+    directions = jnp.cos(angle) * unit_rows(in_span) + jnp.sin(angle) * unit_rows(outside)
+    gating = scales.gating_norm * directions.at[-1].set(0.0)
+    zeros = jnp.zeros(num_experts, dtype)
+    return MoEParams(experts, gating, jnp.full(num_experts, scales.noise_std, dtype), zeros, zeros)
+
+
+def unit_rows(a: jax.Array) -> jax.Array:
+    """Rows divided by their Euclidean norms; a zero row stays zero."""
+    norms = jnp.linalg.norm(a, axis=-1, keepdims=True)
+    return a / jnp.where(norms > 0, norms, 1.0)

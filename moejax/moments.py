@@ -1,0 +1,162 @@
+r"""Cross-moments of transformed labels with the score tensors of a standard normal input, never d^3 in size.
+
+    S_2(x) = x x' - I,   S_3(x) = x(x)x(x)x - sym_3(x (x) I),   S_4(x) = x^{(x)4} - sym_6(x(x)x(x)I) + sym_3(I(x)I).
+
+Contracted with a whitening W (d, k), p = W'x and M = W'W, the third and fourth are k^3 and k^4:
+
+    S_3(W,W,W) = p(x)p(x)p - sym_3(p (x) M),   S_4(W,W,W,W) = p^{(x)4} - sym_6(p(x)p(x)M) + sym_3(M(x)M).
+
+Every moment is a weighted sum over samples divided by the sum of the weights: sums over chunks, devices and machines
+add up (`streamed_sum`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class RawMoments(NamedTuple):
+    """Weighted sums over samples; adding two of them merges two parts of a data set."""
+
+    total_weight: jax.Array
+    """()"""
+    zeroth: jax.Array
+    """() sum_j w_j l_j."""
+    powers: tuple[jax.Array, ...]
+    """sum_j w_j l_j p_j^{(x) r} for some orders r, each (k,) * r."""
+
+
+def power_sums(points: jax.Array, labels: jax.Array, weights: jax.Array | None, orders: tuple[int, ...]) -> RawMoments:
+    """Weighted sums of labels times powers of the points.
+
+    Args:
+        points: (n, k), x itself or W'x.
+        labels: (n,) transformed labels l(y).
+        weights: (n,) or None.
+        orders: which powers, 1 to 4.
+    """
+    chex.assert_rank([points, labels], [2, 1])
+    n, k = points.shape
+    weighted = labels if weights is None else jnp.where(weights > 0, labels * weights, 0)
+    points = points if weights is None else jnp.where(weights[:, None] > 0, points, 0)
+    pairs = (points[:, :, None] * points[:, None, :]).reshape(n, k * k) if max(orders) > 2 else points
+
+    def power_sum(order: int) -> jax.Array:
+        if order == 1:
+            return weighted @ points
+        right = points if order == 2 else pairs
+        left = pairs if order == 4 else points
+        return (left.T @ (weighted[:, None] * right)).reshape((k,) * order)
+
+    total = jnp.asarray(n, points.dtype) if weights is None else weights.sum()
+    return RawMoments(total, weighted.sum(), tuple(power_sum(order) for order in orders))
+
+
+def _streamed_power_sums(
+    x: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    whitening: jax.Array | None,
+    orders: tuple[int, ...],
+    chunk_size: int | None,
+) -> RawMoments:
+    chex.assert_equal_shape_prefix([x, labels], 1)
+    if chunk_size is not None and weights is None:
+        weights = jnp.ones(x.shape[0], x.dtype)  # so that the padding of the last chunk weighs nothing
+
+    def sums_of(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> RawMoments:
+        return power_sums(x if whitening is None else x @ whitening, labels, weights, orders)
+
+    return streamed_sum(sums_of, x, labels, weights, chunk_size=chunk_size)
+
+
+def symmetrised_product(vector_or_matrix: jax.Array, metric: jax.Array) -> jax.Array:
+    """The sum over distinct placements of the indices of v (x) M or B (x) M (M symmetric; B = M counts each once)."""
+    if vector_or_matrix.ndim == 1:
+        first = jnp.einsum("a,bc->abc", vector_or_matrix, metric)
+        return first + first.transpose(1, 0, 2) + first.transpose(1, 2, 0)
+
+    def half(left: jax.Array, right: jax.Array) -> jax.Array:
+        one = jnp.einsum("ab,cd->abcd", left, right)
+        return one + one.transpose(0, 2, 1, 3) + one.transpose(0, 3, 2, 1)
+
+    if vector_or_matrix is metric:
+        return half(metric, metric)
+    return half(vector_or_matrix, metric) + half(metric, vector_or_matrix)
+
+
+def second_moment(x: jax.Array, labels: jax.Array, weights: jax.Array | None = None, *, chunk_size: int | None = None) -> jax.Array:
+    """T2 = mean[l S_2(x)], the (d, d) second cross-moment.
+
+    Args:
+        x: (n, d) inputs, standard normal.
+        labels: (n,) order-2 transformed labels.
+        weights: (n,) sample weights, zero for padding; None for ones.
+        chunk_size: stream over chunks of that many samples; None takes all at once.
+    """
+    sums = _streamed_power_sums(x, labels, weights, None, (2,), chunk_size)
+    moment = (sums.powers[0] - sums.zeroth * jnp.eye(x.shape[1], dtype=x.dtype)) / sums.total_weight
+    return 0.5 * (moment + moment.T)
+
+
+def whitened_moment(
+    x: jax.Array,
+    labels: jax.Array,
+    whitening: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    order: int,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """T_m(W, .., W) = mean[l S_m(W, .., W)], a (k,) * m tensor, m = 3 or 4, in O(n (d k + k^m)).
+
+    Args:
+        x: (n, d) inputs, standard normal.
+        labels: (n,) order-m transformed labels.
+        whitening: (d, k) W.
+        weights: (n,) sample weights, zero for padding; None for ones.
+        order: m, 3 or 4.
+        chunk_size: stream over chunks of that many samples; None takes all at once.
+    """
+    chex.assert_rank(whitening, 2)
+    metric = whitening.T @ whitening
+    orders = (1, 3) if order == 3 else (2, 4)
+    sums = _streamed_power_sums(x, labels, weights, whitening, orders, chunk_size)
+    low, high = sums.powers
+    moment = high - symmetrised_product(low, metric)
+    if order == 4:
+        moment = moment + sums.zeroth * symmetrised_product(metric, metric)
+    return moment / sums.total_weight
+
+
+def streamed_sum(sums_of: Callable[..., Any], *arrays: jax.Array | None, chunk_size: int | None) -> Any:
+    """`sums_of(*arrays)`, a pytree of sums over the leading axis, or the same added up over chunks by a scan.
+
+    The last chunk is padded with zeros, so one of the arrays should be the samples' weights.
+
+    Args:
+        sums_of: maps arrays with a leading axis of samples to a pytree of sums.
+        arrays: each (n, ...); None is handed on.
+        chunk_size: samples in a chunk; None, or n and more, takes all at once.
+    """
+    n = next(a.shape[0] for a in arrays if a is not None)
+    if chunk_size is None or chunk_size >= n:
+        return sums_of(*arrays)
+    num_chunks = -(-n // chunk_size)
+
+    def chunks(a: jax.Array) -> jax.Array:
+        padding = [(0, num_chunks * chunk_size - n)] + [(0, 0)] * (a.ndim - 1)
+        return jnp.pad(a, padding).reshape(num_chunks, chunk_size, *a.shape[1:])
+
+    def add(total: Any, chunk: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, sums_of(*chunk)), None
+
+    chunked = jax.tree.map(chunks, arrays)
+    shapes = jax.eval_shape(lambda parts: sums_of(*parts), jax.tree.map(lambda a: a[0], chunked))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, chunked)[0]

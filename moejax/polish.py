@@ -1,0 +1,321 @@
+r"""From a root-n consistent start to the maximum-likelihood estimate: damped Newton steps on the observed likelihood.
+
+The log-likelihood of one sample depends on the parameters only through 2k - 1 linear predictors, u_i = a_i . x + b_i and
+v_i = w_i . x + c_i, and through s_i = log sigma_i. With r the posterior and P the prior of the expert, e_i = (y - g(u_i)) / sigma_i,
+d_i = e_i g'(u_i) / sigma_i,
+
+    dl/du_i = r_i d_i,   dl/dv_i = r_i - P_i,   dl/ds_i = r_i (e_i^2 - 1),
+
+and the Hessian in (u, v, s) is closed form too (`predictor_derivatives`), so the Hessian in the parameters is one product of
+(pairs of inputs) x (pairs of predictors): exact Newton costs what the outer-product approximation does.
+
+A step solves (H + mu C) delta = gradient, H the observed and C the complete-data information (Louis 1982): mu -> 0 is
+Newton, a large mu a short step of EM (Lange 1995). It is kept only if the likelihood does not decrease.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.activations import ScalarFunction, activation_and_slope
+from moejax.em import (
+    CHUNK_SIZE,
+    NoiseModel,
+    block_matrix,
+    join_intercept,
+    log_normal,
+    split_intercept,
+    weighted_gram,
+    with_intercept,
+    with_last_gate,
+)
+from moejax.model import MoEParams
+from moejax.moments import streamed_sum
+
+
+class Curvature(NamedTuple):
+    """Value and derivatives of the log-likelihood in the free parameters, P of them (see `free_parameters`)."""
+
+    log_likelihood: jax.Array
+    """()"""
+    gradient: jax.Array
+    """(P,)"""
+    observed: jax.Array
+    """(P, P) minus the Hessian."""
+    complete: jax.Array
+    """(P, P) expected information had the experts' labels been seen; positive semi-definite."""
+
+
+class PolishRun(NamedTuple):
+    """Where a polish ended."""
+
+    params: MoEParams
+    log_likelihood: jax.Array
+    """() in nats."""
+    history: jax.Array
+    """(num_steps,) log-likelihood after each step, never decreasing."""
+    num_steps: jax.Array
+    """() int32 passes over the data before convergence."""
+    converged: jax.Array
+    """() bool: the predicted gain of a full Newton step fell below the tolerance."""
+    curvature: Curvature
+    """At `params`."""
+
+
+def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
+    """How many free noise parameters a noise model has."""
+    return {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
+
+
+def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> jax.Array:
+    """(P,): experts (k D), all gates but the last ((k - 1) D), log noise (0, 1 or k), D = d or d + 1 with biases."""
+    experts = join_intercept(params.experts, params.expert_bias, fit_intercept)
+    gates = join_intercept(params.gating, params.gating_bias, fit_intercept)[:-1]
+    log_noise = jnp.log(params.noise_std)[: num_noise_parameters(noise, experts.shape[0])]
+    return jnp.concatenate([experts.reshape(-1), gates.reshape(-1), log_noise])
+
+
+def params_from_free(free: jax.Array, like: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> MoEParams:
+    """The inverse of `free_parameters`; what is not free is taken from `like`."""
+    k, dim = like.experts.shape
+    size = dim + int(fit_intercept)
+    experts, expert_bias = split_intercept(free[: k * size].reshape(k, size), dim)
+    gating, gating_bias = split_intercept(with_last_gate(free[k * size : (2 * k - 1) * size].reshape(k - 1, size)), dim)
+    noise_std = like.noise_std
+    if noise != "known":
+        noise_std = jnp.broadcast_to(jnp.exp(free[(2 * k - 1) * size :]), noise_std.shape)
+    if not fit_intercept:
+        expert_bias, gating_bias = like.expert_bias, like.gating_bias
+    return MoEParams(experts, gating, noise_std, expert_bias, gating_bias)
+
+
+class PredictorDerivatives(NamedTuple):
+    """Derivatives of each sample's log-likelihood in its predictors (u_1..u_k, v_1..v_{k-1}) and in s_1..s_k."""
+
+    value: jax.Array
+    """(n,)"""
+    gradient: jax.Array
+    """(2k - 1, n) in the predictors."""
+    noise_gradient: jax.Array
+    """(k, n)"""
+    observed: jax.Array
+    """(2k - 1, 2k - 1, n) minus the Hessian in the predictors."""
+    observed_cross: jax.Array
+    """(2k - 1, k, n) minus the mixed derivatives in predictors and s."""
+    observed_noise: jax.Array
+    """(k, k, n) minus the Hessian in s."""
+    complete: jax.Array
+    """(2k - 1, 2k - 1, n) complete-data information of the predictors: r g'^2 / sigma^2, and that of the gates."""
+    complete_noise: jax.Array
+    """(k, n) complete-data information of s, 2 r."""
+
+
+def predictor_derivatives(
+    predictors: jax.Array, y: jax.Array, noise_std: jax.Array, fn: ScalarFunction
+) -> PredictorDerivatives:
+    """Closed-form derivatives of log sum_i P_i(v) N(y; g(u_i), sigma_i^2).
+
+    Args:
+        predictors: (2k - 1, n), u then v.
+        y: (n,).
+        noise_std: (k,).
+        fn: g.
+    """
+    k = noise_std.shape[0]
+    u, v = predictors[:k], predictors[k:]
+    log_gate = jax.nn.log_softmax(jnp.concatenate([v, jnp.zeros_like(u[:1])]), axis=0)
+    (mean, slope), (_, second) = jax.jvp(lambda t: activation_and_slope(fn, t), (u,), (jnp.ones_like(u),))
+    inverse = (1.0 / noise_std)[:, None]
+    error = (y[None] - mean) * inverse
+    joint = log_gate + log_normal((y[None] - mean) ** 2, noise_std)
+    value = jax.nn.logsumexp(joint, axis=0)
+    r, p = jnp.exp(joint - value[None]), jnp.exp(log_gate)
+    slope = slope * inverse
+    d, q = error * slope, error**2 - 1.0
+    a, b = r * d, r * q
+    r_free, p_free = r[: k - 1], p[: k - 1]
+
+    eye = jnp.eye(k, dtype=y.dtype)[:, :, None]
+    gate_eye, mixed_eye = eye[: k - 1, : k - 1], eye[:, : k - 1]
+    p_outer = p_free[:, None] * p_free[None]
+    uu = eye * (r * (slope**2 - error * second * inverse - d**2))[:, None] + a[:, None] * a[None]
+    uv = a[:, None] * (r_free[None] - mixed_eye)
+    vv = gate_eye * (p_free - r_free)[:, None] + r_free[:, None] * r_free[None] - p_outer
+    us = eye * (a * (2.0 - q))[:, None] + a[:, None] * b[None]
+    vs = (r_free[:, None] - mixed_eye.transpose(1, 0, 2)) * b[None]
+    ss = eye * (r * (2.0 * error**2 - q**2))[:, None] + b[:, None] * b[None]
+    nothing = jnp.zeros_like(uv)
+    return PredictorDerivatives(
+        value=value,
+        gradient=jnp.concatenate([a, r_free - p_free]),
+        noise_gradient=b,
+        observed=_symmetric(uu, uv, vv),
+        observed_cross=jnp.concatenate([us, vs]),
+        observed_noise=ss,
+        complete=_symmetric(eye * (r * slope**2)[:, None], nothing, gate_eye * p_free[:, None] - p_outer),
+        complete_noise=2.0 * r,
+    )
+
+
+def _symmetric(top_left: jax.Array, top_right: jax.Array, bottom_right: jax.Array) -> jax.Array:
+    top = jnp.concatenate([top_left, top_right], axis=1)
+    return jnp.concatenate([top, jnp.concatenate([top_right.transpose(1, 0, 2), bottom_right], axis=1)])
+
+
+def likelihood_curvature(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    noise: NoiseModel,
+    fit_intercept: bool,
+    ridge: jax.Array | float = 0.0,
+) -> Curvature:
+    """Log-likelihood, gradient, observed and complete-data information, in one pass over the data.
+
+    Args:
+        params: where.
+        x: (n, d); y: (n,); weights: (n,).
+        fn: g.
+        noise: which noise parameters are free.
+        fit_intercept: whether biases are.
+        ridge: () coefficient of ||free gates||^2 / 2, subtracted from the log-likelihood.
+    """
+    k = params.experts.shape[0]
+    size = x.shape[1] + int(fit_intercept)
+    gates = join_intercept(params.gating, params.gating_bias, fit_intercept)[:-1]
+    rows = jnp.concatenate([join_intercept(params.experts, params.expert_bias, fit_intercept), gates])
+    pairs = np.triu_indices(2 * k - 1)
+    complete_pairs = [i for i, (s, t) in enumerate(zip(*pairs, strict=True)) if s == t or s >= k]
+
+    def sums_of(x: jax.Array, y: jax.Array, weights: jax.Array):
+        design = with_intercept(x, fit_intercept)
+        predictors = rows @ design
+        if not fit_intercept:
+            biases = jnp.concatenate([params.expert_bias, params.gating_bias[:-1]])
+            predictors = predictors + biases[:, None]
+        at = predictor_derivatives(predictors, y, params.noise_std, fn)
+        coefficients = jnp.concatenate([at.observed[pairs], at.complete[pairs][np.asarray(complete_pairs)]])
+        noise_free, cross = at.noise_gradient, at.observed_cross
+        noise_observed, noise_complete = at.observed_noise @ weights, at.complete_noise @ weights
+        if noise == "shared":
+            noise_free, cross = noise_free.sum(axis=0, keepdims=True), cross.sum(axis=1, keepdims=True)
+            noise_observed, noise_complete = noise_observed.sum()[None, None], noise_complete.sum()[None]
+        return (
+            at.value @ weights,
+            (at.gradient * weights[None]) @ design.T,
+            noise_free @ weights,
+            weighted_gram(design, coefficients * weights[None]),
+            jnp.einsum("bqn,dn->bdq", cross * weights[None, None], design),
+            noise_observed,
+            noise_complete,
+        )
+
+    value, gradient, noise_gradient, blocks, cross, noise_observed, noise_complete = streamed_sum(
+        sums_of, x, y, weights, chunk_size=CHUNK_SIZE
+    )
+    num_pairs = len(pairs[0])
+    complete_blocks = jnp.zeros((num_pairs, size, size), x.dtype).at[np.asarray(complete_pairs)].set(blocks[num_pairs:])
+    observed = block_matrix(blocks[:num_pairs], size)
+    complete = block_matrix(complete_blocks, size)
+    penalty = ridge * jnp.concatenate([jnp.zeros(k * size, x.dtype), jnp.ones((k - 1) * size, x.dtype)])
+    observed, complete = observed + jnp.diag(penalty), complete + jnp.diag(penalty)
+    gradient = gradient.reshape(-1) - penalty * rows.reshape(-1)
+    value = value - 0.5 * ridge * jnp.sum(gates**2)
+    if noise != "known":
+        cross = cross.reshape(observed.shape[0], -1)
+        observed = jnp.block([[observed, cross], [cross.T, noise_observed]])
+        complete = jax.scipy.linalg.block_diag(complete, jnp.diag(noise_complete))
+        gradient = jnp.concatenate([gradient, noise_gradient])
+    return Curvature(value, gradient, observed, complete)
+
+
+_DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
+
+
+def damped_step(curvature: Curvature, damping: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(step (P,), damping (), found ()): H + mu C is positive definite for the first mu of damping * (1, 10, 100, 1000).
+
+    The complete-data information C gets a small multiple of its own diagonal, for parameters the data do not reach.
+    """
+    scale = jnp.sqrt(jnp.maximum(jnp.diag(curvature.complete), jnp.finfo(damping.dtype).tiny))
+    scaled = scale[:, None] * scale[None]
+    identity = jnp.eye(scale.shape[0], dtype=scale.dtype)
+    observed, complete = curvature.observed / scaled, curvature.complete / scaled + 1e-3 * identity
+    ladder = damping * jnp.asarray(_DAMPING_LADDER, damping.dtype)
+
+    def solve(mu: jax.Array) -> jax.Array:
+        factor = jnp.linalg.cholesky(observed + mu * complete + 10 * jnp.finfo(mu.dtype).eps * identity)
+        return jax.scipy.linalg.cho_solve((factor, True), curvature.gradient / scale) / scale
+
+    steps = jax.vmap(solve)(ladder)
+    good = jnp.isfinite(steps).all(axis=1) & (steps @ curvature.gradient >= 0)
+    first = jnp.argmax(good)
+    found = good[first]
+    return jnp.where(found, steps[first], 0.0), jnp.where(found, ladder[first], ladder[-1]), found
+
+
+def polish(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_steps: int = 50,
+    noise: NoiseModel = "shared",
+    fit_intercept: bool = False,
+    ridge: float = 0.0,
+    tolerance: float = 1e-4,
+) -> PolishRun:
+    """Damped Newton ascent of the observed log-likelihood; it never decreases.
+
+    Args:
+        params: to start from.
+        x: (n, d); y: (n,); weights: (n,) sample weights.
+        fn: g; at kinks its one-sided derivative is used.
+        num_steps: budget of passes over the data.
+        noise: "known" keeps noise_std, "shared" fits one, "per_expert" fits k.
+        fit_intercept: whether biases are fitted.
+        ridge: on the gates, relative to the sample size.
+        tolerance: in nats: converged when a step promises less than this.
+    """
+    total_ridge = ridge * weights.sum()
+
+    def curvature_at(free: jax.Array) -> Curvature:
+        at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+        return likelihood_curvature(
+            at, x, y, weights, fn=fn, noise=noise, fit_intercept=fit_intercept, ridge=total_ridge
+        )
+
+    def advance(state):
+        free, now, damping, _, count = state
+        step, used, found = damped_step(now, damping)
+        candidate = curvature_at(free + step)
+        promised = step @ now.gradient - 0.5 * step @ now.observed @ step
+        accept = candidate.log_likelihood >= now.log_likelihood
+        gain = candidate.log_likelihood - now.log_likelihood
+        # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
+        good = found & accept & (gain >= 0.5 * promised)
+        damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
+        damping = jnp.clip(damping, 1e-6, 1e8)
+        free = jnp.where(accept, free + step, free)
+        now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
+        done = found & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
+        return free, now, damping, done, count + 1
+
+    def body(state, _):
+        state = jax.lax.cond(state[3], lambda s: s, advance, state)
+        return state, state[1].log_likelihood
+
+    free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
+    start = (free, curvature_at(free), jnp.asarray(1e-2, x.dtype), jnp.asarray(False), jnp.asarray(0, jnp.int32))
+    (free, now, _, done, count), history = jax.lax.scan(body, start, length=num_steps)
+    fitted = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+    return PolishRun(fitted, now.log_likelihood, history, count, done, now)

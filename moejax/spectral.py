@@ -1,0 +1,118 @@
+r"""Experts from moments: whiten with T2, decompose the whitened T3 or T4, un-whiten (Makkuva et al. 2019, Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.label_transforms import LabelTransform
+from moejax.model import unit_rows
+from moejax.moments import second_moment, whitened_moment
+from moejax.tensor_power import TensorDecomposition, tensor_power_method
+
+OK, RANK_DEFICIENT, TENSOR_NOT_CONVERGED, TENSOR_NOT_POSITIVE, NOT_FINITE = range(5)
+SPECTRAL_STATUS = {
+    OK: "ok",
+    RANK_DEFICIENT: "T2 has fewer positive eigenvalues than experts: the sample is too small or the model wrong",
+    TENSOR_NOT_CONVERGED: "the tensor power iteration did not converge within its budget",
+    TENSOR_NOT_POSITIVE: "the whitened moment tensor has a non-positive eigenvalue: the sample is too small or the model wrong",
+    NOT_FINITE: "the moments are not finite",
+}
+
+
+class SpectralTransforms(NamedTuple):
+    """The label transforms of one activation and noise level that a spectral estimate needs."""
+
+    second: LabelTransform
+    """Order 2, for whitening."""
+    high: LabelTransform
+    """Order 3 or 4, for the decomposition."""
+    first: LabelTransform | None
+    """Order 1, for the signs of experts found at order 4; None where signs are known (order 3) or free (even g)."""
+
+
+class SpectralEstimate(NamedTuple):
+    """What the moments say about the mixture."""
+
+    experts: jax.Array
+    """(k, d) unit rows."""
+    mixing_weights: jax.Array
+    """(k,) estimates of E[P_i], as the eigenvalues give them (they need not sum to 1)."""
+    second_moment_eigenvalues: jax.Array
+    """(d,) of T2, decreasing; in theory the k-th is positive and the rest are 0."""
+    decomposition: TensorDecomposition
+    """Of the whitened tensor."""
+    status: jax.Array
+    """() int32, a key of SPECTRAL_STATUS."""
+
+
+def spectral_estimate(
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    transforms: SpectralTransforms,
+    weights: jax.Array | None = None,
+    *,
+    num_experts: int,
+    order: int,
+    num_restarts: int = 16,
+    num_iterations: int = 30,
+    num_polar_iterations: int = 8,
+    chunk_size: int | None = None,
+) -> SpectralEstimate:
+    """Unit-norm experts from the label-score moments of (x, y).
+
+    Args:
+        key: PRNG key of the restarts of the tensor power method.
+        x: (n, d) inputs, standard normal (whiten others first).
+        y: (n,) labels.
+        transforms: of the activation and noise, of orders 2 and `order`.
+        weights: (n,) sample weights; None for ones.
+        num_experts: k <= d.
+        order: m, 3 or 4.
+        num_restarts, num_iterations, num_polar_iterations: of `tensor_power_method`.
+        chunk_size: stream the moments over chunks of that many samples.
+
+    Returns:
+        SpectralEstimate. Where T2 has non-positive eigenvalues among its top k, their absolute values whiten and the
+        status says so: the experts are then a start, not an estimate.
+    """
+    moment = second_moment(x, transforms.second(y), weights, chunk_size=chunk_size)
+    finite = jnp.isfinite(moment).all()
+    eigenvalues, eigenvectors = jnp.linalg.eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
+    top_values, basis = eigenvalues[::-1][:num_experts], eigenvectors[:, ::-1][:, :num_experts]
+    floor = 1e-3 * jnp.maximum(jnp.abs(eigenvalues).max(), jnp.finfo(x.dtype).tiny)
+    scales = jnp.sqrt(jnp.maximum(jnp.abs(top_values), floor))
+    whitening = basis / scales[None]
+    tensor = whitened_moment(x, transforms.high(y), whitening, weights, order=order, chunk_size=chunk_size)
+    finite = finite & jnp.isfinite(tensor).all()
+    decomposition = tensor_power_method(
+        key,
+        jnp.where(finite, tensor, 0),
+        num_restarts=num_restarts,
+        num_iterations=num_iterations,
+        num_polar_iterations=num_polar_iterations,
+    )
+    experts = unit_rows(decomposition.eigenvectors @ (basis * scales[None]).T)
+    if transforms.first is not None:
+        # E[l1(y) x] = sum_i E[P_i] a_i: in the dual basis its coordinates are the mixing weights, which are positive
+        first = first_moment(x, transforms.first(y), weights)
+        sign = jnp.sign(decomposition.eigenvectors @ (whitening.T @ first))
+        experts = experts * jnp.where(sign == 0, 1.0, sign)[:, None]
+    values = decomposition.eigenvalues
+    mixing_weights = jnp.maximum(jnp.abs(values), jnp.finfo(x.dtype).tiny) ** (-2.0 if order == 3 else -1.0)
+    status = jnp.where(jnp.any(decomposition.status == 1), TENSOR_NOT_CONVERGED, OK)
+    status = jnp.where(jnp.any(values <= 0), TENSOR_NOT_POSITIVE, status)
+    status = jnp.where(top_values[-1] <= 0, RANK_DEFICIENT, status)
+    status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
+    return SpectralEstimate(experts, mixing_weights, eigenvalues[::-1], decomposition, status)
+
+
+def first_moment(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """(d,): mean[l(y) x]."""
+    if weights is None:
+        return labels @ x / x.shape[0]
+    kept = weights > 0
+    return jnp.where(kept, labels * weights, 0) @ jnp.where(kept[:, None], x, 0) / weights.sum()
