@@ -69,7 +69,7 @@ class LabelTransform(NamedTuple):
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """l(y), elementwise."""
-        return _evaluate(self, y, jnp)
+        return _evaluate(jax.tree.map(lambda leaf: jnp.asarray(leaf, y.dtype), self), y, jnp)
 
 
 class PosteriorTable(NamedTuple):

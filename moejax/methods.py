@@ -163,8 +163,11 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
 
 
 GATING_STEPS = 20
+GATING_TOLERANCE = 3e-3
 JOINT_STEPS = 10
-"""EM steps between the moments and the polish: enough to enter the region where Newton converges."""
+JOINT_TOLERANCE = 1e-3
+"""EM steps between the moments and the polish, and the gain in nats per sample below which they stop: enough to enter the
+region where Newton converges, and no more."""
 
 
 def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -181,7 +184,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
         run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
         return _finish(run.params, run.history, run.num_steps, run.converged, problem, start.spectral)
     inflated = "shared" if config.noise == "known" else config.noise
-    gates = gating_em(start.params, *data, num_steps=GATING_STEPS, noise=inflated, **common)
+    gates = gating_em(start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common)
     return joint_em_then_polish(gates.params, problem, config, num_em_steps=JOINT_STEPS, spectral=start.spectral)
 
 
@@ -192,7 +195,7 @@ def joint_em_then_polish(
     data = (problem.x, problem.y, problem.weights)
     common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
     inflated = "shared" if config.noise == "known" else config.noise
-    joint = joint_em(params, *data, num_steps=num_em_steps, noise=inflated, **common)
+    joint = joint_em(params, *data, num_steps=num_em_steps, noise=inflated, tolerance=JOINT_TOLERANCE, **common)
     fitted = joint.params
     if config.noise == "known":
         fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))

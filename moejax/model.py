@@ -135,7 +135,8 @@ def sample_labels(
 ) -> tuple[jax.Array, jax.Array]:
     """y (n,) and z (n,) given inputs x (n, d)."""
     z_key, noise_key = jax.random.split(key)
-    z = jax.random.categorical(z_key, gate_logits(params, x), axis=1)
+    cumulative = jnp.cumsum(jax.nn.softmax(gate_logits(params, x).T, axis=0)[:-1], axis=0)
+    z = jnp.sum(jax.random.uniform(z_key, x.shape[:1], x.dtype)[None] >= cumulative, axis=0)
     noise = jax.random.normal(noise_key, z.shape, x.dtype)
     chosen = jnp.take_along_axis(expert_means(params, x, activation), z[:, None], axis=1)[:, 0]
     return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
@@ -165,12 +166,12 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
     """
     num_experts = scales.expert_norms.shape[0]
     dtype = scales.expert_norms.dtype
-    frame_key, span_key, complement_key = jax.random.split(key, 3)
-    frame = jnp.linalg.qr(jax.random.normal(frame_key, (dim, num_experts), dtype))[0]
+    draws = jax.random.normal(key, (num_experts, 2 * dim + num_experts), dtype)  # one call: each costs compile time
+    frame = jnp.linalg.qr(draws[:, :dim].T)[0]
     correlation = scales.expert_correlation + (1.0 - scales.expert_correlation) * jnp.eye(num_experts, dtype=dtype)
     experts = scales.expert_norms[:, None] * (jnp.linalg.cholesky(correlation) @ frame.T)
-    in_span = jax.random.normal(span_key, (num_experts, num_experts), dtype) @ frame.T
-    outside = jax.random.normal(complement_key, (num_experts, dim), dtype)
+    in_span = draws[:, 2 * dim :] @ frame.T
+    outside = draws[:, dim : 2 * dim]
     outside = outside - (outside @ frame) @ frame.T
     angle = jnp.deg2rad(scales.gating_angle) if dim > num_experts else jnp.zeros((), dtype)
     directions = jnp.cos(angle) * unit_rows(in_span) + jnp.sin(angle) * unit_rows(outside)

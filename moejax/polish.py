@@ -295,27 +295,31 @@ def polish(
         )
 
     def advance(state):
-        free, now, damping, _, count = state
-        step, used, found = damped_step(now, damping)
+        free, now, damping, step, used, found, _, count = state
         candidate = curvature_at(free + step)
         promised = step @ now.gradient - 0.5 * step @ now.observed @ step
-        accept = candidate.log_likelihood >= now.log_likelihood
         gain = candidate.log_likelihood - now.log_likelihood
+        accept = gain >= 0  # also at the first pass, which only evaluates the start: its gain is infinite
         # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
         good = found & accept & (gain >= 0.5 * promised)
         damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
-        damping = jnp.clip(damping, 1e-6, 1e8)
+        damping = jnp.where(count == 0, damping_at_start, jnp.clip(damping, 1e-6, 1e8))
         free = jnp.where(accept, free + step, free)
         now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
-        done = found & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
-        return free, now, damping, done, count + 1
+        done = (count > 0) & found & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
+        return free, now, damping, *damped_step(now, damping), done, count + 1
 
     def body(state, _):
-        state = jax.lax.cond(state[3], lambda s: s, advance, state)
+        state = jax.lax.cond(state[-2], lambda s: s, advance, state)
         return state, state[1].log_likelihood
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
-    start = (free, curvature_at(free), jnp.asarray(1e-2, x.dtype), jnp.asarray(False), jnp.asarray(0, jnp.int32))
-    (free, now, _, done, count), history = jax.lax.scan(body, start, length=num_steps)
+    damping_at_start = jnp.asarray(1e-2, x.dtype)
+    size = free.shape[0]
+    square = jnp.zeros((size, size), x.dtype)
+    nowhere = Curvature(jnp.asarray(-jnp.inf, x.dtype), jnp.zeros_like(free), square, square)
+    no = jnp.asarray(False)
+    start = (free, nowhere, damping_at_start, jnp.zeros_like(free), damping_at_start, no, no, jnp.asarray(0, jnp.int32))
+    (free, now, *_, done, count), history = jax.lax.scan(body, start, length=num_steps)
     fitted = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
     return PolishRun(fitted, now.log_likelihood, history, count, done, now)

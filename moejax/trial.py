@@ -296,13 +296,15 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         hyperparameters: traced scales, sample size and label transforms.
         spec: static.
     """
-    instance_key, input_key, label_key, held_out_key, method_key = jax.random.split(key, 5)
+    instance_key, input_key, label_key, method_key = jax.random.split(key, 4)
     scales = hyperparameters.scales
     dtype = scales.expert_norms.dtype
     truth = random_params(instance_key, scales, spec.dim)
     sampler = get_input_distribution(spec.input_distribution)
-    x = sampler(input_key, spec.padded_num_samples, spec.dim, dtype)
-    y, _ = sample_labels(label_key, truth, spec.activation, x)
+    all_x = sampler(input_key, spec.padded_num_samples + NUM_HELD_OUT, spec.dim, dtype)
+    all_y, _ = sample_labels(label_key, truth, spec.activation, all_x)
+    x, held_out_x = all_x[:-NUM_HELD_OUT], all_x[-NUM_HELD_OUT:]
+    y, held_out_y = all_y[:-NUM_HELD_OUT], all_y[-NUM_HELD_OUT:]
     weights = (jnp.arange(spec.padded_num_samples) < hyperparameters.num_samples).astype(dtype)
 
     fn = get_activation(spec.fit_activation)
@@ -324,9 +326,6 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         max_iterations=spec.max_iterations,
     )
     fitted = get_method(spec.method)(method_key, Problem(x, y, weights, noise_std, transforms), config)
-    held_out_x_key, held_out_label_key = jax.random.split(held_out_key)
-    held_out_x = sampler(held_out_x_key, NUM_HELD_OUT, spec.dim, dtype)
-    held_out_y, _ = sample_labels(held_out_label_key, truth, spec.activation, held_out_x)
     per_sample = log_likelihood_per_sample(fitted.params, x, y, fn) * weights
     held_out = log_likelihood_per_sample(fitted.params, held_out_x, held_out_y, fn)
     error = predict(fitted.params, held_out_x, fn) - held_out_y

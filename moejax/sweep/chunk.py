@@ -172,7 +172,7 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
                 status[positions] = np.asarray(value)[:keep]
             elif name in metrics:
                 metrics[name][positions] = np.asarray(value, dtype=np.float64)[:keep]
-            elif value is not None:
+            elif value is not None and np.ndim(value) > 1:
                 rows = np.asarray(value)[:keep]
                 arrays[name] = np.zeros((total, *rows.shape[1:]), dtype=rows.dtype)
                 arrays[name][positions] = rows

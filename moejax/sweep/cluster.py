@@ -127,6 +127,7 @@ def pin_to_core(core: int) -> str:
 _DASK_SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # the engine retries and isolates
     "distributed.scheduler.work-stealing": False,  # it would move chunks away from their compiled program
+    "distributed.deploy.lost-worker-timeout": "30 days",  # a worker that dies often is restarted every time
     "distributed.worker.daemon": True,
     "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS:.0f}s",
     "distributed.admin.tick.limit": "1h",  # a compiling coordinator is no news

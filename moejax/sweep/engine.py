@@ -191,13 +191,13 @@ class Engine:
             return
         if outcome.worker_died:
             self._queue.forget_worker(worker)
-        trials = len(chunk.trials)
         label = self._plan.buckets[chunk.bucket].label
-        self._progress.note(
-            f"{outcome.reason}: {trials} trial{'s' if trials > 1 else ''} of {label} to be isolated"
-        )
+        if not chunk.suspect:  # the first failure of a chunk, not every step of its isolation
+            self._progress.note(f"{label}: {outcome.reason}; its chunk is run again in parts")
         status = WORKER_DIED if outcome.worker_died else RAISED
         for failed in self._queue.failed(chunk, status, outcome.reason, outcome.worker_died):
+            if outcome.worker_died:
+                self._progress.note(f"{label}: {failed.reason}: {len(failed.chunk.trials)} failed")
             self._commit(failed.chunk, _failed_result(failed), failed.chunk.attempts)
 
     def _commit(self, chunk: Chunk, result: ChunkResult, attempts: int) -> None:

@@ -121,7 +121,8 @@ class DaskExecutor:
 
     def _refresh(self) -> None:
         try:
-            self._workers = sorted(self._client.nthreads())
+            threads: Any = self._client.nthreads()  # a dict: this client is not asynchronous
+            self._workers = sorted(threads)
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(
                 f"the Dask scheduler is gone ({describe(error)}); what is done is kept"

@@ -34,7 +34,8 @@ class Places:
 
     def error(self, message: str, table: str = "", key: str = "", index: int = 0) -> SpecError:
         """The error to raise: `FILE:LINE: [table] key: message`, on one line."""
-        line = self._lines.get((table, index, key)) or self._lines.get((table, index, ""))
+        candidates = [(table, index, key), (table, index, ""), (key, 0, "")]  # the last: key is a table
+        line = next((self._lines[place] for place in candidates if place in self._lines), None)
         where = f"{self.path}:{line}" if line else self.path
         if key in self._overridden:
             where = "--set"

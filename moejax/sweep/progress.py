@@ -60,7 +60,7 @@ class SweepProgress:
     def note(self, line: str) -> None:
         self._notes += 1
         if self._notes <= MAX_NOTES:
-            self._console.print(Text(line, style="yellow"))
+            self._console.print(Text(line, style="yellow"), soft_wrap=True)
         elif self._notes == MAX_NOTES + 1:
             self._console.print(Text("more of the same follows and is not shown", style="yellow"))
 

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
+from moejax.sweep.chunk import ENGINE_STATUS_REASONS
 from moejax.sweep.plan import Plan
 
 MAX_ATTEMPTS_ALONE = 2
@@ -130,6 +131,8 @@ class WorkQueue:
             return []
         queue = self._buckets[chunk.bucket]
         queue.isolated += 1
+        if worker_died:
+            reason = ENGINE_STATUS_REASONS[status]  # which worker it was is in the table of times
         given_up = [FailedTrials(tried, status, reason)]
         if queue.isolated >= GIVE_UP_AFTER and not queue.succeeded:
             given_up += self._give_up(chunk.bucket, status, reason)
