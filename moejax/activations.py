@@ -32,6 +32,8 @@ class ActivationFacts(NamedTuple):
     standard_deviation: float
     """of g(Z), Z standard normal."""
     constant: bool
+    kinked: bool
+    """whether g' jumps somewhere."""
 
 
 _REGISTRY: dict[str, ScalarFunction] = {}
@@ -92,6 +94,21 @@ def apply_activation(fn: ScalarFunction, t: jax.Array) -> jax.Array:
     return jax.vmap(fn)(t.reshape(-1)).reshape(t.shape)
 
 
+def activation_derivatives(
+    fn: ScalarFunction, t: jax.Array, width: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(g(t), g'(t), g''(t)) elementwise.
+
+    With a `width` (), the derivatives are those of g averaged over [t - width, t + width], by differences of g and g':
+    at a kink they see the change of slope that pointwise derivatives miss.
+    """
+    if width is None:
+        (g, slope), (_, second) = jax.jvp(lambda s: activation_and_slope(fn, s), (t,), (jnp.ones_like(t),))
+        return g, slope, second
+    (above, slope_above), (below, slope_below) = (activation_and_slope(fn, t + sign * width) for sign in (1.0, -1.0))
+    return apply_activation(fn, t), (above - below) / (2.0 * width), (slope_above - slope_below) / (2.0 * width)
+
+
 def activation_and_slope(fn: ScalarFunction, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(g(t), g'(t)) elementwise, by forward differentiation; at a kink, the derivative JAX takes there."""
     return jax.jvp(lambda s: apply_activation(fn, s), (t,), (jnp.ones_like(t),))
@@ -127,7 +144,17 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
         parity = "odd"
     else:
         parity = "none"
-    return ActivationFacts(parity, float(np.abs(np.diff(g) / np.diff(z)).max()), standard_deviation, constant)
+    return ActivationFacts(parity, float(np.abs(np.diff(g) / np.diff(z)).max()), standard_deviation, constant, _has_kink(z, g))
+
+
+def _has_kink(z: np.ndarray, g: np.ndarray) -> bool:
+    """Whether the largest jump of the slope between neighbouring cells stays when the cells are made twice as small."""
+
+    def largest_jump(stride: int) -> float:
+        slopes = np.diff(g[::stride]) / np.diff(z[::stride])
+        return float(np.abs(np.diff(slopes)).max())
+
+    return largest_jump(1) > max(0.75 * largest_jump(2), 1e-6 * np.abs(np.diff(g) / np.diff(z)).max())
 
 
 def _leaky_relu(t: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import ScalarFunction, activation_and_slope
+from moejax.activations import ScalarFunction, activation_derivatives, activation_facts
 from moejax.em import (
     CHUNK_SIZE,
     NoiseModel,
@@ -115,7 +115,7 @@ class PredictorDerivatives(NamedTuple):
 
 
 def predictor_derivatives(
-    predictors: jax.Array, y: jax.Array, noise_std: jax.Array, fn: ScalarFunction
+    predictors: jax.Array, y: jax.Array, noise_std: jax.Array, fn: ScalarFunction, width: jax.Array | None = None
 ) -> PredictorDerivatives:
     """Closed-form derivatives of log sum_i P_i(v) N(y; g(u_i), sigma_i^2).
 
@@ -124,11 +124,12 @@ def predictor_derivatives(
         y: (n,).
         noise_std: (k,).
         fn: g.
+        width: () over which the derivatives of g are averaged; None takes them pointwise.
     """
     k = noise_std.shape[0]
     u, v = predictors[:k], predictors[k:]
     log_gate = jax.nn.log_softmax(jnp.concatenate([v, jnp.zeros_like(u[:1])]), axis=0)
-    (mean, slope), (_, second) = jax.jvp(lambda t: activation_and_slope(fn, t), (u,), (jnp.ones_like(u),))
+    mean, slope, second = activation_derivatives(fn, u, width)
     inverse = (1.0 / noise_std)[:, None]
     error = (y[None] - mean) * inverse
     joint = log_gate + log_normal((y[None] - mean) ** 2, noise_std)
@@ -176,6 +177,7 @@ def likelihood_curvature(
     noise: NoiseModel,
     fit_intercept: bool,
     ridge: jax.Array | float = 0.0,
+    width: jax.Array | None = None,
 ) -> Curvature:
     """Log-likelihood, gradient, observed and complete-data information, in one pass over the data.
 
@@ -186,6 +188,7 @@ def likelihood_curvature(
         noise: which noise parameters are free.
         fit_intercept: whether biases are.
         ridge: () coefficient of ||free gates||^2 / 2, subtracted from the log-likelihood.
+        width: () of `activation_derivatives`.
     """
     k = params.experts.shape[0]
     size = x.shape[1] + int(fit_intercept)
@@ -200,7 +203,7 @@ def likelihood_curvature(
         if not fit_intercept:
             biases = jnp.concatenate([params.expert_bias, params.gating_bias[:-1]])
             predictors = predictors + biases[:, None]
-        at = predictor_derivatives(predictors, y, params.noise_std, fn)
+        at = predictor_derivatives(predictors, y, params.noise_std, fn, width)
         coefficients = jnp.concatenate([at.observed[pairs], at.complete[pairs][np.asarray(complete_pairs)]])
         noise_free, cross = at.noise_gradient, at.observed_cross
         noise_observed, noise_complete = at.observed_noise @ weights, at.complete_noise @ weights
@@ -236,6 +239,10 @@ def likelihood_curvature(
     return Curvature(value, gradient, observed, complete)
 
 
+KINK_RATE, KINK_RANGE = 0.6, 32.0
+"""For a kinked g, derivatives are averaged over a width that begins at the standard error of a linear predictor and shrinks by
+KINK_RATE each pass, by KINK_RANGE in all: wide, it steps over the many small local maxima that kinks make; narrow, it settles
+in one."""
 _DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
 
 
@@ -288,15 +295,26 @@ def polish(
     """
     total_ridge = ridge * weights.sum()
 
-    def curvature_at(free: jax.Array) -> Curvature:
+    kinked = activation_facts(fn).kinked
+
+    def curvature_at(free: jax.Array, width: jax.Array) -> Curvature:
         at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
         return likelihood_curvature(
-            at, x, y, weights, fn=fn, noise=noise, fit_intercept=fit_intercept, ridge=total_ridge
+            at,
+            x,
+            y,
+            weights,
+            fn=fn,
+            noise=noise,
+            fit_intercept=fit_intercept,
+            ridge=total_ridge,
+            width=width if kinked else None,
         )
 
     def advance(state):
         free, now, damping, step, used, found, _, count = state
-        candidate = curvature_at(free + step)
+        width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
+        candidate = curvature_at(free + step, width)
         promised = step @ now.gradient - 0.5 * step @ now.observed @ step
         gain = candidate.log_likelihood - now.log_likelihood
         accept = gain >= 0  # also at the first pass, which only evaluates the start: its gain is infinite
@@ -306,7 +324,8 @@ def polish(
         damping = jnp.where(count == 0, damping_at_start, jnp.clip(damping, 1e-6, 1e8))
         free = jnp.where(accept, free + step, free)
         now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
-        done = (count > 0) & found & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
+        settled = (width <= widest / KINK_RANGE) if kinked else True
+        done = (count > 0) & settled & found & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
         return free, now, damping, *damped_step(now, damping), done, count + 1
 
     def body(state, _):
@@ -314,6 +333,7 @@ def polish(
         return state, state[1].log_likelihood
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
+    widest = params.noise_std.min() * jnp.sqrt(params.experts.size / weights.sum())
     damping_at_start = jnp.asarray(1e-2, x.dtype)
     size = free.shape[0]
     square = jnp.zeros((size, size), x.dtype)
