@@ -1,0 +1,23 @@
+"""Tests run in double precision with strict promotion: a silent float32 or a silent broadcast is an error."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# programs compiled by one test are found by the next, also in other processes
+_cache = Path(os.environ.get("MOEJAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"moejax-test-cache-{os.getuid()}"))
+jax.config.update("jax_compilation_cache_dir", str(_cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def single_precision():
+    """JAX's default precision, for the tests of float32."""
+    with jax.enable_x64(False):
+        yield
