@@ -1,6 +1,7 @@
 """moejax: parameter recovery for mixtures of experts, from moments to the maximum-likelihood estimate."""
 
 from moejax.activations import activation_names, register_activation
+from moejax.fitting import FitResult, fit
 from moejax.inputs import register_input_distribution
 from moejax.label_transforms import LabelTransform, label_transform
 from moejax.methods import register_method
@@ -10,9 +11,11 @@ from moejax.model import MoEParams, log_likelihood, make_params, predict, respon
 __version__ = "0.1.0"
 
 __all__ = [
+    "FitResult",
     "LabelTransform",
     "MoEParams",
     "activation_names",
+    "fit",
     "label_transform",
     "log_likelihood",
     "make_params",

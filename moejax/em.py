@@ -35,7 +35,7 @@ class EMRun(NamedTuple):
     log_likelihood: jax.Array
     """() sum over samples at `params`, in nats."""
     history: jax.Array
-    """(num_steps,) log-likelihood before each step; constant once frozen."""
+    """(num_steps,) objective before each step; NaN once frozen."""
     num_steps: jax.Array
     """() int32, steps made before the gain fell below the tolerance."""
     converged: jax.Array
@@ -183,7 +183,7 @@ def frozen_scan(
         tolerance: () least gain that goes on.
 
     Returns:
-        The last state; (num_steps,) objectives before each step; () int32 steps made; () bool converged.
+        The last state; (num_steps,) objectives before each step, NaN once frozen; () int32 steps made; () bool converged.
     """
 
     def body(carry, _):
@@ -193,8 +193,10 @@ def frozen_scan(
             new_state, new_objective = step(state)
             return new_state, new_objective, new_objective - objective < tolerance
 
-        state, objective, done = jax.lax.cond(done, lambda s: (s, objective, True), advance, state)
-        return (state, objective, done, count + jnp.where(done, 0, 1)), objective
+        frozen = done
+        state, objective, done = jax.lax.cond(frozen, lambda s: (s, objective, True), advance, state)
+        made = jnp.where(frozen, 0, 1).astype(jnp.int32)
+        return (state, objective, done, count + made), jnp.where(frozen, jnp.nan, objective)
 
     start = (state, jnp.asarray(-jnp.inf, tolerance.dtype), jnp.asarray(False), jnp.asarray(0, jnp.int32))
     (state, _, done, count), history = jax.lax.scan(body, start, length=num_steps)

@@ -74,9 +74,9 @@ class MethodResult(NamedTuple):
     mixing_weights: jax.Array
     """(k,) estimated E[P_i]."""
     history: jax.Array
-    """(max_iterations,) log-likelihood in nats along the last stage; constant once it has converged."""
+    """(h,) log-likelihood in nats at every pass over the data, stage after stage; NaN where a stage had converged."""
     num_iterations: jax.Array
-    """() int32 of that stage."""
+    """() int32 passes made."""
     status: jax.Array
     """() int32, a key of METHOD_STATUS; 0 is ok."""
     spectral: SpectralEstimate | None
@@ -157,7 +157,7 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         chunk_size=config.chunk_size,
     )
     params = _zero_gates(estimate.experts, problem.noise_std)
-    history = jnp.full(config.max_iterations, jnp.nan, problem.x.dtype)
+    history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
     return MethodResult(params, mixing_weights, history, jnp.asarray(0, jnp.int32), estimate.status, estimate)
 
@@ -185,22 +185,14 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
         return _finish(run.params, run.history, run.num_steps, run.converged, problem, start.spectral)
     inflated = "shared" if config.noise == "known" else config.noise
     gates = gating_em(start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common)
-    return joint_em_then_polish(gates.params, problem, config, num_em_steps=JOINT_STEPS, spectral=start.spectral)
-
-
-def joint_em_then_polish(
-    params: MoEParams, problem: Problem, config: MethodConfig, *, num_em_steps: int, spectral: SpectralEstimate | None = None
-) -> MethodResult:
-    """Joint EM with the noise free, then the polish under the noise model of `config`."""
-    data = (problem.x, problem.y, problem.weights)
-    common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
-    inflated = "shared" if config.noise == "known" else config.noise
-    joint = joint_em(params, *data, num_steps=num_em_steps, noise=inflated, tolerance=JOINT_TOLERANCE, **common)
+    joint = joint_em(gates.params, *data, num_steps=JOINT_STEPS, noise=inflated, tolerance=JOINT_TOLERANCE, **common)
     fitted = joint.params
     if config.noise == "known":
         fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))
     run = polish(fitted, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-    return _finish(run.params, run.history, run.num_steps, run.converged, problem, spectral)
+    history = jnp.concatenate([gates.history, joint.history, run.history])
+    num_steps = gates.num_steps + joint.num_steps + run.num_steps
+    return _finish(run.params, history, num_steps, run.converged, problem, start.spectral)
 
 
 def _finish(params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None) -> MethodResult:

@@ -57,7 +57,7 @@ class PolishRun(NamedTuple):
     log_likelihood: jax.Array
     """() in nats."""
     history: jax.Array
-    """(num_steps,) log-likelihood after each step, never decreasing."""
+    """(num_steps,) penalised log-likelihood after each pass, never decreasing; NaN after convergence."""
     num_steps: jax.Array
     """() int32 passes over the data before convergence."""
     converged: jax.Array
@@ -329,8 +329,9 @@ def polish(
         return free, now, damping, *damped_step(now, damping), done, count + 1
 
     def body(state, _):
-        state = jax.lax.cond(state[-2], lambda s: s, advance, state)
-        return state, state[1].log_likelihood
+        frozen = state[-2]
+        state = jax.lax.cond(frozen, lambda s: s, advance, state)
+        return state, jnp.where(frozen, jnp.nan, state[1].log_likelihood)
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / weights.sum())

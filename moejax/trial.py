@@ -139,7 +139,7 @@ class TrialResult(NamedTuple):
     num_iterations: jax.Array
     """int32"""
     history: jax.Array | None
-    """(max_iterations,) where `record` asks for it."""
+    """(h,) where `record` asks for it; NaN once a stage has converged."""
 
 
 def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:

@@ -7,8 +7,11 @@ starts, so both are set before a worker imports JAX.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +55,16 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
         specs[index] = {"cls": Nanny, "options": options}
     scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
     cluster = None
-    try:
-        cluster = SpecCluster(workers=specs, scheduler=scheduler, name="moejax", silence_logs=False)
-        client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-        if cluster is not None:
-            cluster.close()
-        raise ClusterError(f"--workers {workers}: the workers did not start: {describe(error)}") from error
+    with _interrupts_held_back():
+        try:
+            cluster = SpecCluster(workers=specs, scheduler=scheduler, name="moejax", silence_logs=False)
+            client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+            if cluster is not None:
+                cluster.close()
+            raise ClusterError(
+                f"--workers {workers}: the workers did not start: {describe(error)}"
+            ) from error
 
     def close() -> None:
         client.close()
@@ -122,6 +128,22 @@ def pin_to_core(core: int) -> str:
         "    if hasattr(os, 'sched_setaffinity'):\n"
         f"        os.sched_setaffinity(0, {{{core}}})\n"
     )
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Keep Ctrl-C from threads and processes started here: it is the coordinator's, which then ends the workers.
+
+    A signal mask is inherited, by workers that are restarted later as well; one that comes now is taken afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _DASK_SETTINGS = {

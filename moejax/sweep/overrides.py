@@ -86,4 +86,7 @@ def _parse(text: str) -> Any:
         pieces = text.removeprefix("[").removesuffix("]").split(",")
         if len(pieces) > 1 or text.startswith("["):
             return [_parse(piece.strip()) for piece in pieces]
+    try:
+        return float(text)  # .5 and 1. are numbers to everybody but TOML
+    except ValueError:
         return text  # a bare word: a name without its quotes

@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from moejax.sweep.schema import (
     check_sound,
     clear_errors,
     connect_for_writing,
+    explain,
 )
 
 LOCK_NAME = "lock"
@@ -94,8 +95,7 @@ class Store:
     def begin_run(self, plan: Plan, provenance: Mapping[str, Any]) -> None:
         """Record a start of the coordinator, and its plan, in one transaction."""
         spec = plan.spec
-        with clear_errors(self.path):
-            self._begin()
+        with self._writing():
             self._connection.executemany(
                 "INSERT OR IGNORE INTO cells (result_hash, data_hash, fields) VALUES (?, ?, ?)",
                 ((cell.result_hash, cell.data_hash, json.dumps(cell.fields())) for cell in plan.cells),
@@ -125,8 +125,7 @@ class Store:
 
     def end_run(self, wall_seconds: float, compile_seconds: float) -> None:
         """Complete the record of this run (a killed run has none; its chunks say what it did)."""
-        with clear_errors(self.path):
-            self._begin()
+        with self._writing():
             self._connection.execute(
                 "UPDATE runs SET wall_seconds = ?, compile_seconds = ? WHERE run = ?",
                 (wall_seconds, compile_seconds, self._run),
@@ -135,8 +134,7 @@ class Store:
 
     def forget_failures(self) -> int:
         """Delete the rows that the engine marked as failed (not what the core judged), to run them again."""
-        with clear_errors(self.path):
-            self._begin()
+        with self._writing():
             self._connection.execute(
                 "DELETE FROM timings WHERE (cell, trial) IN (SELECT cell, trial FROM trials WHERE status < 0)"
             )
@@ -184,8 +182,7 @@ class Store:
         names = list(result.metrics)
         columns = "".join(f', "{name}"' for name in names)
         marks = ", ?" * (4 + len(names))
-        with clear_errors(self.path):
-            self._begin()
+        with self._writing():
             cursor = self._connection.execute(
                 "INSERT INTO chunks (run, bucket, trials, size, vmap_width, host, process, device, started, "
                 "wall_seconds, compile_seconds, compilations, execute_seconds) "
@@ -228,15 +225,24 @@ class Store:
     def commit(self) -> None:
         """Make everything added so far durable."""
         if self._pending:
-            with clear_errors(self.path):
+            with self._writing():
                 self._connection.execute("COMMIT")
-            self._pending = False
+                self._pending = False
         self._last_commit = time.monotonic()
 
-    def _begin(self) -> None:
-        if not self._pending:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._pending = True
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Write within the open transaction, or a new one; after an error nothing of it is left."""
+        try:
+            if not self._pending:
+                self._connection.execute("BEGIN IMMEDIATE")
+                self._pending = True
+            yield
+        except sqlite3.Error as error:
+            self._pending = False
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise StoreError(explain(self.path, error)) from error
 
     def _add_metric_columns(self) -> None:
         """A metric that is new since the store was made gets a column; old rows have no value there."""

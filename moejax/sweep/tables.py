@@ -169,7 +169,7 @@ def export_table(folder: Path | str, file: Path | str) -> int:
             f"{file}: unknown format {file.suffix!r}: expected a name that ends in .csv or .parquet"
         )
     table = load(folder)
-    for name in table.select_dtypes("object"):
+    for name in table:
         if table[name].map(lambda value: isinstance(value, tuple)).any():
             table[name] = table[name].map(_tuple_text)
     try:
