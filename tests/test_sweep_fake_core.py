@@ -78,10 +78,11 @@ def prepare(data, algorithm):
 
 def one_trial(key, hyperparameters, spec):
     x = jax.random.normal(jax.random.wrap_key_data(key), (spec.padded_num_samples,))
-    weights = jnp.arange(spec.padded_num_samples) < hyperparameters["num_samples"]
-    noise = jnp.exp((x * weights).sum() / jnp.sqrt(hyperparameters["num_samples"]))
+    weights = jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters["num_samples"]
+    number = hyperparameters["num_samples"].astype(x.dtype)
+    noise = jnp.exp((x * weights.astype(x.dtype)).sum() / jnp.sqrt(number))
     scale = 0.2 if spec.method == "joint_em" else 1.0
-    error = scale * 20 * spec.dim * hyperparameters["noise_std"] * noise / hyperparameters["num_samples"]
+    error = scale * 20 * spec.dim * hyperparameters["noise_std"].astype(x.dtype) * noise / number
     status = jnp.where(noise > 12.0, 1, 0).astype(jnp.int32)
     error = jnp.where(status == 0, error, jnp.nan)
     return TrialResult(error, error / 2, error / 3, error / 4, -error, -error, error, status,

@@ -7,11 +7,8 @@ starts, so both are set before a worker imports JAX.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +37,14 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
     for index in range(workers):
         if gpus:
             environment = {"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]}
-            preload = []
+            core = None
         else:
             environment = single_threaded_environment()
-            preload = [pin_to_core(cores[index % len(cores)])]
+            core = cores[index % len(cores)]
         options = {
             "nthreads": 1,
             "env": environment,
-            "preload": preload,
+            "preload": [worker_preload(core)],
             "memory_limit": 0,  # chunks are sized to memory in the plan; Dask would pause or kill workers
             "dashboard": False,
             "silence_logs": logging.CRITICAL,
@@ -55,16 +52,14 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
         specs[index] = {"cls": Nanny, "options": options}
     scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
     cluster = None
-    with _interrupts_held_back():
-        try:
-            cluster = SpecCluster(workers=specs, scheduler=scheduler, name="moejax", silence_logs=False)
-            client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
-        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-            if cluster is not None:
-                cluster.close()
-            raise ClusterError(
-                f"--workers {workers}: the workers did not start: {describe(error)}"
-            ) from error
+    try:
+        cluster = SpecCluster(workers=specs, scheduler=scheduler, name="moejax", silence_logs=False)
+        client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+        if cluster is not None:
+            cluster.close()
+        reason = describe(error)
+        raise ClusterError(f"--workers {workers}: the workers did not start: {reason}") from error
 
     def close() -> None:
         client.close()
@@ -120,30 +115,10 @@ def worker_memory_bytes(workers: int) -> int | None:
     return total // max(workers, 1)
 
 
-def pin_to_core(core: int) -> str:
-    """Text of a Dask preload that pins the worker to a core, where the system can (Linux)."""
-    return (
-        "import os\n"
-        "def dask_setup(worker):\n"
-        "    if hasattr(os, 'sched_setaffinity'):\n"
-        f"        os.sched_setaffinity(0, {{{core}}})\n"
-    )
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Keep Ctrl-C from threads and processes started here: it is the coordinator's, which then ends the workers.
-
-    A signal mask is inherited, by workers that are restarted later as well; one that comes now is taken afterwards.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def worker_preload(core: int | None) -> str:
+    """Text of a Dask preload: leave Ctrl-C to the coordinator; pin to a core where the system can."""
+    pin = f"if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {{{core}}})\n"
+    return "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + ("" if core is None else pin)
 
 
 _DASK_SETTINGS = {

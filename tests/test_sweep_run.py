@@ -1,0 +1,464 @@
+"""Running sweeps: equal rows however they are run, failures isolated, kills survived. With the fake core."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from test_sweep_fake_core import NAMES, command, environment, run, write_inputs
+
+from moejax import trial as core
+from moejax.sweep import chunk, commands, load, load_arrays, load_runs, load_timings, read_spec, schema
+from moejax.sweep.chunk import ChunkTask
+from moejax.sweep.plan import make_plan
+from moejax.sweep.plugins import read_plugin, run_plugin
+from moejax.sweep.schema import StoreError
+from moejax.sweep.status import read_status
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Inputs of a sweep with the fake core in this process; the real core comes back afterwards."""
+    # figures take seconds, and have tests of their own
+    monkeypatch.setattr("moejax.sweep.figures.write_figures", lambda figures, folder: [])
+    real = {name: getattr(core, name) for name in NAMES}
+    variables = dict(os.environ)
+    toml, plugin = write_inputs(tmp_path)
+    module = read_plugin(plugin).module_name
+    yield toml, plugin
+    for name, value in real.items():
+        setattr(core, name, value)
+    sys.modules.pop(module, None)
+    chunk.configure.cache_clear()
+    chunk._prepared.cache_clear()
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def sweep(fake, out: Path, *overrides: str, **options) -> dict:
+    toml, plugin = fake
+    options = {"workers": 1, "quiet": True, **options}
+    return commands.sweep(toml, plugin=[plugin], out=out, set=list(overrides), **options)
+
+
+def canonical(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows sorted by what they are, for tables of specs in another order."""
+    names = ["method", "activation", "num_samples", "noise_std", "trial"]
+    return table.sort_values(names, ignore_index=True)
+
+
+def test_a_sweep_makes_every_row_and_a_second_run_reuses_them(fake, tmp_path, capsys):
+    out = tmp_path / "run"
+    first = sweep(fake, out, quiet=False)
+    table = load(out)
+    assert len(table) == first["trials_run"] == 2 * 3 * 2 * 30
+    assert list(table.columns[:3]) == ["activation", "dim", "num_experts"]
+    assert list(table.columns[-2:]) == ["status", "reason"]
+    assert set(core.METRICS) <= set(table.columns)
+    assert not table.duplicated(["method", "noise_std", "num_samples", "trial"]).any()
+    bad = table[table["status"] == 1]
+    assert (bad["reason"] == "non-finite").all()
+    assert bad["recovery_error"].isna().all()
+    assert (out / "summary.csv").stat().st_size > 1000
+    assert "share of errors < 0.02" in capsys.readouterr().out
+    times = load_timings(out)
+
+    second = sweep(fake, out, quiet=False)
+    assert (second["trials_run"], second["trials_reused"], second["compilations"]) == (0, 360, 0)
+    assert "nothing to run: all 360 trials" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(load(out), table, check_exact=True)
+    pd.testing.assert_frame_equal(load_timings(out), times)
+    run_record = load_runs(out)[0]
+    assert run_record["precision"] in ("float32", "float64")
+    assert {"moejax", "jax", "python"} <= set(run_record["versions"])
+    assert run_record["trials"] == 360
+    assert run_record["wall_seconds"] > 0
+
+
+def test_methods_share_data(fake, tmp_path):
+    sweep(fake, tmp_path / "run")
+    table = load(tmp_path / "run")
+    wide = table.pivot_table(
+        index=["noise_std", "num_samples", "trial"], columns="method", values="recovery_error"
+    ).dropna()
+    np.testing.assert_allclose(wide["joint_em"], 0.2 * wide["spectral"], rtol=1e-5)
+
+
+def test_rows_do_not_depend_on_order_nor_on_the_rest_of_the_spec(fake, tmp_path):
+    sweep(fake, tmp_path / "a")
+    sweep(
+        fake,
+        tmp_path / "b",
+        "methods=joint_em,spectral",
+        "num_samples=[100, 512, 60, 40]",
+        "noise_std=[0.5, 0.1, 0.3]",
+        "trials=40",
+    )
+    small, large = load(tmp_path / "a"), load(tmp_path / "b")
+    kept = large["noise_std"].isin([0.1, 0.5]) & (large["num_samples"] != 512) & (large["trial"] < 30)
+    pd.testing.assert_frame_equal(canonical(large[kept]), canonical(small), check_exact=True)
+
+
+def test_a_larger_spec_adds_to_the_same_folder(fake, tmp_path):
+    sweep(fake, tmp_path / "run", "noise_std=0.1")
+    more = sweep(fake, tmp_path / "run", "trials=35")
+    assert (more["trials_reused"], more["trials_run"]) == (180, 6 * 70 - 180)
+    sweep(fake, tmp_path / "run", "noise_std=0.5")
+    assert len(load(tmp_path / "run")) == 6 * 35
+    assert len(load(tmp_path / "run", all_specs=True)) == 6 * 70
+
+
+def test_another_seed_is_another_result(fake, tmp_path):
+    sweep(fake, tmp_path / "run", "noise_std=0.1")
+    again = sweep(fake, tmp_path / "run", "noise_std=0.1", "seed=1")
+    assert again["trials_reused"] == 0
+    rows = load(tmp_path / "run", all_specs=True)
+    assert rows["recovery_error"].nunique() == len(rows.dropna(subset="recovery_error"))
+
+
+def test_equal_cells_run_once(fake, tmp_path):
+    toml, plugin = fake
+    doubled = toml.read_text() + "[[zip]]\nactivation = ['linear', 'linear']\n"
+    toml.write_text(doubled)
+    sweep((toml, plugin), tmp_path / "run")
+    assert len(load(tmp_path / "run")) == 360
+
+
+def test_compilations_are_counted_and_few(fake, tmp_path):
+    """4 noise levels x 5 sample sizes in one bucket x 100 seeds: one compilation for each method."""
+    bucket = ("noise_std=[0.1, 0.2, 0.3, 0.4]", "num_samples=[33, 40, 50, 60, 64]")
+    counts = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: counts.append(event) if event == chunk.COMPILE_EVENT else None
+    )
+    result = sweep(fake, tmp_path / "run", *bucket, "trials=100")
+    assert result["trials_run"] == 4 * 5 * 100 * 2
+    assert result["compilations"] == 2
+    assert len(counts) == 2
+    resumed = sweep(fake, tmp_path / "run", *bucket, "trials=101")
+    assert resumed["trials_run"] == 4 * 5 * 2
+    assert result["padded_trials"] < 0.05 * result["trials_run"]
+
+
+def test_dry_run_writes_nothing(fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = sweep(fake, tmp_path / "run", dry_run=True, pilot=True, quiet=False)
+    assert sorted(tmp_path.iterdir()) == before
+    assert result["cells"] == 12
+    assert len(result["programs"]) == 4
+    assert result["estimated_seconds"] > 0
+    assert "12 cells, 360 trials, 4 compiled programs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_experts=9", "--set: num_experts: 9 is more than dim; expected at most 4"),
+        ("methods=spectrl", "methods: unknown method 'spectrl'; expected spectral or joint_em"),
+        ("activation=reul", "--set: activation: unknown activation 'reul'; did you mean"),
+    ],
+)
+def test_an_impossible_cell_is_one_line_and_changes_nothing(fake, tmp_path, override, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        sweep(fake, tmp_path / "run", override)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_impossible_cell_in_a_grid_is_named(fake):
+    toml, _ = fake
+    text = toml.read_text().replace("num_experts = 2", "").replace("[grid]", "[grid]\nnum_experts = [2, 5]")
+    toml.write_text(text)
+    with pytest.raises(ValueError, match=r"spec\.toml:8: \[grid\] num_experts: 5 is more than dim") as caught:
+        plan_of(fake)
+    assert "in the cell noise_std = 0.1, num_samples = 40, method = " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("activation", "status"), [("raises", chunk.RAISED), ("refuses", chunk.NOT_PREPARED)]
+)
+def test_bad_trials_are_rows_with_a_reason_and_cost_no_other(fake, tmp_path, activation, status):
+    sweep(fake, tmp_path / "run", f"activation={activation}")
+    table = load(tmp_path / "run")
+    assert len(table) == 360
+    failed = table[table["status"] == status]
+    if activation == "raises":
+        keys = {
+            (cell.data.noise_std, cell.data.num_samples, trial)
+            for cell in plan_of(fake, "activation=raises").cells
+            for trial in range(30)
+            if chunk.trial_key(0, cell.data_hash, trial)[0] % 40 == 7
+        }
+        assert {(row.noise_std, row.num_samples, row.trial) for row in failed.itertuples()} == keys
+        assert (failed["reason"] == "RuntimeError: a bad trial").all()
+        assert load_timings(tmp_path / "run")["attempts"].max() > 3
+    else:
+        assert (failed["noise_std"] == 0.5).all()
+        assert len(failed) == 180
+        assert failed["reason"].str.contains("no usable order").all()
+    assert failed["recovery_error"].isna().all()
+    again = sweep(fake, tmp_path / "run", f"activation={activation}", retry_failed=True)
+    assert again["trials_run"] == len(failed)
+
+
+def plan_of(fake, *overrides: str):
+    plugin = read_plugin(fake[1])
+    run_plugin(plugin)
+    return make_plan(read_spec(fake[0], overrides), [plugin])
+
+
+def test_a_program_that_never_works_is_given_up_soon(fake, tmp_path):
+    result = sweep(fake, tmp_path / "run", "activation=always_raises", "trials=2000")
+    table = load(tmp_path / "run")
+    assert len(table) == 2 * 3 * 2 * 2000
+    assert (table["status"] == chunk.RAISED).all()
+    assert table["reason"].str.contains("nothing works").all()
+    assert result["wall_seconds"] < 20
+
+
+def test_history_is_kept_where_asked_for(fake, tmp_path):
+    sweep(fake, tmp_path / "run", 'record=["history"]', "trials=3")
+    histories = load_arrays(tmp_path / "run")
+    assert len(histories) == 36
+    assert all(history.shape == (2,) for history in histories.values())
+
+
+def test_status_counts_what_is_done_failed_and_left(fake, tmp_path, capsys):
+    sweep(fake, tmp_path / "run", "activation=refuses", "noise_std=0.5", "trials=5")
+    state = read_status(tmp_path / "run")
+    assert (state.done, state.failed, state.left, state.running) == (30, 30, 0, False)
+    assert state.failures == [("activation: refuses has no usable order at noise_std = 0.5", 30)]
+    commands.status(tmp_path / "run")
+    assert "complete; 30 of 30 trials done, 30 of them failed, 0 left" in capsys.readouterr().out
+
+
+def test_export(fake, tmp_path, capsys):
+    sweep(fake, tmp_path / "run", "expert_norms=[1.0, [1.0, 2.0]]", "num_samples=40")
+    table = load(tmp_path / "run")
+    commands.export(tmp_path / "run", tmp_path / "t.csv")
+    commands.export(tmp_path / "run", tmp_path / "t.parquet", quiet=True)
+    assert "120 rows" not in capsys.readouterr().err
+    csv, parquet = pd.read_csv(tmp_path / "t.csv"), pd.read_parquet(tmp_path / "t.parquet")
+    for read in (csv, parquet):
+        assert list(read.columns) == list(table.columns)
+        np.testing.assert_array_equal(read["recovery_error"], table["recovery_error"])
+        assert set(read["expert_norms"]) == {"1.0", "[1.0, 2.0]"}
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.csv or \.parquet"):
+        commands.export(tmp_path / "run", tmp_path / "t.xlsx")
+
+
+def test_precision_stops_cells_at_fixed_looks(fake, tmp_path):
+    toml, plugin = fake
+    text = toml.read_text().replace("trials = 30", "")
+    text += (
+        '[precision]\ntarget = {metric = "recovery_error", mcse = 0.03}\nmin_trials = 20\nmax_trials = 100\n'
+    )
+    toml.write_text(text)
+    result = sweep((toml, plugin), tmp_path / "run")
+    table = load(tmp_path / "run")
+    summary = pd.read_csv(tmp_path / "run" / "summary.csv").query("metric == 'recovery_error'")
+    assert set(summary["trials"]) <= {20, 40, 80, 100}
+    assert summary["trials"].nunique() > 1
+    for row in summary.itertuples():
+        values = table.query(
+            f"method == '{row.method}' and noise_std == {row.noise_std} and num_samples == {row.num_samples}"
+        )["recovery_error"].to_numpy()
+        good = values[np.isfinite(values)]
+        assert row.mean_mcse == pytest.approx(good.std(ddof=1) / np.sqrt(good.size))
+        assert row.ended == ("precision reached" if row.mean_mcse <= 0.03 else "max_trials reached")
+        for look in (20, 40, 80):
+            if look < row.trials:
+                early = values[:look][np.isfinite(values[:look])]
+                assert early.std(ddof=1) / np.sqrt(early.size) > 0.03
+    again = sweep((toml, plugin), tmp_path / "run")
+    assert (again["trials_run"], again["trials_reused"]) == (0, result["trials_run"])
+    assert read_status(tmp_path / "run").left == 0
+
+
+def test_a_full_disk_loses_nothing(fake, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    sweep(fake, whole, "trials=300")
+    opened = schema._open
+
+    def open_on_a_small_disk(path: Path) -> sqlite3.Connection:
+        connection = opened(path)
+        connection.execute("PRAGMA max_page_count=40")
+        return connection
+
+    monkeypatch.setattr(schema, "_open", open_on_a_small_disk)
+    monkeypatch.setattr("moejax.sweep.store.COMMIT_SECONDS", 0.0)
+    with pytest.raises(StoreError, match="disk is full") as caught:
+        sweep(fake, tmp_path / "run", "trials=300")
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    kept = load(tmp_path / "run")
+    assert 0 < len(kept) < 3600
+    again = sweep(fake, tmp_path / "run", "trials=300")
+    assert again["trials_reused"] == len(kept)
+    pd.testing.assert_frame_equal(load(tmp_path / "run"), load(whole), check_exact=True)
+
+
+def test_versions_and_precisions_are_not_mixed(fake, tmp_path, monkeypatch):
+    sweep(fake, tmp_path / "run")
+    monkeypatch.setattr("moejax.sweep.provenance.package_version", lambda: "99.0")
+    with pytest.raises(StoreError, match=r"and this is 99\.0; .*--out, or --across-versions"):
+        sweep(fake, tmp_path / "run")
+    sweep(fake, tmp_path / "run", across_versions=True)
+    monkeypatch.undo()
+    monkeypatch.setattr("moejax.sweep.provenance.float_precision", lambda: "float16")
+    with pytest.raises(
+        StoreError, match=r"this run is float16; use --precision float\d\d, or another folder"
+    ):
+        sweep(fake, tmp_path / "run")
+
+
+def test_a_padded_chunk_gives_the_rows_of_a_whole_one(fake):
+    plan = plan_of(fake)
+    cell = plan.cells[0]
+    settings = commands._worker_settings(plan)
+
+    def run_some(trials: tuple[int, ...]) -> np.ndarray:
+        sent = chunk.ChunkCell(cell.data, cell.algorithm, cell.data_hash)
+        task = ChunkTask((sent,), (0,) * len(trials), trials, 0, 8, 1, settings)
+        return chunk.run_chunk(task).metrics["recovery_error"]
+
+    whole = run_some(tuple(range(8)))
+    np.testing.assert_array_equal(run_some((5, 2)), whole[[5, 2]])
+
+
+def test_one_worker_and_two_give_equal_rows(fake, tmp_path):
+    toml, plugin = fake
+    for workers in (1, 2):
+        done = run(command(toml, plugin, tmp_path / str(workers), workers=workers))
+        assert done.returncode == 0, done.stderr
+        assert f"on {workers} worker" in done.stdout
+    run_plugin(read_plugin(plugin))
+    pd.testing.assert_frame_equal(load(tmp_path / "1"), load(tmp_path / "2"), check_exact=True)
+    assert load_timings(tmp_path / "2")["process"].nunique() == 2
+
+
+def test_killed_workers_are_replaced_and_the_bad_trial_is_isolated(fake, tmp_path):
+    toml, plugin = fake
+    small = ["methods=spectral", "noise_std=0.1", "num_samples=[40, 100]", "activation=kills", "trials=4"]
+    for seed in range(100):
+        cells = plan_of(fake, *small, f"seed={seed}").cells
+        bad = [
+            (cell.data.num_samples, trial)
+            for cell in cells
+            for trial in range(4)
+            if chunk.trial_key(seed, cell.data_hash, trial)[0] % 40 == 7
+        ]
+        if len(bad) == 1:
+            break
+    done = run(command(toml, plugin, tmp_path / "run", workers=2, set=[*small, f"seed={seed}"]))
+    assert done.returncode == 0, done.stderr
+    assert "died; its chunk is run again in parts" in done.stderr
+    table = load(tmp_path / "run")
+    assert len(table) == 8
+    died = table[table["status"] == chunk.WORKER_DIED]
+    assert list(zip(died["num_samples"], died["trial"], strict=True)) == bad
+    assert (died["reason"] == "the worker died while it ran the trial").all()
+
+
+def started(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def committed(out: Path) -> pd.DataFrame:
+    """Committed (result_hash, trial, chunk), read while a sweep may be writing; empty without a store."""
+    path = out / schema.STORE_NAME
+    if not path.exists():
+        return pd.DataFrame(columns=["result_hash", "trial", "chunk"])
+    connection = sqlite3.connect(path)
+    try:
+        return pd.read_sql_query(
+            "SELECT result_hash, trial, chunk FROM timings JOIN cells USING (cell)", connection
+        )
+    except pd.errors.DatabaseError:
+        return pd.DataFrame(columns=["result_hash", "trial", "chunk"])
+    finally:
+        connection.close()
+
+
+def wait_for_rows(out: Path, more_than: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(committed(out)) <= more_than and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_with_a_line_that_says_how_to_resume(fake, tmp_path):
+    toml, plugin = fake
+    arguments = command(toml, plugin, tmp_path / "run", workers=2, set=["trials=400"])
+    process = started(arguments, FAKE_CORE_SLEEP="0.2")
+    wait_for_rows(tmp_path / "run", 0, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == commands.INTERRUPTED_STATUS, errors
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1, errors
+    kept = len(committed(tmp_path / "run"))
+    assert lines[0].startswith(f"stopped: {kept:,} trials are kept in {tmp_path / 'run'}; to resume: ")
+    assert 0 < kept < 4800
+
+
+def kill_and_resume(fake, tmp_path: Path, kills: int, workers: int) -> None:
+    """Kill -9 the coordinator at random moments; the table equals, byte for byte, that of a quiet run."""
+    toml, plugin = fake
+    overrides = ["trials=167"]  # 12 cells: 2,004 trials
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    arguments = command(toml, plugin, out, workers=workers, set=overrides)
+    moments = random.Random(20)
+    before = committed(out)
+    for _ in range(kills):
+        process = started(arguments, FAKE_CORE_SLEEP="0.1")
+        if moments.random() < 0.7:
+            wait_for_rows(out, len(before), process)  # else the kill may come while it starts
+        time.sleep(moments.uniform(0.0, 0.7))
+        process.kill()
+        process.communicate(timeout=60)
+        after = committed(out)
+        kept = before.merge(after, on=["result_hash", "trial"], suffixes=("", "_after"))
+        assert len(kept) == len(before)
+        assert (kept["chunk"] == kept["chunk_after"]).all()  # no committed row was computed again
+        before = after
+    assert len(before) < 2004
+    for folder in (out, whole):
+        done = run(command(toml, plugin, folder, workers=workers, set=overrides))
+        assert done.returncode == 0, done.stderr
+    run_plugin(read_plugin(plugin))
+    for folder in (out, whole):
+        commands.export(folder, folder / "table.csv", quiet=True)
+    assert (out / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
+
+
+def test_killed_coordinators_resume(fake, tmp_path):
+    kill_and_resume(fake, tmp_path, kills=3, workers=1)
+
+
+@pytest.mark.slow
+def test_thirty_kills(fake, tmp_path):
+    kill_and_resume(fake, tmp_path, kills=30, workers=1)
+
+
+@pytest.mark.slow
+def test_kills_with_worker_processes(fake, tmp_path):
+    kill_and_resume(fake, tmp_path, kills=3, workers=2)

@@ -1,0 +1,206 @@
+"""The spec of a sweep: what it expands to, and that every mistake is one line with its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from moejax.sweep.fields import FIELDS
+from moejax.sweep.spec import SpecError, parse_spec
+
+GOOD = """name = "good"
+methods = ["spectral", "joint_em"]
+trials = 10
+dim = 5
+[grid]
+noise_std = [0.1, 1]
+num_samples = [1e3, 2000]
+[[zip]]
+activation = ["linear", "relu"]
+num_experts = [2, 3]
+[[exclude]]
+activation = "relu"
+noise_std = 1.0
+method = "joint_em"
+"""
+
+
+def test_grid_zip_exclude_and_fixed_fields():
+    spec = parse_spec(GOOD, "good.toml")
+    cells = list(spec.settings())
+    assert len(cells) == 2 * 2 * 2 * 2 - 2
+    assert cells[0] == {
+        "dim": 5,
+        "noise_std": 0.1,
+        "num_samples": 1000,
+        "activation": "linear",
+        "num_experts": 2,
+        "method": "spectral",
+    }
+    assert isinstance(cells[0]["num_samples"], int)
+    assert {(cell["activation"], cell["num_experts"]) for cell in cells} == {("linear", 2), ("relu", 3)}
+    assert not [
+        c for c in cells if (c["activation"], c["noise_std"], c["method"]) == ("relu", 1.0, "joint_em")
+    ]
+    assert spec.swept == ("noise_std", "num_samples", "activation", "num_experts")
+
+
+def test_values_take_their_fields_types():
+    spec = parse_spec(
+        'methods = ["spectral"]\ntrials = 1\nexpert_norms = [1, 2.5]\nrecord = ["history"]\n'
+        '[grid]\norder = [3, "default"]\nexpert_correlation = [-0.0, 0]',
+        "x.toml",
+    )
+    assert spec.fixed == {"expert_norms": (1.0, 2.5), "record": ("history",)}
+    assert spec.grid == {"order": (3, None), "expert_correlation": (0.0,)}
+    assert str(spec.grid["expert_correlation"][0]) == "0.0"  # -0.0 would be another hash
+    assert spec.name == "x"
+
+
+def test_every_field_of_the_settings_is_a_field_of_a_spec():
+    for name, field in FIELDS.items():
+        value = '"default"' if field.default is None else field.default
+        text = f'"{value}"' if isinstance(field.default, str) else str(value).lower()
+        text = "[]" if field.default == () else text
+        spec = parse_spec(f'methods = ["spectral"]\ntrials = 1\n{name} = {text}')
+        assert spec.fixed == {name: field.default}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dim = 5", "dimm = 5", "good.toml:4: dimm: unknown field; did you mean dim?"),
+        (
+            "noise_std = [0.1, 1]",
+            "noise = [0.1]",
+            "good.toml:6: [grid] noise: unknown field; did you mean noise_std",
+        ),
+        ("noise_std = [0.1, 1]", "noise_std = []", "good.toml:6: [grid] noise_std: an empty list"),
+        ("noise_std = [0.1, 1]", "noise_std = 0.1", "good.toml:6: [grid] noise_std: 0.1 must be a list"),
+        (
+            "noise_std = [0.1, 1]",
+            'noise_std = [0.1, "a"]',
+            'good.toml:6: [grid] noise_std: "a" is not accepted: expected a finite number',
+        ),
+        ("noise_std = [0.1, 1]", "noise_std = [nan]", "good.toml:6: [grid] noise_std: nan is not accepted"),
+        (
+            "[1e3, 2000]",
+            "[1e3, 2000.5]",
+            "[grid] num_samples: 2000.5 is not accepted: expected a whole number",
+        ),
+        ("dim = 5", "dim = true", "good.toml:4: dim: true is not accepted: expected a whole number"),
+        ("num_experts = [2, 3]", "num_experts = [2]", "good.toml:8: [[zip]]: the lists must have one length"),
+        ("num_experts = [2, 3]", "dim = [2, 3]", "good.toml:10: [[zip]] dim: set twice: here and at the top"),
+        ("trials = 10", "trials = 0", "good.toml:3: trials: 0 is not accepted: expected 1 to"),
+        ("trials = 10", "trials = 1.5", "good.toml:3: trials: 1.5 is not accepted: expected a whole number"),
+        ("trials = 10", "", "good.toml: trials: missing"),
+        ("trials = 10", "trials = 10\nseed = -1", "good.toml:4: seed: -1 is not accepted"),
+        ('["spectral", "joint_em"]', '"spectral"', 'methods: "spectral" is not accepted: expected a list'),
+        ('["spectral", "joint_em"]', "[]", "good.toml:2: methods: [] is not accepted"),
+        ('name = "good"', 'name = "a/b"', 'good.toml:1: name: "a/b" is not accepted'),
+        ('name = "good"', "name = good", "good.toml: not valid TOML"),
+        ("[grid]", "[grids]", "good.toml:5: grids: unknown field; did you mean grid"),
+        ("[[zip]]", "[zip]", "good.toml:8: [[zip]]: expected a list of tables"),
+        (
+            'activation = "relu"',
+            'activatoin = "relu"',
+            "[[exclude]] activatoin: unknown field; did you mean activation",
+        ),
+        ("dim = 5", 'dim = 5\nmethod = "spectral"', "good.toml:5: method: methods are listed at the top"),
+        (
+            "dim = 5",
+            "dim = 5\nmax_trials = 5",
+            "good.toml:5: max_trials: unknown field; it belongs in [precision]",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_place(old, new, message):
+    assert old in GOOD
+    with pytest.raises(SpecError) as caught:
+        parse_spec(GOOD.replace(old, new), "good.toml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("target = {metric = 'recovery_error', mcse = 0.1}", "max_trials: missing"),
+        ("max_trials = 100", "[precision] target: expected target = "),
+        ("target = {metric = 'recovery', mcse = 0.1}\nmax_trials = 9", "did you mean recovery_error"),
+        ("target = {metric = 'recovery_error', mcse = 0}\nmax_trials = 9", "mcse = 0 is not accepted"),
+        (
+            "target = {metric = 'recovery_error', mcs = 0}\nmax_trials = 9",
+            'unknown key "mcs"; did you mean mcse',
+        ),
+        ("target = {metric = 'recovery_error', mcse = 1}\nmax_trials = 1", "max_trials: 1 is not accepted"),
+        (
+            "target = {metric = 'gating_error', mcse = 1, statistic = 'success_rate'}\nmax_trials = 9",
+            "no success rate",
+        ),
+        (
+            "target = {metric = 'recovery_error', mcse = 1}\nmin_trials = 10\nmax_trials = 9",
+            "min_trials: 10 is more than max_trials = 9",
+        ),
+        (
+            "target = {metric = 'recovery_error', mcse = 1}\nmaxtrials = 9",
+            "maxtrials: unknown key; did you mean max_",
+        ),
+    ],
+)
+def test_mistakes_in_precision(table, message):
+    with pytest.raises(SpecError) as caught:
+        parse_spec(f'methods = ["spectral"]\n[precision]\n{table}', "p.toml")
+    assert message in str(caught.value)
+
+
+def test_trials_and_precision_exclude_each_other():
+    with pytest.raises(SpecError, match="either trials or"):
+        parse_spec(GOOD + "[precision]\nmax_trials = 5", "good.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "check"),
+    [
+        ("trials=3", lambda spec: spec.trials == 3),
+        ("name=other", lambda spec: spec.name == "other"),
+        ("methods=spectral", lambda spec: spec.methods == ("spectral",)),
+        ("methods=joint_em,spectral", lambda spec: spec.methods == ("joint_em", "spectral")),
+        ("noise_std=0.7", lambda spec: spec.fixed["noise_std"] == 0.7 and "noise_std" not in spec.grid),
+        ("dim=[10, 20]", lambda spec: spec.grid["dim"] == (10, 20) and "dim" not in spec.fixed),
+        ("grid.dim=7", lambda spec: spec.grid["dim"] == (7,)),
+        ("activation=relu", lambda spec: spec.fixed["activation"] == "relu"),
+        ("expert_norms=[1, 2]", lambda spec: spec.fixed["expert_norms"] == (1.0, 2.0)),
+        ("expert_norms=[[1, 2], 1]", lambda spec: spec.grid["expert_norms"] == ((1.0, 2.0), 1.0)),
+        ("precision.max_trials=80", None),
+    ],
+)
+def test_set_overrides_the_file(override, check):
+    if check is None:
+        with pytest.raises(SpecError, match="target"):
+            parse_spec(GOOD, "good.toml", [override])
+        return
+    assert check(parse_spec(GOOD, "good.toml", [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trials", "--set trials: expected KEY=VALUE"),
+        ("tirals=5", "--set tirals=5: unknown key; did you mean trials"),
+        ("dim=abc", '--set: dim: "abc" is not accepted: expected a whole number'),
+        ("grid.dims=5", "--set grid.dims=5: unknown key; did you mean dim"),
+        ("method=spectral", "methods are a list"),
+    ],
+)
+def test_a_bad_override_is_one_line(override, message):
+    with pytest.raises(SpecError) as caught:
+        parse_spec(GOOD, "good.toml", [override])
+    assert message in str(caught.value)
+
+
+def test_all_cells_excluded_is_said(tmp_path):
+    from moejax.sweep.plan import make_plan
+
+    spec = parse_spec('methods = ["spectral"]\ntrials = 1\ndim = 3\n[[exclude]]\ndim = 3', "e.toml")
+    with pytest.raises(SpecError, match="every cell is excluded"):
+        make_plan(spec)
