@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moejax.sweep.executors import ClusterError, DaskExecutor, describe, single_threaded_environment
+from moejax.sweep.slurm import make_slurm_cluster, read_slurm_file
 
 CONNECT_SECONDS = 30.0
 
@@ -68,6 +69,19 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
     return DaskExecutor(client, close)
 
 
+def cluster_executor(cluster: str) -> DaskExecutor:
+    """The executor for `--cluster`: tcp://HOST:PORT (or tls://, ucx://), or slurm:FILE.toml.
+
+    Raises:
+        ValueError: another form, or a bad Slurm file; ClusterError: it cannot be joined or started.
+    """
+    if cluster.startswith("slurm:"):
+        return slurm_executor(Path(cluster.removeprefix("slurm:")))
+    if "://" in cluster:
+        return joined_executor(cluster)
+    raise ValueError(f"--cluster {cluster}: expected tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml")
+
+
 def joined_executor(address: str) -> DaskExecutor:
     """Use the workers of a scheduler that is already running, such as `tcp://host:8786`.
 
@@ -88,6 +102,45 @@ def joined_executor(address: str) -> DaskExecutor:
         client.close()
 
     return DaskExecutor(client, close, patient=True)
+
+
+def slurm_executor(path: Path) -> DaskExecutor:
+    """Ask Slurm for workers; they join as their jobs start, for which we wait as long as it takes.
+
+    Raises:
+        ValueError: a bad file; ClusterError: the scheduler or the submission failed.
+    """
+    from distributed import Client
+
+    _quiet()
+    file = read_slurm_file(path)
+    cluster = make_slurm_cluster(file)
+    try:
+        cluster.scale(jobs=file.workers)
+        client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+        cluster.close()
+        raise ClusterError(f"--cluster slurm:{path}: {describe(error)}") from error
+
+    def close() -> None:
+        client.close()
+        cluster.close()  # cancels the jobs
+
+    return DaskExecutor(client, close, patient=True)
+
+
+def slurm_job_script(path: Path) -> str:
+    """The script that would be submitted, for `--dry-run`; no job is asked for.
+
+    Raises:
+        ValueError: a bad file; ClusterError: an option's value is refused.
+    """
+    _quiet()
+    cluster = make_slurm_cluster(read_slurm_file(path))
+    try:
+        return cluster.job_script()
+    finally:
+        cluster.close()
 
 
 def available_cores() -> list[int]:

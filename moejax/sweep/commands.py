@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,6 +22,9 @@ from moejax.sweep.executors import Executor, InProcessExecutor, use_single_threa
 from moejax.sweep.plan import Plan, make_plan
 from moejax.sweep.plugins import read_plugin, run_plugin
 from moejax.sweep.spec import read_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUNS_FOLDER = "runs"
 INTERRUPTED_STATUS = 130
@@ -89,7 +92,7 @@ def sweep(
     )
     settings = _worker_settings(plan)
     if dry_run:
-        return _dry_run(plan, settings, place.workers, pilot, tables, as_json)
+        return _dry_run(plan, settings, place, pilot, tables, as_json)
     folder = Path(out) if out is not None else Path(RUNS_FOLDER) / checked.name
     return _run(
         plan,
@@ -125,6 +128,7 @@ def _run(
     from moejax.sweep.progress import duration, sweep_progress
     from moejax.sweep.provenance import check_resumable, collect_provenance
     from moejax.sweep.store import Store
+    from moejax.sweep.summary import summarise
     from moejax.sweep.work import summarise_failures
 
     start = place.executor_factory(plan)
@@ -160,29 +164,35 @@ def _run(
         )
     if done.failures:
         tables.print(f"{done.failures.total():,} trials failed: {summarise_failures(done.failures)}")
-    written = write_results(folder, tables)
+    written = write_results(folder, tables, summarise(folder))
     result = {"folder": str(folder), "written": [str(path) for path in written]} | dataclasses.asdict(done)
     if as_json:
         print(json.dumps(result))
     return result
 
 
-def write_results(folder: Path, tables: Console) -> list[Path]:
-    """Print the summary of a run folder; write summary.csv and the figures into it."""
-    from moejax.sweep.figures import make_figures, write_figures
-    from moejax.sweep.screen import print_summary
-    from moejax.sweep.summary import summarise
+def write_results(folder: Path, tables: Console, summary: pd.DataFrame) -> list[Path]:
+    """Print the summary of a run folder; write summary.csv and the figures into it.
 
-    summary = summarise(folder)
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    from moejax.sweep.figures import make_figures, write_figures
+    from moejax.sweep.schema import StoreError
+    from moejax.sweep.screen import print_summary
+
     print_summary(tables, summary)
-    summary.to_csv(folder / "summary.csv", index=False)
-    written = [folder / "summary.csv", *write_figures(make_figures(summary), folder)]
+    try:
+        summary.to_csv(folder / "summary.csv", index=False)
+        written = [folder / "summary.csv", *write_figures(make_figures(summary), folder)]
+    except OSError as error:
+        raise StoreError(f"{folder}: the summary cannot be written: {error.strerror or error}") from None
     tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
     return written
 
 
 def _dry_run(
-    plan: Plan, settings: WorkerSettings, workers: int, pilot: bool, tables: Console, as_json: bool
+    plan: Plan, settings: WorkerSettings, place: _Place, pilot: bool, tables: Console, as_json: bool
 ) -> dict[str, Any]:
     from moejax.sweep.pilot import time_bucket, total_seconds
     from moejax.sweep.screen import print_plan
@@ -191,7 +201,11 @@ def _dry_run(
     if pilot:
         configure(settings)
         timings = [time_bucket(plan, bucket, settings) for bucket in plan.buckets]
-    print_plan(tables, plan, workers, timings)
+    print_plan(tables, plan, place.workers, timings)
+    script = place.job_script()
+    if script is not None:
+        tables.print("job script of a worker:")
+        tables.print(script, markup=False, highlight=False, soft_wrap=True)
     result = {
         "cells": len(plan.cells),
         "trials": plan.first_trials,
@@ -208,7 +222,8 @@ def _dry_run(
             }
             for bucket in plan.buckets
         ],
-        "estimated_seconds": total_seconds(plan, timings, workers) if timings else None,
+        "estimated_seconds": total_seconds(plan, timings, place.workers) if timings else None,
+        "job_script": script,
     }
     if as_json:
         print(json.dumps(result))
@@ -259,6 +274,14 @@ class _Place:
             return self._cluster
         return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
 
+    def job_script(self) -> str | None:
+        """What Slurm would be given; None without Slurm."""
+        if self._cluster is None or not self._cluster.startswith("slurm:"):
+            return None
+        from moejax.sweep.cluster import slurm_job_script
+
+        return slurm_job_script(Path(self._cluster.removeprefix("slurm:")))
+
     def executor_factory(self, plan: Plan) -> Callable[[], Executor]:
         """How to start workers. A cluster is joined at once: a wrong address changes nothing on disk."""
         from moejax.sweep import cluster
@@ -307,3 +330,22 @@ def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
     rows = export_table(folder, file)
     Console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
     return rows
+
+
+def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Write summary.csv, the figures and report.html into a run folder, and print the summary.
+
+    Works on a sweep that is running or was stopped: missing trials are shown as missing.
+
+    Raises:
+        OSError: no store there, or the folder cannot be written.
+    """
+    from moejax.sweep.report import write_report
+    from moejax.sweep.summary import summarise
+
+    folder = Path(folder)
+    tables = Console(quiet=quiet)
+    summary = summarise(folder)
+    written = [*write_results(folder, tables, summary), write_report(folder, summary)]
+    tables.print(f"report: {written[-1]}", soft_wrap=True)
+    return {"folder": str(folder), "written": [str(path) for path in written]}

@@ -1,0 +1,140 @@
+"""What `moejax activations` prints: the constants of an activation's label transforms and whether they are usable."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moejax.activations import ActivationLike, ScalarFunction, activation_facts, activation_name, activation_names, get_activation
+from moejax.label_transforms import LARGEST_SECOND_MOMENT, ORDERS, RELATIVE_NOISE_RANGE, TRANSFORM_KINDS, choose_order, predicted_mse, transform_on_host, why_unusable
+
+REFERENCE_DIM, REFERENCE_NUM_EXPERTS = 10, 3
+"""The setting of the predicted n MSE."""
+
+
+def load_function(reference: str) -> ScalarFunction:
+    """The function that FILE.py:FUNCTION names.
+
+    Raises:
+        ValueError: no such file or function, or the file cannot be run.
+    """
+    file, _, function = reference.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{reference}: no file {file!r}; expected FILE.py:FUNCTION")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{reference}: {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises is the user's to read
+        raise ValueError(f"{reference}: running the file raised {type(error).__name__}: {error}") from error
+    fn = getattr(module, function, None)
+    if not callable(fn):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise ValueError(f"{reference}: no function {function!r} there; functions: {', '.join(names) or 'none'}")
+    return fn
+
+
+def activation_row(activation: ActivationLike, noise_std: float) -> dict[str, Any]:
+    """Constants of one activation at one noise level; None where there is none.
+
+    alpha, beta, gamma: of y^3 + alpha y^2 + beta y and y^2 + gamma y; c3, c2: their third and second Hermite coefficients.
+    order2, order3, order4: E[l^2] at c_m = 1 of each kind. order: the one to use, with its reason, and predicted_n_mse: n times the
+    predicted mean squared error of one expert at that order, d = 10, k = 3 (METHOD section 1).
+
+    Raises:
+        ValueError: noise_std is not a positive finite number, or the activation is not a finite scalar function.
+    """
+    fn = get_activation(activation)
+    facts = activation_facts(fn)
+    if not (np.isfinite(noise_std) and noise_std > 0):
+        raise ValueError(f"noise_std: expected a positive finite number, got {noise_std!r}")
+    choice = choose_order(fn, noise_std, dim=REFERENCE_DIM, num_experts=REFERENCE_NUM_EXPERTS)
+    row: dict[str, Any] = {"name": activation_name(activation), "noise_std": noise_std}
+    exists = {m: not facts.constant and not (facts.parity == "even" and m % 2 == 1) for m in ORDERS}
+    third = _leading_ratio(fn, noise_std, 3) if exists[3] else (None, None, None)
+    second = _leading_ratio(fn, noise_std, 2) if exists[2] else (None, None)
+    row |= {"alpha": third[1], "beta": third[2], "gamma": second[1], "c2": second[0], "c3": third[0]}
+    row |= {"order": choice.order, "reason": choice.reason}
+    for m in ORDERS:
+        row[f"order{m}"] = {kind: _second_moment(fn, noise_std, m, kind) if exists[m] else None for kind in TRANSFORM_KINDS}
+        row[f"order{m}_unusable"] = why_unusable(fn, noise_std, m) or None
+    row["predicted_n_mse"] = {
+        kind: predicted_mse(fn, noise_std, choice.order, kind, dim=REFERENCE_DIM, num_experts=REFERENCE_NUM_EXPERTS)
+        if choice.order
+        else None
+        for kind in TRANSFORM_KINDS
+    }
+    return row
+
+
+def activation_rows(which: str | None, noise_std: float) -> list[dict[str, Any]]:
+    """Rows of all registered activations, of one by name, or of a user's FILE.py:FUNCTION."""
+    if which is None:
+        return [activation_row(name, noise_std) for name in activation_names()]
+    return [activation_row(load_function(which) if ":" in which else which, noise_std)]
+
+
+def _leading_ratio(fn: ScalarFunction, noise_std: float, order: int) -> tuple[float, ...]:
+    """(c_m of the polynomial with leading coefficient 1, then its next lower coefficients)."""
+    coefficients = transform_on_host(fn, noise_std, order, "polynomial", REFERENCE_NUM_EXPERTS).coefficients
+    leading = coefficients[order]
+    return (float(1.0 / leading), *(float(coefficients[r] / leading) for r in range(order - 1, 0, -1)))
+
+
+def _second_moment(fn: ScalarFunction, noise_std: float, order: int, kind: str) -> float | None:
+    value = float(transform_on_host(fn, noise_std, order, kind, REFERENCE_NUM_EXPERTS).second_moment)
+    return value if np.isfinite(value) else None
+
+
+def print_activation_rows(rows: list[dict[str, Any]]) -> None:
+    """The rows as tables for a person: constants, second moments, and what to use."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    def number(value: float | None, digits: int = 3) -> str:
+        return "-" if value is None else f"{value:#.{digits}g}".rstrip(".")
+
+    console = Console()
+    noise_std = rows[0]["noise_std"]
+    constants = Table(
+        title=f"y^3 + alpha y^2 + beta y and y^2 + gamma y at noise_std {noise_std:g}, and their c_3 and c_2", box=box.SIMPLE
+    )
+    for name in ("activation", "alpha", "beta", "gamma", "c_3", "c_2"):
+        constants.add_column(name, justify="left" if name == "activation" else "right")
+    second_moments = Table(title=escape("E[l^2] of the order-m transforms at c_m = 1"), box=box.SIMPLE)
+    for name in ("activation", "order", *TRANSFORM_KINDS, "usable"):
+        second_moments.add_column(name, justify="right" if name in TRANSFORM_KINDS else "left")
+    use = Table(
+        title=f"Order to decompose, and predicted n MSE of one expert at d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}",
+        box=box.SIMPLE,
+    )
+    for name in ("activation", "order", *TRANSFORM_KINDS, "why"):
+        use.add_column(name, justify="right" if name in TRANSFORM_KINDS else "left")
+    for row in rows:
+        constants.add_row(row["name"], *(number(row[key], 5) for key in ("alpha", "beta", "gamma", "c3", "c2")))
+        for m in ORDERS:
+            moments = row[f"order{m}"] or dict.fromkeys(TRANSFORM_KINDS)
+            unusable = row[f"order{m}_unusable"]
+            name = row["name"] if m == ORDERS[0] else ""
+            told = "yes" if unusable is None else f"no: {unusable}"
+            second_moments.add_row(name, str(m), *(number(moments[kind]) for kind in TRANSFORM_KINDS), escape(told))
+        mse = [row["predicted_n_mse"][kind] for kind in TRANSFORM_KINDS]
+        told = ["-" if value is None else f"{value:.0f}" for value in mse]
+        use.add_row(row["name"], str(row["order"] or "none"), *told, escape(row["reason"]))
+    for table in (constants, second_moments, use):
+        console.print(table)
+    low, high = RELATIVE_NOISE_RANGE
+    console.print(
+        escape(
+            f"Usable: E[l^2] of the least-norm transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1, "
+            f"and noise_std from {low:g} to {high:g} standard deviations of g(Z)."
+        )
+    )

@@ -1,0 +1,294 @@
+"""The command line: `moejax fit | sweep | status | export | activations | info`.
+
+A bad value ends with one line on stderr and exit status 2, with nothing on disk changed. Platform, precision and the compilation
+cache are set here, before anything is computed, and recorded with the results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform as host_platform
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+USER_ERROR_STATUS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """Options of every command."""
+
+    platform: Literal["cpu", "gpu", "tpu"] | None = None
+    """Where to run; default: what JAX finds."""
+    precision: Literal["float32", "float64"] | None = None
+    """Default: float32 for sweeps, float64 for everything else."""
+    quiet: bool = False
+    """Print no progress and no tables."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+CommonOptions = Annotated[Common, arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Fit a mixture of experts to a CSV or Parquet file, or to a data set by name."""
+
+    data: Positional[Path | None] = None
+    """A .csv or .parquet file with a header; every column but the target is an input."""
+    target: str | None = None
+    """Column to explain."""
+    dataset: str | None = None
+    """A data set by name instead of a file: diabetes."""
+    num_experts: int = 3
+    activation: str = "linear"
+    """A registered activation, or FILE.py:FUNCTION."""
+    method: str = "spectral_em"
+    noise: Literal["shared", "per_expert"] = "shared"
+    noise_std: float | None = None
+    """Known noise, in units of the standardised target; default: estimated."""
+    intercept: bool = True
+    """Biases in experts and gates."""
+    standardise: bool = True
+    """Scale the inputs and the target to mean 0 and standard deviation 1 before the fit."""
+    num_starts: int = 1
+    """Random starts of joint_em."""
+    max_iterations: int = 500
+    seed: int = 0
+    out: Path | None = None
+    """Folder for fit.json, parameters.parquet, samples.parquet and convergence.png."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run the sweep that a TOML file declares; the same command again resumes it."""
+
+    spec: Positional[Path]
+    out: Path | None = None
+    """Run folder; default runs/NAME."""
+    dry_run: bool = False
+    """Print cells, compilations and memory; run nothing."""
+    pilot: bool = False
+    """With --dry-run: time one chunk of every program and estimate the whole."""
+    workers: int | None = None
+    """Processes; 1: this one. Default: one for each core or GPU."""
+    set: tuple[str, ...] = ()
+    """KEY=VALUE overrides of the spec."""
+    plugin: tuple[Path, ...] = ()
+    """Python files that register activations, methods or input distributions."""
+    cluster: str | None = None
+    """tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
+    vmap_width: int | None = None
+    """Trials side by side in one program; default 1 on CPUs."""
+    retry_failed: bool = False
+    """Run trials again that raised or whose worker died."""
+    across_versions: bool = False
+    """Go on although the folder holds results of another version of moejax."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What a run folder holds: done, failed, left; works while the sweep runs."""
+
+    folder: Positional[Path]
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the table of a run folder to a CSV or Parquet file."""
+
+    folder: Positional[Path]
+    file: Positional[Path]
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Constants of the label transforms of the activations, and whether they are usable."""
+
+    which: Positional[str | None] = None
+    """A registered name, or FILE.py:FUNCTION; default: all registered ones."""
+    noise_std: float = 0.1
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Versions, devices, precision and the compilation cache."""
+
+    common: CommonOptions = Common()
+
+
+Command = (
+    Annotated[Fit, subcommand("fit")]
+    | Annotated[Sweep, subcommand("sweep")]
+    | Annotated[Status, subcommand("status")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Activations, subcommand("activations")]
+    | Annotated[Info, subcommand("info")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `moejax` program."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = tyro.cli(
+        OmitArgPrefixes[OmitSubcommandPrefixes[Command]],
+        prog="moejax",
+        description="Parameter recovery for mixtures of experts: fits, sweeps and their figures.",
+        args=arguments or ["--help"],
+    )
+    try:
+        configure_jax(command.common, "float32" if isinstance(command, Sweep) else "float64")
+        _RUN[type(command)](command)
+    except (ValueError, OSError) as error:
+        if os.environ.get("MOEJAX_TRACEBACK"):
+            raise
+        print("moejax: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+
+
+def configure_jax(common: Common, default_precision: str) -> None:
+    """Platform, precision and compilation cache.
+
+    Raises:
+        ValueError: the platform is not there.
+    """
+    import jax
+
+    jax.config.update("jax_enable_x64", (common.precision or default_precision) == "float64")
+    if common.platform is not None:
+        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(common.platform, common.platform))
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:  # JAX asserts where no plugin is installed
+            raise ValueError(f"--platform {common.platform}: JAX finds no such device here") from error
+    folder = compilation_cache_folder()
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def compilation_cache_folder() -> Path | None:
+    """Where compiled programs are kept, apart for each kind of CPU: MOEJAX_CACHE_DIR, or the user's cache folder.
+
+    None, and no cache, where MOEJAX_CACHE_DIR is set to nothing.
+    """
+    chosen = os.environ.get("MOEJAX_CACHE_DIR")
+    if chosen == "":
+        return None
+    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moejax"
+    return base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
+
+
+def cpu_model() -> str:
+    """The processor's model and, where it tells, its family and stepping: compiled programs differ by them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return f"{host_platform.machine()} {host_platform.processor()}"
+    fields = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)$", text, flags=re.MULTILINE))
+    return " ".join([host_platform.machine(), *fields.values()])
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False, default=str))
+
+
+def _run_fit(command: Fit) -> None:
+    from moejax.fit_command import fit_command
+
+    options = {
+        field.name: getattr(command, field.name)
+        for field in dataclasses.fields(command)
+        if field.name != "common"
+    }
+    result = fit_command(**options, quiet=command.common.quiet or command.common.json)
+    if command.common.json:
+        _print_json(result)
+
+
+def _run_sweep(command: Sweep) -> None:
+    from moejax.sweep import commands
+
+    options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    spec, common = options.pop("spec"), options.pop("common")
+    commands.sweep(spec, **options, quiet=common.quiet, as_json=common.json)
+
+
+def _run_status(command: Status) -> None:
+    from moejax.sweep import commands
+
+    commands.status(command.folder, as_json=command.common.json)
+
+
+def _run_export(command: Export) -> None:
+    from moejax.sweep import commands
+
+    commands.export(command.folder, command.file, quiet=command.common.quiet)
+
+
+def _run_activations(command: Activations) -> None:
+    from moejax.activation_table import activation_rows, print_activation_rows
+
+    rows = activation_rows(command.which, command.noise_std)
+    if command.common.json:
+        _print_json(rows)
+    elif not command.common.quiet:
+        print_activation_rows(rows)
+
+
+def _run_info(command: Info) -> None:
+    import importlib.metadata
+
+    import jax
+    from rich.console import Console
+    from rich.table import Table
+
+    import moejax
+
+    packages = ("jax", "jaxlib", "optax", "numpy", "scipy", "pandas", "distributed")
+    info = {
+        "versions": {"moejax": moejax.__version__} | {name: importlib.metadata.version(name) for name in packages},
+        "python": host_platform.python_version(),
+        "devices": [str(device) for device in jax.devices()],
+        "platform": jax.default_backend(),
+        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "processor": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "compilation_cache": str(compilation_cache_folder()),
+    }
+    if command.common.json:
+        _print_json(info)
+        return
+    table = Table(show_header=False)
+    for name, value in info.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
+        table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+    Console().print(table)
+
+
+_RUN = {
+    Fit: _run_fit,
+    Sweep: _run_sweep,
+    Status: _run_status,
+    Export: _run_export,
+    Activations: _run_activations,
+    Info: _run_info,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""`moejax fit`: a table from a file or by name, a fit, what each expert does, and the results in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import moejax
+from moejax.activation_table import load_function
+from moejax.activations import get_activation
+from moejax.datasets import Dataset, load, read_table
+from moejax.fitting import FitResult, fit
+from moejax.methods import get_method
+from moejax.model import predict, responsibilities
+
+
+def fit_command(
+    *,
+    data: Path | None,
+    target: str | None,
+    dataset: str | None,
+    num_experts: int,
+    activation: str,
+    method: str,
+    noise: str,
+    noise_std: float | None,
+    intercept: bool,
+    standardise: bool,
+    num_starts: int,
+    max_iterations: int,
+    seed: int,
+    out: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Fit, print and save; returns what fit.json holds.
+
+    Raises:
+        ValueError: the data, an option or a name, in one line; OSError: the folder cannot be written.
+    """
+    if (data is None) == (dataset is None):
+        raise ValueError("DATA: expected either a file and --target COLUMN, or --dataset NAME")
+    if data is not None and target is None:
+        raise ValueError(f"--target: expected the column of {data} to explain")
+    if dataset is not None and target is not None:
+        raise ValueError(f"--target {target!r}: goes with a file; --dataset {dataset} has its own target")
+    get_method(method)
+    fn = load_function(activation) if ":" in activation else get_activation(activation)
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: is a file; expected a folder")
+    table = read_table(data, target) if data is not None and target is not None else load(str(dataset))
+    scaling = _scaling(table, standardise)
+    x, y = (table.x - scaling["input_mean"]) / scaling["input_std"], (table.y - scaling["target_mean"]) / scaling["target_std"]
+    result = fit(
+        jax.random.key(seed),
+        x,
+        y,
+        num_experts=num_experts,
+        activation=fn,
+        noise_std=noise_std,
+        noise=noise,  # type: ignore[arg-type]
+        fit_intercept=intercept,
+        method=method,
+        num_starts=num_starts,
+        max_iterations=max_iterations,
+    )
+    predicted = np.asarray(predict(result.params, x, fn))
+    posterior = np.asarray(responsibilities(result.params, x, y, fn))
+    summary = _summary(table, result, posterior, y, predicted, scaling)
+    summary["settings"] = {
+        "data": str(data) if data is not None else dataset,
+        "target": table.target_name,
+        "num_experts": num_experts,
+        "activation": activation,
+        "method": method,
+        "noise": noise,
+        "noise_std": noise_std,
+        "fit_intercept": intercept,
+        "standardise": standardise,
+        "seed": seed,
+        "precision": str(jax.numpy.result_type(float)),
+        "moejax": moejax.__version__,
+        "jax": jax.__version__,
+    }
+    if not quiet:
+        _print(summary, table)
+    if out is not None:
+        _save(out, summary, table, result, posterior, predicted, y)
+        if not quiet:
+            Console().print(f"written to {out}: fit.json, parameters.parquet, samples.parquet, convergence.png")
+    return summary
+
+
+def _scaling(table: Dataset, standardise: bool) -> dict[str, Any]:
+    if not standardise:
+        d = table.x.shape[1]
+        return {"input_mean": np.zeros(d), "input_std": np.ones(d), "target_mean": 0.0, "target_std": 1.0}
+    return {
+        "input_mean": table.x.mean(axis=0),
+        "input_std": table.x.std(axis=0),
+        "target_mean": float(table.y.mean()),
+        "target_std": float(table.y.std()),
+    }
+
+
+def _summary(
+    table: Dataset, result: FitResult, posterior: np.ndarray, y: np.ndarray, predicted: np.ndarray, scaling: dict[str, Any]
+) -> dict[str, Any]:
+    params = jax.tree.map(np.asarray, result.params)
+    effective = posterior.sum(axis=0)
+    experts = []
+    for i in range(params.experts.shape[0]):
+        experts.append(
+            {
+                "expert": i + 1,
+                "share": float(effective[i] / effective.sum()),
+                "effective_samples": float(effective[i]),
+                "noise_std": float(params.noise_std[i]),
+                "bias": float(params.expert_bias[i]),
+                "mean_target": float(posterior[:, i] @ y / effective[i]),
+                "coefficients": dict(zip(table.input_names, params.experts[i].tolist(), strict=True)),
+                "gating": dict(zip(table.input_names, params.gating[i].tolist(), strict=True)),
+                "gating_bias": float(params.gating_bias[i]),
+            }
+        )
+    return {
+        "log_likelihood": result.log_likelihood,
+        "log_likelihood_per_sample": result.log_likelihood / len(y),
+        "rmse": float(np.sqrt(np.mean((predicted - y) ** 2))),
+        "r_squared": float(1.0 - np.mean((predicted - y) ** 2) / np.var(y)),
+        "num_samples": len(y),
+        "num_inputs": table.x.shape[1],
+        "status": result.status,
+        "experts": experts,
+        "scaling": {name: np.asarray(value).tolist() for name, value in scaling.items()},
+        "diagnostics": result.diagnostics,
+    }
+
+
+def _strongest(values: dict[str, float], count: int = 3) -> str:
+    ranked = sorted(values.items(), key=lambda item: -abs(item[1]))[:count]
+    return ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
+
+
+def _print(summary: dict[str, Any], table: Dataset) -> None:
+    console = Console()
+    settings = summary["settings"]
+    units = "standardised units" if settings["standardise"] else "the data's units"
+    console.print(
+        f"{settings['num_experts']} {settings['activation']} experts by {settings['method']} on {summary['num_samples']} samples of "
+        f"{summary['num_inputs']} inputs; target: {table.target_name}"
+    )
+    console.print(
+        f"log-likelihood {summary['log_likelihood']:.3f} nats ({summary['log_likelihood_per_sample']:.4f} per sample, {units}), "
+        f"RMSE {summary['rmse']:.4f}, R^2 {summary['r_squared']:.4f}"
+    )
+    console.print(f"status: {summary['status']}", style=None if summary["status"] == "ok" else "bold red")
+    out = Table(title=f"What each expert does ({units})", box=box.SIMPLE)
+    for name in ("expert", "share", "noise std", "mean target", "bias", "strongest inputs", "chosen where (gate, against the last)"):
+        out.add_column(name, justify="right" if name in ("share", "noise std", "mean target", "bias") else "left")
+    for expert in summary["experts"]:
+        out.add_row(
+            str(expert["expert"]),
+            f"{expert['share']:.3f}",
+            f"{expert['noise_std']:.4f}",
+            f"{expert['mean_target']:+.3f}",
+            f"{expert['bias']:+.3f}",
+            _strongest(expert["coefficients"]),
+            _strongest(expert["gating"]) if any(expert["gating"].values()) else "reference",
+        )
+    console.print(out)
+
+
+def _save(
+    out: Path,
+    summary: dict[str, Any],
+    table: Dataset,
+    result: FitResult,
+    posterior: np.ndarray,
+    predicted: np.ndarray,
+    y: np.ndarray,
+) -> None:
+    from moejax.plotting import convergence_figure
+
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"expert": e["expert"], "input": name, "coefficient": e["coefficients"][name], "gating": e["gating"][name]}
+        for e in summary["experts"]
+        for name in table.input_names
+    ]
+    rows += [
+        {"expert": e["expert"], "input": "(intercept)", "coefficient": e["bias"], "gating": e["gating_bias"]}
+        for e in summary["experts"]
+    ]
+    pd.DataFrame(rows).to_parquet(out / "parameters.parquet", index=False)
+    samples = pd.DataFrame({"target": y, "predicted": predicted})
+    for i in range(posterior.shape[1]):
+        samples[f"responsibility_{i + 1}"] = posterior[:, i]
+    samples.to_parquet(out / "samples.parquet", index=False)
+    convergence_figure(result.history, y, predicted, posterior.argmax(axis=1), out / "convergence.png")
+    document = summary | {"history": result.history.tolist()}
+    (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")
