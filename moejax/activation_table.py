@@ -100,41 +100,33 @@ def print_activation_rows(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     def number(value: float | None, digits: int = 3) -> str:
-        return "-" if value is None else f"{value:#.{digits}g}".rstrip(".")
+        return "-" if value is None else "0" if abs(value) < 1e-12 else f"{value:#.{digits}g}".rstrip(".")
 
     console = Console()
-    noise_std = rows[0]["noise_std"]
-    constants = Table(
-        title=f"y^3 + alpha y^2 + beta y and y^2 + gamma y at noise_std {noise_std:g}, and their c_3 and c_2", box=box.SIMPLE
-    )
-    for name in ("activation", "alpha", "beta", "gamma", "c_3", "c_2"):
-        constants.add_column(name, justify="left" if name == "activation" else "right")
-    second_moments = Table(title=escape("E[l^2] of the order-m transforms at c_m = 1"), box=box.SIMPLE)
-    for name in ("activation", "order", *TRANSFORM_KINDS, "usable"):
-        second_moments.add_column(name, justify="right" if name in TRANSFORM_KINDS else "left")
-    use = Table(
-        title=f"Order to decompose, and predicted n MSE of one expert at d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}",
-        box=box.SIMPLE,
-    )
-    for name in ("activation", "order", *TRANSFORM_KINDS, "why"):
-        use.add_column(name, justify="right" if name in TRANSFORM_KINDS else "left")
+    title = f"y^3 + alpha y^2 + beta y and y^2 + gamma y at noise_std {rows[0]['noise_std']:g}"
+    constants = Table("activation", title=title, box=box.SIMPLE)
+    second_moments = Table("activation", "order", title=escape("E[l^2] at c_m = 1"), box=box.SIMPLE)
+    setting = f"d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}"
+    use = Table("activation", "order", title=f"Order to decompose, and predicted n MSE of one expert ({setting})", box=box.SIMPLE)
+    for name in ("alpha", "beta", "gamma", "c_3", "c_2"):
+        constants.add_column(name, justify="right")
+    for table in (second_moments, use):
+        for kind in TRANSFORM_KINDS:
+            table.add_column(kind, justify="right", no_wrap=True)
+    second_moments.add_column("usable")
     for row in rows:
         constants.add_row(row["name"], *(number(row[key], 5) for key in ("alpha", "beta", "gamma", "c3", "c2")))
         for m in ORDERS:
             moments = row[f"order{m}"] or dict.fromkeys(TRANSFORM_KINDS)
-            unusable = row[f"order{m}_unusable"]
-            name = row["name"] if m == ORDERS[0] else ""
-            told = "yes" if unusable is None else f"no: {unusable}"
-            second_moments.add_row(name, str(m), *(number(moments[kind]) for kind in TRANSFORM_KINDS), escape(told))
+            cells = [number(moments[kind]) for kind in TRANSFORM_KINDS]
+            usable = "no" if row[f"order{m}_unusable"] else "yes"
+            second_moments.add_row(row["name"] if m == ORDERS[0] else "", str(m), *cells, usable)
         mse = [row["predicted_n_mse"][kind] for kind in TRANSFORM_KINDS]
-        told = ["-" if value is None else f"{value:.0f}" for value in mse]
-        use.add_row(row["name"], str(row["order"] or "none"), *told, escape(row["reason"]))
+        use.add_row(row["name"], str(row["order"] or "none"), *("-" if value is None else f"{value:.0f}" for value in mse))
     for table in (constants, second_moments, use):
         console.print(table)
+    for row in rows:
+        console.print(escape(f"{row['name']}: {'' if row['order'] else 'no usable order: '}{row['reason']}"))
     low, high = RELATIVE_NOISE_RANGE
-    console.print(
-        escape(
-            f"Usable: E[l^2] of the least-norm transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1, "
-            f"and noise_std from {low:g} to {high:g} standard deviations of g(Z)."
-        )
-    )
+    told = f"Usable: E[l^2] of the least-norm transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1"
+    console.print(escape(f"{told}, and noise_std from {low:g} to {high:g} standard deviations of g(Z)."))

@@ -204,6 +204,7 @@ def _save(
     for i in range(posterior.shape[1]):
         samples[f"responsibility_{i + 1}"] = posterior[:, i]
     samples.to_parquet(out / "samples.parquet", index=False)
-    convergence_figure(result.history, y, predicted, posterior.argmax(axis=1), out / "convergence.png")
+    units = "standard deviations" if summary["settings"]["standardise"] else "the data's units"
+    convergence_figure(result.history, y, predicted, posterior.argmax(axis=1), units, out / "convergence.png")
     document = summary | {"history": result.history.tolist()}
     (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -9,13 +9,14 @@ import numpy as np
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def convergence_figure(history: np.ndarray, y: np.ndarray, predicted: np.ndarray, share: np.ndarray, path: Path) -> None:
+def convergence_figure(history: np.ndarray, y: np.ndarray, predicted: np.ndarray, share: np.ndarray, units: str, path: Path) -> None:
     """Two panels: the log-likelihood still to gain at every pass, and observed against predicted labels.
 
     Args:
         history: (passes,) log-likelihood in nats.
         y: (n,) labels; predicted (n,) E[y | x].
         share: (n,) index of the most responsible expert of each sample.
+        units: of the labels.
         path: PNG file to write.
     """
     import matplotlib
@@ -38,8 +39,8 @@ def convergence_figure(history: np.ndarray, y: np.ndarray, predicted: np.ndarray
         right.plot(predicted[chosen], y[chosen], ".", markersize=4, color=PALETTE[expert % len(PALETTE)], label=f"expert {expert + 1}")
     ends = [min(y.min(), predicted.min()), max(y.max(), predicted.max())]
     right.plot(ends, ends, color="0.4", linewidth=1, linestyle="--", label="observed = predicted")
-    right.set_xlabel("predicted E[y | x]")
-    right.set_ylabel("observed y")
+    right.set_xlabel(f"predicted E[y | x] ({units})")
+    right.set_ylabel(f"observed y ({units})")
     right.set_title("Labels, by their most responsible expert")
     right.legend(fontsize=8, framealpha=0.9)
     right.grid(alpha=0.3)
