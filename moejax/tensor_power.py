@@ -45,7 +45,7 @@ def outer_power(v: jax.Array, order: int) -> jax.Array:
     """(k,) * order: v (x) .. (x) v."""
     power = v
     for _ in range(order - 1):
-        power = power[..., None] * v
+        power = jnp.tensordot(power, v, axes=0)
     return power
 
 

@@ -305,7 +305,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
     all_y, _ = sample_labels(label_key, truth, spec.activation, all_x)
     x, held_out_x = all_x[:-NUM_HELD_OUT], all_x[-NUM_HELD_OUT:]
     y, held_out_y = all_y[:-NUM_HELD_OUT], all_y[-NUM_HELD_OUT:]
-    weights = (jnp.arange(spec.padded_num_samples) < hyperparameters.num_samples).astype(dtype)
+    weights = (jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples).astype(dtype)
 
     fn = get_activation(spec.fit_activation)
     transforms, noise_std = hyperparameters.transforms, scales.noise_std
