@@ -218,10 +218,7 @@ class Engine:
             self._left[position] -= 1
             touched.add(position)
             if rule is not None:
-                known = result.status[index] == 0
-                self._values[position][trial] = (
-                    float(result.metrics[rule.metric][index]) if known else math.nan
-                )
+                self._values[position][trial] = float(result.metrics[rule.metric][index])
         for position in touched:
             if rule is not None and self._left[position] == 0:
                 self._judge(position, set(self._values[position]))

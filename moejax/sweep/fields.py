@@ -17,6 +17,15 @@ from typing import Any
 from moejax.trial import AlgorithmSettings, DataSettings
 
 METHOD_FIELD = "method"
+SHORT = {
+    "num_samples": "n",
+    "dim": "d",
+    "num_experts": "k",
+    "noise_std": "σ",
+    "gating_norm": "‖w‖",
+    "activation": "g",
+}
+"""Symbols of fields, for titles and narrow tables."""
 DEFAULT_WORD = "default"
 """TOML has no null: this word stands for None in a field that may be None."""
 

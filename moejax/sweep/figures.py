@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from moejax.sweep.fields import METHOD_FIELD, show
+from moejax.sweep.fields import METHOD_FIELD, SHORT, show
 from moejax.sweep.summary import SUCCESS_METRIC, swept_fields
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; markers differ as well.
@@ -30,6 +30,8 @@ HEAT_MAP = "cividis"
 MAX_FIGURES = 6
 MAX_PANELS = 6
 """Values of an axis that are given panels of their own in one direction."""
+DODGE = 1.03
+"""Factor between the methods' places on a logarithmic axis."""
 LOG_RANGE = 15.0
 """An axis whose values span more than this factor is logarithmic."""
 PREFERRED_AXES = (
@@ -53,14 +55,6 @@ LABELS = {
     "expert_norms": "norms of the experts",
     "activation": "activation g",
     "input_distribution": "distribution of x",
-}
-SHORT = {
-    "num_samples": "n",
-    "dim": "d",
-    "num_experts": "k",
-    "noise_std": "σ",
-    "gating_norm": "‖w‖",
-    "activation": "g",
 }
 QUANTITIES = {
     "recovery_error": "recovery error 1 − min cos",
@@ -168,6 +162,8 @@ def _lines(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: st
                 if categories is None
                 else _offsets(part[x_name], categories, number, methods)
             )
+            if categories is None and _is_logarithmic(table[x_name], x_name):
+                x = x * DODGE ** (number - (len(methods) - 1) / 2)  # equal lines stay visible
             y, error = part[estimate].to_numpy(), part[f"{estimate}_mcse"].fillna(0).to_numpy()
             lower = (
                 np.minimum(error, 0.9 * y) if logarithmic else error
@@ -196,7 +192,7 @@ def _lines(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: st
             slope |= _reference_slope(axis, here, x_name, estimate)
         if quantity != SUCCESS_METRIC:
             axis.set_ylim(-0.04, 1.04)
-        _x_axis(axis, table[x_name], categories, always_log=x_name == "num_samples")
+        _x_axis(axis, table[x_name], x_name, categories)
         axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
         if i == 0 and column_name:
             axis.set_title(_panel_title(column_name, column), fontsize=10)
@@ -305,18 +301,23 @@ def _legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> No
     )
 
 
-def _x_axis(axis: Axes, values: pd.Series, categories: list[Any] | None, always_log: bool) -> None:
+def _x_axis(axis: Axes, values: pd.Series, name: str, categories: list[Any] | None) -> None:
     if categories is not None:
         axis.set_xticks(
             range(len(categories)), [_number(value) for value in categories], rotation=30, ha="right"
         )
         return
     numbers = sorted(set(values))
-    if numbers[0] > 0 and (always_log or numbers[-1] / numbers[0] > LOG_RANGE):
+    if _is_logarithmic(values, name):
         axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(_thinned(numbers)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+
+
+def _is_logarithmic(values: pd.Series, name: str) -> bool:
+    least, most = min(values), max(values)
+    return least > 0 and (name == "num_samples" or most / least > LOG_RANGE)
 
 
 def _thinned(numbers: list[float], most: int = 6) -> list[float]:

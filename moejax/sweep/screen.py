@@ -5,21 +5,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from moejax.sweep.fields import METHOD_FIELD, show
+from moejax.sweep.fields import METHOD_FIELD, SHORT, show
 from moejax.sweep.pilot import BucketTiming, total_seconds
 from moejax.sweep.plan import Plan
 from moejax.sweep.progress import duration
 from moejax.sweep.status import Status
 from moejax.sweep.summary import SUCCESS_METRIC, swept_fields, with_error
 
-MAX_ROWS = 40
+MAX_ROWS = 60
 
 
 def print_plan(console: Console, plan: Plan, workers: int, timings: Sequence[BucketTiming] = ()) -> None:
@@ -70,38 +69,30 @@ def memory(size: float) -> str:
 
 
 def print_summary(console: Console, summary: pd.DataFrame) -> None:
-    """Median recovery error and success rate, one row per setting and one column per method."""
+    """Median recovery error and success rate, one row per setting and method."""
     table = summary[summary["metric"] == SUCCESS_METRIC]
     axes = swept_fields(table)
-    methods = list(dict.fromkeys(table[METHOD_FIELD]))
-    screen = Table(
-        *axes,
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    for method in methods:
-        screen.add_column(method, justify="right", no_wrap=True)
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for record in table.to_dict("records"):
-        setting = tuple(_plain(record[name]) for name in axes)
-        rows.setdefault(setting, {})[record[METHOD_FIELD]] = _entry(record)
-    for setting in list(rows)[:MAX_ROWS]:
-        screen.add_row(*setting, *(rows[setting].get(method, "") for method in methods))
-    console.print("median recovery error ± Monte Carlo standard error; share of errors < 0.02:")
+    screen = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for name in (*(SHORT.get(name, name) for name in axes), METHOD_FIELD):
+        screen.add_column(name, no_wrap=True)
+    for name in ("median error ± MCSE", "< 0.02", "trials"):
+        screen.add_column(name, justify="right", no_wrap=True)
+    before: list[str] = []
+    for record in table.head(MAX_ROWS).to_dict("records"):
+        setting = [_plain(record[name]) for name in axes]
+        shown = setting if setting != before else [""] * len(axes)
+        notes = [f"{record[name]:,} {name}" for name in ("failed", "missing") if record[name]]
+        screen.add_row(
+            *shown,
+            record[METHOD_FIELD],
+            with_error(record["median"], record["median_mcse"]),
+            "—" if not record["trials"] else f"{record['success_rate']:.0%}",
+            ", ".join([f"{record['trials']:,}", *notes]),
+        )
+        before = setting
     console.print(screen)
-    if len(rows) > MAX_ROWS:
-        console.print(f"... and {len(rows) - MAX_ROWS} more settings: see summary.csv")
-
-
-def _entry(record: dict) -> str:
-    if not record["trials"]:
-        return "missing"
-    if not math.isfinite(record["median"]):
-        return f"all {record['failed']} failed"
-    text = f"{with_error(record['median'], record['median_mcse'])}  {record['success_rate']:4.0%}"
-    notes = [f"{record[name]} {name}" for name in ("failed", "missing") if record[name]]
-    return f"{text} ({', '.join(notes)})" if notes else text
+    if len(table) > MAX_ROWS:
+        console.print(f"... and {len(table) - MAX_ROWS} more rows: see summary.csv")
 
 
 def _plain(value: object) -> str:

@@ -152,10 +152,8 @@ def _bucket_states(merged: pd.DataFrame, timed: pd.DataFrame, workers: int) -> l
 def _precision_targets(
     connection: sqlite3.Connection, merged: pd.DataFrame, rule: PrecisionRule
 ) -> list[int]:
-    rows = connection.execute(
-        f'SELECT cell, status, "{rule.metric}" FROM trials ORDER BY cell, trial'
-    ).fetchall()
+    rows = connection.execute(f'SELECT cell, "{rule.metric}" FROM trials ORDER BY cell, trial').fetchall()
     values: dict[int, list[float]] = {}
-    for cell, status, value in rows:
-        values.setdefault(cell, []).append(np.nan if status or value is None else value)
+    for cell, value in rows:
+        values.setdefault(cell, []).append(np.nan if value is None else value)
     return [rule.target_after(np.array(values.get(cell, [])))[0] for cell in merged["cell"]]

@@ -154,15 +154,15 @@ class Store:
         return done
 
     def metric_values(self, metric: str) -> dict[int, dict[int, float]]:
-        """Committed values of a metric: plan position -> trial -> value, NaN where the trial failed."""
+        """Committed values of a metric: plan position -> trial -> value, NaN where there is none."""
         position_of = {cell: position for position, cell in enumerate(self._cells)}
         values: dict[int, dict[int, float]] = {}
         with clear_errors(self.path):
-            rows = self._connection.execute(f'SELECT cell, trial, status, "{metric}" FROM trials')
-            for cell, trial, status, value in rows:
+            rows = self._connection.execute(f'SELECT cell, trial, "{metric}" FROM trials')
+            for cell, trial, value in rows:
                 position = position_of.get(cell)
                 if position is not None:
-                    values.setdefault(position, {})[trial] = math.nan if status or value is None else value
+                    values.setdefault(position, {})[trial] = math.nan if value is None else value
         return values
 
     def add_chunk(

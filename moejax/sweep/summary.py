@@ -35,8 +35,9 @@ def summarise(folder: Path | str) -> pd.DataFrame:
 
     Columns: every field, `method`, `metric`, `planned`, `trials` (run), `failed`, `missing`, `ended` (why
     the cell has the trials it has), then `mean`, `median`, `bias`, `rmse`, `success_rate`, each followed
-    by its `..._mcse`. Failed trials count against the success rate and are left out of the other
-    estimates; cells with no trial at all are rows with empty estimates.
+    by its `..._mcse`. A failed trial (any status but ok) counts with the values it has: iterations
+    that did not converge leave an estimate like any other. Without a number it is left out, and is no
+    success. Cells with no trial at all are rows with empty estimates.
 
     Raises:
         StoreError: no store there, or it cannot be read.
@@ -65,7 +66,7 @@ def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | N
     planned = cells["first_trials"].to_numpy().copy()
     ended = np.full(number, "all trials", dtype=object)
     if rule is not None:
-        values = rows[rule.metric].where(rows["status"] == 0).to_numpy()
+        values = rows[rule.metric].to_numpy()
         bounds = np.searchsorted(rows["position"], np.arange(number + 1))
         for index in range(number):
             mine = slice(bounds[index], bounds[index + 1])
@@ -89,7 +90,7 @@ def _estimates(metric: str, rows: pd.DataFrame, cells: int) -> dict[str, np.ndar
     def put(estimate: str, where: np.ndarray, pair: tuple[np.ndarray, np.ndarray]) -> None:
         columns[estimate][where], columns[f"{estimate}_mcse"][where] = pair
 
-    values = rows[metric].where(rows["status"] == 0).to_numpy()
+    values = rows[metric].to_numpy()
     positions = rows["position"].to_numpy()
     usable = np.isfinite(values)
     for where, block in _blocks(positions[usable], values[usable]):
