@@ -8,8 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from moejax.activations import ActivationLike, ScalarFunction, activation_facts, activation_name, activation_names, get_activation
-from moejax.label_transforms import LARGEST_SECOND_MOMENT, ORDERS, RELATIVE_NOISE_RANGE, TRANSFORM_KINDS, choose_order, predicted_mse, transform_on_host, why_unusable
+from moejax.activations import (
+    ActivationLike,
+    ScalarFunction,
+    activation_facts,
+    activation_name,
+    activation_names,
+    get_activation,
+)
+from moejax.label_transforms import (
+    LARGEST_SECOND_MOMENT,
+    ORDERS,
+    RELATIVE_NOISE_RANGE,
+    TRANSFORM_KINDS,
+    choose_order,
+    predicted_mse,
+    transform_on_host,
+    why_unusable,
+)
 
 REFERENCE_DIM, REFERENCE_NUM_EXPERTS = 10, 3
 """The setting of the predicted n MSE."""
@@ -36,7 +52,9 @@ def load_function(reference: str) -> ScalarFunction:
     fn = getattr(module, function, None)
     if not callable(fn):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise ValueError(f"{reference}: no function {function!r} there; functions: {', '.join(names) or 'none'}")
+        raise ValueError(
+            f"{reference}: no function {function!r} there; functions: {', '.join(names) or 'none'}"
+        )
     return fn
 
 
@@ -62,10 +80,14 @@ def activation_row(activation: ActivationLike, noise_std: float) -> dict[str, An
     row |= {"alpha": third[1], "beta": third[2], "gamma": second[1], "c2": second[0], "c3": third[0]}
     row |= {"order": choice.order, "reason": choice.reason}
     for m in ORDERS:
-        row[f"order{m}"] = {kind: _second_moment(fn, noise_std, m, kind) if exists[m] else None for kind in TRANSFORM_KINDS}
+        row[f"order{m}"] = {
+            kind: _second_moment(fn, noise_std, m, kind) if exists[m] else None for kind in TRANSFORM_KINDS
+        }
         row[f"order{m}_unusable"] = why_unusable(fn, noise_std, m) or None
     row["predicted_n_mse"] = {
-        kind: predicted_mse(fn, noise_std, choice.order, kind, dim=REFERENCE_DIM, num_experts=REFERENCE_NUM_EXPERTS)
+        kind: predicted_mse(
+            fn, noise_std, choice.order, kind, dim=REFERENCE_DIM, num_experts=REFERENCE_NUM_EXPERTS
+        )
         if choice.order
         else None
         for kind in TRANSFORM_KINDS
@@ -107,7 +129,12 @@ def print_activation_rows(rows: list[dict[str, Any]]) -> None:
     constants = Table("activation", title=title, box=box.SIMPLE)
     second_moments = Table("activation", "order", title=escape("E[l^2] at c_m = 1"), box=box.SIMPLE)
     setting = f"d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}"
-    use = Table("activation", "order", title=f"Order to decompose, and predicted n MSE of one expert ({setting})", box=box.SIMPLE)
+    use = Table(
+        "activation",
+        "order",
+        title=f"Order to decompose, and predicted n MSE of one expert ({setting})",
+        box=box.SIMPLE,
+    )
     for name in ("alpha", "beta", "gamma", "c_3", "c_2"):
         constants.add_column(name, justify="right")
     for table in (second_moments, use):
@@ -115,14 +142,20 @@ def print_activation_rows(rows: list[dict[str, Any]]) -> None:
             table.add_column(kind, justify="right", no_wrap=True)
     second_moments.add_column("usable")
     for row in rows:
-        constants.add_row(row["name"], *(number(row[key], 5) for key in ("alpha", "beta", "gamma", "c3", "c2")))
+        constants.add_row(
+            row["name"], *(number(row[key], 5) for key in ("alpha", "beta", "gamma", "c3", "c2"))
+        )
         for m in ORDERS:
             moments = row[f"order{m}"] or dict.fromkeys(TRANSFORM_KINDS)
             cells = [number(moments[kind]) for kind in TRANSFORM_KINDS]
             usable = "no" if row[f"order{m}_unusable"] else "yes"
             second_moments.add_row(row["name"] if m == ORDERS[0] else "", str(m), *cells, usable)
         mse = [row["predicted_n_mse"][kind] for kind in TRANSFORM_KINDS]
-        use.add_row(row["name"], str(row["order"] or "none"), *("-" if value is None else f"{value:.0f}" for value in mse))
+        use.add_row(
+            row["name"],
+            str(row["order"] or "none"),
+            *("-" if value is None else f"{value:.0f}" for value in mse),
+        )
     for table in (constants, second_moments, use):
         console.print(table)
     for row in rows:

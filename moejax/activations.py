@@ -105,8 +105,14 @@ def activation_derivatives(
     if width is None:
         (g, slope), (_, second) = jax.jvp(lambda s: activation_and_slope(fn, s), (t,), (jnp.ones_like(t),))
         return g, slope, second
-    (above, slope_above), (below, slope_below) = (activation_and_slope(fn, t + sign * width) for sign in (1.0, -1.0))
-    return apply_activation(fn, t), (above - below) / (2.0 * width), (slope_above - slope_below) / (2.0 * width)
+    (above, slope_above), (below, slope_below) = (
+        activation_and_slope(fn, t + sign * width) for sign in (1.0, -1.0)
+    )
+    return (
+        apply_activation(fn, t),
+        (above - below) / (2.0 * width),
+        (slope_above - slope_below) / (2.0 * width),
+    )
 
 
 def activation_and_slope(fn: ScalarFunction, t: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -128,11 +134,17 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
             g = np.asarray(apply_activation(fn, jnp.asarray(z)))
         except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"activation {name}: expected a scalar JAX function, but calling it failed: {reason}") from error
+            raise ValueError(
+                f"activation {name}: expected a scalar JAX function, but calling it failed: {reason}"
+            ) from error
     if g.shape != z.shape or not np.issubdtype(g.dtype, np.floating):
-        raise ValueError(f"activation {name}: expected one real number for a scalar input, got dtype {g.dtype}, shape {g.shape}")
+        raise ValueError(
+            f"activation {name}: expected one real number for a scalar input, got dtype {g.dtype}, shape {g.shape}"
+        )
     if not np.all(np.isfinite(g)):
-        raise ValueError(f"activation {name}: expected finite values on [-8.5, 8.5], got {g[~np.isfinite(g)][0]} at {z[~np.isfinite(g)][0]:.4g}")
+        raise ValueError(
+            f"activation {name}: expected finite values on [-8.5, 8.5], got {g[~np.isfinite(g)][0]} at {z[~np.isfinite(g)][0]:.4g}"
+        )
     weights = np.exp(-0.5 * z**2) / np.exp(-0.5 * z**2).sum()
     standard_deviation = float(np.sqrt(weights @ (g - weights @ g) ** 2))
     scale = np.abs(g - g.mean()).max()
@@ -144,7 +156,9 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
         parity = "odd"
     else:
         parity = "none"
-    return ActivationFacts(parity, float(np.abs(np.diff(g) / np.diff(z)).max()), standard_deviation, constant, _has_kink(z, g))
+    return ActivationFacts(
+        parity, float(np.abs(np.diff(g) / np.diff(z)).max()), standard_deviation, constant, _has_kink(z, g)
+    )
 
 
 def _has_kink(z: np.ndarray, g: np.ndarray) -> bool:

@@ -188,7 +188,11 @@ def compilation_cache_folder() -> Path | None:
     chosen = os.environ.get("MOEJAX_CACHE_DIR")
     if chosen == "":
         return None
-    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moejax"
+    base = (
+        Path(chosen)
+        if chosen
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moejax"
+    )
     return base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
 
 
@@ -260,7 +264,8 @@ def _run_info(command: Info) -> None:
 
     packages = ("jax", "jaxlib", "optax", "numpy", "scipy", "pandas", "distributed")
     info = {
-        "versions": {"moejax": moejax.__version__} | {name: importlib.metadata.version(name) for name in packages},
+        "versions": {"moejax": moejax.__version__}
+        | {name: importlib.metadata.version(name) for name in packages},
         "python": host_platform.python_version(),
         "devices": [str(device) for device in jax.devices()],
         "platform": jax.default_backend(),

@@ -52,7 +52,9 @@ def read_table(path: Path, target: str) -> Dataset:
     try:
         table = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable {suffix[1:]} table: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(
+            f"{path}: not a readable {suffix[1:]} table: {str(error).strip().splitlines()[0]}"
+        ) from error
     table.columns = [str(column) for column in table.columns]
     if target not in table.columns:
         near = difflib.get_close_matches(target, table.columns, n=3, cutoff=0.4)
@@ -73,7 +75,9 @@ def read_table(path: Path, target: str) -> Dataset:
     x = np.stack([numbers[column] for column in inputs], axis=1)
     constant = [column for column, values in zip(inputs, x.T, strict=True) if values.min() == values.max()]
     if constant:
-        raise ValueError(f"{path}: column {constant[0]!r} is constant ({numbers[constant[0]][0]:g}); remove it")
+        raise ValueError(
+            f"{path}: column {constant[0]!r} is constant ({numbers[constant[0]][0]:g}); remove it"
+        )
     y = numbers[target]
     if y.min() == y.max():
         raise ValueError(f"{path}: target column {target!r} is constant ({y[0]:g})")

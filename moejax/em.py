@@ -23,7 +23,8 @@ from moejax.moments import streamed_sum
 
 NoiseModel = Literal["known", "shared", "per_expert"]
 RIDGE = 1e-6
-"""Default ridge on the gates, relative to the sample size: it keeps separable gates finite."""
+"""Default ridge on the gates, relative to the sample size: it keeps separable gates finite. It acts on the gates less their mean
+over experts, so that it does not depend on which expert is the reference."""
 CHUNK_SIZE = 16384
 """Samples that one pass takes at once; larger samples stream."""
 
@@ -103,7 +104,7 @@ class GatingTarget(NamedTuple):
     weights: jax.Array
     """(n,)"""
     ridge: jax.Array
-    """() coefficient of ||gates||^2 / 2."""
+    """() coefficient of sum_i ||w_i - mean w||^2 / 2."""
     bound_inverse: jax.Array
     """((k-1) D, (k-1) D) inverse of Boehning's bound on the Hessian."""
 
@@ -111,10 +112,21 @@ class GatingTarget(NamedTuple):
 def gating_target(design: jax.Array, weights: jax.Array, num_experts: int, ridge: float) -> GatingTarget:
     """Set up the M-step of the gates; `ridge` is relative to the total weight."""
     total_ridge = ridge * weights.sum()
-    bound = 0.5 * (np.eye(num_experts - 1) - 1.0 / num_experts)
-    hessian = jnp.kron(jnp.asarray(bound, design.dtype), weighted_gram(design, weights[None])[0])
-    size = hessian.shape[0]
-    return GatingTarget(design, weights, total_ridge, jnp.linalg.inv(hessian + total_ridge * jnp.eye(size, dtype=design.dtype)))
+    gram = weighted_gram(design, weights[None])[0]
+    eye = jnp.eye(gram.shape[0], dtype=design.dtype)
+    # Boehning's bound, (I - 11'/k) / 2 (x) gram, has the same first factor as the ridge
+    hessian = jnp.kron(gate_centring(num_experts, design.dtype), 0.5 * gram + total_ridge * eye)
+    return GatingTarget(design, weights, total_ridge, jnp.linalg.inv(hessian))
+
+
+def gate_centring(num_experts: int, dtype: jnp.dtype) -> jax.Array:
+    """(k - 1, k - 1): I - 11'/k; the quadratic form of the free gates that is sum_i ||w_i - mean w||^2."""
+    return jnp.asarray(np.eye(num_experts - 1) - 1.0 / num_experts, dtype)
+
+
+def gate_penalty(gates: jax.Array) -> jax.Array:
+    """(): sum_i ||w_i - mean w||^2 / 2 of the (k - 1, D) free gates and the last, which is zero."""
+    return 0.5 * jnp.sum(gates * (gate_centring(gates.shape[0] + 1, gates.dtype) @ gates))
 
 
 def gating_m_step(
@@ -136,29 +148,36 @@ def gating_m_step(
         return gates, log_gate
     probabilities = jnp.exp(log_gate)[:free]
     residual = target.weights[None] * (responsibilities[:free] - probabilities)
-    gradient = (residual @ target.design.T - target.ridge * gates).reshape(-1)
+    centring = gate_centring(free + 1, gates.dtype)
+    gradient = (residual @ target.design.T - target.ridge * (centring @ gates)).reshape(-1)
     rows, columns = np.triu_indices(free)
     on_diagonal = jnp.asarray(rows == columns, gates.dtype)[:, None]
     pairs = probabilities[rows] * (on_diagonal - probabilities[columns])
     hessian = block_matrix(weighted_gram(target.design, target.weights[None] * pairs), size)
-    hessian = hessian + target.ridge * jnp.eye(free * size, dtype=gates.dtype)
+    hessian = hessian + target.ridge * jnp.kron(centring, jnp.eye(size, dtype=gates.dtype))
     newton = gates + jax.scipy.linalg.solve(hessian, gradient, assume_a="pos").reshape(free, size)
 
     def objective(gates: jax.Array, log_gate: jax.Array) -> jax.Array:
         fit = jnp.sum(responsibilities * log_gate, axis=0) @ target.weights
-        return fit - 0.5 * target.ridge * jnp.sum(gates**2)
+        return fit - target.ridge * gate_penalty(gates)
 
     def bounded() -> tuple[jax.Array, jax.Array]:
         new = gates + (target.bound_inverse @ gradient).reshape(free, size)
         return new, gate_log_probabilities(new, target.design)
 
     newton_log_gate = gate_log_probabilities(newton, target.design)
-    good = objective(newton, newton_log_gate) >= objective(gates, log_gate)  # False where Newton is not finite
+    good = objective(newton, newton_log_gate) >= objective(
+        gates, log_gate
+    )  # False where Newton is not finite
     return jax.lax.cond(good, lambda: (newton, newton_log_gate), bounded)
 
 
 def noise_m_step(
-    noise_std: jax.Array, posterior: jax.Array, squared_residual: jax.Array, weights: jax.Array, noise: NoiseModel
+    noise_std: jax.Array,
+    posterior: jax.Array,
+    squared_residual: jax.Array,
+    weights: jax.Array,
+    noise: NoiseModel,
 ) -> jax.Array:
     """(k,): the noise that maximises the expected log-likelihood; `noise_std` itself where it is known."""
     if noise == "known":
@@ -241,13 +260,19 @@ def gating_em(
         joint = log_gate + log_normal(squared_residual, noise_std)
         log_evidence = jax.nn.logsumexp(joint, axis=0)
         posterior = jnp.exp(joint - log_evidence[None])
-        objective = log_evidence @ weights - 0.5 * target.ridge * jnp.sum(gates**2)
+        objective = log_evidence @ weights - target.ridge * gate_penalty(gates)
         gates, log_gate = gating_m_step(gates, log_gate, posterior, target)
-        return (gates, log_gate, noise_m_step(noise_std, posterior, squared_residual, weights, noise)), objective
+        return (
+            gates,
+            log_gate,
+            noise_m_step(noise_std, posterior, squared_residual, weights, noise),
+        ), objective
 
     gates = join_intercept(params.gating, params.gating_bias, fit_intercept)[:-1]
     start = (gates, gate_log_probabilities(gates, design), params.noise_std)
-    (gates, log_gate, noise_std), history, count, done = frozen_scan(step, start, num_steps, tolerance * weights.sum())
+    (gates, log_gate, noise_std), history, count, done = frozen_scan(
+        step, start, num_steps, tolerance * weights.sum()
+    )
     final = jax.nn.logsumexp(log_gate + log_normal(squared_residual, noise_std), axis=0) @ weights
     gating, gating_bias = split_intercept(with_last_gate(gates), dim)
     fitted = params._replace(gating=gating, gating_bias=gating_bias, noise_std=noise_std)
@@ -283,16 +308,24 @@ def joint_em(
         log_gate = gate_log_probabilities(gates, design)
         joint = log_gate + log_normal(residual**2, noise_std)
         log_evidence = jax.nn.logsumexp(joint, axis=0)
-        objective = log_evidence @ weights - 0.5 * target.ridge * jnp.sum(gates**2)
+        objective = log_evidence @ weights - target.ridge * gate_penalty(gates)
         posterior = jnp.exp(joint - log_evidence[None])
         new_gates, _ = gating_m_step(gates, log_gate, posterior, target)
-        new_experts, squared_residual = expert_m_step(experts, residual, slopes, posterior * weights[None], design, y, fn)
-        return (new_experts, new_gates, noise_m_step(noise_std, posterior, squared_residual, weights, noise)), objective
+        new_experts, squared_residual = expert_m_step(
+            experts, residual, slopes, posterior * weights[None], design, y, fn
+        )
+        return (
+            new_experts,
+            new_gates,
+            noise_m_step(noise_std, posterior, squared_residual, weights, noise),
+        ), objective
 
     experts = join_intercept(params.experts, params.expert_bias, fit_intercept)
     gates = join_intercept(params.gating, params.gating_bias, fit_intercept)[:-1]
     start = (experts, gates, params.noise_std)
-    (experts, gates, noise_std), history, count, done = frozen_scan(step, start, num_steps, tolerance * weights.sum())
+    (experts, gates, noise_std), history, count, done = frozen_scan(
+        step, start, num_steps, tolerance * weights.sum()
+    )
     means = apply_activation(fn, experts @ design)
     joint = gate_log_probabilities(gates, design) + log_normal((y[None] - means) ** 2, noise_std)
     gating, gating_bias = split_intercept(with_last_gate(gates), dim)
@@ -324,8 +357,13 @@ def expert_m_step(
     gram = weighted_gram(design, weights * slopes**2)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / design.shape[0]
     # the least of ridges, for an expert that few samples or only flat parts of g support
-    floor = 10 * jnp.finfo(gram.dtype).eps * jnp.maximum(trace, jnp.finfo(gram.dtype).tiny) + jnp.finfo(gram.dtype).tiny
-    direction = jnp.linalg.solve(gram + floor * jnp.eye(design.shape[0], dtype=gram.dtype)[None], gradient[:, :, None])[:, :, 0]
+    floor = (
+        10 * jnp.finfo(gram.dtype).eps * jnp.maximum(trace, jnp.finfo(gram.dtype).tiny)
+        + jnp.finfo(gram.dtype).tiny
+    )
+    direction = jnp.linalg.solve(
+        gram + floor * jnp.eye(design.shape[0], dtype=gram.dtype)[None], gradient[:, :, None]
+    )[:, :, 0]
     direction = jnp.where(jnp.isfinite(direction), direction, 0.0)
 
     def squared_residuals(step_sizes: jax.Array) -> jax.Array:

@@ -57,7 +57,10 @@ def fit_command(
         raise ValueError(f"--out {out}: is a file; expected a folder")
     table = read_table(data, target) if data is not None and target is not None else load(str(dataset))
     scaling = _scaling(table, standardise)
-    x, y = (table.x - scaling["input_mean"]) / scaling["input_std"], (table.y - scaling["target_mean"]) / scaling["target_std"]
+    x, y = (
+        (table.x - scaling["input_mean"]) / scaling["input_std"],
+        (table.y - scaling["target_mean"]) / scaling["target_std"],
+    )
     result = fit(
         jax.random.key(seed),
         x,
@@ -94,7 +97,9 @@ def fit_command(
     if out is not None:
         _save(out, summary, table, result, posterior, predicted, y)
         if not quiet:
-            Console().print(f"written to {out}: fit.json, parameters.parquet, samples.parquet, convergence.png")
+            Console().print(
+                f"written to {out}: fit.json, parameters.parquet, samples.parquet, convergence.png"
+            )
     return summary
 
 
@@ -111,7 +116,12 @@ def _scaling(table: Dataset, standardise: bool) -> dict[str, Any]:
 
 
 def _summary(
-    table: Dataset, result: FitResult, posterior: np.ndarray, y: np.ndarray, predicted: np.ndarray, scaling: dict[str, Any]
+    table: Dataset,
+    result: FitResult,
+    posterior: np.ndarray,
+    y: np.ndarray,
+    predicted: np.ndarray,
+    scaling: dict[str, Any],
 ) -> dict[str, Any]:
     params = jax.tree.map(np.asarray, result.params)
     effective = posterior.sum(axis=0)
@@ -163,8 +173,18 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
     )
     console.print(f"status: {summary['status']}", style=None if summary["status"] == "ok" else "bold red")
     out = Table(title=f"What each expert does ({units})", box=box.SIMPLE)
-    for name in ("expert", "share", "noise std", "mean target", "bias", "strongest inputs", "chosen where (gate, against the last)"):
-        out.add_column(name, justify="right" if name in ("share", "noise std", "mean target", "bias") else "left")
+    for name in (
+        "expert",
+        "share",
+        "noise std",
+        "mean target",
+        "bias",
+        "strongest inputs",
+        "chosen where (gate, against the last)",
+    ):
+        out.add_column(
+            name, justify="right" if name in ("share", "noise std", "mean target", "bias") else "left"
+        )
     for expert in summary["experts"]:
         out.add_row(
             str(expert["expert"]),
@@ -191,7 +211,12 @@ def _save(
 
     out.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"expert": e["expert"], "input": name, "coefficient": e["coefficients"][name], "gating": e["gating"][name]}
+        {
+            "expert": e["expert"],
+            "input": name,
+            "coefficient": e["coefficients"][name],
+            "gating": e["gating"][name],
+        }
         for e in summary["experts"]
         for name in table.input_names
     ]

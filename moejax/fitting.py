@@ -182,7 +182,12 @@ def fit(
     _require(num_starts >= 1, "num_starts", "a positive number", num_starts)
     needed = (2 * num_experts - 1) * (d + int(fit_intercept)) + 2
     used = int((weights_host > 0).sum())
-    _require(used >= needed, "x", f"at least {needed} rows with weight for k = {num_experts} experts of {d} inputs", f"{used} rows")
+    _require(
+        used >= needed,
+        "x",
+        f"at least {needed} rows with weight for k = {num_experts} experts of {d} inputs",
+        f"{used} rows",
+    )
 
     whitening = input_map(x_host, weights_host, centre=fit_intercept)
     _require(
@@ -202,7 +207,9 @@ def fit(
         start_noise = float(np.std(y_host))
     transforms, order_reason = None, "no moments"
     if uses_moments(method):
-        order, order_reason = _usable_order(activation, start_noise, order, transform, z.shape[1], num_experts)
+        order, order_reason = _usable_order(
+            activation, start_noise, order, transform, z.shape[1], num_experts
+        )
         transforms = host_transforms(fn, start_noise, order, transform, num_experts)
         transforms = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), transforms)
     config = MethodConfig(
@@ -218,7 +225,9 @@ def fit(
         ridge=ridge,
         chunk_size=chunk_size,
     )
-    result = _run_method(key, Problem(z, labels, sample_weights, jnp.asarray(start_noise, dtype), transforms), method, config)
+    result = _run_method(
+        key, Problem(z, labels, sample_weights, jnp.asarray(start_noise, dtype), transforms), method, config
+    )
     value = float(log_likelihood(result.params, z, labels, fn, sample_weights))
     mean, matrix = jnp.asarray(whitening.mean, dtype), jnp.asarray(whitening.matrix, dtype)
     params = params_in_input_units(result.params, whitening._replace(mean=mean, matrix=matrix))
@@ -240,7 +249,9 @@ def fit(
             "tensor_eigenvalues": np.asarray(result.spectral.decomposition.eigenvalues).tolist(),
             "spectral_status": SPECTRAL_STATUS[int(result.spectral.status)],
         }
-    return FitResult(params, value, history[np.isfinite(history)], diagnostics, METHOD_STATUS[int(result.status)])
+    return FitResult(
+        params, value, history[np.isfinite(history)], diagnostics, METHOD_STATUS[int(result.status)]
+    )
 
 
 def _require(good: bool, name: str, expected: str, got: object) -> None:
@@ -255,7 +266,11 @@ def _checked_arrays(x: Any, y: Any, weights: Any) -> tuple[np.ndarray, np.ndarra
         ValueError: as `fit` says.
     """
     arrays = {}
-    for name, value in (("x", x), ("y", y), ("weights", np.ones(np.shape(x)[:1]) if weights is None else weights)):
+    for name, value in (
+        ("x", x),
+        ("y", y),
+        ("weights", np.ones(np.shape(x)[:1]) if weights is None else weights),
+    ):
         try:
             arrays[name] = np.asarray(value, np.float64)
         except (TypeError, ValueError) as error:
@@ -263,17 +278,26 @@ def _checked_arrays(x: Any, y: Any, weights: Any) -> tuple[np.ndarray, np.ndarra
     x, y, weights = arrays["x"], arrays["y"], arrays["weights"]
     _require(x.ndim == 2 and x.size > 0, "x", "an array (n, d)", x.shape)
     for name in ("y", "weights"):
-        _require(arrays[name].shape == x.shape[:1], name, f"shape {x.shape[:1]} to go with x", arrays[name].shape)
+        _require(
+            arrays[name].shape == x.shape[:1], name, f"shape {x.shape[:1]} to go with x", arrays[name].shape
+        )
     for name, value in arrays.items():
         if not np.isfinite(value).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
             raise ValueError(f"{name}: expected finite values, got {value[place]} at index {place}")
-    _require(bool((weights >= 0).all()) and weights.sum() > 0, "weights", "non-negative numbers, not all zero", float(weights.min()))
+    _require(
+        bool((weights >= 0).all()) and weights.sum() > 0,
+        "weights",
+        "non-negative numbers, not all zero",
+        float(weights.min()),
+    )
     seen = x[weights > 0]
     spread = seen.max(axis=0) - seen.min(axis=0)
     if (spread == 0).any() and len(seen) > 1:
         column = int(np.argmin(spread))
-        raise ValueError(f"x: expected columns that vary, got a constant column {column} (value {seen[0, column]:g})")
+        raise ValueError(
+            f"x: expected columns that vary, got a constant column {column} (value {seen[0, column]:g})"
+        )
     return x, y, weights
 
 
@@ -286,9 +310,13 @@ def _usable_order(
     if order is None:
         choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
         if choice.order is None:
-            raise ValueError(f"activation: {name} has no usable order at noise_std {noise_std:.3g}: {choice.reason}; {advice}")
+            raise ValueError(
+                f"activation: {name} has no usable order at noise_std {noise_std:.3g}: {choice.reason}; {advice}"
+            )
         return choice.order, choice.reason
     reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
     if reason:
-        raise ValueError(f"order: {name} has no usable order {order} at noise_std {noise_std:.3g}: {reason}; {advice}")
+        raise ValueError(
+            f"order: {name} has no usable order {order} at noise_std {noise_std:.3g}: {reason}; {advice}"
+        )
     return order, "as asked"

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moejax.gaussian import standard_normal
+
 InputSampler = Callable[[jax.Array, int, int, jnp.dtype], jax.Array]
 _REGISTRY: dict[str, InputSampler] = {}
 
@@ -23,7 +25,9 @@ def register_input_distribution(name: str, sampler: InputSampler) -> InputSample
         ValueError: the name is no identifier, or the sampler is not callable.
     """
     if not isinstance(name, str) or not name.isidentifier() or not callable(sampler):
-        raise ValueError(f"input distribution: expected an identifier and a function, got {name!r} and {sampler!r}")
+        raise ValueError(
+            f"input distribution: expected an identifier and a function, got {name!r} and {sampler!r}"
+        )
     _REGISTRY[name] = sampler
     return sampler
 
@@ -43,7 +47,9 @@ def get_input_distribution(name: str) -> InputSampler:
         return _REGISTRY[name]
     near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
     nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise ValueError(f"input_distribution: unknown name {name!r}; {nearest}registered: {', '.join(_REGISTRY)}")
+    raise ValueError(
+        f"input_distribution: unknown name {name!r}; {nearest}registered: {', '.join(_REGISTRY)}"
+    )
 
 
 STUDENT_T_DEGREES = 8
@@ -52,29 +58,29 @@ CORRELATION = 0.5
 
 
 def _standard_normal(key, n, d, dtype):
-    return jax.random.normal(key, (n, d), dtype)
+    return standard_normal(key, (n, d), dtype)
 
 
 def _uniform(key, n, d, dtype):
     """Uniform on [-sqrt 3, sqrt 3]^d."""
-    return jax.random.uniform(key, (n, d), dtype, -(3.0**0.5), 3.0**0.5)
+    return jax.random.uniform(key, (n * d,), dtype, -(3.0**0.5), 3.0**0.5).reshape(n, d)
 
 
 def _rademacher(key, n, d, dtype):
-    return jax.random.rademacher(key, (n, d), dtype)
+    return jax.random.rademacher(key, (n * d,), dtype).reshape(n, d)
 
 
 def _student_t(key, n, d, dtype):
     """Independent Student t with 8 degrees of freedom, scaled to unit variance."""
     scale = ((STUDENT_T_DEGREES - 2) / STUDENT_T_DEGREES) ** 0.5
-    return scale * jax.random.t(key, STUDENT_T_DEGREES, (n, d), dtype)
+    return scale * jax.random.t(key, STUDENT_T_DEGREES, (n * d,), dtype).reshape(n, d)
 
 
 def _gaussian_mixture(key, n, d, dtype):
     """Two equal normal clusters at +-0.9 along the main diagonal, with identity covariance over all."""
     sign_key, normal_key = jax.random.split(key)
     direction = jnp.full(d, d**-0.5, dtype)
-    z = jax.random.normal(normal_key, (n, d), dtype)
+    z = standard_normal(normal_key, (n, d), dtype)
     along = (1.0 - MIXTURE_OFFSET**2) ** 0.5
     z = z - (1.0 - along) * (z @ direction)[:, None] * direction[None]
     signs = jax.random.rademacher(sign_key, (n, 1), dtype)
@@ -85,7 +91,7 @@ def _correlated_normal(key, n, d, dtype):
     """Normal with unit variances and correlation 0.5 between every two inputs."""
     shared_key, own_key = jax.random.split(key)
     shared = jax.random.normal(shared_key, (n, 1), dtype)
-    return CORRELATION**0.5 * shared + (1.0 - CORRELATION) ** 0.5 * jax.random.normal(own_key, (n, d), dtype)
+    return CORRELATION**0.5 * shared + (1.0 - CORRELATION) ** 0.5 * standard_normal(own_key, (n, d), dtype)
 
 
 for _name, _sampler in {

@@ -87,7 +87,9 @@ class PosteriorTable(NamedTuple):
     """(2, num_labels) E[He_2(Z)^2 | y], E[He_3(Z)^2 | y]."""
 
 
-def posterior_table(noise_std: Array, labels_of: Callable[[Array], Array], *, num_nodes: int, xp: ModuleType) -> PosteriorTable:
+def posterior_table(
+    noise_std: Array, labels_of: Callable[[Array], Array], *, num_nodes: int, xp: ModuleType
+) -> PosteriorTable:
     """Posterior means of the Hermite polynomials, by quadrature over z with the row maximum subtracted in logs.
 
     Args:
@@ -183,13 +185,17 @@ def build_label_transform(
     else:
         table = posterior.hermite[rows - 1]
         if kind == "weighted":
-            table = table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
+            table = (
+                table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
+            )
         constraints = hermite_coefficients(
             xp.stack([_interpolate(y, posterior.start, posterior.step, values, xp) for values in table])
         )
         solution = xp.linalg.solve(constraints.T, target)
         coefficients = xp.zeros(order + 1, dtype)
-        transform = LabelTransform(posterior.start, posterior.step, solution @ table, coefficients, zero, zero)
+        transform = LabelTransform(
+            posterior.start, posterior.step, solution @ table, coefficients, zero, zero
+        )
 
     squares = (_evaluate(transform, y, xp) ** 2 @ noise.weights) * grid.weights
     tau = variance_weight(order, grid.nodes**2, he[2:4] ** 2, num_experts)
@@ -240,7 +246,9 @@ def _posterior_on_host(fn: ScalarFunction, noise_std: float) -> PosteriorTable:
 
 
 @functools.lru_cache(maxsize=8192)
-def transform_on_host(fn: ScalarFunction, noise_std: float, order: int, kind: TransformKind, num_experts: int) -> LabelTransform:
+def transform_on_host(
+    fn: ScalarFunction, noise_std: float, order: int, kind: TransformKind, num_experts: int
+) -> LabelTransform:
     """`build_label_transform` in double precision with NumPy, for a sigma that is a number; not checked for use.
 
     A transform whose constraints are singular comes back with `second_moment` infinite.
@@ -261,7 +269,14 @@ def transform_on_host(fn: ScalarFunction, noise_std: float, order: int, kind: Tr
         return build()
     except np.linalg.LinAlgError:
         nothing = np.zeros(())
-        return LabelTransform(nothing, nothing + 1, np.zeros(NUM_LABELS), np.zeros(order + 1), nothing + np.inf, nothing + np.inf)
+        return LabelTransform(
+            nothing,
+            nothing + 1,
+            np.zeros(NUM_LABELS),
+            np.zeros(order + 1),
+            nothing + np.inf,
+            nothing + np.inf,
+        )
 
 
 def label_transform(
@@ -360,13 +375,23 @@ def why_unusable(fn: ScalarFunction, noise_std: float, order: int, *, num_expert
         return f"c_{order} = 0 for every label transform of an even activation"
     second_moment = float(transform_on_host(fn, noise_std, order, "least_norm", num_experts).second_moment)
     if not second_moment <= LARGEST_SECOND_MOMENT:
-        size = f"is at least {second_moment:,.0f}" if 0 < second_moment < 1e12 else "is unbounded (c_m is 0 to rounding)"
+        size = (
+            f"is at least {second_moment:,.0f}"
+            if 0 < second_moment < 1e12
+            else "is unbounded (c_m is 0 to rounding)"
+        )
         return f"E[l_{order}^2] at c_{order} = 1 {size}, above the bound of {LARGEST_SECOND_MOMENT:,.0f}"
     return ""
 
 
 def predicted_mse(
-    fn: ScalarFunction, noise_std: float, order: int, kind: TransformKind, *, dim: int = 10, num_experts: int = 3
+    fn: ScalarFunction,
+    noise_std: float,
+    order: int,
+    kind: TransformKind,
+    *,
+    dim: int = 10,
+    num_experts: int = 3,
 ) -> float:
     """Predicted n * E||a_hat_i - a_i||^2 of the spectral estimate, to first order in 1/n, for equal mixing weights.
 
@@ -390,7 +415,12 @@ class OrderChoice(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def choose_order(
-    fn: ScalarFunction, noise_std: float, *, kind: TransformKind = "weighted", dim: int = 10, num_experts: int = 3
+    fn: ScalarFunction,
+    noise_std: float,
+    *,
+    kind: TransformKind = "weighted",
+    dim: int = 10,
+    num_experts: int = 3,
 ) -> OrderChoice:
     """The usable order, 3 or 4, with the least predicted mean squared error; order 2 must be usable as well."""
     order_two = why_unusable(fn, noise_std, 2, num_experts=num_experts)
@@ -402,4 +432,9 @@ def choose_order(
         return OrderChoice(None, "; ".join(f"order {m}: {reasons[m]}" for m in (3, 4)))
     mse = {m: predicted_mse(fn, noise_std, m, kind, dim=dim, num_experts=num_experts) for m in usable}
     best = min(usable, key=lambda m: mse[m])
-    return OrderChoice(best, "; ".join(f"order {m}: n MSE {mse[m]:.0f}" if m in mse else f"order {m}: {reasons[m]}" for m in (3, 4)))
+    return OrderChoice(
+        best,
+        "; ".join(
+            f"order {m}: n MSE {mse[m]:.0f}" if m in mse else f"order {m}: {reasons[m]}" for m in (3, 4)
+        ),
+    )

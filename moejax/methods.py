@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from moejax.activations import ScalarFunction
 from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
+from moejax.gaussian import standard_normal
 from moejax.model import MoEParams, gate_logits, unit_rows
 from moejax.polish import polish
 from moejax.spectral import (
@@ -28,7 +29,9 @@ from moejax.spectral import (
 )
 
 NOT_CONVERGED = len(SPECTRAL_STATUS)
-METHOD_STATUS = SPECTRAL_STATUS | {NOT_CONVERGED: "the iterations ended with their budget before they converged"}
+METHOD_STATUS = SPECTRAL_STATUS | {
+    NOT_CONVERGED: "the iterations ended with their budget before they converged"
+}
 """Words for every status a method ends with."""
 
 
@@ -184,8 +187,12 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
         run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
         return _finish(run.params, run.history, run.num_steps, run.converged, problem, start.spectral)
     inflated = "shared" if config.noise == "known" else config.noise
-    gates = gating_em(start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common)
-    joint = joint_em(gates.params, *data, num_steps=JOINT_STEPS, noise=inflated, tolerance=JOINT_TOLERANCE, **common)
+    gates = gating_em(
+        start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common
+    )
+    joint = joint_em(
+        gates.params, *data, num_steps=JOINT_STEPS, noise=inflated, tolerance=JOINT_TOLERANCE, **common
+    )
     fitted = joint.params
     if config.noise == "known":
         fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))
@@ -195,7 +202,9 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
     return _finish(run.params, history, num_steps, run.converged, problem, start.spectral)
 
 
-def _finish(params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None) -> MethodResult:
+def _finish(
+    params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
+) -> MethodResult:
     """A result whose status speaks of the likelihood: a poor start that was polished to a maximum is ok."""
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, OK, NOT_CONVERGED)
@@ -210,7 +219,7 @@ def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> M
     the way; where it is known, it is restored for the second half of the steps.
     """
     shape = (config.num_starts, config.num_experts, problem.x.shape[1])
-    experts = unit_rows(jax.random.normal(key, shape, problem.x.dtype))
+    experts = unit_rows(standard_normal(key, shape, problem.x.dtype))
     total = problem.weights.sum()
     mean = problem.y @ problem.weights / total
     spread = jnp.sqrt((problem.y - mean) ** 2 @ problem.weights / total)

@@ -92,8 +92,12 @@ def align(true: MoEParams, estimated: MoEParams, even: bool = False) -> MoEParam
     estimated = permute_experts(estimated, match_experts(true.experts, estimated.experts, even))
     if not even:
         return estimated
-    sign = jnp.where(jnp.sum(true.experts * estimated.experts, axis=1) < 0, -1.0, 1.0).astype(true.experts.dtype)
-    return estimated._replace(experts=sign[:, None] * estimated.experts, expert_bias=sign * estimated.expert_bias)
+    sign = jnp.where(jnp.sum(true.experts * estimated.experts, axis=1) < 0, -1.0, 1.0).astype(
+        true.experts.dtype
+    )
+    return estimated._replace(
+        experts=sign[:, None] * estimated.experts, expert_bias=sign * estimated.expert_bias
+    )
 
 
 def gating_error(true: MoEParams, aligned: MoEParams) -> jax.Array:

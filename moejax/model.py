@@ -1,6 +1,6 @@
 """The mixture of experts: parameters, sampling, likelihood, responsibilities, prediction.
 
-    P(z = i | x) = softmax_i(w_i . x + c_i),   y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2).
+P(z = i | x) = softmax_i(w_i . x + c_i),   y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.activations import ActivationLike, apply_activation, get_activation
+from moejax.gaussian import standard_normal
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
@@ -45,9 +46,14 @@ def make_params(
     """
     experts, gating = jnp.asarray(experts), jnp.asarray(gating)
     if experts.ndim != 2 or experts.shape != gating.shape:
-        raise ValueError(f"experts and gating: expected two arrays (k, d), got {experts.shape} and {gating.shape}")
+        raise ValueError(
+            f"experts and gating: expected two arrays (k, d), got {experts.shape} and {gating.shape}"
+        )
     dtype = jnp.result_type(experts, gating, jnp.result_type(float))
-    per_expert = [jnp.broadcast_to(jnp.asarray(v, dtype), experts.shape[:1]) for v in (noise_std, expert_bias, gating_bias)]
+    per_expert = [
+        jnp.broadcast_to(jnp.asarray(v, dtype), experts.shape[:1])
+        for v in (noise_std, expert_bias, gating_bias)
+    ]
     return regauge(MoEParams(experts.astype(dtype), gating.astype(dtype), *per_expert))
 
 
@@ -80,13 +86,19 @@ def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: Activat
     return log_gate - 0.5 * residual**2 - jnp.log(params.noise_std)[None] - 0.5 * LOG_TWO_PI
 
 
-def log_likelihood_per_sample(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+def log_likelihood_per_sample(
+    params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike
+) -> jax.Array:
     """(n,): log p(y_j | x_j), in nats."""
     return jax.nn.logsumexp(log_joint(params, x, y, activation), axis=1)
 
 
 def log_likelihood(
-    params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike, weights: jax.Array | None = None
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    activation: ActivationLike,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
@@ -99,7 +111,9 @@ def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: 
 
 def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n,): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
-    return jnp.sum(jax.nn.softmax(gate_logits(params, x), axis=1) * expert_means(params, x, activation), axis=1)
+    return jnp.sum(
+        jax.nn.softmax(gate_logits(params, x), axis=1) * expert_means(params, x, activation), axis=1
+    )
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -125,7 +139,7 @@ def sample(
         x (n, d) ~ N(0, I); y (n,); z (n,) int32, the expert that made each y.
     """
     x_key, label_key = jax.random.split(key)
-    x = jax.random.normal(x_key, (num_samples, params.experts.shape[1]), params.experts.dtype)
+    x = standard_normal(x_key, (num_samples, params.experts.shape[1]), params.experts.dtype)
     y, z = sample_labels(label_key, params, activation, x)
     return x, y, z
 
@@ -166,9 +180,13 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
     """
     num_experts = scales.expert_norms.shape[0]
     dtype = scales.expert_norms.dtype
-    draws = jax.random.normal(key, (num_experts, 2 * dim + num_experts), dtype)  # one call: each costs compile time
+    draws = standard_normal(
+        key, (num_experts, 2 * dim + num_experts), dtype
+    )  # one call: each costs compile time
     frame = jnp.linalg.qr(draws[:, :dim].T)[0]
-    correlation = scales.expert_correlation + (1.0 - scales.expert_correlation) * jnp.eye(num_experts, dtype=dtype)
+    correlation = scales.expert_correlation + (1.0 - scales.expert_correlation) * jnp.eye(
+        num_experts, dtype=dtype
+    )
     experts = scales.expert_norms[:, None] * (jnp.linalg.cholesky(correlation) @ frame.T)
     in_span = draws[:, 2 * dim :] @ frame.T
     outside = draws[:, dim : 2 * dim]

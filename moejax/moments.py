@@ -31,7 +31,9 @@ class RawMoments(NamedTuple):
     """sum_j w_j l_j p_j^{(x) r} for some orders r, each (k,) * r."""
 
 
-def power_sums(points: jax.Array, labels: jax.Array, weights: jax.Array | None, orders: tuple[int, ...]) -> RawMoments:
+def power_sums(
+    points: jax.Array, labels: jax.Array, weights: jax.Array | None, orders: tuple[int, ...]
+) -> RawMoments:
     """Weighted sums of labels times powers of the points.
 
     Args:
@@ -90,7 +92,9 @@ def symmetrised_product(vector_or_matrix: jax.Array, metric: jax.Array) -> jax.A
     return half(vector_or_matrix, metric) + half(metric, vector_or_matrix)
 
 
-def second_moment(x: jax.Array, labels: jax.Array, weights: jax.Array | None = None, *, chunk_size: int | None = None) -> jax.Array:
+def second_moment(
+    x: jax.Array, labels: jax.Array, weights: jax.Array | None = None, *, chunk_size: int | None = None
+) -> jax.Array:
     """T2 = mean[l S_2(x)], the (d, d) second cross-moment.
 
     Args:

@@ -13,7 +13,13 @@ NUM_LEVELS = 48
 
 
 def estimate_noise_std(
-    y: jax.Array, weights: jax.Array, *, fn: ScalarFunction, smallest: float, largest: float, num_nodes: int = 16385
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    smallest: float,
+    largest: float,
+    num_nodes: int = 16385,
 ) -> jax.Array:
     """sigma by marginal likelihood: the maximiser of sum_j w_j log f_sigma(y_j), f_sigma the density of g(Z) + sigma N.
 

@@ -9,7 +9,9 @@ import numpy as np
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def convergence_figure(history: np.ndarray, y: np.ndarray, predicted: np.ndarray, share: np.ndarray, units: str, path: Path) -> None:
+def convergence_figure(
+    history: np.ndarray, y: np.ndarray, predicted: np.ndarray, share: np.ndarray, units: str, path: Path
+) -> None:
     """Two panels: the log-likelihood still to gain at every pass, and observed against predicted labels.
 
     Args:
@@ -36,7 +38,14 @@ def convergence_figure(history: np.ndarray, y: np.ndarray, predicted: np.ndarray
     left.grid(alpha=0.3)
     for expert in range(int(share.max()) + 1):
         chosen = share == expert
-        right.plot(predicted[chosen], y[chosen], ".", markersize=4, color=PALETTE[expert % len(PALETTE)], label=f"expert {expert + 1}")
+        right.plot(
+            predicted[chosen],
+            y[chosen],
+            ".",
+            markersize=4,
+            color=PALETTE[expert % len(PALETTE)],
+            label=f"expert {expert + 1}",
+        )
     ends = [min(y.min(), predicted.min()), max(y.max(), predicted.max())]
     right.plot(ends, ends, color="0.4", linewidth=1, linestyle="--", label="observed = predicted")
     right.set_xlabel(f"predicted E[y | x] ({units})")

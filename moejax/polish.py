@@ -26,6 +26,8 @@ from moejax.em import (
     CHUNK_SIZE,
     NoiseModel,
     block_matrix,
+    gate_centring,
+    gate_penalty,
     join_intercept,
     log_normal,
     split_intercept,
@@ -79,12 +81,16 @@ def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool
     return jnp.concatenate([experts.reshape(-1), gates.reshape(-1), log_noise])
 
 
-def params_from_free(free: jax.Array, like: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> MoEParams:
+def params_from_free(
+    free: jax.Array, like: MoEParams, *, noise: NoiseModel, fit_intercept: bool
+) -> MoEParams:
     """The inverse of `free_parameters`; what is not free is taken from `like`."""
     k, dim = like.experts.shape
     size = dim + int(fit_intercept)
     experts, expert_bias = split_intercept(free[: k * size].reshape(k, size), dim)
-    gating, gating_bias = split_intercept(with_last_gate(free[k * size : (2 * k - 1) * size].reshape(k - 1, size)), dim)
+    gating, gating_bias = split_intercept(
+        with_last_gate(free[k * size : (2 * k - 1) * size].reshape(k - 1, size)), dim
+    )
     noise_std = like.noise_std
     if noise != "known":
         noise_std = jnp.broadcast_to(jnp.exp(free[(2 * k - 1) * size :]), noise_std.shape)
@@ -115,7 +121,11 @@ class PredictorDerivatives(NamedTuple):
 
 
 def predictor_derivatives(
-    predictors: jax.Array, y: jax.Array, noise_std: jax.Array, fn: ScalarFunction, width: jax.Array | None = None
+    predictors: jax.Array,
+    y: jax.Array,
+    noise_std: jax.Array,
+    fn: ScalarFunction,
+    width: jax.Array | None = None,
 ) -> PredictorDerivatives:
     """Closed-form derivatives of log sum_i P_i(v) N(y; g(u_i), sigma_i^2).
 
@@ -187,7 +197,7 @@ def likelihood_curvature(
         fn: g.
         noise: which noise parameters are free.
         fit_intercept: whether biases are.
-        ridge: () coefficient of ||free gates||^2 / 2, subtracted from the log-likelihood.
+        ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2, subtracted from the log-likelihood.
         width: () of `activation_derivatives`.
     """
     k = params.experts.shape[0]
@@ -224,13 +234,17 @@ def likelihood_curvature(
         sums_of, x, y, weights, chunk_size=CHUNK_SIZE
     )
     num_pairs = len(pairs[0])
-    complete_blocks = jnp.zeros((num_pairs, size, size), x.dtype).at[np.asarray(complete_pairs)].set(blocks[num_pairs:])
-    observed = block_matrix(blocks[:num_pairs], size)
-    complete = block_matrix(complete_blocks, size)
-    penalty = ridge * jnp.concatenate([jnp.zeros(k * size, x.dtype), jnp.ones((k - 1) * size, x.dtype)])
-    observed, complete = observed + jnp.diag(penalty), complete + jnp.diag(penalty)
-    gradient = gradient.reshape(-1) - penalty * rows.reshape(-1)
-    value = value - 0.5 * ridge * jnp.sum(gates**2)
+    complete_blocks = (
+        jnp.zeros((num_pairs, size, size), x.dtype).at[np.asarray(complete_pairs)].set(blocks[num_pairs:])
+    )
+    observed, complete = block_matrix(blocks[:num_pairs], size), block_matrix(complete_blocks, size)
+    centring = gate_centring(k, x.dtype)
+    penalty = jax.scipy.linalg.block_diag(
+        jnp.zeros((k * size, k * size), x.dtype), ridge * jnp.kron(centring, jnp.eye(size, dtype=x.dtype))
+    )
+    observed, complete = observed + penalty, complete + penalty
+    gradient = jnp.concatenate([gradient[:k], gradient[k:] - ridge * (centring @ gates)]).reshape(-1)
+    value = value - ridge * gate_penalty(gates)
     if noise != "known":
         cross = cross.reshape(observed.shape[0], -1)
         observed = jnp.block([[observed, cross], [cross.T, noise_observed]])
@@ -325,7 +339,12 @@ def polish(
         free = jnp.where(accept, free + step, free)
         now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
         settled = (width <= widest / KINK_RANGE) if kinked else True
-        done = (count > 0) & settled & found & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
+        done = (
+            (count > 0)
+            & settled
+            & found
+            & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
+        )
         return free, now, damping, *damped_step(now, damping), done, count + 1
 
     def body(state, _):
@@ -340,7 +359,16 @@ def polish(
     square = jnp.zeros((size, size), x.dtype)
     nowhere = Curvature(jnp.asarray(-jnp.inf, x.dtype), jnp.zeros_like(free), square, square)
     no = jnp.asarray(False)
-    start = (free, nowhere, damping_at_start, jnp.zeros_like(free), damping_at_start, no, no, jnp.asarray(0, jnp.int32))
+    start = (
+        free,
+        nowhere,
+        damping_at_start,
+        jnp.zeros_like(free),
+        damping_at_start,
+        no,
+        no,
+        jnp.asarray(0, jnp.int32),
+    )
     (free, now, *_, done, count), history = jax.lax.scan(body, start, length=num_steps)
     fitted = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
     return PolishRun(fitted, now.log_likelihood, history, count, done, now)

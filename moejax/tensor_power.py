@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moejax.gaussian import standard_normal
 from moejax.model import unit_rows
 
 CONVERGED, NOT_CONVERGED, NOT_POSITIVE, NOT_FINITE = range(4)
@@ -78,7 +79,7 @@ def tensor_power_method(
         return v, moved[-1]
 
     def extract(deflated: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        starts = unit_rows(jax.random.normal(key, (num_restarts, k), tensor.dtype))
+        starts = unit_rows(standard_normal(key, (num_restarts, k), tensor.dtype))
         candidates, _ = jax.vmap(iterate, (None, 0))(deflated, starts)
         values = jax.vmap(lambda v: contract_all_but_one(deflated, v) @ v)(candidates)
         v, moved = iterate(deflated, candidates[jnp.argmax(values)])
@@ -90,7 +91,9 @@ def tensor_power_method(
 
     def polar_step(vectors: jax.Array, _: None) -> tuple[jax.Array, None]:
         images = contract(vectors)
-        left, _, right = jnp.linalg.svd(jnp.sum(images * vectors, axis=1, keepdims=True) * images, full_matrices=False)
+        left, _, right = jnp.linalg.svd(
+            jnp.sum(images * vectors, axis=1, keepdims=True) * images, full_matrices=False
+        )
         refined = left @ right
         return jnp.where(jnp.isfinite(refined).all(), refined, vectors), None
 

@@ -29,7 +29,15 @@ from moejax.label_transforms import (
 )
 from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, uses_moments
 from moejax.metrics import align, bottleneck_assignment, expert_distances, gating_error, match_experts
-from moejax.model import InstanceScales, MoEParams, gate_logits, log_likelihood_per_sample, predict, random_params, sample_labels
+from moejax.model import (
+    InstanceScales,
+    MoEParams,
+    gate_logits,
+    log_likelihood_per_sample,
+    predict,
+    random_params,
+    sample_labels,
+)
 from moejax.noise import estimate_noise_std
 from moejax.spectral import SpectralTransforms
 
@@ -148,35 +156,73 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
     Raises:
         ValueError: "FIELD: expected .., got ..", one line.
     """
-    for field, value in (("dim", data.dim), ("num_experts", data.num_experts), ("num_samples", data.num_samples)):
+    for field, value in (
+        ("dim", data.dim),
+        ("num_experts", data.num_experts),
+        ("num_samples", data.num_samples),
+    ):
         _require(value >= 1, field, "a positive number", value)
     num_fitted = algorithm.fit_num_experts or data.num_experts
     _require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
     _require(1 <= num_fitted <= data.dim, "fit_num_experts", f"1 to dim = {data.dim}", num_fitted)
     needed = num_parameters(num_fitted, data.dim) + 1
-    _require(data.num_samples >= needed, "num_samples", f"at least {needed} for k = {num_fitted}, d = {data.dim}", data.num_samples)
-    _require(math.isfinite(data.noise_std) and data.noise_std > 0, "noise_std", "a positive finite number", data.noise_std)
-    _require(math.isfinite(data.gating_norm) and data.gating_norm >= 0, "gating_norm", "a number >= 0", data.gating_norm)
+    _require(
+        data.num_samples >= needed,
+        "num_samples",
+        f"at least {needed} for k = {num_fitted}, d = {data.dim}",
+        data.num_samples,
+    )
+    _require(
+        math.isfinite(data.noise_std) and data.noise_std > 0,
+        "noise_std",
+        "a positive finite number",
+        data.noise_std,
+    )
+    _require(
+        math.isfinite(data.gating_norm) and data.gating_norm >= 0,
+        "gating_norm",
+        "a number >= 0",
+        data.gating_norm,
+    )
     _require(0 <= data.gating_angle <= 90, "gating_angle", "degrees from 0 to 90", data.gating_angle)
     _require(
-        data.dim > data.num_experts or data.gating_angle == 0 or data.gating_norm == 0 or data.num_experts == 1,
+        data.dim > data.num_experts
+        or data.gating_angle == 0
+        or data.gating_norm == 0
+        or data.num_experts == 1,
         "gating_angle",
         "0 where dim = num_experts (nothing is orthogonal to the experts' span)",
         data.gating_angle,
     )
     lowest = -1.0 / max(data.num_experts - 1, 1)
-    _require(lowest < data.expert_correlation < 1, "expert_correlation", f"between {lowest:.3g} and 1", data.expert_correlation)
+    _require(
+        lowest < data.expert_correlation < 1,
+        "expert_correlation",
+        f"between {lowest:.3g} and 1",
+        data.expert_correlation,
+    )
     norms = _expert_norms(data)
-    _require(len(norms) == data.num_experts, "expert_norms", f"one number or {data.num_experts}", data.expert_norms)
-    _require(all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms)
+    _require(
+        len(norms) == data.num_experts, "expert_norms", f"one number or {data.num_experts}", data.expert_norms
+    )
+    _require(
+        all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms
+    )
     get_activation(data.activation)
     if algorithm.fit_activation is not None:
         get_activation(algorithm.fit_activation)
     get_input_distribution(data.input_distribution)
     get_method(algorithm.method)
     known = ("known", "estimated")
-    _require(algorithm.noise_knowledge in known, "noise_knowledge", " or ".join(known), algorithm.noise_knowledge)
-    _require(algorithm.transform in TRANSFORM_KINDS, "transform", f"one of {', '.join(TRANSFORM_KINDS)}", algorithm.transform)
+    _require(
+        algorithm.noise_knowledge in known, "noise_knowledge", " or ".join(known), algorithm.noise_knowledge
+    )
+    _require(
+        algorithm.transform in TRANSFORM_KINDS,
+        "transform",
+        f"one of {', '.join(TRANSFORM_KINDS)}",
+        algorithm.transform,
+    )
     _require(algorithm.order in (None, 3, 4), "order", "3 or 4", algorithm.order)
     for field in ("num_restarts", "num_starts", "max_iterations"):
         _require(getattr(algorithm, field) >= 1, field, "a positive number", getattr(algorithm, field))
@@ -200,7 +246,9 @@ def num_parameters(num_experts: int, dim: int) -> int:
 
 
 @functools.lru_cache(maxsize=8192)
-def _order(activation: str, noise_std: float, algorithm: AlgorithmSettings, dim: int, num_experts: int) -> int:
+def _order(
+    activation: str, noise_std: float, algorithm: AlgorithmSettings, dim: int, num_experts: int
+) -> int:
     """The order that the algorithm decomposes.
 
     Raises:
@@ -213,11 +261,15 @@ def _order(activation: str, noise_std: float, algorithm: AlgorithmSettings, dim:
     if algorithm.order is not None:
         reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, algorithm.order)
         if reason:
-            raise ValueError(f"order: {activation} at noise_std {noise_std:g} has no usable order {algorithm.order}: {reason}")
+            raise ValueError(
+                f"order: {activation} at noise_std {noise_std:g} has no usable order {algorithm.order}: {reason}"
+            )
         return algorithm.order
     choice = choose_order(fn, noise_std, kind=algorithm.transform, dim=dim, num_experts=num_experts)
     if choice.order is None:
-        raise ValueError(f"activation: {activation} at noise_std {noise_std:g} has no usable order: {choice.reason}")
+        raise ValueError(
+            f"activation: {activation} at noise_std {noise_std:g} has no usable order: {choice.reason}"
+        )
     return choice.order
 
 
@@ -259,10 +311,14 @@ def prepare(data: DataSettings, algorithm: AlgorithmSettings) -> tuple[TrialSpec
     dtype = jnp.result_type(float)
     transforms = None
     if uses_moments(spec.method) and spec.noise_knowledge == "known":
-        transforms = host_transforms(spec.fit_activation, data.noise_std, spec.order, spec.transform, spec.fit_num_experts)
+        transforms = host_transforms(
+            spec.fit_activation, data.noise_std, spec.order, spec.transform, spec.fit_num_experts
+        )
         transforms = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), transforms)
     scalars = (data.noise_std, data.gating_norm, data.gating_angle, data.expert_correlation)
-    scales = InstanceScales(*(np.asarray(value, dtype) for value in scalars), np.asarray(_expert_norms(data), dtype))
+    scales = InstanceScales(
+        *(np.asarray(value, dtype) for value in scalars), np.asarray(_expert_norms(data), dtype)
+    )
     return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
 
 
@@ -271,7 +327,9 @@ def needs_signs(fn, order: int) -> bool:
     return order == 4 and activation_facts(fn).parity != "even"
 
 
-def host_transforms(activation, noise_std: float, order: int, kind: str, num_experts: int) -> SpectralTransforms:
+def host_transforms(
+    activation, noise_std: float, order: int, kind: str, num_experts: int
+) -> SpectralTransforms:
     """The transforms of a spectral estimate at a noise level that is a number; NumPy leaves in double precision."""
     fn = get_activation(activation)
     noise_std = transform_noise_std(fn, noise_std)
@@ -280,7 +338,9 @@ def host_transforms(activation, noise_std: float, order: int, kind: str, num_exp
     return SpectralTransforms(second, high, first)
 
 
-def traced_transforms(fn, noise_std: jax.Array, order: int, kind: str, num_experts: int) -> SpectralTransforms:
+def traced_transforms(
+    fn, noise_std: jax.Array, order: int, kind: str, num_experts: int
+) -> SpectralTransforms:
     """The same at a traced noise level."""
     smallest = transform_noise_std(fn, 0.0)
     wanted = ((2, kind), (order, kind)) + (((1, kind),) if needs_signs(fn, order) else ())
@@ -305,7 +365,9 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
     all_y, _ = sample_labels(label_key, truth, spec.activation, all_x)
     x, held_out_x = all_x[:-NUM_HELD_OUT], all_x[-NUM_HELD_OUT:]
     y, held_out_y = all_y[:-NUM_HELD_OUT], all_y[-NUM_HELD_OUT:]
-    weights = (jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples).astype(dtype)
+    weights = (jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples).astype(
+        dtype
+    )
 
     fn = get_activation(spec.fit_activation)
     transforms, noise_std = hyperparameters.transforms, scales.noise_std
@@ -366,7 +428,9 @@ def recovery_metrics(
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "vmap_width"))
-def _run_trials(key_data: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int) -> TrialResult:
+def _run_trials(
+    key_data: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int
+) -> TrialResult:
     def run(inputs):
         key_data, hyperparameters = inputs
         with jax.default_matmul_precision("highest"):
@@ -375,7 +439,9 @@ def _run_trials(key_data: jax.Array, hyperparameters: Hyperparameters, spec: Tri
     return jax.lax.map(run, (key_data, hyperparameters), batch_size=None if vmap_width == 1 else vmap_width)
 
 
-def run_trials(keys: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int = 1) -> TrialResult:
+def run_trials(
+    keys: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int = 1
+) -> TrialResult:
     """t trials of one spec in one compiled program: a loop over batches of `vmap_width` trials side by side.
 
     Args:
