@@ -1,0 +1,141 @@
+"""The registry of activations: names, facts, derivatives, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from moejax import activations
+from moejax.activations import (
+    activation_derivatives,
+    activation_facts,
+    activation_name,
+    activation_names,
+    apply_activation,
+    get_activation,
+    register_activation,
+)
+
+REFERENCE = {
+    "linear": lambda t: t,
+    "relu": lambda t: np.maximum(t, 0),
+    "leaky_relu": lambda t: np.where(t > 0, t, 0.01 * t),
+    "elu": lambda t: np.where(t > 0, t, np.expm1(t)),
+    "gelu": lambda t: t * special.ndtr(t),
+    "silu": lambda t: t * special.expit(t),
+    "softplus": lambda t: np.logaddexp(t, 0),
+    "sigmoid": special.expit,
+    "tanh": np.tanh,
+    "erf": special.erf,
+    "sin": np.sin,
+    "abs": np.abs,
+    "square": np.square,
+    "cos": np.cos,
+}
+EVEN = {"abs", "square", "cos"}
+ODD = {"linear", "sigmoid", "tanh", "erf", "sin"}
+KINKED = {"relu", "leaky_relu", "abs"}
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry that forgets what a test adds."""
+    monkeypatch.setattr(activations, "_REGISTRY", dict(activations._REGISTRY))
+
+
+def test_all_fourteen_are_registered():
+    assert set(activation_names()) >= set(REFERENCE)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_values_and_facts(name):
+    t = np.linspace(-4.0, 4.0, 33)
+    fn = get_activation(name)
+    np.testing.assert_allclose(
+        apply_activation(fn, jnp.asarray(t)), REFERENCE[name](t), rtol=1e-12, atol=1e-12
+    )
+    facts = activation_facts(fn)
+    assert facts.parity == ("even" if name in EVEN else "odd" if name in ODD else "none")
+    assert facts.kinked == (name in KINKED)
+    assert not facts.constant
+    moment = [
+        integrate.quad(lambda z: REFERENCE[name](z) ** power * stats.norm.pdf(z), -9, 9, points=[0])[0]  # noqa: B023
+        for power in (1, 2)
+    ]
+    assert facts.standard_deviation == pytest.approx(np.sqrt(moment[1] - moment[0] ** 2), rel=1e-5)
+    fine = np.linspace(-8.5, 8.5, 200_001)
+    slope = np.abs(np.diff(REFERENCE[name](fine)) / np.diff(fine)).max()
+    assert facts.largest_slope == pytest.approx(slope, rel=2e-3)
+
+
+def test_derivatives_of_smooth_and_kinked_activations():
+    t = jnp.asarray([-1.3, 0.4, 2.0])
+    g, slope, second = activation_derivatives(jnp.tanh, t)
+    np.testing.assert_allclose(g, np.tanh(t), rtol=1e-14)
+    np.testing.assert_allclose(slope, 1 - np.tanh(t) ** 2, rtol=1e-13)
+    np.testing.assert_allclose(second, -2 * np.tanh(t) * (1 - np.tanh(t) ** 2), rtol=1e-12)
+    # averaged over [t - w, t + w]: at the kink of |t| the slope is t / w, the second derivative the jump, 2 / 2w
+    width = jnp.asarray(0.5)
+    t = jnp.asarray([-2.0, 0.1, 3.0])
+    g, slope, second = activation_derivatives(jnp.abs, t, width)
+    np.testing.assert_allclose(g, np.abs(t))
+    np.testing.assert_allclose(slope, [-1.0, 0.2, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(second, [0.0, 2.0, 0.0], atol=1e-12)
+
+
+def test_unknown_name_names_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown name 'sigmoyd'; nearest: sigmoid.*registered: linear"):
+        get_activation("sigmoyd")
+
+
+def test_functions_are_accepted_where_names_are(registry):
+    def cube(t):
+        return t**3
+
+    assert get_activation(cube) is cube
+    assert activation_name(cube) == "cube"
+    register_activation("third_power", cube)
+    assert get_activation("third_power") is cube
+    assert activation_name(cube) == "third_power"
+    assert activation_name("third_power") == "third_power"
+
+
+@pytest.mark.parametrize(
+    ("name", "fn", "message"),
+    [
+        ("not a name", jnp.tanh, "identifier"),
+        ("", jnp.tanh, "identifier"),
+        ("vector", lambda t: jnp.stack([t, t]), "scalar JAX function"),
+        ("whole", lambda t: jnp.asarray(1), "one real number"),
+        ("logarithm", jnp.log, "finite values"),
+        ("failing", lambda t: float(t), "calling it failed"),
+    ],
+)
+def test_refused_registrations(registry, name, fn, message):
+    with pytest.raises(ValueError, match=message):
+        register_activation(name, fn)
+    assert name not in activation_names()
+
+
+def test_a_host_function_that_is_no_jax_function_is_refused(registry):
+    def with_numpy(t):
+        return np.tanh(np.asarray(t))
+
+    with pytest.raises(ValueError, match="calling it failed"):
+        register_activation("host", with_numpy)
+
+
+def test_constant_and_shifted_parity():
+    assert activation_facts(lambda t: 0.0 * t + 3.0).constant
+    assert activation_facts(lambda t: 5.0 + jnp.sin(t)).parity == "odd"
+    assert activation_facts(lambda t: 5.0 + jnp.cos(t)).parity == "even"
+    assert activation_facts(lambda t: jnp.cos(t) + 0.01 * t).parity == "none"
+    assert activation_facts(lambda t: jnp.maximum(t - 0.7123, 0.0)).kinked
+
+
+def test_apply_activation_keeps_shape_and_dtype():
+    t = jnp.zeros((2, 0, 3), jnp.float32)
+    out = apply_activation(jax.nn.relu, t)
+    assert out.shape == (2, 0, 3)
+    assert out.dtype == jnp.float32
