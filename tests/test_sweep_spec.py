@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from moejax.sweep.fields import FIELDS
-from moejax.sweep.spec import SpecError, parse_spec
+from moejax import trial as core
+from moejax.sweep.fields import DATA_FIELDS, FIELDS
+from moejax.sweep.spec import SpecError, parse_spec, read_spec
 
 GOOD = """name = "good"
 methods = ["spectral", "joint_em"]
@@ -204,3 +207,27 @@ def test_all_cells_excluded_is_said(tmp_path):
     spec = parse_spec('methods = ["spectral"]\ntrials = 1\ndim = 3\n[[exclude]]\ndim = 3', "e.toml")
     with pytest.raises(SpecError, match="every cell is excluded"):
         make_plan(spec)
+
+
+SPECS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_the_shipped_specs_are_sound_and_say_what_they_show_and_cost(path):
+    spec = read_spec(path)
+    assert spec.name == path.stem
+    comment = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert "Shows:" in comment
+    assert "Costs:" in comment
+    for values in spec.settings():
+        data = core.DataSettings(**{name: values[name] for name in values if name in DATA_FIELDS})
+        algorithm = core.AlgorithmSettings(**{n: v for n, v in values.items() if n not in DATA_FIELDS})
+        core.check_settings(data, algorithm)
+
+
+def test_all_the_sweeps_are_there():
+    expected = {
+        "quickstart", "sample-size", "dimension", "noise", "non-linearity", "num-experts", "gating-scale",
+        "input-distribution", "phase-diagram",
+    }  # fmt: skip
+    assert expected <= {path.stem for path in SPECS}

@@ -64,8 +64,8 @@ def write_report(folder: Path, summary: pd.DataFrame) -> Path:
             *(_figure(named) for named in make_figures(summary)),
             "<h2>Recovery error and success</h2>",
             "<p>Median of the recovery error 1 − min cos over trials, ± its Monte Carlo standard error, and "
-            "the share of trials with an error below 0.02 (a trial without a number is none). Shaded: some trials "
-            "failed or are missing.</p>",
+            "the share of trials with an error below 0.02 (a trial without a number is none). Shaded: some "
+            "trials failed or are missing.</p>",
             _method_table(recovery, axes),
             "<h2>Failed and missing</h2>",
             _trouble(recovery, axes),
