@@ -1,0 +1,142 @@
+"""The command line as a user meets it: results on disk, JSON, and one line with exit status 2 for a bad value."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moejax import cli
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.setenv("MOEJAX_CACHE_DIR", "")
+
+
+def run(capsys, *arguments):
+    cli.main(list(arguments))
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_without_arguments_it_prints_the_commands():
+    done = subprocess.run([sys.executable, "-m", "moejax.cli"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for command in ("fit", "sweep", "status", "export", "activations", "info"):
+        assert command in done.stdout
+
+
+def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
+    out = tmp_path / "out"
+    printed = run(capsys, "fit", "--dataset", "diabetes", "--num-experts", "2", "--out", str(out))
+    assert "What each expert does" in printed
+    document = json.loads((out / "fit.json").read_text())
+    assert document["num_samples"] == 442
+    assert document["status"] == "ok"
+    # two linear experts explain more than one: scikit-learn's linear regression has R^2 = 0.5177 on these data
+    assert document["r_squared"] > 0.5177
+    assert document["history"][-1] == pytest.approx(document["log_likelihood"], abs=0.1)
+    parameters = pd.read_parquet(out / "parameters.parquet")
+    assert len(parameters) == 2 * 11
+    samples = pd.read_parquet(out / "samples.parquet")
+    shares = samples.filter(like="responsibility_").to_numpy()
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0, rtol=1e-12)
+    residual = samples["target"] - samples["predicted"]
+    assert np.sqrt((residual**2).mean()) == pytest.approx(document["rmse"])
+    assert (out / "convergence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fit_of_a_file_as_json(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2))
+    table = pd.DataFrame(x, columns=["left", "right"])
+    table["y"] = np.where(rng.random(400) < 0.5, x[:, 0], x[:, 1]) + 0.1 * rng.normal(size=400)
+    table.to_csv(tmp_path / "data.csv", index=False)
+    printed = run(capsys, "fit", str(tmp_path / "data.csv"), "--target", "y", "--num-experts", "2", "--json")
+    document = json.loads(printed)
+    assert {expert["expert"] for expert in document["experts"]} == {1, 2}
+    assert set(document["experts"][0]["coefficients"]) == {"left", "right"}
+
+
+def test_activations_json_has_the_fixed_fields(capsys):
+    (row,) = json.loads(run(capsys, "activations", "relu", "--json"))
+    assert row["name"] == "relu"
+    assert row["noise_std"] == 0.1
+    # METHOD's reference values at sigma = 0.1
+    for field, value in {
+        "alpha": -3.2936,
+        "beta": 2.2258,
+        "gamma": -1.5958,
+        "c3": 0.37209,
+        "c2": 0.36338,
+    }.items():
+        assert row[field] == pytest.approx(value, abs=6e-5 if abs(value) > 1 else 6e-6)
+    assert set(row["order3"]) == {"polynomial", "centred", "least_norm", "weighted"}
+    assert row["order"] == 3
+
+
+def test_activations_of_a_users_file(capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import jax.numpy as jnp\n\ndef hinge(t):\n    return jnp.maximum(t, 0.3)\n\ndef flat(t):\n    return 0 * t\n"
+    )
+    (row,) = json.loads(run(capsys, "activations", f"{file}:hinge", "--json"))
+    assert row["order"] == 3
+    (row,) = json.loads(run(capsys, "activations", f"{file}:flat", "--json"))
+    assert row["order"] is None
+    assert "constant" in row["reason"]
+    assert "no usable order" in run(capsys, "activations", f"{file}:flat")
+    assert "functions: flat, hinge" in refused(capsys, "activations", f"{file}:hindge").replace(
+        "hinge, flat", "flat, hinge"
+    )
+
+
+def test_even_activations_have_null_where_there_is_nothing(capsys):
+    (row,) = json.loads(run(capsys, "activations", "abs", "--json"))
+    assert row["alpha"] is None
+    assert set(row["order3"].values()) == {None}
+    assert row["order"] == 4
+
+
+def test_info_names_the_cache(capsys, monkeypatch, tmp_path):
+    info = json.loads(run(capsys, "info", "--json"))
+    assert info["precision"] == "float64"
+    monkeypatch.setenv("MOEJAX_CACHE_DIR", str(tmp_path))
+    assert str(cli.compilation_cache_folder()).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit"], ["--dataset"]),
+        (["fit", "data.csv"], ["--target"]),
+        (["fit", "missing.csv", "--target", "y"], ["missing.csv"]),
+        (["fit", "--dataset", "iris"], ["iris", "diabetes"]),
+        (["fit", "--dataset", "diabetes", "--activation", "sigmod"], ["sigmod", "nearest: sigmoid"]),
+        (["fit", "--dataset", "diabetes", "--num-experts", "40"], ["num_experts", "40"]),
+        (["fit", "--dataset", "diabetes", "--method", "magic"], ["method", "magic"]),
+        (["fit", "--dataset", "diabetes", "--noise-std", "0"], ["noise_std", "0.0"]),
+        (["activations", "rellu"], ["rellu", "nearest: relu"]),
+        (["activations", "relu", "--noise-std", "-1"], ["noise_std", "-1"]),
+        (["activations", "nowhere.py:f"], ["nowhere.py"]),
+        (["sweep", "missing.toml"], ["missing.toml"]),
+        (["status", "missing-folder"], ["missing-folder"]),
+    ],
+)
+def test_a_bad_value_is_one_line_and_exit_status_2(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, *arguments)
+    for word in words:
+        assert word in error, error
+    assert list(tmp_path.iterdir()) == []

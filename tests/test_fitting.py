@@ -1,0 +1,205 @@
+"""fit(): against scikit-learn and scipy, invariances, and one clear line for every bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+import scipy.stats
+from sklearn.linear_model import LinearRegression
+
+import moejax
+from moejax.model import InstanceScales, random_params
+
+DIM, NUM_EXPERTS, NOISE_STD = 5, 2, 0.1
+
+
+@pytest.fixture(scope="module")
+def truth():
+    scales = InstanceScales(
+        *(jnp.asarray(v, float) for v in (NOISE_STD, 1.0, 90.0, 0.0)), jnp.ones(NUM_EXPERTS)
+    )
+    return random_params(jax.random.key(0), scales, DIM)
+
+
+@pytest.fixture(scope="module")
+def data(truth):
+    x, y, _ = moejax.sample(jax.random.key(1), truth, "tanh", 3000)
+    return np.asarray(x), np.asarray(y)
+
+
+@pytest.fixture(scope="module")
+def fitted(data):
+    return moejax.fit(jax.random.key(2), *data, num_experts=NUM_EXPERTS, activation="tanh")
+
+
+def scipy_log_likelihood(params, x, y, g):
+    """The log-likelihood per sample with scipy alone."""
+    experts, gating, noise, expert_bias, gating_bias = (np.asarray(leaf) for leaf in params)
+    log_gate = scipy.special.log_softmax(x @ gating.T + gating_bias, axis=1)
+    density = scipy.stats.norm.logpdf(y[:, None], g(x @ experts.T + expert_bias), noise)
+    return scipy.special.logsumexp(log_gate + density, axis=1)
+
+
+def test_recovers_the_truth_and_its_noise(fitted, truth):
+    assert fitted.status == "ok"
+    assert moejax.recovery_error(truth.experts, fitted.params.experts) < 1e-3
+    # the standard error of sigma is sigma / sqrt(2 n) = 0.0013
+    np.testing.assert_allclose(fitted.params.noise_std, NOISE_STD, atol=5 * 0.0013)
+    assert np.all(np.asarray(fitted.params.gating)[-1] == 0)
+
+
+def test_log_likelihood_is_scipys_and_a_maximum(fitted, data):
+    x, y = data
+    per_sample = scipy_log_likelihood(fitted.params, x, y, np.tanh)
+    np.testing.assert_allclose(per_sample.sum(), fitted.log_likelihood, atol=1e-10 * len(y))
+
+    def negative(free):
+        experts, gates = free[:10].reshape(2, 5), np.stack([free[10:15], np.zeros(5)])
+        params = (experts, gates, np.full(2, np.exp(free[15])), np.zeros(2), np.zeros(2))
+        return -scipy_log_likelihood(params, x, y, np.tanh).sum()
+
+    params = jax.tree.map(np.asarray, fitted.params)
+    start = np.concatenate([params.experts.ravel(), params.gating[0], np.log(params.noise_std[:1])])
+    better = scipy.optimize.minimize(negative, start, method="BFGS")
+    assert -better.fun - fitted.log_likelihood < 0.01
+
+
+def test_history_ends_at_the_log_likelihood(fitted):
+    assert np.isfinite(fitted.history).all()
+    # the history is of the objective, which carries a ridge of 1e-6 n ||gates||^2 / 2
+    assert abs(fitted.history[-1] - fitted.log_likelihood) < 0.01
+
+
+def test_one_linear_expert_is_linear_regression(data):
+    x, y = data
+    result = moejax.fit(jax.random.key(0), x, y, num_experts=1, fit_intercept=True)
+    reference = LinearRegression().fit(x, y)
+    np.testing.assert_allclose(result.params.experts[0], reference.coef_, atol=1e-6)
+    np.testing.assert_allclose(result.params.expert_bias[0], reference.intercept_, atol=1e-6)
+    residual = y - reference.predict(x)
+    np.testing.assert_allclose(result.params.noise_std[0], residual.std(), rtol=1e-4)
+
+
+def test_units_and_correlations_of_the_inputs_do_not_matter(data, fitted):
+    x, y = data
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(DIM, DIM)) * np.array([1e3, 1.0, 1e-3, 1.0, 1.0])
+    shifted = x @ mixing + np.array([5e3, 0.0, 0.0, -3.0, 1.0])
+    result = moejax.fit(
+        jax.random.key(2), shifted, y, num_experts=NUM_EXPERTS, activation="tanh", fit_intercept=True
+    )
+    plain = moejax.fit(
+        jax.random.key(2), x, y, num_experts=NUM_EXPERTS, activation="tanh", fit_intercept=True
+    )
+    assert abs(result.log_likelihood - plain.log_likelihood) < 0.01
+    back = np.asarray(result.params.experts) @ mixing.T
+    assert float(moejax.recovery_error(jnp.asarray(back), plain.params.experts)) < 1e-6
+
+
+def test_collinear_inputs_are_dropped_and_said(data):
+    x, y = data
+    collinear = np.concatenate([x, x[:, :1] + x[:, 1:2]], axis=1)
+    result = moejax.fit(
+        jax.random.key(2), collinear, y, num_experts=NUM_EXPERTS, activation="tanh", fit_intercept=True
+    )
+    assert result.diagnostics["collinear_directions_dropped"] == 1
+    assert result.status == "ok"
+    assert np.abs(result.params.experts).max() < 10
+
+
+def test_row_order_rotation_chunks_and_zero_weights_change_rounding_only(data):
+    x, y = data
+    options = dict(num_experts=NUM_EXPERTS, activation="tanh", noise_std=NOISE_STD, method="spectral")
+    key = jax.random.key(3)
+    base = np.asarray(moejax.fit(key, x, y, **options).params.experts)
+    rng = np.random.default_rng(0)
+    permutation = rng.permutation(len(y))
+    rotation = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
+    padded_x, padded_y = (
+        np.concatenate([x, 100 * np.ones((7, DIM)), x[:5]]),
+        np.concatenate([y, np.full(12, -50.0)]),
+    )
+    weights = np.concatenate([np.ones(len(y)), np.zeros(12)])
+    variants = {
+        "permuted": moejax.fit(key, x[permutation], y[permutation], **options).params.experts,
+        "rotated": np.asarray(moejax.fit(key, x @ rotation, y, **options).params.experts) @ rotation.T,
+        "chunked": moejax.fit(key, x, y, chunk_size=700, **options).params.experts,
+        "padded": moejax.fit(key, padded_x, padded_y, weights=weights, **options).params.experts,
+    }
+    for name, experts in variants.items():
+        distance = float(moejax.recovery_error(jnp.asarray(base), jnp.asarray(experts)))
+        assert distance < 1e-16, (name, distance)  # half a squared distance: vectors agree to 1e-8
+
+
+def test_even_activation_by_order_four(truth):
+    x, y, _ = moejax.sample(jax.random.key(5), truth, "abs", 4000)
+    result = moejax.fit(
+        jax.random.key(6), x, y, num_experts=NUM_EXPERTS, activation="abs", noise_std=NOISE_STD
+    )
+    assert result.diagnostics["order"] == 4
+    assert moejax.recovery_error(truth.experts, result.params.experts, even=True) < 1e-3
+
+
+def test_a_users_function_works_like_a_name(data):
+    def steep_tanh(t):
+        return jnp.tanh(1.5 * t)
+
+    x, y = data
+    named = moejax.fit(jax.random.key(0), x, y, num_experts=NUM_EXPERTS, activation=steep_tanh)
+    assert named.diagnostics["activation"] == "steep_tanh"
+    assert named.status == "ok"
+
+
+def test_float32_agrees_with_float64(data, fitted, single_precision):
+    result = moejax.fit(jax.random.key(2), *data, num_experts=NUM_EXPERTS, activation="tanh")
+    assert result.params.experts.dtype == jnp.float32
+    assert abs(result.log_likelihood - fitted.log_likelihood) < 0.5
+
+
+X, Y = np.random.default_rng(0).normal(size=(60, 3)), np.random.default_rng(1).normal(size=60)
+
+
+def with_value(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "words"),
+    [
+        (X[:, 0], Y, {}, ["x:", "(n, d)", "(60,)"]),
+        (X, Y[:50], {}, ["y:", "(60,)", "(50,)"]),
+        (X, Y[:, None], {}, ["y:", "(60, 1)"]),
+        (with_value(X, (4, 1), np.nan), Y, {}, ["x:", "finite", "nan", "(4, 1)"]),
+        (X, with_value(Y, 7, np.inf), {}, ["y:", "finite", "inf", "(7,)"]),
+        (np.full((60, 3), "a"), Y, {}, ["x:", "numbers"]),
+        (with_value(X, (slice(None), 2), 1.5), Y, {}, ["x:", "constant column 2", "1.5"]),
+        (X, Y, {"num_experts": 4}, ["num_experts", "1 to 3", "got 4"]),
+        (X, Y, {"num_experts": 0}, ["num_experts", "1 to 3", "got 0"]),
+        (X[:9], Y[:9], {}, ["at least", "k = 2", "9 rows"]),
+        (X, Y, {"noise_std": 0.0}, ["noise_std", "positive", "0.0"]),
+        (X, Y, {"noise_std": -1.0}, ["noise_std", "-1.0"]),
+        (X, Y, {"noise_std": np.nan}, ["noise_std", "nan"]),
+        (X, Y, {"noise": "each"}, ["noise", "shared", "each"]),
+        (X, Y, {"activation": "rellu"}, ["activation", "'rellu'", "nearest: relu"]),
+        (X, Y, {"activation": "sigmoid", "noise_std": 1.0}, ["sigmoid", "no usable order", "13,0"]),
+        (X, Y, {"activation": lambda t: 0.0 * t + 1.0}, ["no usable order", "constant"]),
+        (X, Y, {"activation": "abs", "order": 3, "noise_std": 0.1}, ["order", "c_3 = 0", "even"]),
+        (X, Y, {"method": "spektral"}, ["method", "'spektral'", "nearest: spectral"]),
+        (X, Y, {"transform": "best"}, ["transform", "weighted", "best"]),
+        (X, Y, {"order": 5}, ["order", "got 5"]),
+        (X, Y, {"weights": -np.ones(60)}, ["weights", "non-negative"]),
+        (X, Y, {"weights": np.ones(3)}, ["weights", "(3,)"]),
+        (np.repeat(X[:, :1], 3, axis=1) * np.array([1.0, 2.0, 3.0]), Y, {}, ["num_experts", "rank", "got 2"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(x, y, options, words):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words are checked below
+        moejax.fit(jax.random.key(0), x, y, **({"num_experts": 2} | options))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
