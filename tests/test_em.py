@@ -1,0 +1,308 @@
+"""EM: likelihoods that never fall, M-steps against SciPy, scikit-learn and weighted least squares."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize, special, stats
+from sklearn.linear_model import LogisticRegression
+
+from moejax import log_likelihood, make_params, responsibilities, sample
+from moejax.activations import get_activation
+from moejax.em import RIDGE, block_matrix, frozen_scan, gating_em, joint_em, weighted_gram
+
+D, K, N = 3, 3, 600
+
+
+@functools.cache
+def drawn(name):
+    rng = np.random.default_rng(0)
+    experts = np.linalg.qr(rng.normal(size=(D, D)))[0][:K]
+    gating = rng.normal(size=(K, D))
+    params = make_params(
+        jnp.asarray(experts), jnp.asarray(gating), 0.3, gating_bias=jnp.asarray([0.4, -0.2, 0.0])
+    )
+    x, y, _ = sample(jax.random.key(0), params, name, N)
+    return params, x, y
+
+
+def zero_gates(params):
+    return params._replace(
+        gating=jnp.zeros_like(params.gating), gating_bias=jnp.zeros_like(params.gating_bias)
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("name", "num_steps", "fit_intercept", "noise", "ridge"))
+def run_gating(
+    params,
+    x,
+    y,
+    weights,
+    tolerance,
+    name="tanh",
+    num_steps=40,
+    fit_intercept=True,
+    noise="known",
+    ridge=RIDGE,
+):
+    return gating_em(
+        params,
+        x,
+        y,
+        weights,
+        fn=get_activation(name),
+        num_steps=num_steps,
+        fit_intercept=fit_intercept,
+        noise=noise,
+        ridge=ridge,
+        tolerance=tolerance,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("name", "num_steps", "fit_intercept", "noise"))
+def run_joint(
+    params, x, y, weights, tolerance, name="tanh", num_steps=40, fit_intercept=True, noise="shared"
+):
+    return joint_em(
+        params,
+        x,
+        y,
+        weights,
+        fn=get_activation(name),
+        num_steps=num_steps,
+        fit_intercept=fit_intercept,
+        noise=noise,
+        tolerance=tolerance,
+    )
+
+
+NEVER = jnp.asarray(-1.0)  # a tolerance that no gain falls below
+
+
+def values_of(run):
+    """The objective before each step that was made; NaN fills the rest of the budget."""
+    history = np.asarray(run.history)
+    made = int(run.num_steps)
+    assert np.all(np.isfinite(history[:made]))
+    assert np.all(np.isnan(history[made:]))
+    return history[:made]
+
+
+def centred_penalty(gates):
+    """sum_i |w_i - mean w|^2 / 2 over all k gates, and its slope in the free ones."""
+    centred = np.asarray(gates) - np.asarray(gates).mean(axis=0)
+    return 0.5 * np.sum(centred**2), centred[:-1]
+
+
+def random_weights():
+    return jnp.asarray(np.random.default_rng(1).uniform(0.0, 2.0, N))
+
+
+def test_gating_em_never_lowers_the_likelihood_and_reaches_scipys_maximum():
+    params, x, y = drawn("tanh")
+    weights = random_weights()
+    run = run_gating(zero_gates(params), x, y, weights, jnp.asarray(1e-13), num_steps=400)
+    history = values_of(run)
+    assert np.diff(history).min() > -1e-9 * abs(history[-1])
+    assert float(run.log_likelihood) == pytest.approx(
+        float(log_likelihood(run.params, x, y, "tanh", weights)), rel=1e-12
+    )
+    np.testing.assert_array_equal(run.params.experts, params.experts)
+    np.testing.assert_array_equal(run.params.noise_std, params.noise_std)
+    assert bool(run.converged)
+    density = stats.norm.pdf(np.asarray(y)[:, None], np.tanh(x @ params.experts.T), 0.3)
+    design = np.concatenate([x, np.ones((N, 1))], axis=1)
+    w = np.asarray(weights)
+
+    def loss(free):
+        gates = np.concatenate([free.reshape(K - 1, D + 1), np.zeros((1, D + 1))])
+        log_gate = special.log_softmax(design @ gates.T, axis=1)
+        penalty, its_slope = centred_penalty(gates)
+        value = -w @ np.log((np.exp(log_gate) * density).sum(axis=1)) + RIDGE * w.sum() * penalty
+        posterior = special.softmax(log_gate + np.log(density + 1e-300), axis=1)
+        slope = -((posterior - np.exp(log_gate)) * w[:, None]).T[: K - 1] @ design
+        return value, (slope + RIDGE * w.sum() * its_slope).reshape(-1)
+
+    best = optimize.minimize(
+        loss, np.zeros((K - 1) * (D + 1)), jac=True, method="BFGS", options={"gtol": 1e-8}
+    )
+    assert float(history[-1]) == pytest.approx(-best.fun, abs=1e-5)
+    fitted = np.concatenate([run.params.gating, run.params.gating_bias[:, None]], axis=1)[: K - 1]
+    np.testing.assert_allclose(fitted.reshape(-1), best.x, atol=2e-3)
+
+
+def test_m_steps_with_fixed_responsibilities_reach_the_logistic_regression():
+    """Experts that tell everything (tiny noise, no overlap) fix the responsibilities: EM is then a regression on labels."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(N, D))
+    gates = np.array([[1.0, -0.5, 0.2], [-0.3, 0.8, 0.5], [0.0, 0.0, 0.0]])
+    labels = np.array([rng.choice(K, p=p) for p in special.softmax(x @ gates.T, axis=1)])
+    counts = rng.integers(1, 4, N)
+    params = make_params(
+        jnp.zeros((K, D)), jnp.zeros((K, D)), 0.05, expert_bias=jnp.asarray([-3.0, 0.0, 3.0])
+    )
+    y = np.array([-3.0, 0.0, 3.0])[labels]
+    ridge = 1e-3
+    run = run_gating(
+        params,
+        jnp.asarray(x),
+        jnp.asarray(y),
+        jnp.asarray(counts, jnp.float64),
+        jnp.asarray(1e-12),
+        name="linear",
+        ridge=ridge,
+    )
+    rows = np.repeat(np.arange(N), counts)
+    # the same penalised likelihood of the k - 1 free gates
+    design = np.concatenate([x, np.ones((N, 1))], axis=1)
+
+    def loss(free):
+        full = np.concatenate([free.reshape(K - 1, D + 1), np.zeros((1, D + 1))])
+        log_gate = special.log_softmax(design[rows] @ full.T, axis=1)
+        residual = np.eye(K)[labels[rows]] - np.exp(log_gate)
+        penalty, its_slope = centred_penalty(full)
+        value = -log_gate[np.arange(rows.size), labels[rows]].sum() + ridge * rows.size * penalty
+        return value, (ridge * rows.size * its_slope - residual.T[: K - 1] @ design[rows]).reshape(-1)
+
+    best = optimize.minimize(
+        loss, np.zeros((K - 1) * (D + 1)), jac=True, method="BFGS", options={"gtol": 1e-9}
+    )
+    fitted = np.concatenate([run.params.gating, run.params.gating_bias[:, None]], axis=1)
+    np.testing.assert_allclose(fitted[: K - 1].reshape(-1), best.x, atol=1e-5)
+    # and, with next to no penalty, scikit-learn's
+    free = run_gating(
+        params,
+        jnp.asarray(x),
+        jnp.asarray(y),
+        jnp.asarray(counts, jnp.float64),
+        jnp.asarray(1e-12),
+        name="linear",
+        ridge=1e-9,
+    )
+    model = LogisticRegression(C=1e8, tol=1e-10, max_iter=1000).fit(x, labels, sample_weight=counts)
+    np.testing.assert_allclose(free.params.gating, model.coef_ - model.coef_[-1:], atol=1e-4)
+    np.testing.assert_allclose(free.params.gating_bias, model.intercept_ - model.intercept_[-1], atol=1e-4)
+
+
+def test_separable_gates_stay_finite():
+    x = np.random.default_rng(3).normal(size=(N, D))
+    params = make_params(jnp.zeros((2, D)), jnp.zeros((2, D)), 0.05, expert_bias=jnp.asarray([-3.0, 3.0]))
+    y = jnp.asarray(np.where(x[:, 0] > 0, 3.0, -3.0))
+    run = run_gating(params, jnp.asarray(x), y, jnp.ones(N), NEVER, name="linear", num_steps=100)
+    history = np.asarray(run.history)
+    assert np.all(np.isfinite(run.params.gating))
+    assert np.diff(history).min() > -1e-9
+    assert history[-1] > history[0] + 0.5 * N * np.log(2)
+
+
+@pytest.mark.parametrize("noise", ["known", "shared", "per_expert"])
+def test_joint_em_never_lowers_the_likelihood(noise):
+    params, x, y = drawn("relu")
+    rng = np.random.default_rng(4)
+    start = zero_gates(params)._replace(experts=params.experts + 0.4 * jnp.asarray(rng.normal(size=(K, D))))
+    weights = random_weights()
+    run = run_joint(start, x, y, weights, NEVER, name="relu", noise=noise)
+    history = np.asarray(run.history)
+    assert np.diff(history).min() > -1e-9 * np.abs(history).max()
+    assert float(run.log_likelihood) >= history[-1] - 1e-6
+    assert float(run.log_likelihood) == pytest.approx(
+        float(log_likelihood(run.params, x, y, "relu", weights)), rel=1e-12
+    )
+    std = np.asarray(run.params.noise_std)
+    assert (np.ptp(std) == 0) == (noise != "per_expert")
+    if noise == "known":
+        np.testing.assert_array_equal(std, start.noise_std)
+    assert int(run.num_steps) == 40
+    assert not bool(run.converged)
+
+
+@pytest.mark.parametrize("noise", ["shared", "per_expert"])
+def test_one_joint_step_of_linear_experts_is_weighted_least_squares(noise):
+    params, x, y = drawn("linear")
+    start = params._replace(experts=params.experts + 0.3, expert_bias=params.expert_bias - 0.2)
+    weights = random_weights()
+    run = run_joint(start, x, y, weights, NEVER, name="linear", num_steps=1, noise=noise)
+    posterior = np.asarray(responsibilities(start, x, y, "linear")) * np.asarray(weights)[:, None]
+    design, y = np.concatenate([x, np.ones((N, 1))], axis=1), np.asarray(y)
+    squares = []
+    for i in range(K):
+        root = np.sqrt(posterior[:, i])
+        expected = np.linalg.lstsq(root[:, None] * design, root * y, rcond=None)[0]
+        np.testing.assert_allclose(
+            np.append(run.params.experts[i], run.params.expert_bias[i]), expected, rtol=1e-9, atol=1e-10
+        )
+        squares.append(posterior[:, i] @ (y - design @ expected) ** 2)
+    counts = posterior.sum(axis=0)
+    expected = (
+        np.array(squares) / counts if noise == "per_expert" else np.full(K, sum(squares) / counts.sum())
+    )
+    np.testing.assert_allclose(np.asarray(run.params.noise_std) ** 2, expected, rtol=1e-9)
+    assert float(run.history[0]) == pytest.approx(
+        float(log_likelihood(start, x, jnp.asarray(y), "linear", weights))
+        - RIDGE * float(weights.sum()) * centred_penalty(np.c_[start.gating, start.gating_bias])[0]
+    )
+
+
+def test_an_expert_without_support_stays_finite():
+    """relu experts turned away from all of the data have no slope at all."""
+    params, x, y = drawn("relu")
+    start = zero_gates(params)._replace(expert_bias=jnp.asarray([0.0, 0.0, -100.0]))
+    run = run_joint(start, x, y, jnp.ones(N), NEVER, name="relu")
+    assert all(np.all(np.isfinite(leaf)) for leaf in run.params)
+    assert np.diff(np.asarray(run.history)).min() > -1e-9 * N
+
+
+def test_whole_weights_are_repetitions():
+    params, x, y = drawn("relu")
+    counts = np.zeros(N)
+    counts[: N // 3], counts[N // 3 : N // 2] = 2.0, 1.0
+    rows = np.repeat(np.arange(N), counts.astype(int))
+    rows, ones = np.append(rows, np.zeros(N - rows.size, int)), np.arange(N) < rows.size
+    weighted = run_joint(zero_gates(params), x, y, jnp.asarray(counts), NEVER, name="relu")
+    repeated = run_joint(
+        zero_gates(params), x[rows], y[rows], jnp.asarray(ones, jnp.float64), NEVER, name="relu"
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), weighted, repeated)
+
+
+def test_a_converged_lane_freezes_and_its_neighbours_go_on():
+    def step(state):
+        return state * 0.5, -state
+
+    def run(start):
+        return frozen_scan(step, start, 10, jnp.asarray(0.1))
+
+    state, history, count, done = jax.vmap(run)(jnp.asarray([1.0, 1e6]))
+    # gains 0.5, 0.25, 0.125, 0.0625: the last is too small, and the state that its step made stays
+    assert int(count[0]) == 5
+    assert float(state[0]) == pytest.approx(1 / 32)
+    np.testing.assert_allclose(history[0], [-1, -0.5, -0.25, -0.125, -0.0625, *[np.nan] * 5])
+    assert done.tolist() == [True, False]
+    assert int(count[1]) == 10
+    assert float(state[1]) == pytest.approx(1e6 / 1024)
+
+
+def test_weighted_gram_and_block_matrix(monkeypatch):
+    rng = np.random.default_rng(6)
+    design, coefficients = rng.normal(size=(4, 50)), rng.normal(size=(3, 50))
+    expected = np.einsum("pj,aj,bj->pab", coefficients, design, design)
+    for chunk_size in (16384, 7):
+        monkeypatch.setattr("moejax.em.CHUNK_SIZE", chunk_size)
+        np.testing.assert_allclose(
+            weighted_gram(jnp.asarray(design), jnp.asarray(coefficients)), expected, atol=1e-12
+        )
+    blocks = np.asarray(block_matrix(jnp.asarray(expected), 4))
+    np.testing.assert_allclose(
+        blocks, np.block([[expected[0], expected[1]], [expected[1], expected[2]]]), atol=1e-12
+    )
+
+
+def test_one_expert_needs_no_gates():
+    x = jnp.asarray(np.random.default_rng(7).normal(size=(N, D)))
+    y = x @ jnp.asarray([1.0, 2.0, 3.0]) + 0.5
+    start = make_params(jnp.zeros((1, D)), jnp.zeros((1, D)), 1.0)
+    run = run_joint(start, x, y, jnp.ones(N), NEVER, name="linear", num_steps=3)
+    np.testing.assert_allclose(run.params.experts[0], [1.0, 2.0, 3.0], atol=1e-9)
+    assert float(run.params.expert_bias[0]) == pytest.approx(0.5)

@@ -1,0 +1,253 @@
+"""The polish: curvature against automatic differentiation, maxima against SciPy, kinks, lanes and ridges."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from moejax import log_likelihood, make_params, responsibilities, sample
+from moejax.activations import get_activation
+from moejax.metrics import align
+from moejax.polish import free_parameters, likelihood_curvature, params_from_free, polish
+
+D, K, N = 3, 2, 400
+MODELS = list(itertools.product(["known", "shared", "per_expert"], [False, True]))
+
+
+@functools.cache
+def drawn(name, n=N, k=K):
+    rng = np.random.default_rng(0)
+    params = make_params(
+        jnp.asarray(np.linalg.qr(rng.normal(size=(D, D)))[0][:k]),
+        jnp.asarray(rng.normal(size=(k, D))),
+        jnp.full(k, 0.3),
+        jnp.asarray(0.2 * rng.normal(size=k)),
+        jnp.asarray(0.2 * rng.normal(size=k)),
+    )
+    x, y, _ = sample(jax.random.key(0), params, name, n)
+    return params, x, y
+
+
+def random_weights():
+    return jnp.asarray(np.random.default_rng(1).uniform(0.0, 2.0, N))
+
+
+@functools.partial(jax.jit, static_argnames=("name", "noise", "fit_intercept"))
+def curvature(params, x, y, weights, ridge, name, noise, fit_intercept):
+    fn = get_activation(name)
+    return likelihood_curvature(
+        params, x, y, weights, fn=fn, noise=noise, fit_intercept=fit_intercept, ridge=ridge
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("name", "noise", "fit_intercept"))
+def differentiated(params, x, y, weights, ridge, name, noise, fit_intercept):
+    """(value, gradient, minus Hessian, complete-data information) by automatic differentiation."""
+    num_gates = (K - 1) * (D + int(fit_intercept))
+    first_gate = K * (D + int(fit_intercept))
+    posterior = jax.lax.stop_gradient(responsibilities(params, x, y, name))
+
+    def value(free):
+        at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+        return log_likelihood(at, x, y, name, weights) - ridge * penalty(free)
+
+    def penalty(free):
+        gates = free[first_gate : first_gate + num_gates].reshape(K - 1, -1)
+        gates = jnp.concatenate([gates, jnp.zeros_like(gates[:1])])
+        return 0.5 * jnp.sum((gates - gates.mean(axis=0, keepdims=True)) ** 2)
+
+    def parts(free):
+        """Means, gate logits and log noise: what the complete-data likelihood is a function of."""
+        at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+        means = jax.vmap(jax.vmap(get_activation(name)))(x @ at.experts.T + at.expert_bias[None])
+        return means, x @ at.gating.T + at.gating_bias[None], jnp.log(at.noise_std)
+
+    free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
+    means, logits, log_noise = jax.jacfwd(parts)(free)
+    gate = jax.nn.softmax(parts(free)[1], axis=1)
+    scaled = posterior * weights[:, None] / params.noise_std[None] ** 2
+    complete = jnp.einsum("ni,nip,niq->pq", scaled, means, means)
+    within = jnp.einsum("ni,nip,niq->npq", gate, logits, logits)
+    mean = jnp.einsum("ni,nip->np", gate, logits)
+    complete += jnp.einsum("n,npq->pq", weights, within - mean[:, :, None] * mean[:, None, :])
+    complete += jnp.einsum("ni,ip,iq->pq", 2 * posterior * weights[:, None], log_noise, log_noise)
+    return (
+        value(free),
+        jax.grad(value)(free),
+        -jax.hessian(value)(free),
+        complete + ridge * jax.hessian(penalty)(free),
+    )
+
+
+@pytest.mark.parametrize(("noise", "fit_intercept"), MODELS)
+def test_curvature_is_that_of_automatic_differentiation(noise, fit_intercept):
+    params, x, y = drawn("tanh")
+    params = params._replace(experts=params.experts + 0.2, noise_std=jnp.asarray([0.3, 0.5]))
+    if noise == "shared":
+        params = params._replace(noise_std=jnp.full(K, 0.4))
+    arguments = (params, x, y, random_weights(), jnp.asarray(0.7), "tanh", noise, fit_intercept)
+    got = curvature(*arguments)
+    for mine, expected in zip(got, differentiated(*arguments), strict=True):
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(mine, expected, atol=1e-9 * scale)
+    assert np.linalg.eigvalsh(np.asarray(got.complete)).min() > -1e-9
+
+
+def test_chunks_add_up(monkeypatch):
+    params, x, y = drawn("tanh")
+    monkeypatch.setattr("moejax.polish.CHUNK_SIZE", 150)
+    chunked = jax.jit(
+        functools.partial(likelihood_curvature, fn=jnp.tanh, noise="shared", fit_intercept=True)
+    )(params, x, y, random_weights())
+    monkeypatch.undo()
+    expected = curvature(params, x, y, random_weights(), jnp.asarray(0.0), "tanh", "shared", True)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9 * float(jnp.abs(b).max())), chunked, expected
+    )
+
+
+@pytest.mark.parametrize(("noise", "fit_intercept"), MODELS)
+def test_free_parameters_round_trip(noise, fit_intercept):
+    params, _, _ = drawn("tanh")
+    free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
+    size = (2 * K - 1) * (D + int(fit_intercept)) + {"known": 0, "shared": 1, "per_expert": K}[noise]
+    assert free.shape == (size,)
+    back = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14, atol=1e-15), back, params)
+    moved = params_from_free(free + 0.1, params, noise=noise, fit_intercept=fit_intercept)
+    again = free_parameters(moved, noise=noise, fit_intercept=fit_intercept)
+    np.testing.assert_allclose(again, free + 0.1, rtol=1e-13)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "noise", "fit_intercept", "ridge", "num_steps"))
+def run(params, x, y, weights, name="tanh", noise="shared", fit_intercept=True, ridge=0.0, num_steps=60):
+    fn = get_activation(name)
+    return polish(
+        params,
+        x,
+        y,
+        weights,
+        fn=fn,
+        noise=noise,
+        fit_intercept=fit_intercept,
+        ridge=ridge,
+        num_steps=num_steps,
+    )
+
+
+def values_of(ended):
+    """The likelihood after each pass that was made; NaN fills the rest of the budget."""
+    history, made = np.asarray(ended.history), int(ended.num_steps)
+    assert np.all(np.isnan(history[made:]))
+    assert np.diff(history[:made]).min() >= 0
+    return history[:made]
+
+
+def perturbed(params, size, seed=0):
+    rng = np.random.default_rng(seed)
+    experts, gating = (
+        leaf + size * jnp.asarray(rng.normal(size=leaf.shape)) for leaf in (params.experts, params.gating)
+    )
+    return params._replace(experts=experts, gating=gating - gating[-1:])
+
+
+@pytest.mark.parametrize("noise", ["known", "per_expert"])
+def test_polish_reaches_scipys_maximum(noise):
+    params, x, y = drawn("tanh")
+    weights = random_weights()
+    start = perturbed(params, 0.3)
+    ended = run(start, x, y, weights, noise=noise)
+    assert bool(ended.converged)
+    free_of = functools.partial(free_parameters, noise=noise, fit_intercept=True)
+
+    @jax.jit
+    def loss(free):
+        at = params_from_free(free, start, noise=noise, fit_intercept=True)
+        return jax.value_and_grad(
+            lambda f: (
+                -log_likelihood(
+                    params_from_free(f, start, noise=noise, fit_intercept=True), x, y, "tanh", weights
+                )
+            )
+        )(free), at
+
+    def numpy_loss(free):
+        (value, slope), _ = loss(jnp.asarray(free))
+        return float(value), np.asarray(slope)
+
+    best = optimize.minimize(
+        numpy_loss, np.asarray(free_of(start)), jac=True, method="BFGS", options={"gtol": 1e-6}
+    )
+    assert float(ended.log_likelihood) >= -best.fun - 1e-3
+    if abs(float(ended.log_likelihood) + best.fun) < 1e-2:  # the same one of several maxima
+        np.testing.assert_allclose(free_of(ended.params), best.x, atol=5e-3)
+    assert values_of(ended)[0] == pytest.approx(float(log_likelihood(start, x, y, "tanh", weights)))
+    assert float(ended.log_likelihood) == pytest.approx(
+        float(log_likelihood(ended.params, x, y, "tanh", weights))
+    )
+    gradient = np.asarray(ended.curvature.gradient)
+    assert gradient @ np.linalg.solve(np.asarray(ended.curvature.observed), gradient) < 1e-3
+
+
+def test_polish_never_decreases_from_far_away_in_any_lane():
+    params, x, y = drawn("tanh")
+    starts = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(perturbed(params, 3.0, seed) for seed in range(4))
+    )
+    lanes = jax.jit(
+        jax.vmap(
+            functools.partial(polish, fn=jnp.tanh, num_steps=60, fit_intercept=True), (0, None, None, None)
+        )
+    )
+    ended = lanes(starts, x, y, jnp.ones(N))
+    # a lane that is done is frozen, whatever its neighbours do: each equals its own run
+    for lane in range(4):
+        alone = run(jax.tree.map(lambda leaf, lane=lane: leaf[lane], starts), x, y, jnp.ones(N))
+        assert int(alone.num_steps) == int(ended.num_steps[lane])
+        np.testing.assert_allclose(ended.history[lane, : int(alone.num_steps)], values_of(alone), rtol=1e-7)
+    assert len(set(np.asarray(ended.num_steps).tolist())) > 1
+
+
+@pytest.mark.parametrize("name", ["relu", "abs"])
+def test_a_kinked_activation_reaches_the_same_maximum_from_two_starts(name):
+    params, x, y = drawn(name, n=4000)
+    ends = [run(perturbed(params, 0.15, seed), x, y, jnp.ones(4000), name=name) for seed in (1, 2)]
+    values = [float(e.log_likelihood) for e in ends]
+    assert abs(values[0] - values[1]) < 0.5  # nats in all, of 4000 samples
+    at_truth = float(log_likelihood(params, x, y, name))
+    assert min(values) > at_truth
+    for ended in ends:
+        values_of(ended)
+        aligned = align(params, ended.params, even=name == "abs")
+        np.testing.assert_allclose(aligned.experts, params.experts, atol=0.12)
+
+
+def test_ridge_is_on_the_gates_and_relative_to_the_sample():
+    params, x, y = drawn("tanh")
+    weights = random_weights()
+    ended = run(params, x, y, weights, ridge=0.05)
+    total = 0.05 * float(weights.sum())
+    gates = np.append(ended.params.gating[0], ended.params.gating_bias[0])
+    # of two gates w and 0, sum_i |w_i - mean w|^2 = |w|^2 / 2
+    penalised = float(log_likelihood(ended.params, x, y, "tanh", weights)) - 0.25 * total * gates @ gates
+    assert float(ended.log_likelihood) == pytest.approx(penalised, rel=1e-10)
+    slope = jax.grad(log_likelihood)(ended.params, x, y, "tanh", weights)
+    np.testing.assert_allclose(
+        np.append(slope.gating[0], slope.gating_bias[0]), 0.5 * total * gates, atol=0.05
+    )
+    np.testing.assert_allclose(slope.experts, 0.0, atol=0.5)
+
+
+def test_zero_weight_changes_nothing():
+    params, x, y = drawn("tanh")
+    weights = jnp.concatenate([jnp.ones(N - 50), jnp.zeros(50)])
+    one = run(perturbed(params, 0.2), x, y, weights)
+    other = run(perturbed(params, 0.2), x.at[-50:].set(11.0), y.at[-50:].set(-7.0), weights)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-8), one.params, other.params
+    )
+    assert int(one.num_steps) == int(other.num_steps)
