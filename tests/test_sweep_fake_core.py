@@ -141,7 +141,8 @@ def command(toml: Path, plugin: Path, out: Path, **options: object) -> list[str]
     script = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from moejax.sweep import commands\n"
+        "from moejax.sweep import commands, figures\n"
+        "figures.write_figures = lambda figures, folder: []  # they take seconds, and have tests of their own\n"
         "if __name__ == '__main__':\n"
         "    toml, plugin, out, options = sys.argv[1:]\n"
         "    try:\n"

@@ -137,7 +137,8 @@ class Page(HTMLParser):
         assert self.stack.pop() == tag
 
 
-def test_report_is_one_sound_page(run_folder, capsys):
+def test_report_is_one_sound_page(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr("moejax.sweep.figures.write_figures", write_figures)  # the real one again
     result = commands.report(run_folder)
     assert "report.html" in capsys.readouterr().out
     assert result["written"][-1].endswith("report.html")

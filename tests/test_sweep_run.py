@@ -407,7 +407,7 @@ def wait_for_rows(out: Path, more_than: int, process: subprocess.Popen[str]) -> 
 
 def test_ctrl_c_ends_with_a_line_that_says_how_to_resume(fake, tmp_path):
     toml, plugin = fake
-    arguments = command(toml, plugin, tmp_path / "run", workers=2, set=["trials=400"])
+    arguments = command(toml, plugin, tmp_path / "run", workers=2, quiet=True, set=["trials=400"])
     process = started(arguments, FAKE_CORE_SLEEP="0.2")
     wait_for_rows(tmp_path / "run", 0, process)
     os.killpg(process.pid, signal.SIGINT)

@@ -26,6 +26,8 @@ from moejax.sweep.spec import read_spec
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moejax.sweep.figures import NamedFigure
+
 RUNS_FOLDER = "runs"
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells count it: 128 + SIGINT."""
@@ -125,6 +127,7 @@ def _run(
     as_json: bool,
 ) -> dict[str, Any]:
     from moejax.sweep.engine import Engine
+    from moejax.sweep.figures import make_figures
     from moejax.sweep.progress import duration, sweep_progress
     from moejax.sweep.provenance import check_resumable, collect_provenance
     from moejax.sweep.store import Store
@@ -164,27 +167,30 @@ def _run(
         )
     if done.failures:
         tables.print(f"{done.failures.total():,} trials failed: {summarise_failures(done.failures)}")
-    written = write_results(folder, tables, summarise(folder))
+    summary = summarise(folder)
+    written = write_results(folder, tables, summary, make_figures(summary))
     result = {"folder": str(folder), "written": [str(path) for path in written]} | dataclasses.asdict(done)
     if as_json:
         print(json.dumps(result))
     return result
 
 
-def write_results(folder: Path, tables: Console, summary: pd.DataFrame) -> list[Path]:
+def write_results(
+    folder: Path, tables: Console, summary: pd.DataFrame, figures: list[NamedFigure]
+) -> list[Path]:
     """Print the summary of a run folder; write summary.csv and the figures into it.
 
     Raises:
         StoreError: the folder cannot be written.
     """
-    from moejax.sweep.figures import make_figures, write_figures
+    from moejax.sweep.figures import write_figures
     from moejax.sweep.schema import StoreError
     from moejax.sweep.screen import print_summary
 
     print_summary(tables, summary)
     try:
         summary.to_csv(folder / "summary.csv", index=False)
-        written = [folder / "summary.csv", *write_figures(make_figures(summary), folder)]
+        written = [folder / "summary.csv", *write_figures(figures, folder)]
     except OSError as error:
         raise StoreError(f"{folder}: the summary cannot be written: {error.strerror or error}") from None
     tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
@@ -340,12 +346,15 @@ def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         OSError: no store there, or the folder cannot be written.
     """
+    from moejax.sweep.figures import make_figures
     from moejax.sweep.report import write_report
     from moejax.sweep.summary import summarise
 
     folder = Path(folder)
     tables = Console(quiet=quiet)
     summary = summarise(folder)
-    written = [*write_results(folder, tables, summary), write_report(folder, summary)]
+    figures = make_figures(summary)
+    written = write_results(folder, tables, summary, figures)
+    written.append(write_report(folder, summary, figures))
     tables.print(f"report: {written[-1]}", soft_wrap=True)
     return {"folder": str(folder), "written": [str(path) for path in written]}

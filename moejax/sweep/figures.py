@@ -27,7 +27,7 @@ from moejax.sweep.summary import SUCCESS_METRIC, swept_fields
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEAT_MAP = "cividis"
-MAX_FIGURES = 6
+MAX_FIGURES = 4
 MAX_PANELS = 6
 """Values of an axis that are given panels of their own in one direction."""
 DODGE = 1.03
@@ -96,11 +96,18 @@ def write_figures(figures: list[NamedFigure], folder: Path) -> list[Path]:
     """Write figures as PNG, the first also as figure.png and figure.pdf; returns what was written."""
     written = []
     for index, named in enumerate(figures):
-        names = ["figure.png", "figure.pdf"] if index == 0 else [f"figure_{named.name}.png"]
-        for name in names:
-            named.figure.savefig(folder / name, dpi=150)
-            written.append(folder / name)
+        name = picture_name(figures, index)
+        named.figure.savefig(folder / name, dpi=150)
+        written.append(folder / name)
+        if index == 0:
+            named.figure.savefig(folder / "figure.pdf")
+            written.append(folder / "figure.pdf")
     return written
+
+
+def picture_name(figures: list[NamedFigure], index: int) -> str:
+    """File name of a figure's PNG."""
+    return "figure.png" if index == 0 else f"figure_{figures[index].name}.png"
 
 
 def _split(

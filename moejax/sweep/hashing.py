@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import struct
@@ -13,14 +14,25 @@ import numpy as np
 from moejax.trial import AlgorithmSettings, DataSettings
 
 
-def canonical_json(content: dict[str, Any]) -> str:
+def canonical_json(content: Any) -> str:
     """JSON with sorted keys and no spaces; floats by their shortest exact decimal form."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def _settings_json(settings: DataSettings | AlgorithmSettings) -> str:
+    return canonical_json(
+        {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _algorithm_json(algorithm: AlgorithmSettings) -> str:
+    return _settings_json(algorithm)
+
+
 def data_hash(data: DataSettings) -> str:
     """sha256, in hex, of the truth and data fields, n included: it seeds the sample of every method alike."""
-    return hashlib.sha256(canonical_json({"data": dataclasses.asdict(data)}).encode()).hexdigest()
+    return hashlib.sha256(f'{{"data":{_settings_json(data)}}}'.encode()).hexdigest()
 
 
 def result_hash(data: str, algorithm: AlgorithmSettings, seed: int, plugins: str) -> str:
@@ -32,8 +44,8 @@ def result_hash(data: str, algorithm: AlgorithmSettings, seed: int, plugins: str
         seed: the spec's seed (the data are drawn from it, so results of two seeds are never confused).
         plugins: digest of the plugins' source, empty without one.
     """
-    content = {"data": data, "algorithm": dataclasses.asdict(algorithm), "seed": seed, "plugins": plugins}
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    rest = canonical_json({"data": data, "seed": seed, "plugins": plugins})
+    return hashlib.sha256(f'{{"algorithm":{_algorithm_json(algorithm)},"rest":{rest}}}'.encode()).hexdigest()
 
 
 def trial_key(seed: int, data: str, trial: int) -> np.ndarray:

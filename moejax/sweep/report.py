@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import datetime
 import html
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -17,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from moejax.sweep.fields import METHOD_FIELD, show
-from moejax.sweep.figures import NamedFigure, make_figures
+from moejax.sweep.figures import NamedFigure, picture_name
 from moejax.sweep.progress import duration
 from moejax.sweep.schema import StoreError
+from moejax.sweep.status import Status, read_status
 from moejax.sweep.stopping import PrecisionRule
 from moejax.sweep.summary import ESTIMATES, SUCCESS_METRIC, swept_fields, with_error
 from moejax.sweep.tables import load_runs
@@ -43,12 +43,13 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 13px; }
 """
 
 
-def write_report(folder: Path, summary: pd.DataFrame) -> Path:
+def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]) -> Path:
     """Write report.html into a run folder; returns its path.
 
     Args:
         folder: the run folder.
         summary: of `moejax.sweep.summary.summarise`.
+        figures: whose PNGs are in the folder already.
 
     Raises:
         StoreError: the file cannot be written.
@@ -61,14 +62,14 @@ def write_report(folder: Path, summary: pd.DataFrame) -> Path:
         [
             f"<h1>{_text(spec['name'])}</h1>",
             f"<p class=lead>{_text(_lead(recovery, spec))}</p>",
-            *(_figure(named) for named in make_figures(summary)),
+            *(_figure(folder / picture_name(figures, i), named.caption) for i, named in enumerate(figures)),
             "<h2>Recovery error and success</h2>",
             "<p>Median of the recovery error 1 − min cos over trials, ± its Monte Carlo standard error, and "
             "the share of trials with an error below 0.02 (a trial without a number is none). Shaded: some "
             "trials failed or are missing.</p>",
             _method_table(recovery, axes),
             "<h2>Failed and missing</h2>",
-            _trouble(recovery, axes),
+            _trouble(recovery, axes, read_status(folder)),
             "<h2>All metrics</h2>",
             "<p>Every estimate ± its Monte Carlo standard error (Morris, White, Crowther 2019; medians: "
             "Maritz, Jarrett 1978). The same, for all cells and fields, is in <code>summary.csv</code>.</p>",
@@ -107,13 +108,11 @@ def _lead(recovery: pd.DataFrame, spec: dict[str, Any]) -> str:
     return text
 
 
-def _figure(named: NamedFigure) -> str:
-    image = io.BytesIO()
-    named.figure.savefig(image, format="png", dpi=150)
-    data = base64.b64encode(image.getvalue()).decode()
+def _figure(picture: Path, caption: str) -> str:
+    data = base64.b64encode(picture.read_bytes()).decode()
     return (
-        f'<figure><img alt="{_text(named.caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{_text(named.caption)}</figcaption></figure>"
+        f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
     )
 
 
@@ -139,7 +138,7 @@ def _median(cell: dict[str, Any]) -> str:
     return with_error(cell["median"], cell["median_mcse"])
 
 
-def _trouble(recovery: pd.DataFrame, axes: Sequence[str]) -> str:
+def _trouble(recovery: pd.DataFrame, axes: Sequence[str], status: Status) -> str:
     bad = recovery[(recovery["failed"] > 0) | (recovery["missing"] > 0)]
     if bad.empty:
         return "<p>None: every planned trial was run, and none failed.</p>"
@@ -154,7 +153,8 @@ def _trouble(recovery: pd.DataFrame, axes: Sequence[str]) -> str:
         )
         for record in bad.to_dict("records")
     ]
-    return _table(heads, body, texts=len(axes) + 1)
+    reasons = "".join(f"<li>{count:,} × {_text(reason)}</li>" for reason, count in status.failures)
+    return f"<ul>{reasons}</ul>" + _table(heads, body, texts=len(axes) + 1)
 
 
 def _metric_table(summary: pd.DataFrame, axes: Sequence[str]) -> str:
