@@ -1,0 +1,90 @@
+"""The registry of methods, and what the built-in ones end with."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import log_likelihood, methods
+from moejax.activations import get_activation
+from moejax.methods import (
+    METHOD_STATUS,
+    MethodConfig,
+    Problem,
+    get_method,
+    method_names,
+    register_method,
+    uses_moments,
+)
+from moejax.model import InstanceScales, random_params, sample
+from moejax.polish import polish
+from moejax.spectral import OK, SPECTRAL_STATUS
+from moejax.trial import host_transforms
+
+D, K, N, NOISE = 4, 2, 2000, 0.1
+
+
+@pytest.fixture(scope="module")
+def problem():
+    scales = InstanceScales(*(jnp.asarray(v) for v in (NOISE, 1.0, 90.0, 0.0)), jnp.ones(K))
+    params = random_params(jax.random.key(0), scales, D)
+    x, y, _ = sample(jax.random.key(1), params, "tanh", N)
+    transforms = jax.tree.map(jnp.asarray, host_transforms("tanh", NOISE, 3, "weighted", K))
+    return params, Problem(x, y, jnp.ones(N), jnp.asarray(NOISE), transforms)
+
+
+def run(name, problem, **changes):
+    config = MethodConfig(fn=get_activation("tanh"), num_experts=K, order=3, max_iterations=30, **changes)
+    return jax.jit(lambda key, problem: get_method(name)(key, problem, config))(jax.random.key(2), problem)
+
+
+@pytest.fixture(scope="module")
+def at_truth(problem):
+    truth, data = problem
+    return polish(truth, data.x, data.y, data.weights, fn=get_activation("tanh"), num_steps=30)
+
+
+def test_spectral_em_reaches_the_maximum_next_to_the_truth(problem, at_truth):
+    result = run("spectral_em", problem[1])
+    assert int(result.status) == OK
+    data = problem[1]
+    value = float(log_likelihood(result.params, data.x, data.y, "tanh"))
+    # the ridge on the gates costs next to nothing
+    assert value == pytest.approx(float(at_truth.log_likelihood), abs=0.05)
+    assert float(result.mixing_weights.sum()) == pytest.approx(1.0)
+    assert float(jnp.abs(result.params.gating[-1]).max()) == 0.0
+    assert np.ptp(np.asarray(result.params.noise_std)) == 0.0
+
+
+def test_without_the_polish_it_is_the_algorithm_as_published(problem):
+    result = run("spectral_em", problem[1], noise="known", polish=False)
+    np.testing.assert_allclose(result.params.noise_std, NOISE, rtol=1e-12)
+    np.testing.assert_allclose(result.params.expert_bias, 0.0)
+    np.testing.assert_array_equal(result.params.experts, result.spectral.experts)
+    assert float(jnp.abs(result.params.gating).max()) > 0.1
+
+
+def test_joint_em_keeps_the_best_of_its_starts_and_needs_no_moments(problem, at_truth):
+    data = problem[1]._replace(transforms=None)
+    result = run("joint_em", data, num_starts=4)
+    assert result.spectral is None
+    value = float(log_likelihood(result.params, data.x, data.y, "tanh"))
+    assert float(at_truth.log_likelihood) - 20.0 < value <= float(at_truth.log_likelihood) + 0.5
+
+
+def test_registry(monkeypatch):
+    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+    assert {"spectral", "spectral_em", "joint_em"} <= set(method_names())
+    assert uses_moments("spectral")
+    assert not uses_moments("joint_em")
+    assert set(SPECTRAL_STATUS) < set(METHOD_STATUS)
+
+    def mine(key, problem, config):
+        raise NotImplementedError
+
+    register_method("mine", mine, uses_moments=False)
+    assert get_method("mine") is mine
+    with pytest.raises(ValueError, match=r"method: unknown name 'spectrl'; nearest: spectral"):
+        get_method("spectrl")
+    with pytest.raises(ValueError, match="identifier"):
+        register_method("not a name", mine, uses_moments=False)
