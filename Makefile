@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast lint bench docs clean
+.PHONY: env demo test test-fast lint bench clean
 
 env: $(STAMP)
 
@@ -28,6 +28,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# the studies behind docs/accuracy.md; about an hour on two cores
+bench: $(STAMP)
+	$(BIN)/python benchmarks/likelihood_gap.py
+	$(BIN)/python benchmarks/spectral_accuracy.py rates
+	$(BIN)/python benchmarks/spectral_accuracy.py mse
 
 clean:
 	rm -rf $(VENV) runs

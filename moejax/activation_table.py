@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def load_function(reference: str) -> ScalarFunction:
         raise ValueError(
             f"{reference}: no function {function!r} there; functions: {', '.join(names) or 'none'}"
         )
-    return fn
+    return cast(ScalarFunction, fn)
 
 
 def activation_row(activation: ActivationLike, noise_std: float) -> dict[str, Any]:

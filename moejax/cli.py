@@ -1,4 +1,4 @@
-"""The command line: `moejax fit | sweep | status | export | activations | info`.
+"""The command line: `moejax fit | sweep | status | report | export | activations | info`.
 
 A bad value ends with one line on stderr and exit status 2, with nothing on disk changed. Platform, precision and the compilation
 cache are set here, before anything is computed, and recorded with the results.
@@ -105,6 +105,14 @@ class Status:
 
 
 @dataclasses.dataclass(frozen=True)
+class Report:
+    """Write summary tables, figures and a self-contained report.html into a run folder."""
+
+    folder: Positional[Path]
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
     """Write the table of a run folder to a CSV or Parquet file."""
 
@@ -134,6 +142,7 @@ Command = (
     Annotated[Fit, subcommand("fit")]
     | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Status, subcommand("status")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Activations, subcommand("activations")]
     | Annotated[Info, subcommand("info")]
@@ -237,6 +246,14 @@ def _run_status(command: Status) -> None:
     commands.status(command.folder, as_json=command.common.json)
 
 
+def _run_report(command: Report) -> None:
+    from moejax.sweep import commands
+
+    result = commands.report(command.folder, quiet=command.common.quiet or command.common.json)
+    if command.common.json:
+        _print_json(result)
+
+
 def _run_export(command: Export) -> None:
     from moejax.sweep import commands
 
@@ -269,7 +286,7 @@ def _run_info(command: Info) -> None:
         "python": host_platform.python_version(),
         "devices": [str(device) for device in jax.devices()],
         "platform": jax.default_backend(),
-        "precision": "float64" if jax.config.jax_enable_x64 else "float32",
+        "precision": str(jax.numpy.result_type(float)),
         "processor": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "compilation_cache": str(compilation_cache_folder()),
@@ -289,6 +306,7 @@ _RUN = {
     Fit: _run_fit,
     Sweep: _run_sweep,
     Status: _run_status,
+    Report: _run_report,
     Export: _run_export,
     Activations: _run_activations,
     Info: _run_info,

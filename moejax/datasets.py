@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ def load(name: str) -> Dataset:
         raise ValueError(f"dataset: unknown name {name!r}; available: {', '.join(BUILT_IN)}")
     from sklearn.datasets import load_diabetes
 
-    bunch = load_diabetes(scaled=False)
+    bunch: Any = load_diabetes(scaled=False)
     return Dataset(bunch.data, bunch.target, tuple(bunch.feature_names), "disease progression after one year")
 
 
@@ -64,7 +64,7 @@ def read_table(path: Path, target: str) -> Dataset:
         raise ValueError(f"{path}: expected input columns beside the target {target!r}, got none")
     numbers = {}
     for column in table.columns:
-        numbers[column] = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+        numbers[column] = np.asarray(pd.to_numeric(table[column], errors="coerce"), np.float64)
         bad = ~np.isfinite(numbers[column])
         if bad.any():
             row = int(np.argmax(bad))

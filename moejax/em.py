@@ -370,7 +370,7 @@ def expert_m_step(
         return (y[None] - apply_activation(fn, (experts + step_sizes[:, None] * direction) @ design)) ** 2
 
     def shorten(_: int, carry):
-        step_sizes, squares, best = carry
+        step_sizes, _, best = carry
         trial = jnp.where(best, step_sizes, step_sizes * 0.25)
         new_squares = squared_residuals(trial)
         return trial, new_squares, best | (jnp.sum(weights * new_squares, axis=1) <= now)

@@ -164,8 +164,8 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
     settings = summary["settings"]
     units = "standardised units" if settings["standardise"] else "the data's units"
     console.print(
-        f"{settings['num_experts']} {settings['activation']} experts by {settings['method']} on {summary['num_samples']} samples of "
-        f"{summary['num_inputs']} inputs; target: {table.target_name}"
+        f"{settings['num_experts']} {settings['activation']} experts by {settings['method']} on "
+        f"{summary['num_samples']} samples of {summary['num_inputs']} inputs; target: {table.target_name}"
     )
     console.print(
         f"log-likelihood {summary['log_likelihood']:.3f} nats ({summary['log_likelihood_per_sample']:.4f} per sample, {units}), "

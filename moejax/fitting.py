@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import ActivationLike, activation_name, get_activation
+from moejax.activations import ActivationLike, activation_facts, activation_name, get_activation
 from moejax.em import RIDGE, NoiseModel
 from moejax.label_transforms import TRANSFORM_KINDS, choose_order, transform_noise_std, why_unusable
 from moejax.methods import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method, uses_moments
@@ -70,7 +70,7 @@ def input_map(x: np.ndarray, weights: np.ndarray, *, centre: bool) -> InputMap:
         weights: (n,).
         centre: subtract the mean, which a fit with intercepts can give back.
     """
-    n, d = x.shape
+    d = x.shape[1]
     share = weights / weights.sum()
     mean = share @ x
     second = (x * share[:, None]).T @ x
@@ -169,7 +169,7 @@ def fit(
     fn = get_activation(activation)
     get_method(method)
     x_host, y_host, weights_host = _checked_arrays(x, y, weights)
-    n, d = x_host.shape
+    d = x_host.shape[1]
     _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
     if noise_std is not None:
         good = isinstance(noise_std, int | float | np.floating) and math.isfinite(noise_std) and noise_std > 0
@@ -200,11 +200,12 @@ def fit(
     z = jnp.asarray((x_host - whitening.mean) @ whitening.matrix, dtype)
     labels, sample_weights = jnp.asarray(y_host, dtype), jnp.asarray(weights_host, dtype)
     smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
-    start_noise = noise_std
-    if noise_std is None and largest > 0:
-        start_noise = float(_estimate_noise(labels, sample_weights, fn, smallest, largest))
-    elif noise_std is None:
+    if noise_std is not None:
+        start_noise = float(noise_std)
+    elif activation_facts(fn).constant:
         start_noise = float(np.std(y_host))
+    else:
+        start_noise = float(_estimate_noise(labels, sample_weights, fn, smallest, largest))
     transforms, order_reason = None, "no moments"
     if uses_moments(method):
         order, order_reason = _usable_order(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = Any
+"""A jax.Array, or in code that also runs on the host a numpy.ndarray."""
 
 HALF_WIDTH = 8.5
 """The grids span +-8.5 standard deviations; the mass outside is 2e-17."""

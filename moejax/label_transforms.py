@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from moejax.activations import (
     ActivationLike,
@@ -183,6 +184,7 @@ def build_label_transform(
         coefficients = xp.stack([zero] * (order + 1 - len(scaled)) + scaled)
         transform = LabelTransform(zero, zero + 1.0, xp.zeros(NUM_LABELS, dtype), coefficients, zero, zero)
     else:
+        assert posterior is not None, "tables are made of posterior means"
         table = posterior.hermite[rows - 1]
         if kind == "weighted":
             table = (
@@ -313,7 +315,7 @@ def label_transform(
         raise ValueError(f"kind: expected one of {', '.join(TRANSFORM_KINDS)}, got {kind!r}")
     if order not in (1, *ORDERS):
         raise ValueError(f"order: expected 1, 2, 3 or 4, got {order!r}")
-    if isinstance(noise_std, jax.core.Tracer):
+    if isinstance(noise_std, Tracer):
         return traced_label_transforms(fn, noise_std, ((order, kind),), num_experts, smallest_noise_std)[0]
     reason = why_unusable(fn, float(noise_std), order, num_experts=num_experts)
     if reason:

@@ -147,6 +147,7 @@ def _mean_gates(params: MoEParams, problem: Problem) -> jax.Array:
 
 def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Moments only: unit-norm experts and mixing weights; the gates stay zero."""
+    assert problem.transforms is not None, "a method of moments is given label transforms"
     estimate = spectral_estimate(
         key,
         problem.x,

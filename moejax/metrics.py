@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ def bottleneck_assignment(costs: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows, columns = optax.assignment.hungarian_algorithm(forbidden)
         return forbidden[rows, columns].sum() == 0, jnp.zeros(k, columns.dtype).at[rows].set(columns)
 
-    def halve(bounds: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+    def halve(bounds: tuple[jax.Array, jax.Array], _: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
         low, high = bounds
         middle = (low + high) // 2
         feasible, _ = matching(thresholds[middle])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.activations import ActivationLike, apply_activation, get_activation
-from moejax.gaussian import standard_normal
+from moejax.gaussian import Array, standard_normal
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
@@ -159,15 +159,15 @@ def sample_labels(
 class InstanceScales(NamedTuple):
     """What a random instance is like; all traced."""
 
-    noise_std: jax.Array
+    noise_std: Array
     """() sigma, of every expert."""
-    gating_norm: jax.Array
+    gating_norm: Array
     """() norm of each gate but the last, which is zero."""
-    gating_angle: jax.Array
+    gating_angle: Array
     """() angle in degrees between each gate and the experts' span."""
-    expert_correlation: jax.Array
+    expert_correlation: Array
     """() cosine between every two experts, in (-1/(k-1), 1)."""
-    expert_norms: jax.Array
+    expert_norms: Array
     """(k,)"""
 
 

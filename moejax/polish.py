@@ -1,8 +1,8 @@
 r"""From a root-n consistent start to the maximum-likelihood estimate: damped Newton steps on the observed likelihood.
 
 The log-likelihood of one sample depends on the parameters only through 2k - 1 linear predictors, u_i = a_i . x + b_i and
-v_i = w_i . x + c_i, and through s_i = log sigma_i. With r the posterior and P the prior of the expert, e_i = (y - g(u_i)) / sigma_i,
-d_i = e_i g'(u_i) / sigma_i,
+v_i = w_i . x + c_i, and through s_i = log sigma_i. With r the posterior and P the prior of the expert,
+e_i = (y - g(u_i)) / sigma_i, d_i = e_i g'(u_i) / sigma_i,
 
     dl/du_i = r_i d_i,   dl/dv_i = r_i - P_i,   dl/ds_i = r_i (e_i^2 - 1),
 

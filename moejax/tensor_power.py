@@ -7,7 +7,7 @@ which uses that all v_i are orthonormal at once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def tensor_power_method(
     tolerance = 100.0 * jnp.finfo(tensor.dtype).eps
 
     def iterate(deflated: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(v: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        def step(v: jax.Array, _: Any) -> tuple[jax.Array, jax.Array]:
             new = unit_rows(contract_all_but_one(deflated, v))
             return new, 0.5 * jnp.sum((new - v) ** 2)
 
@@ -89,7 +89,7 @@ def tensor_power_method(
     _, (vectors, moved) = jax.lax.scan(extract, tensor, jax.random.split(key, k))
     contract = jax.vmap(lambda v: contract_all_but_one(tensor, v))
 
-    def polar_step(vectors: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def polar_step(vectors: jax.Array, _: Any) -> tuple[jax.Array, None]:
         images = contract(vectors)
         left, _, right = jnp.linalg.svd(
             jnp.sum(images * vectors, axis=1, keepdims=True) * images, full_matrices=False

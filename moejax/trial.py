@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ from moejax.activations import activation_facts, get_activation
 from moejax.inputs import get_input_distribution
 from moejax.label_transforms import (
     TRANSFORM_KINDS,
+    TransformKind,
     choose_order,
     traced_label_transforms,
-    transform_on_host,
     transform_noise_std,
+    transform_on_host,
     why_unusable,
 )
 from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, uses_moments
@@ -113,7 +114,7 @@ class TrialSpec:
     fit_activation: str
     fit_num_experts: int
     noise_knowledge: str
-    transform: str
+    transform: TransformKind
     order: int
     num_restarts: int
     num_starts: int
@@ -291,7 +292,7 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         fit_activation=fit_activation,
         fit_num_experts=fit_num_experts,
         noise_knowledge=algorithm.noise_knowledge,
-        transform=algorithm.transform,
+        transform=cast(TransformKind, algorithm.transform),
         order=_order(fit_activation, data.noise_std, algorithm, data.dim, fit_num_experts),
         num_restarts=algorithm.num_restarts,
         num_starts=algorithm.num_starts,
@@ -315,9 +316,12 @@ def prepare(data: DataSettings, algorithm: AlgorithmSettings) -> tuple[TrialSpec
             spec.fit_activation, data.noise_std, spec.order, spec.transform, spec.fit_num_experts
         )
         transforms = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), transforms)
-    scalars = (data.noise_std, data.gating_norm, data.gating_angle, data.expert_correlation)
     scales = InstanceScales(
-        *(np.asarray(value, dtype) for value in scalars), np.asarray(_expert_norms(data), dtype)
+        noise_std=np.asarray(data.noise_std, dtype),
+        gating_norm=np.asarray(data.gating_norm, dtype),
+        gating_angle=np.asarray(data.gating_angle, dtype),
+        expert_correlation=np.asarray(data.expert_correlation, dtype),
+        expert_norms=np.asarray(_expert_norms(data), dtype),
     )
     return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
 
@@ -339,11 +343,12 @@ def host_transforms(
 
 
 def traced_transforms(
-    fn, noise_std: jax.Array, order: int, kind: str, num_experts: int
+    fn, noise_std: jax.Array, order: int, kind: TransformKind, num_experts: int
 ) -> SpectralTransforms:
     """The same at a traced noise level."""
     smallest = transform_noise_std(fn, 0.0)
-    wanted = ((2, kind), (order, kind)) + (((1, kind),) if needs_signs(fn, order) else ())
+    orders = (2, order, 1) if needs_signs(fn, order) else (2, order)
+    wanted: tuple[tuple[int, TransformKind], ...] = tuple((m, kind) for m in orders)
     second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
     return SpectralTransforms(second, high, first[0] if first else None)
 

@@ -33,7 +33,7 @@ def refused(capsys, *arguments):
 def test_without_arguments_it_prints_the_commands():
     done = subprocess.run([sys.executable, "-m", "moejax.cli"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for command in ("fit", "sweep", "status", "export", "activations", "info"):
+    for command in ("fit", "sweep", "status", "report", "export", "activations", "info"):
         assert command in done.stdout
 
 

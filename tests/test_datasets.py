@@ -73,5 +73,5 @@ def test_not_a_table(tmp_path):
     empty.write_text("")
     with pytest.raises(ValueError, match="not a readable csv table"):
         read_table(empty, "y")
-    with pytest.raises(OSError, match="missing.csv"):
+    with pytest.raises(OSError, match=r"missing\.csv"):
         read_table(tmp_path / "missing.csv", "y")

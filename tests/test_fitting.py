@@ -111,7 +111,7 @@ def test_collinear_inputs_are_dropped_and_said(data):
 
 def test_row_order_rotation_chunks_and_zero_weights_change_rounding_only(data):
     x, y = data
-    options = dict(num_experts=NUM_EXPERTS, activation="tanh", noise_std=NOISE_STD, method="spectral")
+    options = {"num_experts": NUM_EXPERTS, "activation": "tanh", "noise_std": NOISE_STD, "method": "spectral"}
     key = jax.random.key(3)
     base = np.asarray(moejax.fit(key, x, y, **options).params.experts)
     rng = np.random.default_rng(0)

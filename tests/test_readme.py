@@ -1,0 +1,49 @@
+"""What the README shows runs as printed."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL), ids=["fit", "activation"]
+)
+def test_python_examples_run(block, capsys):
+    import jax
+
+    with jax.enable_x64(False):  # as a user has it
+        namespace = {}
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            exec(compile(block, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    if "result" in namespace:
+        assert namespace["result"].status == "ok"
+        assert (
+            float(
+                namespace["moejax"].recovery_error(namespace["experts"], namespace["result"].params.experts)
+            )
+            < 1e-3
+        )
+        assert "recovery error" in printed
+    else:
+        assert float(printed) > 0
+
+
+def test_sweep_example_is_a_valid_spec(tmp_path):
+    from moejax.sweep.spec import read_spec
+
+    (block,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    assert tomllib.loads(block)["name"] == "my-sweep"
+    path = tmp_path / "my-sweep.toml"
+    path.write_text(block)
+    assert read_spec(path, ()).name == "my-sweep"
+
+
+def test_linked_files_exist():
+    root = Path(__file__).parents[1]
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (root / target).exists(), target
