@@ -11,7 +11,9 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # programs compiled by one test are found by the next, also in other processes
-_cache = Path(os.environ.get("MOEJAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"moejax-test-cache-{os.getuid()}"))
+_cache = Path(
+    os.environ.get("MOEJAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"moejax-test-cache-{os.getuid()}")
+)
 jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
