@@ -300,7 +300,7 @@ def _legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> No
                 marker="o",
                 markerfacecolor="white",
                 linestyle="none",
-                label="some trials failed",
+                label="some trials not ok",
             )
         )
     figure.legend(

@@ -81,7 +81,11 @@ def print_summary(console: Console, summary: pd.DataFrame) -> None:
     for record in table.head(MAX_ROWS).to_dict("records"):
         setting = [_plain(record[name]) for name in axes]
         shown = setting if setting != before else [""] * len(axes)
-        notes = [f"{record[name]:,} {name}" for name in ("failed", "missing") if record[name]]
+        notes = [
+            f"{record[name]:,} {told}"
+            for name, told in (("failed", "not ok"), ("missing", "missing"))
+            if record[name]
+        ]
         screen.add_row(
             *shown,
             record[METHOD_FIELD],
