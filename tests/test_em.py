@@ -34,7 +34,7 @@ def zero_gates(params):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("name", "num_steps", "fit_intercept", "noise", "ridge"))
+@functools.partial(jax.jit, static_argnames=("name", "num_steps", "fit_intercept", "noise"))
 def run_gating(
     params,
     x,
@@ -197,7 +197,7 @@ def test_separable_gates_stay_finite():
     assert history[-1] > history[0] + 0.5 * N * np.log(2)
 
 
-@pytest.mark.parametrize("noise", ["known", "shared", "per_expert"])
+@pytest.mark.parametrize("noise", ["known", pytest.param("shared", marks=pytest.mark.slow), "per_expert"])
 def test_joint_em_never_lowers_the_likelihood(noise):
     params, x, y = drawn("relu")
     rng = np.random.default_rng(4)
@@ -218,7 +218,7 @@ def test_joint_em_never_lowers_the_likelihood(noise):
     assert not bool(run.converged)
 
 
-@pytest.mark.parametrize("noise", ["shared", "per_expert"])
+@pytest.mark.parametrize("noise", [pytest.param("shared", marks=pytest.mark.slow), "per_expert"])
 def test_one_joint_step_of_linear_experts_is_weighted_least_squares(noise):
     params, x, y = drawn("linear")
     start = params._replace(experts=params.experts + 0.3, expert_bias=params.expert_bias - 0.2)

@@ -44,6 +44,7 @@ def at_truth(problem):
     return polish(truth, data.x, data.y, data.weights, fn=get_activation("tanh"), num_steps=30)
 
 
+@pytest.mark.slow
 def test_spectral_em_reaches_the_maximum_next_to_the_truth(problem, at_truth):
     result = run("spectral_em", problem[1])
     assert int(result.status) == OK

@@ -16,6 +16,7 @@ from moejax.polish import free_parameters, likelihood_curvature, params_from_fre
 
 D, K, N = 3, 2, 400
 MODELS = list(itertools.product(["known", "shared", "per_expert"], [False, True]))
+FAST = [("known", False), ("shared", True), ("per_expert", True)]
 
 
 @functools.cache
@@ -83,7 +84,10 @@ def differentiated(params, x, y, weights, ridge, name, noise, fit_intercept):
     )
 
 
-@pytest.mark.parametrize(("noise", "fit_intercept"), MODELS)
+@pytest.mark.parametrize(
+    ("noise", "fit_intercept"),
+    [pytest.param(*m, marks=() if m in FAST else pytest.mark.slow) for m in MODELS],
+)
 def test_curvature_is_that_of_automatic_differentiation(noise, fit_intercept):
     params, x, y = drawn("tanh")
     params = params._replace(experts=params.experts + 0.2, noise_std=jnp.asarray([0.3, 0.5]))
@@ -123,7 +127,7 @@ def test_free_parameters_round_trip(noise, fit_intercept):
     np.testing.assert_allclose(again, free + 0.1, rtol=1e-13)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "noise", "fit_intercept", "ridge", "num_steps"))
+@functools.partial(jax.jit, static_argnames=("name", "noise", "fit_intercept", "num_steps"))
 def run(params, x, y, weights, name="tanh", noise="shared", fit_intercept=True, ridge=0.0, num_steps=60):
     fn = get_activation(name)
     return polish(
@@ -212,7 +216,7 @@ def test_polish_never_decreases_from_far_away_in_any_lane():
     assert len(set(np.asarray(ended.num_steps).tolist())) > 1
 
 
-@pytest.mark.parametrize("name", ["relu", "abs"])
+@pytest.mark.parametrize("name", ["relu", pytest.param("abs", marks=pytest.mark.slow)])
 def test_a_kinked_activation_reaches_the_same_maximum_from_two_starts(name):
     params, x, y = drawn(name, n=4000)
     ends = [run(perturbed(params, 0.15, seed), x, y, jnp.ones(4000), name=name) for seed in (1, 2)]
