@@ -166,7 +166,7 @@ def _run(
             f"{done.compilations} compilations, {duration(done.compile_seconds)}){reused}"
         )
     if done.failures:
-        tables.print(f"{done.failures.total():,} trials failed: {summarise_failures(done.failures)}")
+        tables.print(f"{done.failures.total():,} trials not ok: {summarise_failures(done.failures)}")
     summary = summarise(folder)
     written = write_results(folder, tables, summary, make_figures(summary))
     result = {"folder": str(folder), "written": [str(path) for path in written]} | dataclasses.asdict(done)
