@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast lint bench clean
+.PHONY: env demo test test-fast lint types bench clean
 
 env: $(STAMP)
 
@@ -27,6 +27,9 @@ test-fast: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# pyright's package fetches its own program on first use, which a machine behind a proxy may refuse
+types: $(STAMP)
 	$(BIN)/pyright
 
 # the studies behind docs/accuracy.md; about an hour on two cores
