@@ -20,7 +20,7 @@ from moejax.methods import MethodConfig, Problem, get_method
 from moejax.metrics import recovery_error
 from moejax.model import InstanceScales, random_params, sample
 from moejax.polish import polish
-from moejax.trial import host_transforms
+from moejax.spectral import host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD = 10, 3, 0.1
 TOLERANCE = 0.01

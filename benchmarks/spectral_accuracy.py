@@ -18,8 +18,7 @@ from moejax.activations import activation_facts, get_activation
 from moejax.label_transforms import TRANSFORM_KINDS, choose_order, predicted_mse
 from moejax.metrics import match_experts, recovery_error
 from moejax.model import InstanceScales, random_params, sample
-from moejax.spectral import spectral_estimate
-from moejax.trial import host_transforms
+from moejax.spectral import host_transforms, spectral_estimate
 
 DIM, NUM_EXPERTS = 10, 3
 CHUNK_SIZE = 65_536

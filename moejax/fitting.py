@@ -21,8 +21,7 @@ from moejax.label_transforms import TRANSFORM_KINDS, choose_order, transform_noi
 from moejax.methods import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method, uses_moments
 from moejax.model import MoEParams, log_likelihood, regauge
 from moejax.noise import estimate_noise_std
-from moejax.spectral import SPECTRAL_STATUS
-from moejax.trial import host_transforms
+from moejax.spectral import SPECTRAL_STATUS, host_transforms
 
 NOISE_MODELS = ("shared", "per_expert")
 

@@ -92,6 +92,14 @@ def symmetrised_product(vector_or_matrix: jax.Array, metric: jax.Array) -> jax.A
     return half(vector_or_matrix, metric) + half(metric, vector_or_matrix)
 
 
+def first_moment(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """mean[l S_1(x)] = mean[l x], (d,): the first cross-moment, from x (n, d), labels (n,) and weights (n,)."""
+    if weights is None:
+        return labels @ x / x.shape[0]
+    kept = weights > 0
+    return jnp.where(kept, labels * weights, 0) @ jnp.where(kept[:, None], x, 0) / weights.sum()
+
+
 def second_moment(
     x: jax.Array, labels: jax.Array, weights: jax.Array | None = None, *, chunk_size: int | None = None
 ) -> jax.Array:

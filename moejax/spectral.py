@@ -7,10 +7,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from moejax.label_transforms import LabelTransform
+from moejax.activations import ActivationLike, ScalarFunction, activation_facts, get_activation
+from moejax.label_transforms import (
+    LabelTransform,
+    TransformKind,
+    traced_label_transforms,
+    transform_noise_std,
+    transform_on_host,
+)
 from moejax.model import unit_rows
-from moejax.moments import second_moment, whitened_moment
-from moejax.tensor_power import TensorDecomposition, tensor_power_method
+from moejax.moments import first_moment, second_moment, whitened_moment
+from moejax.tensor_power import NOT_CONVERGED, TensorDecomposition, tensor_power_method
 
 OK, RANK_DEFICIENT, TENSOR_NOT_CONVERGED, TENSOR_NOT_POSITIVE, NOT_FINITE = range(5)
 SPECTRAL_STATUS = {
@@ -31,6 +38,33 @@ class SpectralTransforms(NamedTuple):
     """Order 3 or 4, for the decomposition."""
     first: LabelTransform | None
     """Order 1, for the signs of experts found at order 4; None where signs are known (order 3) or free (even g)."""
+
+
+def needs_signs(fn: ScalarFunction, order: int) -> bool:
+    """Whether an order-1 moment must tell the signs of the experts: order 4 of a function that is not even."""
+    return order == 4 and activation_facts(fn).parity != "even"
+
+
+def host_transforms(
+    activation: ActivationLike, noise_std: float, order: int, kind: TransformKind, num_experts: int
+) -> SpectralTransforms:
+    """The transforms of a spectral estimate at a noise level that is a number; NumPy leaves in double precision."""
+    fn = get_activation(activation)
+    noise_std = transform_noise_std(fn, noise_std)
+    first = transform_on_host(fn, noise_std, 1, kind, num_experts) if needs_signs(fn, order) else None
+    second, high = (transform_on_host(fn, noise_std, m, kind, num_experts) for m in (2, order))
+    return SpectralTransforms(second, high, first)
+
+
+def traced_transforms(
+    fn: ScalarFunction, noise_std: jax.Array, order: int, kind: TransformKind, num_experts: int
+) -> SpectralTransforms:
+    """The same at a traced noise level."""
+    smallest = transform_noise_std(fn, 0.0)
+    orders = (2, order, 1) if needs_signs(fn, order) else (2, order)
+    wanted: tuple[tuple[int, TransformKind], ...] = tuple((m, kind) for m in orders)
+    second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
+    return SpectralTransforms(second, high, first[0] if first else None)
 
 
 class SpectralEstimate(NamedTuple):
@@ -103,16 +137,8 @@ def spectral_estimate(
         experts = experts * jnp.where(sign == 0, 1.0, sign)[:, None]
     values = decomposition.eigenvalues
     mixing_weights = jnp.maximum(jnp.abs(values), jnp.finfo(x.dtype).tiny) ** (-2.0 if order == 3 else -1.0)
-    status = jnp.where(jnp.any(decomposition.status == 1), TENSOR_NOT_CONVERGED, OK)
+    status = jnp.where(jnp.any(decomposition.status == NOT_CONVERGED), TENSOR_NOT_CONVERGED, OK)
     status = jnp.where(jnp.any(values <= 0), TENSOR_NOT_POSITIVE, status)
     status = jnp.where(top_values[-1] <= 0, RANK_DEFICIENT, status)
     status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
     return SpectralEstimate(experts, mixing_weights, eigenvalues[::-1], decomposition, status)
-
-
-def first_moment(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """(d,): mean[l(y) x]."""
-    if weights is None:
-        return labels @ x / x.shape[0]
-    kept = weights > 0
-    return jnp.where(kept, labels * weights, 0) @ jnp.where(kept[:, None], x, 0) / weights.sum()

@@ -23,9 +23,7 @@ from moejax.label_transforms import (
     TRANSFORM_KINDS,
     TransformKind,
     choose_order,
-    traced_label_transforms,
     transform_noise_std,
-    transform_on_host,
     why_unusable,
 )
 from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, uses_moments
@@ -40,7 +38,7 @@ from moejax.model import (
     sample_labels,
 )
 from moejax.noise import estimate_noise_std
-from moejax.spectral import SpectralTransforms
+from moejax.spectral import SpectralTransforms, host_transforms, traced_transforms
 
 METRICS = (
     "recovery_error",
@@ -324,33 +322,6 @@ def prepare(data: DataSettings, algorithm: AlgorithmSettings) -> tuple[TrialSpec
         expert_norms=np.asarray(_expert_norms(data), dtype),
     )
     return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
-
-
-def needs_signs(fn, order: int) -> bool:
-    """Whether an order-1 moment must tell the signs of the experts: order 4 of a function that is not even."""
-    return order == 4 and activation_facts(fn).parity != "even"
-
-
-def host_transforms(
-    activation, noise_std: float, order: int, kind: str, num_experts: int
-) -> SpectralTransforms:
-    """The transforms of a spectral estimate at a noise level that is a number; NumPy leaves in double precision."""
-    fn = get_activation(activation)
-    noise_std = transform_noise_std(fn, noise_std)
-    first = transform_on_host(fn, noise_std, 1, kind, num_experts) if needs_signs(fn, order) else None
-    second, high = (transform_on_host(fn, noise_std, m, kind, num_experts) for m in (2, order))
-    return SpectralTransforms(second, high, first)
-
-
-def traced_transforms(
-    fn, noise_std: jax.Array, order: int, kind: TransformKind, num_experts: int
-) -> SpectralTransforms:
-    """The same at a traced noise level."""
-    smallest = transform_noise_std(fn, 0.0)
-    orders = (2, order, 1) if needs_signs(fn, order) else (2, order)
-    wanted: tuple[tuple[int, TransformKind], ...] = tuple((m, kind) for m in orders)
-    second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
-    return SpectralTransforms(second, high, first[0] if first else None)
 
 
 def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSpec) -> TrialResult:

@@ -18,8 +18,7 @@ from moejax.methods import (
 )
 from moejax.model import InstanceScales, random_params, sample
 from moejax.polish import polish
-from moejax.spectral import OK, SPECTRAL_STATUS
-from moejax.trial import host_transforms
+from moejax.spectral import OK, SPECTRAL_STATUS, host_transforms
 
 D, K, N, NOISE = 4, 2, 2000, 0.1
 

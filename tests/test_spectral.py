@@ -19,9 +19,9 @@ from moejax.spectral import (
     SPECTRAL_STATUS,
     TENSOR_NOT_POSITIVE,
     SpectralTransforms,
+    host_transforms,
     spectral_estimate,
 )
-from moejax.trial import host_transforms
 
 D, K, N, NOISE = 5, 2, 20_000, 0.1
 
