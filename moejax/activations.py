@@ -37,6 +37,7 @@ class ActivationFacts(NamedTuple):
 
 
 _REGISTRY: dict[str, ScalarFunction] = {}
+_replaced: list[str] = []
 
 
 def register_activation(name: str, fn: ScalarFunction) -> ScalarFunction:
@@ -55,8 +56,15 @@ def register_activation(name: str, fn: ScalarFunction) -> ScalarFunction:
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"activation name: expected an identifier such as 'cube', got {name!r}")
     activation_facts(fn)
+    if _REGISTRY.get(name, fn) is not fn:
+        _replaced.append(name)
     _REGISTRY[name] = fn
     return fn
+
+
+def registry_generation() -> int:
+    """How many names have been given to another function: part of the key of whatever is cached by name."""
+    return len(_replaced)
 
 
 def activation_names() -> tuple[str, ...]:

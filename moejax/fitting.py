@@ -17,7 +17,13 @@ import numpy as np
 
 from moejax.activations import ActivationLike, activation_facts, activation_name, get_activation
 from moejax.em import RIDGE, NoiseModel
-from moejax.label_transforms import TRANSFORM_KINDS, choose_order, transform_noise_std, why_unusable
+from moejax.label_transforms import (
+    TRANSFORM_KINDS,
+    TransformKind,
+    choose_order,
+    transform_noise_std,
+    why_unusable,
+)
 from moejax.methods import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method, uses_moments
 from moejax.model import MoEParams, log_likelihood, regauge
 from moejax.noise import estimate_noise_std
@@ -126,7 +132,7 @@ def fit(
     method: str = "spectral_em",
     weights: Any = None,
     order: int | None = None,
-    transform: str = "weighted",
+    transform: TransformKind = "weighted",
     num_restarts: int = 16,
     num_starts: int = 1,
     polish: bool = True,

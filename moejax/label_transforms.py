@@ -141,6 +141,7 @@ def build_label_transform(
     kind: TransformKind,
     num_experts: int,
     num_nodes: int,
+    num_noise_nodes: int = 81,
     xp: ModuleType = jnp,
 ) -> LabelTransform:
     """The pure core of `label_transform`: noise_std may be traced, everything after the star is static.
@@ -154,11 +155,12 @@ def build_label_transform(
         kind: one of TRANSFORM_KINDS.
         num_experts: k, for the weight tau_m with p = 1/k.
         num_nodes: of the quadrature over z in which the constraints are exact.
+        num_noise_nodes: of that over the noise; where a table's cells are not small beside sigma, many.
         xp: numpy or jax.numpy.
     """
     dtype = noise_std.dtype
     grid = gaussian_grid(num_nodes, dtype=dtype, xp=xp)
-    noise = gaussian_grid(41, half_width=7.0, dtype=dtype, xp=xp)
+    noise = gaussian_grid(num_noise_nodes, half_width=7.0, dtype=dtype, xp=xp)
     y = labels_of(grid.nodes)[:, None] + noise_std * noise.nodes[None]
     # the r <= m whose rho_r does not vanish identically: the even ones alone for an even g
     rows = np.asarray([r for r in range(1, order + 1) if parity != "even" or r % 2 == 0])
@@ -255,10 +257,13 @@ def transform_on_host(
 
     A transform whose constraints are singular comes back with `second_moment` infinite.
     """
+    posterior = _posterior_on_host(fn, noise_std) if kind in ("least_norm", "weighted") else None
+    fine = posterior is not None and posterior.step > 0.2 * noise_std
     build = functools.partial(
         build_label_transform,
         np.float64(noise_std),
-        _posterior_on_host(fn, noise_std) if kind in ("least_norm", "weighted") else None,
+        posterior,
+        num_noise_nodes=161 if fine else 41,
         labels_of=_on_host(fn),
         parity=activation_facts(fn).parity,
         order=order,
@@ -353,7 +358,8 @@ def traced_label_transforms(
 def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
     """The noise level to build transforms for: `noise_std` moved into the range for which they are built.
 
-    Below the range, transforms of its lower end serve: their c_r are off by less than 1e-4 then.
+    Below the range, transforms of its lower end serve: they are for slightly more noise than there is, and their
+    c_r are then off by up to about 1e-2, which makes the moments a start and no more.
     """
     low, high = (bound * activation_facts(fn).standard_deviation for bound in RELATIVE_NOISE_RANGE)
     return min(max(noise_std, low), high)

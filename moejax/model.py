@@ -183,7 +183,8 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
     draws = standard_normal(
         key, (num_experts, 2 * dim + num_experts), dtype
     )  # one call: each costs compile time
-    frame = jnp.linalg.qr(draws[:, :dim].T)[0]
+    frame, triangle = jnp.linalg.qr(draws[:, :dim].T)
+    frame = frame * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0).astype(dtype)[None]  # else not uniform
     correlation = scales.expert_correlation + (1.0 - scales.expert_correlation) * jnp.eye(
         num_experts, dtype=dtype
     )

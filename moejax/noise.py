@@ -38,6 +38,10 @@ def estimate_noise_std(
     """
     dtype = y.dtype
     kept = weights > 0
+    grid = gaussian_grid(num_nodes, dtype=dtype)
+    noiseless = apply_activation(fn, grid.nodes)
+    # labels out of reach of every sigma would all have density 0: as far out as the largest sigma explains is far enough
+    y = jnp.clip(y, noiseless.min() - 3.0 * largest, noiseless.max() + 3.0 * largest)
     low = jnp.min(y, where=kept, initial=jnp.inf)
     high = jnp.max(y, where=kept, initial=-jnp.inf)
     margin = 0.25 * (high - low) + 4.0 * smallest
@@ -53,15 +57,18 @@ def estimate_noise_std(
         empty = jnp.zeros(NUM_BINS, dtype)
         return empty.at[left].add(mass * (1.0 - fraction)).at[left + 1].add(mass * fraction)
 
-    grid = gaussian_grid(num_nodes, dtype=dtype)
-    signal = jnp.fft.rfft(binned(apply_activation(fn, grid.nodes), grid.weights))
+    binned_signal = binned(noiseless, grid.weights)
+    signal = jnp.fft.rfft(binned_signal)
     counts = binned(y, jnp.where(kept, weights, 0.0))
     frequency = 2.0 * jnp.pi * jnp.fft.rfftfreq(NUM_BINS).astype(dtype) / width
+
+    floor = (
+        10 * jnp.finfo(dtype).eps * binned_signal.max()
+    )  # the rounding of the transform; one for all sigma
 
     def log_likelihood(log_noise_std: jax.Array) -> jax.Array:
         smooth = jnp.exp(-0.5 * (jnp.exp(log_noise_std) * frequency) ** 2).astype(signal.dtype)
         density = jnp.fft.irfft(signal * smooth, NUM_BINS)
-        floor = 100 * jnp.finfo(dtype).eps * density.max()  # the rounding of the transform
         return counts @ jnp.log(jnp.maximum(density, floor))
 
     def best_of(centre: jax.Array, half_width: jax.Array) -> tuple[jax.Array, jax.Array]:

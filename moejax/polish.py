@@ -63,7 +63,7 @@ class PolishRun(NamedTuple):
     num_steps: jax.Array
     """() int32 passes over the data before convergence."""
     converged: jax.Array
-    """() bool: the predicted gain of a full Newton step fell below the tolerance."""
+    """() bool: the predicted gain of the damped Newton step fell below the tolerance."""
     curvature: Curvature
     """At `params`."""
 

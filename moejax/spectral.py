@@ -73,7 +73,8 @@ class SpectralEstimate(NamedTuple):
     experts: jax.Array
     """(k, d) unit rows."""
     mixing_weights: jax.Array
-    """(k,) estimates of E[P_i], as the eigenvalues give them (they need not sum to 1)."""
+    """(k,) estimates of E[P_i], from the second moment alone, which is less noisy than the tensor's eigenvalues; they
+    need not sum to 1."""
     second_moment_eigenvalues: jax.Array
     """(d,) of T2, decreasing; in theory the k-th is positive and the rest are 0."""
     decomposition: TensorDecomposition
@@ -129,14 +130,15 @@ def spectral_estimate(
         num_iterations=num_iterations,
         num_polar_iterations=num_polar_iterations,
     )
-    experts = unit_rows(decomposition.eigenvectors @ (basis * scales[None]).T)
+    unwhitened = decomposition.eigenvectors @ (basis * scales[None]).T  # sqrt(E[P_i]) a_i
+    experts = unit_rows(unwhitened)
     if transforms.first is not None:
         # E[l1(y) x] = sum_i E[P_i] a_i: in the dual basis its coordinates are the mixing weights, which are positive
         first = first_moment(x, transforms.first(y), weights)
         sign = jnp.sign(decomposition.eigenvectors @ (whitening.T @ first))
         experts = experts * jnp.where(sign == 0, 1.0, sign)[:, None]
     values = decomposition.eigenvalues
-    mixing_weights = jnp.maximum(jnp.abs(values), jnp.finfo(x.dtype).tiny) ** (-2.0 if order == 3 else -1.0)
+    mixing_weights = jnp.sum(unwhitened**2, axis=1)
     status = jnp.where(jnp.any(decomposition.status == NOT_CONVERGED), TENSOR_NOT_CONVERGED, OK)
     status = jnp.where(jnp.any(values <= 0), TENSOR_NOT_POSITIVE, status)
     status = jnp.where(top_values[-1] <= 0, RANK_DEFICIENT, status)

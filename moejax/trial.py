@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import activation_facts, get_activation
+from moejax.activations import activation_facts, get_activation, registry_generation
 from moejax.inputs import get_input_distribution
 from moejax.label_transforms import (
     TRANSFORM_KINDS,
@@ -119,6 +119,8 @@ class TrialSpec:
     polish: bool
     max_iterations: int
     record_history: bool
+    registry_generation: int
+    """Of the activations' names, so that a name given to another function is another program."""
 
 
 class Hyperparameters(NamedTuple):
@@ -161,7 +163,7 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
         ("num_samples", data.num_samples),
     ):
         _require(value >= 1, field, "a positive number", value)
-    num_fitted = algorithm.fit_num_experts or data.num_experts
+    num_fitted = _num_fitted(data, algorithm)
     _require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
     _require(1 <= num_fitted <= data.dim, "fit_num_experts", f"1 to dim = {data.dim}", num_fitted)
     needed = num_parameters(num_fitted, data.dim) + 1
@@ -233,6 +235,10 @@ def _require(good: bool, field: str, expected: str, got: object) -> None:
         raise ValueError(f"{field}: expected {expected}, got {got!r}")
 
 
+def _num_fitted(data: DataSettings, algorithm: AlgorithmSettings) -> int:
+    return data.num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
+
+
 def _expert_norms(data: DataSettings) -> tuple[float, ...]:
     if isinstance(data.expert_norms, int | float):
         return (float(data.expert_norms),) * data.num_experts
@@ -246,7 +252,12 @@ def num_parameters(num_experts: int, dim: int) -> int:
 
 @functools.lru_cache(maxsize=8192)
 def _order(
-    activation: str, noise_std: float, algorithm: AlgorithmSettings, dim: int, num_experts: int
+    activation: str,
+    noise_std: float,
+    algorithm: AlgorithmSettings,
+    dim: int,
+    num_experts: int,
+    generation: int,
 ) -> int:
     """The order that the algorithm decomposes.
 
@@ -258,7 +269,9 @@ def _order(
     fn = get_activation(activation)
     noise_std = transform_noise_std(fn, noise_std)
     if algorithm.order is not None:
-        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, algorithm.order)
+        reason = why_unusable(fn, noise_std, 2, num_experts=num_experts) or why_unusable(
+            fn, noise_std, algorithm.order, num_experts=num_experts
+        )
         if reason:
             raise ValueError(
                 f"order: {activation} at noise_std {noise_std:g} has no usable order {algorithm.order}: {reason}"
@@ -279,7 +292,7 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         ValueError: the fitted activation has no usable order at this noise.
     """
     fit_activation = algorithm.fit_activation or data.activation
-    fit_num_experts = algorithm.fit_num_experts or data.num_experts
+    fit_num_experts = _num_fitted(data, algorithm)
     return TrialSpec(
         method=algorithm.method,
         activation=data.activation,
@@ -291,12 +304,15 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         fit_num_experts=fit_num_experts,
         noise_knowledge=algorithm.noise_knowledge,
         transform=cast(TransformKind, algorithm.transform),
-        order=_order(fit_activation, data.noise_std, algorithm, data.dim, fit_num_experts),
+        order=_order(
+            fit_activation, data.noise_std, algorithm, data.dim, fit_num_experts, registry_generation()
+        ),
         num_restarts=algorithm.num_restarts,
         num_starts=algorithm.num_starts,
         polish=algorithm.polish,
         max_iterations=algorithm.max_iterations,
         record_history="history" in algorithm.record,
+        registry_generation=registry_generation(),
     )
 
 

@@ -293,17 +293,8 @@ def check_call_is_the_table(transform):
     np.testing.assert_allclose(_apply(transform, outside), values[[0, -1]], atol=1e-9 * scale)
 
 
-TOO_COARSE = pytest.mark.xfail(
-    strict=True, reason="41 noise nodes are too coarse for a table whose spacing is 0.65 sigma: c_1 is 2.5e-4"
-)
-
-
 def cases(names, levels):
-    return [
-        pytest.param(name, s, marks=TOO_COARSE if (name, s) == ("relu", 0.01) else ())
-        for name in names
-        for s in levels
-    ]
+    return [(name, s) for name in names for s in levels]
 
 
 @pytest.mark.parametrize(("name", "noise_std"), cases(("linear", "relu", "tanh", "abs"), (0.01, 1.0)))

@@ -161,9 +161,6 @@ def test_random_instances_have_uniform_lines(many_instances):
         assert np.all(np.abs(error) < 4.5 * products.std(axis=0) / len(v) ** 0.5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="LAPACK's QR fixes signs: the first coordinate of the first expert is never positive"
-)
 def test_random_experts_have_mean_zero(many_instances):
     v = np.asarray(many_instances.experts[:, 0])
     assert np.all(np.abs(v.mean(axis=0)) < 4.5 * v.std(axis=0) / len(v) ** 0.5)

@@ -190,9 +190,7 @@ def test_metrics_with_more_or_fewer_experts_than_true_ones(fitted):
         ("fit_activation", "reluu"),
         ("fit_num_experts", 5),
         ("fit_num_experts", -1),
-        pytest.param(
-            "fit_num_experts", 0, marks=pytest.mark.xfail(strict=True, reason="0 is read as not given")
-        ),
+        ("fit_num_experts", 0),
         ("noise_knowledge", "guessed"),
         ("transform", "heavy"),
         ("order", 2),
@@ -239,7 +237,6 @@ def test_activation_without_a_usable_order_is_refused_where_moments_are_used():
     assert prepare(dataclasses.replace(DATA, activation="abs"), ALGORITHM)[0].order == 4
 
 
-@pytest.mark.xfail(strict=True, reason="orders and programs are cached by the activation's name")
 def test_a_name_that_is_registered_again_is_the_new_function(monkeypatch):
     monkeypatch.setattr(activations, "_REGISTRY", dict(activations._REGISTRY))
     data = dataclasses.replace(DATA, activation="changing")
