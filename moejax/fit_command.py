@@ -17,6 +17,7 @@ import moejax
 from moejax.activation_table import load_function
 from moejax.activations import get_activation
 from moejax.datasets import Dataset, load, read_table
+from moejax.em import NoiseModel
 from moejax.fitting import FitResult, fit
 from moejax.methods import get_method
 from moejax.model import predict, responsibilities
@@ -30,7 +31,7 @@ def fit_command(
     num_experts: int,
     activation: str,
     method: str,
-    noise: str,
+    noise: NoiseModel,
     noise_std: float | None,
     intercept: bool,
     standardise: bool,
@@ -68,7 +69,7 @@ def fit_command(
         num_experts=num_experts,
         activation=fn,
         noise_std=noise_std,
-        noise=noise,  # type: ignore[arg-type]
+        noise=noise,
         fit_intercept=intercept,
         method=method,
         num_starts=num_starts,

@@ -429,7 +429,9 @@ def kill_and_resume(fake, tmp_path: Path, kills: int, workers: int) -> None:
     moments = random.Random(20)
     before = committed(out)
     for _ in range(kills):
-        process = started(arguments, FAKE_CORE_SLEEP=str(max(0.1, 0.025 * kills)))  # else the sweep ends first
+        process = started(
+            arguments, FAKE_CORE_SLEEP=str(max(0.1, 0.025 * kills))
+        )  # else the sweep ends first
         if moments.random() < 0.7:
             wait_for_rows(out, len(before), process)  # else the kill may come while it starts
         time.sleep(moments.uniform(0.0, 0.7))
