@@ -107,7 +107,7 @@ def test_sampled_labels_follow_the_model(params):
     for i in range(K):
         p = gates[0, i]
         assert abs((z == i).mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
-        statistic = stats.kstest(y[z == i], "norm", args=(means[0, i], float(params.noise_std[i])))
+        statistic = stats.kstest(y[z == i], "norm", args=(float(means[0, i]), float(params.noise_std[i])))
         assert statistic.pvalue > 1e-3
 
 
