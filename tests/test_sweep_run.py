@@ -408,7 +408,10 @@ def wait_for_rows(out: Path, more_than: int, process: subprocess.Popen[str]) -> 
 def test_ctrl_c_ends_with_a_line_that_says_how_to_resume(fake, tmp_path):
     toml, plugin = fake
     arguments = command(toml, plugin, tmp_path / "run", workers=2, quiet=True, set=["trials=400"])
+    # a shell starts background jobs with interrupts ignored, and so would be the sweep if these tests are one
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = started(arguments, FAKE_CORE_SLEEP="1.0")  # slow enough not to end first
+    signal.signal(signal.SIGINT, inherited)
     wait_for_rows(tmp_path / "run", 0, process)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
