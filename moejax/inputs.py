@@ -21,6 +21,8 @@ _REGISTRY: dict[str, InputSampler] = {}
 def register_input_distribution(name: str, sampler: InputSampler) -> InputSampler:
     """Make a sampler (key, num_samples, dim, dtype) -> x (num_samples, dim) available under a name.
 
+    A sample is drawn in blocks, each with its own key: what rows share (a mixture's centres, say) must not be drawn from it.
+
     Raises:
         ValueError: the name is no identifier, or the sampler is not callable.
     """

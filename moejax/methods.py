@@ -231,12 +231,17 @@ def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> M
         start = _zero_gates(experts, spread)
         if config.noise != "known":
             return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-        warm = joint_em(start, *data, num_steps=config.max_iterations // 2, noise="shared", **common)
-        known = warm.params._replace(noise_std=jnp.full_like(warm.params.noise_std, problem.noise_std))
-        rest = config.max_iterations - config.max_iterations // 2
-        cold = joint_em(known, *data, num_steps=rest, noise="known", **common)
-        history = jnp.concatenate([warm.history, cold.history])
-        return cold._replace(history=history, num_steps=warm.num_steps + cold.num_steps)
+
+        def stage(params: MoEParams, noise_known: jax.Array):
+            known = jnp.full_like(params.noise_std, problem.noise_std)
+            params = params._replace(noise_std=jnp.where(noise_known, known, params.noise_std))
+            budget = max(config.max_iterations // 2, 1)
+            run = joint_em(params, *data, num_steps=budget, noise="shared", hold_noise=noise_known, **common)
+            return run.params, run
+
+        _, runs = jax.lax.scan(stage, start, jnp.asarray([False, True]))
+        last = jax.tree.map(lambda leaf: leaf[-1], runs)
+        return last._replace(history=runs.history.reshape(-1), num_steps=runs.num_steps.sum())
 
     runs = jax.lax.map(run, experts)
     best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))

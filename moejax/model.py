@@ -71,26 +71,32 @@ def permute_experts(params: MoEParams, permutation: jax.Array) -> MoEParams:
 
 def gate_logits(params: MoEParams, x: jax.Array) -> jax.Array:
     """(n, k): w_i . x + c_i."""
-    return x @ params.gating.T + params.gating_bias[None]
+    return (params.gating @ x.T + params.gating_bias[:, None]).T
 
 
 def expert_means(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n, k): g(a_i . x + b_i)."""
-    return apply_activation(get_activation(activation), x @ params.experts.T + params.expert_bias[None])
+    predictors = params.experts @ x.T + params.expert_bias[:, None]
+    return apply_activation(get_activation(activation), predictors).T
 
 
 def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n, k): log P(z = i, y | x), in nats."""
-    log_gate = jax.nn.log_softmax(gate_logits(params, x), axis=1)
-    residual = (y[:, None] - expert_means(params, x, activation)) / params.noise_std[None]
-    return log_gate - 0.5 * residual**2 - jnp.log(params.noise_std)[None] - 0.5 * LOG_TWO_PI
+    return _log_joint_rows(params, x, y, activation).T
+
+
+def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
+    residual = (y[None] - expert_means(params, x, activation).T) / params.noise_std[:, None]
+    scale = jnp.log(params.noise_std)[:, None] + 0.5 * LOG_TWO_PI
+    return jax.nn.log_softmax(gate_logits(params, x).T, axis=0) - 0.5 * residual**2 - scale
 
 
 def log_likelihood_per_sample(
     params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike
 ) -> jax.Array:
     """(n,): log p(y_j | x_j), in nats."""
-    return jax.nn.logsumexp(log_joint(params, x, y, activation), axis=1)
+    return jax.nn.logsumexp(_log_joint_rows(params, x, y, activation), axis=0)
 
 
 def log_likelihood(
@@ -111,9 +117,8 @@ def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: 
 
 def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n,): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
-    return jnp.sum(
-        jax.nn.softmax(gate_logits(params, x), axis=1) * expert_means(params, x, activation), axis=1
-    )
+    gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
+    return jnp.sum(gates * expert_means(params, x, activation).T, axis=0)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -152,7 +157,8 @@ def sample_labels(
     cumulative = jnp.cumsum(jax.nn.softmax(gate_logits(params, x).T, axis=0)[:-1], axis=0)
     z = jnp.sum(jax.random.uniform(z_key, x.shape[:1], x.dtype)[None] >= cumulative, axis=0)
     noise = jax.random.normal(noise_key, z.shape, x.dtype)
-    chosen = jnp.take_along_axis(expert_means(params, x, activation), z[:, None], axis=1)[:, 0]
+    is_chosen = z[None] == jnp.arange(cumulative.shape[0] + 1)[:, None]
+    chosen = jnp.sum(jnp.where(is_chosen, expert_means(params, x, activation).T, 0), axis=0)
     return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
 
 

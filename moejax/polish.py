@@ -22,21 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.activations import ScalarFunction, activation_derivatives, activation_facts
-from moejax.em import (
-    CHUNK_SIZE,
-    NoiseModel,
+from moejax.design import (
+    Predictors,
+    SampleBlocks,
     block_matrix,
     gate_centring,
     gate_penalty,
-    join_intercept,
-    log_normal,
-    split_intercept,
+    params_of,
+    predictors_of,
+    sample_blocks,
+    sum_over_blocks,
     weighted_gram,
-    with_intercept,
-    with_last_gate,
 )
+from moejax.em import NoiseModel, frozen_scan, log_normal
 from moejax.model import MoEParams
-from moejax.moments import streamed_sum
 
 
 class Curvature(NamedTuple):
@@ -75,28 +74,21 @@ def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
 
 def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> jax.Array:
     """(P,): experts (k D), all gates but the last ((k - 1) D), log noise (0, 1 or k), D = d or d + 1 with biases."""
-    experts = join_intercept(params.experts, params.expert_bias, fit_intercept)
-    gates = join_intercept(params.gating, params.gating_bias, fit_intercept)[:-1]
-    log_noise = jnp.log(params.noise_std)[: num_noise_parameters(noise, experts.shape[0])]
-    return jnp.concatenate([experts.reshape(-1), gates.reshape(-1), log_noise])
+    rows = predictors_of(params, fit_intercept=fit_intercept).rows
+    log_noise = jnp.log(params.noise_std)[: num_noise_parameters(noise, params.noise_std.shape[0])]
+    return jnp.concatenate([rows.reshape(-1), log_noise])
 
 
 def params_from_free(
     free: jax.Array, like: MoEParams, *, noise: NoiseModel, fit_intercept: bool
 ) -> MoEParams:
     """The inverse of `free_parameters`; what is not free is taken from `like`."""
-    k, dim = like.experts.shape
-    size = dim + int(fit_intercept)
-    experts, expert_bias = split_intercept(free[: k * size].reshape(k, size), dim)
-    gating, gating_bias = split_intercept(
-        with_last_gate(free[k * size : (2 * k - 1) * size].reshape(k - 1, size)), dim
-    )
+    rows, offsets = predictors_of(like, fit_intercept=fit_intercept)
     noise_std = like.noise_std
     if noise != "known":
-        noise_std = jnp.broadcast_to(jnp.exp(free[(2 * k - 1) * size :]), noise_std.shape)
-    if not fit_intercept:
-        expert_bias, gating_bias = like.expert_bias, like.gating_bias
-    return MoEParams(experts, gating, noise_std, expert_bias, gating_bias)
+        noise_std = jnp.broadcast_to(jnp.exp(free[rows.size :]), noise_std.shape)
+    predictors = Predictors(free[: rows.size].reshape(rows.shape), offsets)
+    return params_of(predictors, noise_std, fit_intercept=fit_intercept)
 
 
 class PredictorDerivatives(NamedTuple):
@@ -109,13 +101,15 @@ class PredictorDerivatives(NamedTuple):
     noise_gradient: jax.Array
     """(k, n)"""
     observed: jax.Array
-    """(2k - 1, 2k - 1, n) minus the Hessian in the predictors."""
+    """(k (2k - 1), n) minus the Hessian in the predictors, its upper triangle."""
     observed_cross: jax.Array
     """(2k - 1, k, n) minus the mixed derivatives in predictors and s."""
     observed_noise: jax.Array
     """(k, k, n) minus the Hessian in s."""
-    complete: jax.Array
-    """(2k - 1, 2k - 1, n) complete-data information of the predictors: r g'^2 / sigma^2, and that of the gates."""
+    complete_experts: jax.Array
+    """(k, n) complete-data information of u, r g'^2 / sigma^2: diagonal."""
+    complete_gates: jax.Array
+    """(k (k - 1) / 2, n) complete-data information of v, diag P - P P', its upper triangle."""
     complete_noise: jax.Array
     """(k, n) complete-data information of s, 2 r."""
 
@@ -138,50 +132,53 @@ def predictor_derivatives(
     """
     k = noise_std.shape[0]
     u, v = predictors[:k], predictors[k:]
-    log_gate = jax.nn.log_softmax(jnp.concatenate([v, jnp.zeros_like(u[:1])]), axis=0)
+    logits = jnp.concatenate([v, jnp.zeros_like(u[:1])])
     mean, slope, second = activation_derivatives(fn, u, width)
     inverse = (1.0 / noise_std)[:, None]
     error = (y[None] - mean) * inverse
-    joint = log_gate + log_normal((y[None] - mean) ** 2, noise_std)
-    value = jax.nn.logsumexp(joint, axis=0)
-    r, p = jnp.exp(joint - value[None]), jnp.exp(log_gate)
+    joint = logits + log_normal((y[None] - mean) ** 2, noise_std)
+    evidence, gate_evidence = jax.nn.logsumexp(joint, axis=0), jax.nn.logsumexp(logits, axis=0)
+    r, p_free = jnp.exp(joint - evidence[None]), jnp.exp(v - gate_evidence[None])
     slope = slope * inverse
     d, q = error * slope, error**2 - 1.0
-    a, b = r * d, r * q
-    r_free, p_free = r[: k - 1], p[: k - 1]
+    a, b, r_free = r * d, r * q, r[: k - 1]
+
+    # a a', a r' and r r' are one outer product; what else there is stands at u_i u_i and u_i v_i, and on v v' the gates' own
+    score = jnp.concatenate([a, r_free])
+    rows, columns = np.triu_indices(2 * k - 1)
+    special = jnp.concatenate([r * (slope**2 - error * second * inverse - d**2), -a[: k - 1], -r_free])
+    gate_rows, gate_columns = np.triu_indices(k - 1)
+    on_diagonal = (gate_rows == gate_columns).astype(y.dtype)[:, None]
+    complete_gates = p_free[gate_rows] * (on_diagonal - p_free[gate_columns])
+    where_special = [(i, i) for i in range(k)] + [(i, k + i) for i in range(k - 1)]
+    where_special += [(k + i, k + i) for i in range(k - 1)]
+    where_special += list(zip(k + gate_rows, k + gate_columns, strict=True))
+    placement = np.array(
+        [[(s, t) == pair for pair in where_special] for s, t in zip(rows, columns, strict=True)]
+    )
+    observed = score[rows] * score[columns]
+    observed = observed + placement.astype(y.dtype) @ jnp.concatenate([special, complete_gates])
 
     eye = jnp.eye(k, dtype=y.dtype)[:, :, None]
-    gate_eye, mixed_eye = eye[: k - 1, : k - 1], eye[:, : k - 1]
-    p_outer = p_free[:, None] * p_free[None]
-    uu = eye * (r * (slope**2 - error * second * inverse - d**2))[:, None] + a[:, None] * a[None]
-    uv = a[:, None] * (r_free[None] - mixed_eye)
-    vv = gate_eye * (p_free - r_free)[:, None] + r_free[:, None] * r_free[None] - p_outer
     us = eye * (a * (2.0 - q))[:, None] + a[:, None] * b[None]
-    vs = (r_free[:, None] - mixed_eye.transpose(1, 0, 2)) * b[None]
+    vs = (r_free[:, None] - eye[: k - 1]) * b[None]
     ss = eye * (r * (2.0 * error**2 - q**2))[:, None] + b[:, None] * b[None]
-    nothing = jnp.zeros_like(uv)
     return PredictorDerivatives(
-        value=value,
+        value=evidence - gate_evidence,
         gradient=jnp.concatenate([a, r_free - p_free]),
         noise_gradient=b,
-        observed=_symmetric(uu, uv, vv),
+        observed=observed,
         observed_cross=jnp.concatenate([us, vs]),
         observed_noise=ss,
-        complete=_symmetric(eye * (r * slope**2)[:, None], nothing, gate_eye * p_free[:, None] - p_outer),
+        complete_experts=r * slope**2,
+        complete_gates=complete_gates,
         complete_noise=2.0 * r,
     )
 
 
-def _symmetric(top_left: jax.Array, top_right: jax.Array, bottom_right: jax.Array) -> jax.Array:
-    top = jnp.concatenate([top_left, top_right], axis=1)
-    return jnp.concatenate([top, jnp.concatenate([top_right.transpose(1, 0, 2), bottom_right], axis=1)])
-
-
 def likelihood_curvature(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
-    weights: jax.Array,
+    blocks: SampleBlocks,
     *,
     fn: ScalarFunction,
     noise: NoiseModel,
@@ -193,28 +190,20 @@ def likelihood_curvature(
 
     Args:
         params: where.
-        x: (n, d); y: (n,); weights: (n,).
+        blocks: of `sample_blocks`.
         fn: g.
         noise: which noise parameters are free.
         fit_intercept: whether biases are.
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2, subtracted from the log-likelihood.
         width: () of `activation_derivatives`.
     """
-    k = params.experts.shape[0]
-    size = x.shape[1] + int(fit_intercept)
-    gates = join_intercept(params.gating, params.gating_bias, fit_intercept)[:-1]
-    rows = jnp.concatenate([join_intercept(params.experts, params.expert_bias, fit_intercept), gates])
-    pairs = np.triu_indices(2 * k - 1)
-    complete_pairs = [i for i, (s, t) in enumerate(zip(*pairs, strict=True)) if s == t or s >= k]
+    k, dtype = params.experts.shape[0], params.experts.dtype
+    predictors = predictors_of(params, fit_intercept=fit_intercept)
+    gates, size = predictors.rows[k:], predictors.rows.shape[1]
 
-    def sums_of(x: jax.Array, y: jax.Array, weights: jax.Array):
-        design = with_intercept(x, fit_intercept)
-        predictors = rows @ design
-        if not fit_intercept:
-            biases = jnp.concatenate([params.expert_bias, params.gating_bias[:-1]])
-            predictors = predictors + biases[:, None]
-        at = predictor_derivatives(predictors, y, params.noise_std, fn, width)
-        coefficients = jnp.concatenate([at.observed[pairs], at.complete[pairs][np.asarray(complete_pairs)]])
+    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array):
+        at = predictor_derivatives(predictors(design), y, params.noise_std, fn, width)
+        coefficients = jnp.concatenate([at.observed, at.complete_experts, at.complete_gates])
         noise_free, cross = at.noise_gradient, at.observed_cross
         noise_observed, noise_complete = at.observed_noise @ weights, at.complete_noise @ weights
         if noise == "shared":
@@ -230,17 +219,16 @@ def likelihood_curvature(
             noise_complete,
         )
 
-    value, gradient, noise_gradient, blocks, cross, noise_observed, noise_complete = streamed_sum(
-        sums_of, x, y, weights, chunk_size=CHUNK_SIZE
+    value, gradient, noise_gradient, grams, cross, noise_observed, noise_complete = sum_over_blocks(
+        sums_of, blocks
     )
-    num_pairs = len(pairs[0])
-    complete_blocks = (
-        jnp.zeros((num_pairs, size, size), x.dtype).at[np.asarray(complete_pairs)].set(blocks[num_pairs:])
-    )
-    observed, complete = block_matrix(blocks[:num_pairs], size), block_matrix(complete_blocks, size)
-    centring = gate_centring(k, x.dtype)
+    num_pairs = k * (2 * k - 1)
+    observed = block_matrix(grams[:num_pairs])
+    gate_information = [block_matrix(grams[num_pairs + k :])] if k > 1 else []
+    complete = jax.scipy.linalg.block_diag(*grams[num_pairs : num_pairs + k], *gate_information)
+    centring = gate_centring(k, dtype)
     penalty = jax.scipy.linalg.block_diag(
-        jnp.zeros((k * size, k * size), x.dtype), ridge * jnp.kron(centring, jnp.eye(size, dtype=x.dtype))
+        jnp.zeros((k * size, k * size), dtype), ridge * jnp.kron(centring, jnp.eye(size, dtype=dtype))
     )
     observed, complete = observed + penalty, complete + penalty
     gradient = jnp.concatenate([gradient[:k], gradient[k:] - ridge * (centring @ gates)]).reshape(-1)
@@ -257,6 +245,7 @@ KINK_RATE, KINK_RANGE = 0.6, 32.0
 """For a kinked g, derivatives are averaged over a width that begins at the standard error of a linear predictor and shrinks by
 KINK_RATE each pass, by KINK_RANGE in all: wide, it steps over the many small local maxima that kinks make; narrow, it settles
 in one."""
+DAMPING_AT_START = 1e-2
 _DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
 
 
@@ -280,6 +269,17 @@ def damped_step(curvature: Curvature, damping: jax.Array) -> tuple[jax.Array, ja
     first = jnp.argmax(good)
     found = good[first]
     return jnp.where(found, steps[first], 0.0), jnp.where(found, ladder[first], ladder[-1]), found
+
+
+class _Ascent(NamedTuple):
+    """The state of a polish: where it is, and the step that the next pass tries."""
+
+    free: jax.Array
+    now: Curvature
+    damping: jax.Array
+    step: tuple[jax.Array, jax.Array, jax.Array]
+    """Of `damped_step`."""
+    count: jax.Array
 
 
 def polish(
@@ -308,16 +308,14 @@ def polish(
         tolerance: in nats: converged when a step promises less than this.
     """
     total_ridge = ridge * weights.sum()
-
+    blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     kinked = activation_facts(fn).kinked
 
     def curvature_at(free: jax.Array, width: jax.Array) -> Curvature:
         at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
         return likelihood_curvature(
             at,
-            x,
-            y,
-            weights,
+            blocks,
             fn=fn,
             noise=noise,
             fit_intercept=fit_intercept,
@@ -325,8 +323,8 @@ def polish(
             width=width if kinked else None,
         )
 
-    def advance(state):
-        free, now, damping, step, used, found, _, count = state
+    def advance(state: _Ascent) -> tuple[_Ascent, jax.Array, jax.Array]:
+        free, now, damping, (step, used, found), count = state
         width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
         candidate = curvature_at(free + step, width)
         promised = step @ now.gradient - 0.5 * step @ now.observed @ step
@@ -335,40 +333,20 @@ def polish(
         # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
         good = found & accept & (gain >= 0.5 * promised)
         damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
-        damping = jnp.where(count == 0, damping_at_start, jnp.clip(damping, 1e-6, 1e8))
+        damping = jnp.where(count == 0, DAMPING_AT_START, jnp.clip(damping, 1e-6, 1e8))
         free = jnp.where(accept, free + step, free)
         now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
         settled = (width <= widest / KINK_RANGE) if kinked else True
-        done = (
-            (count > 0)
-            & settled
-            & found
-            & (0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance)
-        )
-        return free, now, damping, *damped_step(now, damping), done, count + 1
-
-    def body(state, _):
-        frozen = state[-2]
-        state = jax.lax.cond(frozen, lambda s: s, advance, state)
-        return state, jnp.where(frozen, jnp.nan, state[1].log_likelihood)
+        small = 0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance
+        done = (count > 0) & settled & found & small
+        return _Ascent(free, now, damping, damped_step(now, damping), count + 1), now.log_likelihood, done
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / weights.sum())
-    damping_at_start = jnp.asarray(1e-2, x.dtype)
-    size = free.shape[0]
-    square = jnp.zeros((size, size), x.dtype)
-    nowhere = Curvature(jnp.asarray(-jnp.inf, x.dtype), jnp.zeros_like(free), square, square)
-    no = jnp.asarray(False)
-    start = (
-        free,
-        nowhere,
-        damping_at_start,
-        jnp.zeros_like(free),
-        damping_at_start,
-        no,
-        no,
-        jnp.asarray(0, jnp.int32),
-    )
-    (free, now, *_, done, count), history = jax.lax.scan(body, start, length=num_steps)
-    fitted = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
-    return PolishRun(fitted, now.log_likelihood, history, count, done, now)
+    square, zero = jnp.zeros((free.shape[0],) * 2, x.dtype), jnp.zeros((), x.dtype)
+    nowhere = Curvature(jnp.full_like(zero, -jnp.inf), jnp.zeros_like(free), square, square)
+    no_step = (jnp.zeros_like(free), zero, jnp.asarray(False))
+    start = _Ascent(free, nowhere, zero, no_step, jnp.asarray(0, jnp.int32))
+    end, history, count, done = frozen_scan(advance, start, num_steps)
+    fitted = params_from_free(end.free, params, noise=noise, fit_intercept=fit_intercept)
+    return PolishRun(fitted, end.now.log_likelihood, history, count, done, end.now)

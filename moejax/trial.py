@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import activation_facts, get_activation, registry_generation
+from moejax.activations import ScalarFunction, activation_facts, get_activation, registry_generation
+from moejax.design import sample_blocks, sum_over_blocks
 from moejax.inputs import get_input_distribution
 from moejax.label_transforms import (
     TRANSFORM_KINDS,
@@ -53,6 +54,8 @@ STATUS_REASONS = METHOD_STATUS
 NUM_HELD_OUT = 2048
 """Fresh samples on which the held-out log-likelihood and the predictive error are measured."""
 SMALLEST_PADDED = 256
+SAMPLING_BLOCK = 2048
+"""Samples drawn with one key, on every device; it divides, or is divided by, every padded sample size and NUM_HELD_OUT."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,18 +351,13 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         hyperparameters: traced scales, sample size and label transforms.
         spec: static.
     """
-    instance_key, input_key, label_key, method_key = jax.random.split(key, 4)
+    instance_key, sample_key, method_key = jax.random.split(key, 3)
     scales = hyperparameters.scales
     dtype = scales.expert_norms.dtype
     truth = random_params(instance_key, scales, spec.dim)
-    sampler = get_input_distribution(spec.input_distribution)
-    all_x = sampler(input_key, spec.padded_num_samples + NUM_HELD_OUT, spec.dim, dtype)
-    all_y, _ = sample_labels(label_key, truth, spec.activation, all_x)
-    x, held_out_x = all_x[:-NUM_HELD_OUT], all_x[-NUM_HELD_OUT:]
-    y, held_out_y = all_y[:-NUM_HELD_OUT], all_y[-NUM_HELD_OUT:]
-    weights = (jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples).astype(
-        dtype
-    )
+    x, y, held_out_x, held_out_y = _draw(sample_key, truth, hyperparameters.num_samples, spec)
+    in_sample = jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples
+    weights = in_sample.astype(dtype)
 
     fn = get_activation(spec.fit_activation)
     transforms, noise_std = hyperparameters.transforms, scales.noise_std
@@ -380,16 +378,25 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         max_iterations=spec.max_iterations,
     )
     fitted = get_method(spec.method)(method_key, Problem(x, y, weights, noise_std, transforms), config)
-    per_sample = log_likelihood_per_sample(fitted.params, x, y, fn) * weights
+    blocks = sample_blocks(x, y, weights, fit_intercept=False)
+
+    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gates = jax.nn.softmax(gate_logits(truth, design.T).T, axis=0)
+        return log_likelihood_per_sample(fitted.params, design.T, y, fn) @ weights, gates @ weights
+
+    total = weights.sum()
+    log_likelihood, gate_sums = sum_over_blocks(sums_of, blocks)
     held_out = log_likelihood_per_sample(fitted.params, held_out_x, held_out_y, fn)
     error = predict(fitted.params, held_out_x, fn) - held_out_y
-    recovery, gating, mixing = recovery_metrics(truth, fitted.params, fitted.mixing_weights, x, weights, fn)
+    recovery, gating, mixing = recovery_metrics(
+        truth, fitted.params, gate_sums / total, fitted.mixing_weights, fn
+    )
     return TrialResult(
         recovery_error=recovery,
         gating_error=gating,
         mixing_error=mixing,
         noise_error=jnp.sqrt(jnp.mean((fitted.params.noise_std / scales.noise_std - 1.0) ** 2)),
-        log_likelihood_per_sample=per_sample.sum() / weights.sum(),
+        log_likelihood_per_sample=log_likelihood / total,
         held_out_log_likelihood=held_out.mean(),
         predictive_rmse=jnp.sqrt(jnp.mean(error**2)),
         status=fitted.status,
@@ -398,12 +405,46 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
     )
 
 
+def _draw(
+    key: jax.Array, truth: MoEParams, num_samples: jax.Array | np.ndarray, spec: TrialSpec
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """x, y of the padded sample, then of the held-out one; drawn in blocks, each with its own key.
+
+    On a CPU a loop draws the blocks that have samples, and the rest stay zero; elsewhere all are drawn side by side.
+    """
+    block_size = min(SAMPLING_BLOCK, spec.padded_num_samples)
+    num_held_out = NUM_HELD_OUT // block_size
+    num_blocks = num_held_out + spec.padded_num_samples // block_size
+    sampler, dtype = get_input_distribution(spec.input_distribution), truth.experts.dtype
+
+    def draw(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        input_key, label_key = jax.random.split(jax.random.fold_in(key, block))
+        x = sampler(input_key, block_size, spec.dim, dtype)
+        return x, sample_labels(label_key, truth, spec.activation, x)[0]
+
+    def put(block: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.tree.map(lambda all_blocks, new: all_blocks.at[block].set(new), drawn, draw(block))
+
+    if jax.default_backend() == "cpu":
+        nothing = (
+            jnp.zeros((num_blocks, block_size, spec.dim), dtype),
+            jnp.zeros((num_blocks, block_size), dtype),
+        )
+        num_used = num_held_out + (num_samples + block_size - 1) // block_size
+        x, y = jax.lax.fori_loop(0, num_used, put, nothing)
+    else:
+        x, y = jax.vmap(draw)(jnp.arange(num_blocks))
+    x, y = x.reshape(-1, spec.dim), y.reshape(-1)
+    return x[NUM_HELD_OUT:], y[NUM_HELD_OUT:], x[:NUM_HELD_OUT], y[:NUM_HELD_OUT]
+
+
 def recovery_metrics(
-    truth: MoEParams, fitted: MoEParams, mixing_weights: jax.Array, x: jax.Array, weights: jax.Array, fn
+    truth: MoEParams, fitted: MoEParams, true_mixing: jax.Array, mixing_weights: jax.Array, fn: ScalarFunction
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(recovery, gating, mixing) errors; NaN where fewer experts were fitted than are true, the last two where more were.
 
-    The mixing error is the total variation distance of the estimated E[P_i] from the mean of the true gates over the sample.
+    The mixing error is the total variation distance of the estimated E[P_i] (k',) from the mean of the true gates over the
+    sample (k,).
     """
     even = activation_facts(fn).parity == "even"
     num_true, num_fitted = truth.experts.shape[0], fitted.experts.shape[0]
@@ -414,7 +455,6 @@ def recovery_metrics(
     if num_fitted > num_true:
         return recovery, nothing, nothing
     permutation = match_experts(truth.experts, fitted.experts, even)
-    true_mixing = jax.nn.softmax(gate_logits(truth, x).T, axis=0) @ weights / weights.sum()
     mixing = 0.5 * jnp.abs(true_mixing - mixing_weights[permutation]).sum()
     return recovery, gating_error(truth, align(truth, fitted, even)), mixing
 

@@ -159,11 +159,13 @@ def test_metrics_with_more_or_fewer_experts_than_true_ones(fitted):
     rng = np.random.default_rng(0)
     truth = make_params(jnp.eye(2, 4), jnp.asarray(rng.normal(size=(2, 4))), 0.1)
     estimate = make_params(jnp.eye(3, 4)[::-1][:fitted], jnp.asarray(rng.normal(size=(fitted, 4))), 0.1)
-    x, mixing = jnp.asarray(rng.normal(size=(50, 4))), jnp.full(fitted, 1 / fitted)
-    recovery, gating, mixing = recovery_metrics(truth, estimate, mixing, x, jnp.ones(50), jnp.tanh)
+    true_mixing, mixing = jnp.asarray([0.25, 0.75]), jnp.full(fitted, 1 / fitted)
+    recovery, gating, mixing = recovery_metrics(truth, estimate, true_mixing, mixing, jnp.tanh)
     # the rows of the estimate are e_3, e_2, e_1: three hold both true ones, two hold one and one orthogonal to it
     assert float(recovery) == {2: 1.0, 3: 0.0}.get(fitted, pytest.approx(np.nan, nan_ok=True))
     assert np.isnan(gating) == np.isnan(mixing) == (fitted != 2)
+    if fitted == 2:
+        assert float(mixing) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
