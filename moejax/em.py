@@ -5,9 +5,9 @@ weighted softmax regression sum_j sum_i r_ij log P_i(x_j). Joint EM (Jordan and 
 Gauss-Newton step that is the closed-form weighted least squares for a linear g, and the noise in closed form.
 
 One pass over the data makes the E-step at a point and the sums of which the M-step is made (`expectation`); the M-step itself
-touches no sample (`maximisation`). A step is kept only if the next pass finds that the likelihood gained a fair part of what the
-M-step promised; else it is made again with damping mu: the gates' Hessian gets mu times Boehning's (1992) bound on it, which at mu = 1 cannot fail, and the
-experts' step is divided by 1 + mu. After a success the damping falls to zero again.
+touches no sample (`maximisation`). A step is kept only if the next pass finds that the likelihood gained a fair part of what
+the M-step promised; else it is made again with damping mu: the gates' Hessian gets mu times Boehning's (1992) bound on it, which
+at mu = 1 cannot fail, and the experts' step is divided by 1 + mu. After a success the damping falls to zero again.
 """
 
 from __future__ import annotations

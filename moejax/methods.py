@@ -167,9 +167,9 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
 
 
 GATING_STEPS = 20
-GATING_TOLERANCE = 3e-3
+GATING_TOLERANCE = 2e-2
 JOINT_STEPS = 10
-JOINT_TOLERANCE = 1e-3
+JOINT_TOLERANCE = 2e-2
 """EM steps between the moments and the polish, and the gain in nats per sample below which they stop: enough to enter the
 region where Newton converges, and no more."""
 

@@ -62,7 +62,7 @@ class PolishRun(NamedTuple):
     num_steps: jax.Array
     """() int32 passes over the data before convergence."""
     converged: jax.Array
-    """() bool: the predicted gain of the damped Newton step fell below the tolerance."""
+    """() bool: the next damped Newton step promises less than the tolerance."""
     curvature: Curvature
     """At `params`."""
 
@@ -249,8 +249,21 @@ DAMPING_AT_START = 1e-2
 _DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
 
 
-def damped_step(curvature: Curvature, damping: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(step (P,), damping (), found ()): H + mu C is positive definite for the first mu of damping * (1, 10, 100, 1000).
+class DampedStep(NamedTuple):
+    """A step (H + mu C) delta = gradient."""
+
+    delta: jax.Array
+    """(P,)"""
+    promised: jax.Array
+    """() its gain in nats by the quadratic model, or half its slope where that is more."""
+    damping: jax.Array
+    """() mu."""
+    found: jax.Array
+    """() bool: whether a mu made H + mu C positive definite; else delta is zero."""
+
+
+def damped_step(curvature: Curvature, damping: jax.Array) -> DampedStep:
+    """The step with the first mu of damping * (1, 10, 100, 1000) that makes H + mu C positive definite.
 
     The complete-data information C gets a small multiple of its own diagonal, for parameters the data do not reach.
     """
@@ -268,7 +281,10 @@ def damped_step(curvature: Curvature, damping: jax.Array) -> tuple[jax.Array, ja
     good = jnp.isfinite(steps).all(axis=1) & (steps @ curvature.gradient >= 0)
     first = jnp.argmax(good)
     found = good[first]
-    return jnp.where(found, steps[first], 0.0), jnp.where(found, ladder[first], ladder[-1]), found
+    delta = jnp.where(found, steps[first], 0.0)
+    slope = delta @ curvature.gradient
+    promised = jnp.maximum(slope - 0.5 * delta @ curvature.observed @ delta, 0.5 * slope)
+    return DampedStep(delta, promised, jnp.where(found, ladder[first], ladder[-1]), found)
 
 
 class _Ascent(NamedTuple):
@@ -277,8 +293,7 @@ class _Ascent(NamedTuple):
     free: jax.Array
     now: Curvature
     damping: jax.Array
-    step: tuple[jax.Array, jax.Array, jax.Array]
-    """Of `damped_step`."""
+    step: DampedStep
     count: jax.Array
 
 
@@ -305,7 +320,7 @@ def polish(
         noise: "known" keeps noise_std, "shared" fits one, "per_expert" fits k.
         fit_intercept: whether biases are fitted.
         ridge: on the gates, relative to the sample size.
-        tolerance: in nats: converged when a step promises less than this.
+        tolerance: in nats: converged when the next step promises less than this; 1e-4 is a hundredth of a standard error.
     """
     total_ridge = ridge * weights.sum()
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
@@ -324,10 +339,9 @@ def polish(
         )
 
     def advance(state: _Ascent) -> tuple[_Ascent, jax.Array, jax.Array]:
-        free, now, damping, (step, used, found), count = state
+        free, now, damping, (step, promised, used, found), count = state
         width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
         candidate = curvature_at(free + step, width)
-        promised = step @ now.gradient - 0.5 * step @ now.observed @ step
         gain = candidate.log_likelihood - now.log_likelihood
         accept = gain >= 0  # also at the first pass, which only evaluates the start: its gain is infinite
         # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
@@ -336,16 +350,17 @@ def polish(
         damping = jnp.where(count == 0, DAMPING_AT_START, jnp.clip(damping, 1e-6, 1e8))
         free = jnp.where(accept, free + step, free)
         now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
+        step = damped_step(now, damping)
         settled = (width <= widest / KINK_RANGE) if kinked else True
-        small = 0.5 * jnp.abs(step @ now.gradient) + jnp.abs(promised) < tolerance
-        done = (count > 0) & settled & found & small
-        return _Ascent(free, now, damping, damped_step(now, damping), count + 1), now.log_likelihood, done
+        # short of the maximum by what the next step promises; a step shortened after a failure promises less than that
+        done = settled & step.found & (accept | (promised < tolerance)) & (step.promised < tolerance)
+        return _Ascent(free, now, damping, step, count + 1), now.log_likelihood, done
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / weights.sum())
     square, zero = jnp.zeros((free.shape[0],) * 2, x.dtype), jnp.zeros((), x.dtype)
     nowhere = Curvature(jnp.full_like(zero, -jnp.inf), jnp.zeros_like(free), square, square)
-    no_step = (jnp.zeros_like(free), zero, jnp.asarray(False))
+    no_step = DampedStep(jnp.zeros_like(free), zero, zero, jnp.asarray(False))
     start = _Ascent(free, nowhere, zero, no_step, jnp.asarray(0, jnp.int32))
     end, history, count, done = frozen_scan(advance, start, num_steps)
     fitted = params_from_free(end.free, params, noise=noise, fit_intercept=fit_intercept)

@@ -17,9 +17,9 @@ from moejax.sweep.hashing import data_hash, result_hash
 from moejax.sweep.plugins import Plugin, plugins_digest
 from moejax.sweep.spec import Spec, SpecError
 
-SAMPLES_PER_CHUNK = 2**18
-"""A chunk holds about this many samples: a few tenths of a second of work on one core (d=10, k=3), so that
-dispatch and commits cost little, and little is lost at a kill."""
+SAMPLES_PER_CHUNK = 2**20
+"""A chunk holds about this many samples: a second of work on one core (d=10, k=3), so that dispatch and commits
+cost little, and little is lost at a kill."""
 MAX_CHUNK = 64
 MEMORY_SHARE = 0.5
 """Share of a worker's memory that the trials of a chunk may plan to use; the estimate is only an estimate."""

@@ -1,0 +1,89 @@
+"""Trials a second of a sweep, one process against two: `python benchmarks/throughput.py [ACTIVATION ...]`.
+
+Complete `spectral_em` trials (sample, moments, tensor power, gating EM, polish, metrics) at d=10, k=3, n=10^4, sigma=0.1, in
+float32, through the command line as a user starts it. Steady state: from the end of each worker's first chunk, which
+compiles, to the end of its last but one. Aim: 100 trials a second on two cores, 85% of it inside the compiled program.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from moejax.sweep import load, load_timings
+
+SPEC = """
+name = "throughput"
+methods = ["spectral_em"]
+trials = {trials}
+activation = "{activation}"
+dim = 10
+num_experts = 3
+num_samples = 10000
+noise_std = 0.1
+"""
+
+
+def steady_state(timings: pd.DataFrame) -> tuple[float, float]:
+    """(trials a second, share of the wall time inside the compiled program), added up over the processes."""
+    chunks = timings.groupby(["chunk", "process"], as_index=False).agg(
+        trials=("trial", "size"),
+        started=("started", "first"),
+        wall=("wall_seconds", "first"),
+        execute=("execute_seconds", "first"),
+    )
+    rate = inside = window = 0.0
+    for _, mine in chunks.sort_values("started").groupby("process"):
+        begin = mine["started"].iloc[0] + mine["wall"].iloc[0]
+        mine = mine.iloc[1:-1]
+        span = (mine["started"] + mine["wall"]).max() - begin
+        rate += mine["trials"].sum() / span
+        inside += mine["execute"].sum()
+        window += span
+    return rate, inside / window
+
+
+def sweep(folder: Path, activation: str, trials: int, workers: int, cache: Path) -> tuple[float, float]:
+    """Run one sweep and print a line; returns the rate and the compile seconds."""
+    spec = folder / f"{activation}-{workers}-{time.monotonic_ns()}.toml"
+    spec.write_text(SPEC.format(activation=activation, trials=trials))
+    out = spec.with_suffix("")
+    command = [sys.executable, "-m", "moejax.cli", "sweep", str(spec), "--out", str(out)]
+    command += ["--workers", str(workers), "--quiet"]
+    environment = os.environ | {"MOEJAX_CACHE_DIR": str(cache)}
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    table, timings = load(out), load_timings(out)
+    rate, inside = steady_state(timings)
+    compile_seconds = timings.groupby("chunk")["compile_seconds"].first().sum()
+    good = (table["recovery_error"] < 1e-3).mean()
+    print(
+        f"{activation:10s} {workers} worker{'s' if workers > 1 else ' '}  {rate:6.1f} trials/s  "
+        f"{100 * inside:3.0f}% inside the program  E < 1e-3 in {100 * good:.1f}% of {len(table)}  "
+        f"compile {compile_seconds:.1f} s",
+        flush=True,
+    )
+    return rate, compile_seconds
+
+
+def main() -> None:
+    """One worker with a cold cache, one with a warm one, then two."""
+    for activation in sys.argv[1:] or ["linear", "tanh", "relu"]:
+        with tempfile.TemporaryDirectory() as name:
+            folder, cache = Path(name), Path(name) / "cache"
+            one, cold = sweep(folder, activation, 1000, 1, cache)
+            _, warm = sweep(folder, activation, 1000, 1, cache)
+            two, _ = sweep(folder, activation, 2000, 2, cache)
+            print(
+                f"{activation:10s} two workers / one: {two / one:.2f}x; "
+                f"compile {cold:.1f} s cold, {warm:.1f} s from the cache"
+            )
+
+
+if __name__ == "__main__":
+    main()
