@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
@@ -70,7 +69,11 @@ class LabelTransform(NamedTuple):
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """l(y), elementwise."""
-        return _evaluate(jax.tree.map(lambda leaf: jnp.asarray(leaf, y.dtype), self), y, jnp)
+        start, step, values, coefficients = (jnp.asarray(leaf, y.dtype) for leaf in self[:4])
+        polynomial = coefficients[-1]
+        for power in range(coefficients.shape[0] - 2, -1, -1):
+            polynomial = polynomial * y + coefficients[power]
+        return _interpolate(y, start, step, values, jnp) + polynomial
 
 
 class PosteriorTable(NamedTuple):
@@ -88,19 +91,15 @@ class PosteriorTable(NamedTuple):
     """(2, num_labels) E[He_2(Z)^2 | y], E[He_3(Z)^2 | y]."""
 
 
-def posterior_table(
-    noise_std: Array, labels_of: Callable[[Array], Array], *, num_nodes: int, xp: ModuleType
-) -> PosteriorTable:
+def posterior_table(noise_std: Array, labels: Array, *, xp: ModuleType) -> PosteriorTable:
     """Posterior means of the Hermite polynomials, by quadrature over z with the row maximum subtracted in logs.
 
     Args:
         noise_std: () sigma > 0; its dtype is the dtype of the computation.
-        labels_of: g, elementwise on arrays.
-        num_nodes: of the quadrature over z; see `num_quadrature_nodes`.
+        labels: (num_nodes,) g at the nodes of a `gaussian_grid`, as many as `num_quadrature_nodes` says.
         xp: numpy (double precision, on the host) or jax.numpy (traceable).
     """
-    grid = gaussian_grid(num_nodes, dtype=noise_std.dtype, xp=xp)
-    labels = labels_of(grid.nodes)
+    grid = gaussian_grid(labels.shape[0], dtype=noise_std.dtype, xp=xp)
     inside = xp.abs(grid.nodes) <= TABLE_HALF_WIDTH
     start = xp.where(inside, labels, xp.inf).min() - 8.0 * noise_std
     stop = xp.where(inside, labels, -xp.inf).max() + 8.0 * noise_std
@@ -134,13 +133,12 @@ def variance_weight(order: int, square: Array, hermite_squares: Array, num_exper
 def build_label_transform(
     noise_std: Array,
     posterior: PosteriorTable | None,
+    labels: Array,
     *,
-    labels_of: Callable[[Array], Array],
     parity: Parity,
     order: int,
     kind: TransformKind,
     num_experts: int,
-    num_nodes: int,
     num_noise_nodes: int = 81,
     xp: ModuleType = jnp,
 ) -> LabelTransform:
@@ -149,19 +147,18 @@ def build_label_transform(
     Args:
         noise_std: () sigma > 0; its dtype is the dtype of the computation.
         posterior: of the same activation and sigma; needed by the kinds "least_norm" and "weighted".
-        labels_of: g, elementwise on arrays.
+        labels: (num_nodes,) g at the nodes of the `gaussian_grid` in which the constraints are exact.
         parity: of g, as `activation_facts` found it.
         order: m, 1 to 4.
         kind: one of TRANSFORM_KINDS.
         num_experts: k, for the weight tau_m with p = 1/k.
-        num_nodes: of the quadrature over z in which the constraints are exact.
         num_noise_nodes: of that over the noise; where a table's cells are not small beside sigma, many.
         xp: numpy or jax.numpy.
     """
     dtype = noise_std.dtype
-    grid = gaussian_grid(num_nodes, dtype=dtype, xp=xp)
+    grid = gaussian_grid(labels.shape[0], dtype=dtype, xp=xp)
     noise = gaussian_grid(num_noise_nodes, half_width=7.0, dtype=dtype, xp=xp)
-    y = labels_of(grid.nodes)[:, None] + noise_std * noise.nodes[None]
+    y = labels[:, None] + noise_std * noise.nodes[None]
     # the r <= m whose rho_r does not vanish identically: the even ones alone for an even g
     rows = np.asarray([r for r in range(1, order + 1) if parity != "even" or r % 2 == 0])
     target = xp.asarray(rows == order, dtype)
@@ -192,84 +189,86 @@ def build_label_transform(
             table = (
                 table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
             )
-        constraints = hermite_coefficients(
-            xp.stack([_interpolate(y, posterior.start, posterior.step, values, xp) for values in table])
-        )
-        solution = xp.linalg.solve(constraints.T, target)
+        basis = _interpolate(y, posterior.start, posterior.step, table, xp)
+        solution = xp.linalg.solve(hermite_coefficients(basis).T, target)
         coefficients = xp.zeros(order + 1, dtype)
         transform = LabelTransform(
             posterior.start, posterior.step, solution @ table, coefficients, zero, zero
         )
 
-    squares = (_evaluate(transform, y, xp) ** 2 @ noise.weights) * grid.weights
+    applied = xp.tensordot(solution, basis, 1)
+    squares = (applied**2 @ noise.weights) * grid.weights
     tau = variance_weight(order, grid.nodes**2, he[2:4] ** 2, num_experts)
     return transform._replace(second_moment=squares.sum(), weighted_second_moment=squares @ tau)
 
 
 def _interpolate(y: Array, start: Array, step: Array, values: Array, xp: ModuleType) -> Array:
-    """Linear interpolation in a uniform table, constant beyond its ends."""
-    last = values.shape[0] - 1
+    """Linear interpolation in uniform tables (..., num_labels), constant beyond their ends; (..., *y.shape)."""
+    last = values.shape[-1] - 1
     position = xp.clip((y - start) / step, 0.0, last)
     left = xp.clip(xp.floor(position), 0, last - 1).astype(np.int32)
     fraction = position - left.astype(position.dtype)
-    return (1.0 - fraction) * values[left] + fraction * values[left + 1]
-
-
-def _evaluate(transform: LabelTransform, y: Array, xp: ModuleType) -> Array:
-    table = _interpolate(y, transform.start, transform.step, transform.values, xp)
-    polynomial = transform.coefficients[-1]
-    for power in range(transform.coefficients.shape[0] - 2, -1, -1):
-        polynomial = polynomial * y + transform.coefficients[power]
-    return table + polynomial
+    at_left, at_right = (xp.take(values, index, axis=-1, mode="clip") for index in (left, left + 1))
+    return at_left + fraction * (at_right - at_left)
 
 
 def num_quadrature_nodes(fn: ScalarFunction, smallest_noise_std: float) -> int:
-    """Nodes over z whose images are closer than sigma / 1.2: a power of two plus one, 2049 to 32769."""
+    """Nodes over z whose images are closer than sigma / 1.2: a power of two plus one, 2049 to _MOST_NODES."""
     spacing = smallest_noise_std / (1.2 * max(activation_facts(fn).largest_slope, 1e-3))
     return 2 ** int(np.clip(math.ceil(math.log2(2 * HALF_WIDTH / spacing)), 11, 15)) + 1
 
 
+_MOST_NODES = 2**15 + 1
 _CONSTRAINT_NODES = 2**13 + 1
 """Nodes of the constraints' quadrature on the host: the error at a kink is below 1e-6."""
 
 
-def _on_host(fn: ScalarFunction) -> Callable[[np.ndarray], np.ndarray]:
-    """g on NumPy arrays in double precision, whatever JAX's default is."""
+def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> np.ndarray:
+    """g at the nodes of a grid of 2^m + 1, in double precision, whatever JAX's default is: every 2^i-th of the finest grid's."""
+    return _finest_labels_on_host(fn)[:: (_MOST_NODES - 1) // (num_nodes - 1)]
 
-    def labels_of(z: np.ndarray) -> np.ndarray:
-        with jax.enable_x64(True), jax.ensure_compile_time_eval():
-            return np.asarray(apply_activation(fn, jnp.asarray(z, jnp.float64)))
 
-    return labels_of
+@functools.lru_cache(maxsize=256)
+def _finest_labels_on_host(fn: ScalarFunction) -> np.ndarray:
+    nodes = gaussian_grid(_MOST_NODES, xp=np).nodes
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        return np.asarray(apply_activation(fn, jnp.asarray(nodes, jnp.float64)))
 
 
 @functools.lru_cache(maxsize=512)
-def _posterior_on_host(fn: ScalarFunction, noise_std: float) -> PosteriorTable:
-    num_nodes = max(4097, num_quadrature_nodes(fn, noise_std))
-    return posterior_table(np.float64(noise_std), _on_host(fn), num_nodes=num_nodes, xp=np)
+def _posterior_on_host(fn: ScalarFunction, noise_std: float, least_nodes: int) -> PosteriorTable:
+    num_nodes = max(least_nodes, num_quadrature_nodes(fn, noise_std))
+    return posterior_table(np.float64(noise_std), _labels_on_host(fn, num_nodes), xp=np)
 
 
 @functools.lru_cache(maxsize=8192)
 def transform_on_host(
-    fn: ScalarFunction, noise_std: float, order: int, kind: TransformKind, num_experts: int
+    fn: ScalarFunction,
+    noise_std: float,
+    order: int,
+    kind: TransformKind,
+    num_experts: int,
+    draft: bool = False,
 ) -> LabelTransform:
     """`build_label_transform` in double precision with NumPy, for a sigma that is a number; not checked for use.
 
-    A transform whose constraints are singular comes back with `second_moment` infinite.
+    A transform whose constraints are singular comes back with `second_moment` infinite. A `draft` is made on a quadrature
+    eight times smaller or more: its second moments are good to three digits, which is enough to choose by, not to apply.
     """
-    posterior = _posterior_on_host(fn, noise_std) if kind in ("least_norm", "weighted") else None
+    needed = kind in ("least_norm", "weighted")
+    posterior = _posterior_on_host(fn, noise_std, 2049 if draft else 4097) if needed else None
     fine = posterior is not None and posterior.step > 0.2 * noise_std
+    num_nodes = 2049 if draft else max(_CONSTRAINT_NODES, num_quadrature_nodes(fn, noise_std))
     build = functools.partial(
         build_label_transform,
         np.float64(noise_std),
         posterior,
-        num_noise_nodes=161 if fine else 41,
-        labels_of=_on_host(fn),
+        _labels_on_host(fn, num_nodes),
+        num_noise_nodes=21 if draft else 161 if fine else 41,
         parity=activation_facts(fn).parity,
         order=order,
         kind=kind,
         num_experts=num_experts,
-        num_nodes=max(_CONSTRAINT_NODES, num_quadrature_nodes(fn, noise_std)),
         xp=np,
     )
     try:
@@ -337,19 +336,18 @@ def traced_label_transforms(
     smallest_noise_std: float,
 ) -> tuple[LabelTransform, ...]:
     """The transforms (order, kind) in `wanted` at a traced noise_std, from one table of posterior means."""
-    num_nodes = num_quadrature_nodes(fn, smallest_noise_std)
-    labels_of = functools.partial(apply_activation, fn)
-    posterior = posterior_table(noise_std, labels_of, num_nodes=num_nodes, xp=jnp)
+    nodes = gaussian_grid(num_quadrature_nodes(fn, smallest_noise_std), dtype=noise_std.dtype).nodes
+    labels = apply_activation(fn, nodes)
+    posterior = posterior_table(noise_std, labels, xp=jnp)
     return tuple(
         build_label_transform(
             noise_std,
             posterior,
-            labels_of=labels_of,
+            labels,
             parity=activation_facts(fn).parity,
             order=order,
             kind=kind,
             num_experts=num_experts,
-            num_nodes=num_nodes,
         )
         for order, kind in wanted
     )
@@ -365,7 +363,7 @@ def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
     return min(max(noise_std, low), high)
 
 
-def why_unusable(fn: ScalarFunction, noise_std: float, order: int, *, num_experts: int = 3) -> str:
+def why_unusable(fn: ScalarFunction, noise_std: float, order: int) -> str:
     """Why there is no usable order-m transform of g at this noise, with the numbers; empty where there is one.
 
     Raises:
@@ -381,7 +379,8 @@ def why_unusable(fn: ScalarFunction, noise_std: float, order: int, *, num_expert
         return f"noise_std = {noise_std:g} is outside [{low:.3g}, {high:.3g}], for which its transforms are built"
     if facts.parity == "even" and order % 2 == 1:
         return f"c_{order} = 0 for every label transform of an even activation"
-    second_moment = float(transform_on_host(fn, noise_std, order, "least_norm", num_experts).second_moment)
+    draft = transform_on_host(fn, noise_std, order, "least_norm", 3, draft=True)
+    second_moment = float(draft.second_moment)
     if not second_moment <= LARGEST_SECOND_MOMENT:
         size = (
             f"is at least {second_moment:,.0f}"
@@ -405,8 +404,8 @@ def predicted_mse(
 
     p^-2 { (d-k) E[l2^2 tau_2] + (k-1) E[l_m^2 tau_m] }, p = 1/k, orthogonal experts and gates (METHOD section 1).
     """
-    two = transform_on_host(fn, noise_std, 2, kind, num_experts)
-    high = transform_on_host(fn, noise_std, order, kind, num_experts)
+    two = transform_on_host(fn, noise_std, 2, kind, num_experts, draft=True)
+    high = transform_on_host(fn, noise_std, order, kind, num_experts, draft=True)
     return num_experts**2 * float(
         (dim - num_experts) * two.weighted_second_moment + (num_experts - 1) * high.weighted_second_moment
     )
@@ -431,10 +430,10 @@ def choose_order(
     num_experts: int = 3,
 ) -> OrderChoice:
     """The usable order, 3 or 4, with the least predicted mean squared error; order 2 must be usable as well."""
-    order_two = why_unusable(fn, noise_std, 2, num_experts=num_experts)
+    order_two = why_unusable(fn, noise_std, 2)
     if order_two:
         return OrderChoice(None, f"order 2, which whitening needs: {order_two}")
-    reasons = {m: why_unusable(fn, noise_std, m, num_experts=num_experts) for m in (3, 4)}
+    reasons = {m: why_unusable(fn, noise_std, m) for m in (3, 4)}
     usable = [m for m in (3, 4) if not reasons[m]]
     if not usable:
         return OrderChoice(None, "; ".join(f"order {m}: {reasons[m]}" for m in (3, 4)))

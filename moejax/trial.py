@@ -58,7 +58,7 @@ SAMPLING_BLOCK = 2048
 """Samples drawn with one key, on every device; it divides, or is divided by, every padded sample size and NUM_HELD_OUT."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class DataSettings:
     """What the truth is and how the data are drawn. Every field can be an axis of a sweep."""
 
@@ -77,7 +77,7 @@ class DataSettings:
     input_distribution: str = "standard_normal"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class AlgorithmSettings:
     """How a sample is fitted. Methods and algorithm fields of one instance share the same data."""
 
@@ -160,14 +160,9 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
     Raises:
         ValueError: "FIELD: expected .., got ..", one line.
     """
-    for field, value in (
-        ("dim", data.dim),
-        ("num_experts", data.num_experts),
-        ("num_samples", data.num_samples),
-    ):
-        _require(value >= 1, field, "a positive number", value)
+    _check_data(data)
+    _check_algorithm(algorithm)
     num_fitted = _num_fitted(data, algorithm)
-    _require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
     _require(1 <= num_fitted <= data.dim, "fit_num_experts", f"1 to dim = {data.dim}", num_fitted)
     needed = num_parameters(num_fitted, data.dim) + 1
     _require(
@@ -176,18 +171,16 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
         f"at least {needed} for k = {num_fitted}, d = {data.dim}",
         data.num_samples,
     )
-    _require(
-        math.isfinite(data.noise_std) and data.noise_std > 0,
-        "noise_std",
-        "a positive finite number",
-        data.noise_std,
-    )
-    _require(
-        math.isfinite(data.gating_norm) and data.gating_norm >= 0,
-        "gating_norm",
-        "a number >= 0",
-        data.gating_norm,
-    )
+
+
+@functools.lru_cache(maxsize=1024)  # a sweep asks for every method of the same data
+def _check_data(data: DataSettings) -> None:
+    for field in ("dim", "num_experts", "num_samples"):
+        _require(getattr(data, field) >= 1, field, "a positive number", getattr(data, field))
+    _require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
+    noise_std, gating_norm = data.noise_std, data.gating_norm
+    _require(math.isfinite(noise_std) and noise_std > 0, "noise_std", "a positive finite number", noise_std)
+    _require(math.isfinite(gating_norm) and gating_norm >= 0, "gating_norm", "a number >= 0", gating_norm)
     _require(0 <= data.gating_angle <= 90, "gating_angle", "degrees from 0 to 90", data.gating_angle)
     _require(
         data.dim > data.num_experts
@@ -213,9 +206,13 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
         all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms
     )
     get_activation(data.activation)
+    get_input_distribution(data.input_distribution)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_algorithm(algorithm: AlgorithmSettings) -> None:
     if algorithm.fit_activation is not None:
         get_activation(algorithm.fit_activation)
-    get_input_distribution(data.input_distribution)
     get_method(algorithm.method)
     known = ("known", "estimated")
     _require(
@@ -272,9 +269,7 @@ def _order(
     fn = get_activation(activation)
     noise_std = transform_noise_std(fn, noise_std)
     if algorithm.order is not None:
-        reason = why_unusable(fn, noise_std, 2, num_experts=num_experts) or why_unusable(
-            fn, noise_std, algorithm.order, num_experts=num_experts
-        )
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, algorithm.order)
         if reason:
             raise ValueError(
                 f"order: {activation} at noise_std {noise_std:g} has no usable order {algorithm.order}: {reason}"

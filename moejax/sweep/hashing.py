@@ -20,9 +20,12 @@ def canonical_json(content: Any) -> str:
 
 
 def _settings_json(settings: DataSettings | AlgorithmSettings) -> str:
-    return canonical_json(
-        {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    )
+    return canonical_json({name: getattr(settings, name) for name in _field_names(type(settings))})
+
+
+@functools.cache
+def _field_names(settings: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(settings))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -44,7 +47,7 @@ def result_hash(data: str, algorithm: AlgorithmSettings, seed: int, plugins: str
         seed: the spec's seed (the data are drawn from it, so results of two seeds are never confused).
         plugins: digest of the plugins' source, empty without one.
     """
-    rest = canonical_json({"data": data, "seed": seed, "plugins": plugins})
+    rest = f'{{"data":"{data}","plugins":"{plugins}","seed":{seed}}}'  # canonical JSON: the strings are hex
     return hashlib.sha256(f'{{"algorithm":{_algorithm_json(algorithm)},"rest":{rest}}}'.encode()).hexdigest()
 
 

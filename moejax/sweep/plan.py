@@ -6,9 +6,11 @@ program. A chunk is a fixed number of trials of one bucket, the unit of work.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moejax import trial as core
@@ -112,8 +114,28 @@ def make_plan(
     Raises:
         SpecError: an impossible cell, named with its place in the spec; or no cell at all.
     """
+    with _no_garbage_collection():
+        return _make_plan(spec, plugins, vmap_width, worker_memory_bytes)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A plan is many small objects and no garbage: looking for some, again and again, takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _make_plan(
+    spec: Spec, plugins: Sequence[Plugin], vmap_width: int, worker_memory_bytes: int | None
+) -> Plan:
     digest = plugins_digest(plugins)
     data_hashes: dict[core.DataSettings, str] = {}
+    algorithms: dict[tuple[Any, ...], core.AlgorithmSettings] = {}
     bucket_of: dict[Any, int] = {}
     seen: dict[str, None] = {}
     cells: list[Cell] = []
@@ -121,9 +143,10 @@ def make_plan(
     duplicates = 0
     for values in spec.settings():
         data = core.DataSettings(**{name: values[name] for name in DATA_FIELDS if name in values})
-        algorithm = core.AlgorithmSettings(
-            **{name: values[name] for name in values if name not in DATA_FIELDS}
-        )
+        chosen = tuple((name, values[name]) for name in values if name not in DATA_FIELDS)
+        algorithm = algorithms.get(chosen)
+        if algorithm is None:
+            algorithm = algorithms[chosen] = core.AlgorithmSettings(**dict(chosen))
         hashed = data_hashes.get(data)
         if hashed is None:
             hashed = data_hashes[data] = data_hash(data)
