@@ -32,8 +32,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/pyright
 
-# the studies behind docs/accuracy.md; about an hour on two cores
+# throughput, planning and reading of sweeps, and the studies behind docs/accuracy.md; about half an hour on two cores
 bench: $(STAMP)
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/sweep_plan.py
+	$(BIN)/python benchmarks/sweep_store.py
 	$(BIN)/python benchmarks/likelihood_gap.py
 	$(BIN)/python benchmarks/spectral_accuracy.py rates
 	$(BIN)/python benchmarks/spectral_accuracy.py mse

@@ -209,7 +209,7 @@ def _interpolate(y: Array, start: Array, step: Array, values: Array, xp: ModuleT
     left = xp.clip(xp.floor(position), 0, last - 1).astype(np.int32)
     fraction = position - left.astype(position.dtype)
     at_left, at_right = (xp.take(values, index, axis=-1, mode="clip") for index in (left, left + 1))
-    return at_left + fraction * (at_right - at_left)
+    return at_left + xp.broadcast_to(fraction, at_left.shape) * (at_right - at_left)
 
 
 def num_quadrature_nodes(fn: ScalarFunction, smallest_noise_std: float) -> int:
@@ -321,7 +321,7 @@ def label_transform(
         raise ValueError(f"order: expected 1, 2, 3 or 4, got {order!r}")
     if isinstance(noise_std, Tracer):
         return traced_label_transforms(fn, noise_std, ((order, kind),), num_experts, smallest_noise_std)[0]
-    reason = why_unusable(fn, float(noise_std), order, num_experts=num_experts)
+    reason = why_unusable(fn, float(noise_std), order)
     if reason:
         raise ValueError(f"activation {activation_name(activation)}: no order-{order} transform: {reason}")
     transform = transform_on_host(fn, float(noise_std), order, kind, num_experts)

@@ -37,6 +37,7 @@ def test_without_arguments_it_prints_the_commands():
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
     out = tmp_path / "out"
     printed = run(capsys, "fit", "--dataset", "diabetes", "--num-experts", "2", "--out", str(out))
@@ -57,6 +58,7 @@ def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
     assert (out / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_fit_of_a_file_as_json(capsys, tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 2))

@@ -72,6 +72,7 @@ def test_history_ends_at_the_log_likelihood(fitted):
     assert abs(fitted.history[-1] - fitted.log_likelihood) < 0.01
 
 
+@pytest.mark.slow
 def test_one_linear_expert_is_linear_regression(data):
     x, y = data
     result = moejax.fit(jax.random.key(0), x, y, num_experts=1, fit_intercept=True)
@@ -82,6 +83,7 @@ def test_one_linear_expert_is_linear_regression(data):
     np.testing.assert_allclose(result.params.noise_std[0], residual.std(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_units_and_correlations_of_the_inputs_do_not_matter(data, fitted):
     x, y = data
     rng = np.random.default_rng(0)
@@ -109,6 +111,7 @@ def test_collinear_inputs_are_dropped_and_said(data):
     assert np.abs(result.params.experts).max() < 10
 
 
+@pytest.mark.slow
 def test_row_order_rotation_chunks_and_zero_weights_change_rounding_only(data):
     x, y = data
     options = {"num_experts": NUM_EXPERTS, "activation": "tanh", "noise_std": NOISE_STD, "method": "spectral"}
@@ -133,6 +136,7 @@ def test_row_order_rotation_chunks_and_zero_weights_change_rounding_only(data):
         assert distance < 1e-16, (name, distance)  # half a squared distance: vectors agree to 1e-8
 
 
+@pytest.mark.slow
 def test_even_activation_by_order_four(truth):
     x, y, _ = moejax.sample(jax.random.key(5), truth, "abs", 4000)
     result = moejax.fit(
@@ -142,6 +146,7 @@ def test_even_activation_by_order_four(truth):
     assert moejax.recovery_error(truth.experts, result.params.experts, even=True) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_users_function_works_like_a_name(data):
     def steep_tanh(t):
         return jnp.tanh(1.5 * t)
@@ -152,6 +157,7 @@ def test_a_users_function_works_like_a_name(data):
     assert named.status == "ok"
 
 
+@pytest.mark.slow
 def test_float32_agrees_with_float64(data, fitted, single_precision):
     result = moejax.fit(jax.random.key(2), *data, num_experts=NUM_EXPERTS, activation="tanh")
     assert result.params.experts.dtype == jnp.float32

@@ -9,8 +9,11 @@ import pytest
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+FIT, ACTIVATION = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
 @pytest.mark.parametrize(
-    "block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL), ids=["fit", "activation"]
+    "block", [pytest.param(FIT, id="fit", marks=pytest.mark.slow), pytest.param(ACTIVATION, id="activation")]
 )
 def test_python_examples_run(block, capsys):
     import jax

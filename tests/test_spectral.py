@@ -164,6 +164,7 @@ def test_statuses_on_hopeless_data():
     assert set(SPECTRAL_STATUS) == set(range(5))
 
 
+@pytest.mark.slow
 def test_order_four_finds_experts_of_an_even_activation_up_to_sign():
     params, x, y, weights = drawn("abs")
     result = estimate(KEY, x, y, transforms_of("abs", 4), weights, order=4)
@@ -172,6 +173,7 @@ def test_order_four_finds_experts_of_an_even_activation_up_to_sign():
     assert float(recovery_error(params.experts, result.experts, even=True)) < 0.02
 
 
+@pytest.mark.slow
 def test_order_four_finds_the_signs_for_an_activation_that_is_not_even():
     params, x, y, weights = drawn("softplus", correlation=-0.5)
     transforms = transforms_of("softplus", 4)

@@ -338,6 +338,7 @@ def test_a_padded_chunk_gives_the_rows_of_a_whole_one(fake):
     np.testing.assert_array_equal(run_some((5, 2)), whole[[5, 2]])
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_give_equal_rows(fake, tmp_path):
     toml, plugin = fake
     for workers in (1, 2):
@@ -349,6 +350,7 @@ def test_one_worker_and_two_give_equal_rows(fake, tmp_path):
     assert load_timings(tmp_path / "2")["process"].nunique() == 2
 
 
+@pytest.mark.slow
 def test_killed_workers_are_replaced_and_the_bad_trial_is_isolated(fake, tmp_path):
     toml, plugin = fake
     small = ["methods=spectral", "noise_std=0.1", "num_samples=[40, 100]", "activation=kills", "trials=4"]
@@ -405,6 +407,7 @@ def wait_for_rows(out: Path, more_than: int, process: subprocess.Popen[str]) -> 
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_a_line_that_says_how_to_resume(fake, tmp_path):
     toml, plugin = fake
     arguments = command(toml, plugin, tmp_path / "run", workers=2, quiet=True, set=["trials=400"])
@@ -455,6 +458,7 @@ def kill_and_resume(fake, tmp_path: Path, kills: int, workers: int) -> None:
     assert (out / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_coordinators_resume(fake, tmp_path):
     kill_and_resume(fake, tmp_path, kills=3, workers=1)
 

@@ -86,6 +86,7 @@ def close(one, other, rows=slice(None)):
     np.testing.assert_array_equal(one.num_iterations, np.asarray(other.num_iterations)[rows])
 
 
+@pytest.mark.slow
 def test_side_by_side_equals_one_after_another(loop):
     spec, hyperparameters, result = loop
     close(run_trials(KEYS, hyperparameters, spec, vmap_width=2), result)
@@ -131,6 +132,7 @@ def test_samples_are_padded_to_a_power_of_two(num_samples, padded):
     assert static_spec(data, ALGORITHM).padded_num_samples == padded
 
 
+@pytest.mark.slow
 def test_the_polish_raises_the_likelihood_of_the_moments_on_the_same_data(loop):
     """Methods share an instance's data: the sample comes from the key alone."""
     spec, hyperparameters = stacked(CELLS, dataclasses.replace(ALGORITHM, method="spectral", record=()))
