@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import jax
@@ -128,6 +129,20 @@ def activation_and_slope(fn: ScalarFunction, t: jax.Array) -> tuple[jax.Array, j
     return jax.jvp(lambda s: apply_activation(fn, s), (t,), (jnp.ones_like(t),))
 
 
+def values_on_host(fn: ScalarFunction, points: np.ndarray) -> np.ndarray:
+    """g at points, in double precision whatever JAX's default is, also while a program is being traced.
+
+    It is evaluated in a thread of its own, because what is being traced is a matter of the thread.
+    """
+
+    def evaluate() -> np.ndarray:
+        with jax.enable_x64(True):
+            return np.asarray(apply_activation(fn, jnp.asarray(points, jnp.float64)))
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(evaluate).result()
+
+
 @functools.lru_cache(maxsize=256)
 def activation_facts(fn: ScalarFunction) -> ActivationFacts:
     """Parity, steepness and constancy of g, from its values on a fine grid (on the host, in double precision).
@@ -136,15 +151,14 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
         ValueError: `fn` is not a finite scalar function of one real number.
     """
     name = activation_name(fn)
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        z = np.linspace(-HALF_WIDTH, HALF_WIDTH, 8193)
-        try:
-            g = np.asarray(apply_activation(fn, jnp.asarray(z)))
-        except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"activation {name}: expected a scalar JAX function, but calling it failed: {reason}"
-            ) from error
+    z = np.linspace(-HALF_WIDTH, HALF_WIDTH, 8193)
+    try:
+        g = values_on_host(fn, z)
+    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"activation {name}: expected a scalar JAX function, but calling it failed: {reason}"
+        ) from error
     if g.shape != z.shape or not np.issubdtype(g.dtype, np.floating):
         raise ValueError(
             f"activation {name}: expected one real number for a scalar input, got dtype {g.dtype}, shape {g.shape}"

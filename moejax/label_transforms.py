@@ -33,6 +33,7 @@ from moejax.activations import (
     activation_name,
     apply_activation,
     get_activation,
+    values_on_host,
 )
 from moejax.gaussian import HALF_WIDTH, Array, gaussian_grid, hermite_polynomials
 
@@ -230,9 +231,7 @@ def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _finest_labels_on_host(fn: ScalarFunction) -> np.ndarray:
-    nodes = gaussian_grid(_MOST_NODES, xp=np).nodes
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        return np.asarray(apply_activation(fn, jnp.asarray(nodes, jnp.float64)))
+    return values_on_host(fn, gaussian_grid(_MOST_NODES, xp=np).nodes)
 
 
 @functools.lru_cache(maxsize=512)

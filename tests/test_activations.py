@@ -139,3 +139,12 @@ def test_apply_activation_keeps_shape_and_dtype():
     out = apply_activation(jax.nn.relu, t)
     assert out.shape == (2, 0, 3)
     assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("fn", [jax.nn.relu, jax.nn.silu, jnp.tanh])
+def test_facts_are_found_inside_a_program_that_is_being_traced(fn):
+    def fresh(t):  # not in any cache yet
+        return fn(t)
+
+    inside = jax.jit(jax.vmap(lambda s: s * activation_facts(fresh).largest_slope))(jnp.ones(2))
+    np.testing.assert_allclose(inside, activation_facts(fn).largest_slope, rtol=1e-6)

@@ -27,6 +27,7 @@ from moejax.sweep.summary import SUCCESS_METRIC, swept_fields
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEAT_MAP = "cividis"
+LEGEND_ENTRY_INCHES = 1.5
 MAX_FIGURES = 4
 MAX_PANELS = 6
 """Values of an axis that are given panels of their own in one direction."""
@@ -303,9 +304,9 @@ def _legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> No
                 label="some trials not ok",
             )
         )
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False, fontsize=10
-    )
+    most = max(1, int(figure.get_figwidth() / LEGEND_ENTRY_INCHES))
+    columns = -(-len(handles) // -(-len(handles) // most))  # rows of about equal length
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=10)
 
 
 def _x_axis(axis: Axes, values: pd.Series, name: str, categories: list[Any] | None) -> None:
