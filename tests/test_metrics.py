@@ -69,6 +69,7 @@ def test_bottleneck_differs_from_the_sum_optimal_matching():
     assert assignment.tolist() == [1, 0]
 
 
+@pytest.mark.slow
 def test_tiny_errors_keep_relative_accuracy():
     for dtype, size, tolerance in (
         (jnp.float64, 1e-12, 1e-3),

@@ -217,6 +217,7 @@ def test_a_kinked_activation_reaches_the_same_maximum_from_two_starts(name):
         np.testing.assert_allclose(aligned.experts, params.experts, atol=0.12)
 
 
+@pytest.mark.slow
 def test_ridge_is_on_the_gates_and_relative_to_the_sample():
     params, x, y = drawn("tanh")
     weights = random_weights()

@@ -121,6 +121,7 @@ def test_rotating_the_inputs_rotates_the_experts(baseline):
     same(baseline, turned._replace(experts=turned.experts @ rotation))
 
 
+@pytest.mark.slow
 def test_chunks_and_padding(baseline):
     _, x, y, weights = drawn("relu")
     transforms = transforms_of("relu")
