@@ -5,7 +5,7 @@ from moejax.fitting import FitResult, fit
 from moejax.inputs import register_input_distribution
 from moejax.label_transforms import LabelTransform, label_transform
 from moejax.methods import register_method
-from moejax.metrics import recovery_error
+from moejax.metrics import recovery_error, register_metric
 from moejax.model import MoEParams, log_likelihood, make_params, predict, responsibilities, sample
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __all__ = [
     "register_activation",
     "register_input_distribution",
     "register_method",
+    "register_metric",
     "responsibilities",
     "sample",
 ]

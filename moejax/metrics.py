@@ -3,18 +3,60 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moejax.activations import ScalarFunction
 from moejax.model import MoEParams, permute_experts, unit_rows
 
 SUCCESS_THRESHOLD = 0.02
 """A trial succeeds if its recovery error is below this."""
 _LARGEST_ENUMERATED = 6
+
+
+class Recovery(NamedTuple):
+    """What a registered metric is given."""
+
+    truth: MoEParams
+    """k true experts."""
+    fitted: MoEParams
+    """k' fitted experts, in any order (see `align`)."""
+    mixing_weights: jax.Array
+    """(k',) estimated E[P_i]."""
+    held_out_x: jax.Array
+    """(m, d) fresh inputs."""
+    held_out_y: jax.Array
+    """(m,) their labels."""
+
+
+Metric = Callable[[Recovery, ScalarFunction], jax.Array]
+_REGISTRY: dict[str, Metric] = {}
+
+
+def register_metric(name: str, metric: Metric) -> Metric:
+    """Make a metric a column of every sweep's table.
+
+    Args:
+        name: an identifier. One that ends in "_error" has a truth of 0: reports give its bias and RMSE.
+        metric: (recovery, fitted activation) -> (), traceable by JAX; NaN where it is not defined.
+
+    Raises:
+        ValueError: the name is no identifier, or `metric` is not callable.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or not callable(metric):
+        raise ValueError(f"metric: expected an identifier and a function, got {name!r} and {metric!r}")
+    _REGISTRY[name] = metric
+    return metric
+
+
+def registered_metrics() -> dict[str, Metric]:
+    """Metrics that were registered beside the built-in ones, by name."""
+    return dict(_REGISTRY)
 
 
 def expert_distances(true_experts: jax.Array, estimated_experts: jax.Array, even: bool = False) -> jax.Array:

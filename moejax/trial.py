@@ -28,7 +28,16 @@ from moejax.label_transforms import (
     why_unusable,
 )
 from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, uses_moments
-from moejax.metrics import align, bottleneck_assignment, expert_distances, gating_error, match_experts
+from moejax.metrics import (
+    Metric,
+    Recovery,
+    align,
+    bottleneck_assignment,
+    expert_distances,
+    gating_error,
+    match_experts,
+    registered_metrics,
+)
 from moejax.model import (
     InstanceScales,
     MoEParams,
@@ -124,6 +133,8 @@ class TrialSpec:
     record_history: bool
     registry_generation: int
     """Of the activations' names, so that a name given to another function is another program."""
+    metrics: tuple[tuple[str, Metric], ...] = ()
+    """Registered metrics, by name."""
 
 
 class Hyperparameters(NamedTuple):
@@ -152,6 +163,22 @@ class TrialResult(NamedTuple):
     """int32"""
     history: jax.Array | None
     """(h,) where `record` asks for it; NaN once a stage has converged."""
+    registered: dict[str, jax.Array]
+    """() of every registered metric."""
+
+
+def metric_names() -> tuple[str, ...]:
+    """Columns of metrics: the built-in ones, then those that were registered.
+
+    Raises:
+        ValueError: a registered name is that of another column.
+    """
+    names = tuple(registered_metrics())
+    fields = {field.name for kind in (DataSettings, AlgorithmSettings) for field in dataclasses.fields(kind)}
+    taken = fields | set(METRICS) | {"cell", "trial", "status", "reason"}
+    for name in names:
+        _require(name not in taken, "metric", "a name that no other column has", name)
+    return METRICS + names
 
 
 def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
@@ -311,6 +338,7 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         max_iterations=algorithm.max_iterations,
         record_history="history" in algorithm.record,
         registry_generation=registry_generation(),
+        metrics=tuple(registered_metrics().items()),
     )
 
 
@@ -397,7 +425,17 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         status=fitted.status,
         num_iterations=fitted.num_iterations,
         history=fitted.history if spec.record_history else None,
+        registered=_registered(
+            spec, Recovery(truth, fitted.params, fitted.mixing_weights, held_out_x, held_out_y)
+        ),
     )
+
+
+def _registered(spec: TrialSpec, recovery: Recovery) -> dict[str, jax.Array]:
+    values = {name: metric(recovery, get_activation(spec.fit_activation)) for name, metric in spec.metrics}
+    for name, value in values.items():
+        _require(jnp.shape(value) == (), f"metric {name}", "one number for a trial", jnp.shape(value))
+    return values
 
 
 def _draw(

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from test_sweep_fake_core import NAMES, command, environment, run, write_inputs
 
+import moejax
 from moejax import trial as core
 from moejax.sweep import chunk, commands, load, load_arrays, load_runs, load_timings, read_spec, schema
 from moejax.sweep.chunk import ChunkTask
@@ -25,6 +26,7 @@ from moejax.sweep.plan import make_plan
 from moejax.sweep.plugins import read_plugin, run_plugin
 from moejax.sweep.schema import StoreError
 from moejax.sweep.status import read_status
+from moejax.sweep.summary import summarise
 
 
 @pytest.fixture
@@ -233,6 +235,50 @@ def test_history_is_kept_where_asked_for(fake, tmp_path):
     histories = load_arrays(tmp_path / "run")
     assert len(histories) == 36
     assert all(history.shape == (2,) for history in histories.values())
+
+
+METRIC_PLUGIN = """
+import jax.numpy as jnp
+import moejax
+from moejax.metrics import align
+
+def worst_angle(recovery, fn):
+    fitted = align(recovery.truth, recovery.fitted)
+    cosines = jnp.sum(fitted.experts * recovery.truth.experts, axis=1)
+    cosines = cosines / jnp.linalg.norm(fitted.experts, axis=1) / jnp.linalg.norm(recovery.truth.experts, axis=1)
+    return jnp.rad2deg(jnp.arccos(cosines.min()))
+
+moejax.register_metric("worst_angle", worst_angle)
+"""
+
+
+@pytest.mark.slow
+def test_a_plugins_metric_is_a_column(tmp_path, monkeypatch):
+    monkeypatch.setattr("moejax.sweep.figures.write_figures", lambda figures, folder: [])
+    monkeypatch.setattr("moejax.metrics._REGISTRY", {})
+    toml, plugin = tmp_path / "spec.toml", tmp_path / "plugin.py"
+    toml.write_text(
+        'name = "m"\nmethods = ["spectral"]\ntrials = 5\ndim = 4\nnum_experts = 2\nnum_samples = 500\n'
+    )
+    plugin.write_text(METRIC_PLUGIN)
+    commands.sweep(toml, plugin=[plugin], out=tmp_path / "run", workers=1, quiet=True)
+    monkeypatch.setattr("moejax.metrics._REGISTRY", {})  # a reader need not have the plugin
+    table = load(tmp_path / "run")
+    assert list(table.columns[-3:]) == ["worst_angle", "status", "reason"]
+    cosines = np.cos(np.deg2rad(table["worst_angle"]))
+    np.testing.assert_allclose(1.0 - cosines, table["recovery_error"], rtol=1e-3)
+    assert set(summarise(tmp_path / "run")["metric"]) == {*core.METRICS, "worst_angle"}
+
+
+def test_a_metric_may_not_take_the_name_of_another_column(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr("moejax.metrics._REGISTRY", {})
+    moejax.register_metric("noise_std", lambda recovery, fn: recovery.held_out_y.mean())
+    with pytest.raises(
+        ValueError, match=r"metric: expected a name that no other column has, got 'noise_std'"
+    ):
+        sweep(fake, tmp_path / "run")
+    with pytest.raises(ValueError, match="metric: expected an identifier and a function"):
+        moejax.register_metric("two words", lambda recovery, fn: recovery.held_out_y.mean())
 
 
 def test_status_counts_what_is_done_failed_and_left(fake, tmp_path, capsys):

@@ -166,7 +166,7 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
 
     positions = [position for position, cell in enumerate(task.cell_of) if cell in prepared]
     total = len(task.cell_of)
-    metrics = {name: np.full(total, np.nan) for name in core.METRICS}
+    metrics = {name: np.full(total, np.nan) for name in core.metric_names()}
     status = np.full(total, NOT_PREPARED, dtype=np.int64)
     reasons = {position: refused[cell] for position, cell in enumerate(task.cell_of) if cell in refused}
     arrays: dict[str, np.ndarray] = {}
@@ -186,7 +186,9 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
         result = jax.device_get(core.run_trials(keys, hyperparameters, static, vmap_width=task.vmap_width))
         execute_seconds = time.perf_counter() - inside - (clock.seconds - compiled_before)
         keep = len(positions)
-        for name, value in result._asdict().items():
+        named = result._asdict()
+        named |= named.pop("registered", {})
+        for name, value in named.items():
             if name == "status":
                 status[positions] = np.asarray(value)[:keep]
             elif name in metrics:

@@ -60,7 +60,7 @@ def sweep(
         pilot: with dry_run, time one chunk of every program and estimate the whole.
         workers: processes on this machine; 1: this process. Default: one per core, or one per GPU.
         set: KEY=VALUE overrides of the spec.
-        plugin: Python files that register activations, methods or input distributions.
+        plugin: Python files that register activations, methods, input distributions or metrics.
         cluster: tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
         vmap_width: trials that run side by side in one program; default 1 on CPUs.
         retry_failed: run trials again that raised, or whose worker died.

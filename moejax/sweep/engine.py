@@ -232,7 +232,7 @@ def _failed_result(failed: FailedTrials) -> ChunkResult:
     """Rows for trials that could not be run."""
     trials = len(failed.chunk.trials)
     return ChunkResult(
-        metrics={name: np.full(trials, np.nan) for name in core.METRICS},
+        metrics={name: np.full(trials, np.nan) for name in core.metric_names()},
         status=np.full(trials, failed.status),
         reasons=dict.fromkeys(range(trials), failed.reason),
         arrays={},

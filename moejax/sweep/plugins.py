@@ -1,4 +1,4 @@
-"""A user's own activation, method or input distribution: one Python file, run here and in every worker.
+"""A user's own activation, method, input distribution or metric: one Python file, run here and in every worker.
 
 The file registers what it brings (for example with `moejax.register_activation`). Its source is part of the
 key of every result of the sweep, comments and layout apart: a changed function never passes for the old one.

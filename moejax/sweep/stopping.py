@@ -90,9 +90,9 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
         if key not in TARGET_KEYS:
             raise places.error(f"unknown key {show(key)}; {nearest(key, TARGET_KEYS)}", "precision", "target")
     metric, mcse = target.get("metric"), target.get("mcse")
-    if not isinstance(metric, str) or metric not in core.METRICS:
+    if not isinstance(metric, str) or metric not in core.metric_names():
         raise places.error(
-            f"metric = {show(metric)} is not accepted; {nearest(str(metric), core.METRICS)}",
+            f"metric = {show(metric)} is not accepted; {nearest(str(metric), core.metric_names())}",
             "precision",
             "target",
         )

@@ -248,7 +248,7 @@ class Store:
         """A metric that is new since the store was made gets a column; old rows have no value there."""
         with clear_errors(self.path):
             have = {row[1] for row in self._connection.execute("PRAGMA table_info(trials)")}
-            for name in core.METRICS:
+            for name in core.metric_names():
                 if name not in have:
                     self._connection.execute(f'ALTER TABLE trials ADD COLUMN "{name}" REAL')
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moejax import trial as core
 from moejax.sweep.fields import METHOD_FIELD
 from moejax.sweep.monte_carlo import (
     mean_and_mcse,
@@ -22,7 +21,7 @@ from moejax.sweep.monte_carlo import (
     success_and_mcse,
 )
 from moejax.sweep.stopping import PrecisionRule
-from moejax.sweep.tables import FIELD_COLUMNS, load_runs, read_rows
+from moejax.sweep.tables import FIELD_COLUMNS, load_runs, metric_columns, read_rows
 
 ESTIMATES = ("mean", "median", "bias", "rmse", "success_rate")
 ERROR_SUFFIX = "_error"
@@ -48,7 +47,7 @@ def summarise(folder: Path | str) -> pd.DataFrame:
     rule = PrecisionRule(**precision) if precision else None
     counts = cell_counts(cells, rows, rule)
     parts = []
-    for metric in core.METRICS:
+    for metric in metric_columns(rows):
         part = pd.concat([cells[[*FIELD_COLUMNS, METHOD_FIELD]], counts], axis=1)
         part.insert(len(FIELD_COLUMNS) + 1, "metric", metric)
         parts.append(

@@ -49,7 +49,7 @@ def load(folder: Path | str, *, all_specs: bool = False) -> pd.DataFrame:
         fields[[*FIELD_COLUMNS]],
         rows[["trial"]],
         fields[[METHOD_FIELD]],
-        rows[[*core.METRICS, "status"]],
+        rows[[*metric_columns(rows), "status"]],
     ]
     return pd.concat(parts, axis=1).assign(reason=status_words(rows["status"], rows["reason"]))
 
@@ -63,9 +63,10 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
             status), metrics; sorted.
     """
     path = store_path(Path(folder))
-    metrics = list(core.METRICS)
     with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
-        have = {row[1] for row in connection.execute("PRAGMA table_info(trials)")}
+        have = [row[1] for row in connection.execute("PRAGMA table_info(trials)")]
+        own = [name for name in have if name not in (*core.METRICS, "cell", "trial", "status", "reason")]
+        metrics = [*core.METRICS, *own]  # also those of a plugin that is not loaded here
         columns = ", ".join(f'"{name}"' if name in have else "NULL" for name in metrics)
         connection.execute("BEGIN")  # one view of the store, while a sweep writes
         cells = _cells(connection, all_specs)
@@ -77,6 +78,11 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
     rows.insert(0, "position", position[position.notna()].astype("int64"))
     rows = rows.sort_values(["position", "trial"], kind="stable", ignore_index=True)
     return cells.drop(columns="cell"), rows
+
+
+def metric_columns(rows: pd.DataFrame) -> list[str]:
+    """The metrics among the columns of `read_rows`: the built-in ones, then those of plugins."""
+    return [name for name in rows if name not in ("position", "trial", "status", "reason")]
 
 
 def status_words(status: pd.Series, reason: pd.Series) -> pd.Series:
