@@ -35,6 +35,8 @@ class ActivationFacts(NamedTuple):
     constant: bool
     kinked: bool
     """whether g' jumps somewhere."""
+    homogeneous: bool
+    """whether g(2 t) = 2 g(t): then experts have no scale of their own."""
 
 
 _REGISTRY: dict[str, ScalarFunction] = {}
@@ -178,8 +180,14 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
         parity = "odd"
     else:
         parity = "none"
+    half = values_on_host(fn, 0.5 * z)
     return ActivationFacts(
-        parity, float(np.abs(np.diff(g) / np.diff(z)).max()), standard_deviation, constant, _has_kink(z, g)
+        parity,
+        float(np.abs(np.diff(g) / np.diff(z)).max()),
+        standard_deviation,
+        constant,
+        _has_kink(z, g),
+        homogeneous=bool(np.abs(g - 2 * half).max() <= tolerance),
     )
 
 

@@ -109,8 +109,9 @@ def weighted_gram(design: jax.Array, coefficients: jax.Array) -> jax.Array:
     """(p, D, D): sum_j coefficients[p, j] design[:, j] design[:, j]', from (D, n) and (p, n)."""
     size = design.shape[0]
     rows, columns = np.triu_indices(size)
-    sums = (design[rows] * design[columns]) @ coefficients.T
-    return sums[_index_of_pair(size)].transpose(2, 0, 1)
+    # coefficients first: with many mixtures side by side this stays one matrix product
+    sums = coefficients @ (design[rows] * design[columns]).T
+    return sums[:, _index_of_pair(size)]
 
 
 def block_matrix(blocks: jax.Array) -> jax.Array:

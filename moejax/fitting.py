@@ -24,7 +24,7 @@ from moejax.label_transforms import (
     transform_noise_std,
     why_unusable,
 )
-from moejax.methods import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method, uses_moments
+from moejax.methods import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method, moments_of
 from moejax.model import MoEParams, log_likelihood, regauge
 from moejax.noise import estimate_noise_std
 from moejax.spectral import SPECTRAL_STATUS, host_transforms
@@ -212,7 +212,7 @@ def fit(
     else:
         start_noise = float(_estimate_noise(labels, sample_weights, fn, smallest, largest))
     transforms, order_reason = None, "no moments"
-    if uses_moments(method):
+    if moments_of(method) != "none":
         order, order_reason = _usable_order(
             activation, start_noise, order, transform, z.shape[1], num_experts
         )
@@ -241,7 +241,7 @@ def fit(
     diagnostics = {
         "activation": activation_name(activation),
         "method": method,
-        "order": order if uses_moments(method) else None,
+        "order": order if moments_of(method) != "none" else None,
         "order_choice": order_reason,
         "moment_noise_std": start_noise,
         "mixing_weights": np.asarray(result.mixing_weights).tolist(),

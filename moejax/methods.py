@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,8 @@ class MethodConfig:
     noise: NoiseModel = "shared"
     fit_intercept: bool = False
     num_restarts: int = 16
-    num_starts: int = 1
+    num_starts: int | None = None
+    """Random starts of a method that uses them; None: its own default."""
     polish: bool = True
     max_iterations: int = 100
     num_polar_iterations: int = 8
@@ -84,26 +85,32 @@ class MethodResult(NamedTuple):
     """() int32, a key of METHOD_STATUS; 0 is ok."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics, where the method uses moments."""
+    optima: jax.Array | None = None
+    """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
 
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
-_REGISTRY: dict[str, tuple[Method, bool]] = {}
+Moments = Literal["required", "optional", "none"]
+_REGISTRY: dict[str, tuple[Method, Moments]] = {}
 
 
-def register_method(name: str, method: Method, *, uses_moments: bool) -> Method:
+def register_method(name: str, method: Method, *, moments: Moments) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
     Args:
         name: an identifier.
         method: (key, problem, config) -> MethodResult, traceable by JAX.
-        uses_moments: whether `problem.transforms` must be there, so that an activation without a usable order is refused.
+        moments: whether `problem.transforms` must be there ("required": an activation without a usable order is refused), are used
+            where there is a usable order ("optional"), or are never there ("none").
 
     Raises:
-        ValueError: the name is no identifier, or `method` is not callable.
+        ValueError: the name is no identifier, `method` is not callable, or `moments` is another word.
     """
     if not isinstance(name, str) or not name.isidentifier() or not callable(method):
         raise ValueError(f"method: expected an identifier and a function, got {name!r} and {method!r}")
-    _REGISTRY[name] = (method, uses_moments)
+    if moments not in get_args(Moments):
+        raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
+    _REGISTRY[name] = (method, moments)
     return method
 
 
@@ -121,12 +128,12 @@ def get_method(name: str) -> Method:
     return _lookup(name)[0]
 
 
-def uses_moments(name: str) -> bool:
+def moments_of(name: str) -> Moments:
     """Whether the method needs label transforms."""
     return _lookup(name)[1]
 
 
-def _lookup(name: str) -> tuple[Method, bool]:
+def _lookup(name: str) -> tuple[Method, Moments]:
     if name in _REGISTRY:
         return _REGISTRY[name]
     near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
@@ -134,12 +141,12 @@ def _lookup(name: str) -> tuple[Method, bool]:
     raise ValueError(f"method: unknown name {name!r}; {nearest}registered: {', '.join(_REGISTRY)}")
 
 
-def _zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
+def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
     zeros = jnp.zeros(experts.shape[0], experts.dtype)
     return MoEParams(experts, jnp.zeros_like(experts), jnp.full_like(zeros, noise_std), zeros, zeros)
 
 
-def _mean_gates(params: MoEParams, problem: Problem) -> jax.Array:
+def mean_gates(params: MoEParams, problem: Problem) -> jax.Array:
     """(k,): the weighted mean over the sample of P_i(x)."""
     probabilities = jax.nn.softmax(gate_logits(params, problem.x).T, axis=0)
     return probabilities @ problem.weights / problem.weights.sum()
@@ -160,7 +167,7 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         num_polar_iterations=config.num_polar_iterations,
         chunk_size=config.chunk_size,
     )
-    params = _zero_gates(estimate.experts, problem.noise_std)
+    params = zero_gates(estimate.experts, problem.noise_std)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
     return MethodResult(params, mixing_weights, history, jnp.asarray(0, jnp.int32), estimate.status, estimate)
@@ -186,7 +193,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
     common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
     if not config.polish:
         run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-        return _finish(run.params, run.history, run.num_steps, run.converged, problem, start.spectral)
+        return finish(run.params, run.history, run.num_steps, run.converged, problem, start.spectral)
     inflated = "shared" if config.noise == "known" else config.noise
     gates = gating_em(
         start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common
@@ -200,17 +207,17 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
     run = polish(fitted, *data, num_steps=config.max_iterations, noise=config.noise, **common)
     history = jnp.concatenate([gates.history, joint.history, run.history])
     num_steps = gates.num_steps + joint.num_steps + run.num_steps
-    return _finish(run.params, history, num_steps, run.converged, problem, start.spectral)
+    return finish(run.params, history, num_steps, run.converged, problem, start.spectral)
 
 
-def _finish(
+def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
     """A result whose status speaks of the likelihood: a poor start that was polished to a maximum is ok."""
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, OK, NOT_CONVERGED)
     status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
-    return MethodResult(params, _mean_gates(params, problem), history, num_iterations, status, spectral)
+    return MethodResult(params, mean_gates(params, problem), history, num_iterations, status, spectral)
 
 
 def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -219,7 +226,7 @@ def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> M
     `max_iterations` EM steps each, no polish. The noise starts at the labels' standard deviation and is estimated along
     the way; where it is known, it is restored for the second half of the steps.
     """
-    shape = (config.num_starts, config.num_experts, problem.x.shape[1])
+    shape = (config.num_starts or 1, config.num_experts, problem.x.shape[1])
     experts = unit_rows(standard_normal(key, shape, problem.x.dtype))
     total = problem.weights.sum()
     mean = problem.y @ problem.weights / total
@@ -228,7 +235,7 @@ def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> M
 
     def run(experts: jax.Array):
         data = (problem.x, problem.y, problem.weights)
-        start = _zero_gates(experts, spread)
+        start = zero_gates(experts, spread)
         if config.noise != "known":
             return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
 
@@ -246,9 +253,9 @@ def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> M
     runs = jax.lax.map(run, experts)
     best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
     kept = jax.tree.map(lambda leaf: leaf[best], runs)
-    return _finish(kept.params, kept.history, kept.num_steps, kept.converged, problem, None)
+    return finish(kept.params, kept.history, kept.num_steps, kept.converged, problem, None)
 
 
-register_method("spectral", spectral, uses_moments=True)
-register_method("spectral_em", spectral_em, uses_moments=True)
-register_method("joint_em", joint_em_random, uses_moments=False)
+register_method("spectral", spectral, moments="required")
+register_method("spectral_em", spectral_em, moments="required")
+register_method("joint_em", joint_em_random, moments="none")

@@ -27,7 +27,7 @@ from moejax.label_transforms import (
     transform_noise_std,
     why_unusable,
 )
-from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, uses_moments
+from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, moments_of
 from moejax.metrics import (
     Metric,
     Recovery,
@@ -101,8 +101,8 @@ class AlgorithmSettings:
     """Order of the tensor that is decomposed, 3 or 4; None: the usable one with the least standard error."""
     num_restarts: int = 16
     """Restarts of the tensor power method."""
-    num_starts: int = 1
-    """Random starts of a method that uses them (joint_em)."""
+    num_starts: int | None = None
+    """Random starts of a method that uses them; None: its own default (joint_em 1, multistart 256)."""
     polish: bool = True
     max_iterations: int = 100
     """Budget of the method's iterations (EM steps of joint_em, Fisher-scoring steps of a polish)."""
@@ -127,7 +127,7 @@ class TrialSpec:
     transform: TransformKind
     order: int
     num_restarts: int
-    num_starts: int
+    num_starts: int | None
     polish: bool
     max_iterations: int
     record_history: bool
@@ -144,7 +144,7 @@ class Hyperparameters(NamedTuple):
     """() int32"""
     scales: InstanceScales
     transforms: SpectralTransforms | None
-    """Of the known noise; None where the method uses none or the noise is estimated in the trial."""
+    """Of the known noise; None where the method uses none, there is no usable order, or the noise is estimated in the trial."""
 
 
 class TrialResult(NamedTuple):
@@ -253,7 +253,8 @@ def _check_algorithm(algorithm: AlgorithmSettings) -> None:
     )
     _require(algorithm.order in (None, 3, 4), "order", "3 or 4", algorithm.order)
     for field in ("num_restarts", "num_starts", "max_iterations"):
-        _require(getattr(algorithm, field) >= 1, field, "a positive number", getattr(algorithm, field))
+        value = getattr(algorithm, field)
+        _require(value is None or value >= 1, field, "a positive number", value)
     _require(set(algorithm.record) <= {"history"}, "record", 'a list of "history"', list(algorithm.record))
 
 
@@ -286,13 +287,14 @@ def _order(
     num_experts: int,
     generation: int,
 ) -> int:
-    """The order that the algorithm decomposes.
+    """The order that the algorithm decomposes; 0 where it uses no moments.
 
     Raises:
-        ValueError: there is no usable one.
+        ValueError: there is no usable one, and the method cannot do without.
     """
-    if not uses_moments(algorithm.method):
-        return 3
+    moments = moments_of(algorithm.method)
+    if moments == "none":
+        return 0
     fn = get_activation(activation)
     noise_std = transform_noise_std(fn, noise_std)
     if algorithm.order is not None:
@@ -303,11 +305,11 @@ def _order(
             )
         return algorithm.order
     choice = choose_order(fn, noise_std, kind=algorithm.transform, dim=dim, num_experts=num_experts)
-    if choice.order is None:
+    if choice.order is None and moments == "required":
         raise ValueError(
             f"activation: {activation} at noise_std {noise_std:g} has no usable order: {choice.reason}"
         )
-    return choice.order
+    return choice.order or 0
 
 
 def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
@@ -351,7 +353,7 @@ def prepare(data: DataSettings, algorithm: AlgorithmSettings) -> tuple[TrialSpec
     spec = static_spec(data, algorithm)
     dtype = jnp.result_type(float)
     transforms = None
-    if uses_moments(spec.method) and spec.noise_knowledge == "known":
+    if spec.order and spec.noise_knowledge == "known":
         transforms = host_transforms(
             spec.fit_activation, data.noise_std, spec.order, spec.transform, spec.fit_num_experts
         )
@@ -388,7 +390,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         smallest = transform_noise_std(fn, 0.0)
         largest = transform_noise_std(fn, math.inf)
         noise_std = estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
-        if uses_moments(spec.method):
+        if spec.order:
             transforms = traced_transforms(fn, noise_std, spec.order, spec.transform, spec.fit_num_experts)
     config = MethodConfig(
         fn=fn,

@@ -13,8 +13,8 @@ from moejax.methods import (
     Problem,
     get_method,
     method_names,
+    moments_of,
     register_method,
-    uses_moments,
 )
 from moejax.model import InstanceScales, random_params, sample
 from moejax.polish import polish
@@ -75,16 +75,19 @@ def test_joint_em_keeps_the_best_of_its_starts_and_needs_no_moments(problem, at_
 def test_registry(monkeypatch):
     monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
     assert {"spectral", "spectral_em", "joint_em"} <= set(method_names())
-    assert uses_moments("spectral")
-    assert not uses_moments("joint_em")
+    assert [moments_of(name) for name in ("spectral", "multistart", "joint_em")] == [
+        "required",
+        "optional",
+        "none",
+    ]
     assert set(SPECTRAL_STATUS) < set(METHOD_STATUS)
 
     def mine(key, problem, config):
         raise NotImplementedError
 
-    register_method("mine", mine, uses_moments=False)
+    register_method("mine", mine, moments="none")
     assert get_method("mine") is mine
     with pytest.raises(ValueError, match=r"method: unknown name 'spectrl'; nearest: spectral"):
         get_method("spectrl")
     with pytest.raises(ValueError, match="identifier"):
-        register_method("not a name", mine, uses_moments=False)
+        register_method("not a name", mine, moments="none")
