@@ -81,7 +81,11 @@ def input_map(x: np.ndarray, weights: np.ndarray, *, centre: bool) -> InputMap:
     second = (x * share[:, None]).T @ x
     effective = 1.0 / (share @ share)
     deviation = np.abs(second - np.eye(d)) / np.sqrt(1.0 + np.eye(d))
-    if max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS / math.sqrt(effective):
+    standard = max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS / math.sqrt(effective)
+    variances = np.linalg.eigvalsh(second - np.outer(mean, mean) if centre else second)
+    if (
+        standard and variances[0] > _COLLINEAR * variances[-1]
+    ):  # few samples show collinear inputs as standard
         return InputMap(np.zeros(d), np.eye(d), 0, True)
     mean = mean if centre else np.zeros(d)
     scale = np.sqrt(share @ (x - mean) ** 2)
@@ -146,7 +150,7 @@ def fit(
         key: PRNG key of random restarts and starts.
         x: (n, d) inputs, any units; they are whitened inside.
         y: (n,) labels, in the units of g's values.
-        num_experts: k, 1 to d.
+        num_experts: k; for a method of moments, up to the rank of the inputs.
         activation: g, a registered name or a scalar JAX function.
         noise_std: sigma where it is known; None estimates it, from the labels' marginal likelihood for the moments and then
             jointly with the rest.
@@ -168,14 +172,16 @@ def fit(
 
     Raises:
         ValueError: one line that names the argument, what was expected and what was given: wrong shapes, non-finite values, a
-            constant column, k outside 1 to d, too few samples, noise_std <= 0, an unknown name, or an activation without a
-            usable order for a method of moments.
+            constant column, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an activation
+            without a usable order for a method of moments.
     """
     fn = get_activation(activation)
     get_method(method)
     x_host, y_host, weights_host = _checked_arrays(x, y, weights)
     d = x_host.shape[1]
-    _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
+    if uses_moments(method):
+        _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
+    _require(num_experts >= 1, "num_experts", "a positive number", num_experts)
     if noise_std is not None:
         good = isinstance(noise_std, int | float | np.floating) and math.isfinite(noise_std) and noise_std > 0
         _require(good, "noise_std", "a positive finite number, or None to estimate it", noise_std)
@@ -196,7 +202,7 @@ def fit(
 
     whitening = input_map(x_host, weights_host, centre=fit_intercept)
     _require(
-        num_experts <= whitening.matrix.shape[1],
+        not uses_moments(method) or num_experts <= whitening.matrix.shape[1],
         "num_experts",
         f"at most {whitening.matrix.shape[1]}, the rank of the inputs",
         num_experts,
