@@ -32,6 +32,10 @@ from moejax.spectral import SPECTRAL_STATUS, host_transforms
 NOISE_MODELS = ("shared", "per_expert")
 
 
+class NoUsableOrderError(ValueError):
+    """No tensor of the moments tells the experts of this activation at this noise."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """A fitted mixture of experts."""
@@ -322,13 +326,13 @@ def _usable_order(
     if order is None:
         choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
         if choice.order is None:
-            raise ValueError(
+            raise NoUsableOrderError(
                 f"activation: {name} has no usable order at noise_std {noise_std:.3g}: {choice.reason}; {advice}"
             )
         return choice.order, choice.reason
     reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
     if reason:
-        raise ValueError(
+        raise NoUsableOrderError(
             f"order: {name} has no usable order {order} at noise_std {noise_std:.3g}: {reason}; {advice}"
         )
     return order, "as asked"
