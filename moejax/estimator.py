@@ -151,6 +151,16 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         fn = get_activation(self.activation)
         if self.method is not None:
             get_method(self.method)
+        good = self.noise_std is None or (
+            isinstance(self.noise_std, int | float | np.number)
+            and math.isfinite(self.noise_std)
+            and self.noise_std > 0
+        )
+        if not good:
+            raise ValueError(f"noise_std: expected a positive finite number or None, got {self.noise_std!r}")
+        if self.noise not in fitting.NOISE_MODELS:
+            models = " or ".join(map(repr, fitting.NOISE_MODELS))
+            raise ValueError(f"noise: expected {models}, got {self.noise!r}")
         if self.precision not in ("float32", "float64", None):
             raise ValueError(f"precision: expected 'float32', 'float64' or None, got {self.precision!r}")
         if isinstance(self.num_experts, bool) or not isinstance(self.num_experts, int | np.integer):
@@ -311,8 +321,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         width = rank + int(intercept)
         supported = 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1)
         num_experts = min(int(self.num_experts), supported)
-        if linear and y.min() == y.max():
-            num_experts = 1  # they would all be the same
+        same = y.min() == y.max() and (intercept or y[0] == 0.0)
+        if linear and (same or rank == 0):
+            num_experts = 1  # there is nothing by which to tell more
         directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(intercept), 0))
         if num_experts < self.num_experts or directions < rank:
             of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
