@@ -1,5 +1,7 @@
 """moejax: parameter recovery for mixtures of experts, from moments to the maximum-likelihood estimate."""
 
+from typing import TYPE_CHECKING, Any
+
 from moejax import multistart  # noqa: F401 - registers the method
 from moejax.activations import activation_names, register_activation
 from moejax.fitting import FitResult, fit
@@ -9,12 +11,16 @@ from moejax.methods import register_method
 from moejax.metrics import recovery_error, register_metric
 from moejax.model import MoEParams, log_likelihood, make_params, predict, responsibilities, sample
 
+if TYPE_CHECKING:
+    from moejax.estimator import MoERegressor
+
 __version__ = "0.1.0"
 
 __all__ = [
     "FitResult",
     "LabelTransform",
     "MoEParams",
+    "MoERegressor",
     "activation_names",
     "fit",
     "label_transform",
@@ -29,3 +35,12 @@ __all__ = [
     "responsibilities",
     "sample",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimator, on first use: scikit-learn takes a second to import, and little else here needs it."""
+    if name == "MoERegressor":
+        from moejax.estimator import MoERegressor
+
+        return MoERegressor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from moejax.cache import cache_folder
+
 USER_ERROR_STATUS = 2
 
 
@@ -45,9 +47,11 @@ class Fit:
     data: Positional[Path | None] = None
     """A .csv or .parquet file with a header; every column but the target is an input."""
     target: str | None = None
-    """Column to explain."""
+    """Column to explain; with --dataset, one of its targets where it has several."""
     dataset: str | None = None
-    """A data set by name instead of a file: diabetes."""
+    """A data set by name instead of a file: airfoil, concrete, stock_portfolio or diabetes."""
+    data_dir: Path | None = None
+    """Folder that holds the data set's file; default: MOEJAX_DATA_DIR, then the cache, then a download from UCI."""
     num_experts: int = 3
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
@@ -194,15 +198,8 @@ def compilation_cache_folder() -> Path | None:
 
     None, and no cache, where MOEJAX_CACHE_DIR is set to nothing.
     """
-    chosen = os.environ.get("MOEJAX_CACHE_DIR")
-    if chosen == "":
-        return None
-    base = (
-        Path(chosen)
-        if chosen
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moejax"
-    )
-    return base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
+    base = cache_folder()
+    return None if base is None else base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
 
 
 def cpu_model() -> str:
@@ -290,6 +287,7 @@ def _run_info(command: Info) -> None:
         "processor": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "compilation_cache": str(compilation_cache_folder()),
+        "cache": str(cache_folder()),
     }
     if command.common.json:
         _print_json(info)

@@ -28,6 +28,7 @@ def fit_command(
     data: Path | None,
     target: str | None,
     dataset: str | None,
+    data_dir: Path | None,
     num_experts: int,
     activation: str,
     method: str,
@@ -50,13 +51,19 @@ def fit_command(
         raise ValueError("DATA: expected either a file and --target COLUMN, or --dataset NAME")
     if data is not None and target is None:
         raise ValueError(f"--target: expected the column of {data} to explain")
-    if dataset is not None and target is not None:
-        raise ValueError(f"--target {target!r}: goes with a file; --dataset {dataset} has its own target")
+    if data is not None and data_dir is not None:
+        raise ValueError(f"--data-dir {data_dir}: goes with --dataset NAME, not with a file")
     get_method(method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file; expected a folder")
-    table = read_table(data, target) if data is not None and target is not None else load(str(dataset))
+    table = (
+        read_table(data, target)
+        if data is not None and target is not None
+        else load(str(dataset), data_dir, target=target)
+    )
+    if table.y.ndim > 1:
+        raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
     scaling = _scaling(table, standardise)
     x, y = (
         (table.x - scaling["input_mean"]) / scaling["input_std"],

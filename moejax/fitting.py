@@ -32,6 +32,10 @@ from moejax.spectral import SPECTRAL_STATUS, host_transforms
 NOISE_MODELS = ("shared", "per_expert")
 
 
+class NoUsableOrderError(ValueError):
+    """No tensor of the moments tells the experts of this activation at this noise."""
+
+
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """A fitted mixture of experts."""
@@ -81,7 +85,11 @@ def input_map(x: np.ndarray, weights: np.ndarray, *, centre: bool) -> InputMap:
     second = (x * share[:, None]).T @ x
     effective = 1.0 / (share @ share)
     deviation = np.abs(second - np.eye(d)) / np.sqrt(1.0 + np.eye(d))
-    if max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS / math.sqrt(effective):
+    standard = max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS / math.sqrt(effective)
+    variances = np.linalg.eigvalsh(second - np.outer(mean, mean) if centre else second)
+    if (
+        standard and variances[0] > _COLLINEAR * variances[-1]
+    ):  # few samples show collinear inputs as standard
         return InputMap(np.zeros(d), np.eye(d), 0, True)
     mean = mean if centre else np.zeros(d)
     scale = np.sqrt(share @ (x - mean) ** 2)
@@ -146,7 +154,7 @@ def fit(
         key: PRNG key of random restarts and starts.
         x: (n, d) inputs, any units; they are whitened inside.
         y: (n,) labels, in the units of g's values.
-        num_experts: k, 1 to d.
+        num_experts: k; for a method of moments, up to the rank of the inputs.
         activation: g, a registered name or a scalar JAX function.
         noise_std: sigma where it is known; None estimates it, from the labels' marginal likelihood for the moments and then
             jointly with the rest.
@@ -168,14 +176,16 @@ def fit(
 
     Raises:
         ValueError: one line that names the argument, what was expected and what was given: wrong shapes, non-finite values, a
-            constant column, k outside 1 to d, too few samples, noise_std <= 0, an unknown name, or an activation without a
-            usable order for a method of moments.
+            constant column, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an activation
+            without a usable order for a method of moments.
     """
     fn = get_activation(activation)
     get_method(method)
     x_host, y_host, weights_host = _checked_arrays(x, y, weights)
     d = x_host.shape[1]
-    _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
+    if moments_of(method) == "required":
+        _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
+    _require(num_experts >= 1, "num_experts", "a positive number", num_experts)
     if noise_std is not None:
         good = isinstance(noise_std, int | float | np.floating) and math.isfinite(noise_std) and noise_std > 0
         _require(good, "noise_std", "a positive finite number, or None to estimate it", noise_std)
@@ -196,7 +206,7 @@ def fit(
 
     whitening = input_map(x_host, weights_host, centre=fit_intercept)
     _require(
-        num_experts <= whitening.matrix.shape[1],
+        moments_of(method) != "required" or num_experts <= whitening.matrix.shape[1],
         "num_experts",
         f"at most {whitening.matrix.shape[1]}, the rank of the inputs",
         num_experts,
@@ -316,13 +326,13 @@ def _usable_order(
     if order is None:
         choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
         if choice.order is None:
-            raise ValueError(
+            raise NoUsableOrderError(
                 f"activation: {name} has no usable order at noise_std {noise_std:.3g}: {choice.reason}; {advice}"
             )
         return choice.order, choice.reason
     reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
     if reason:
-        raise ValueError(
+        raise NoUsableOrderError(
             f"order: {name} has no usable order {order} at noise_std {noise_std:.3g}: {reason}; {advice}"
         )
     return order, "as asked"

@@ -223,19 +223,27 @@ def finish(
 def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """The baseline: joint EM from random starts (unit-sphere experts, zero gates), the best of `num_starts` kept.
 
+    Where there are more experts than inputs, they start from a normal distribution instead, with normal biases.
+
     `max_iterations` EM steps each, no polish. The noise starts at the labels' standard deviation and is estimated along
     the way; where it is known, it is restored for the second half of the steps.
     """
-    shape = (config.num_starts or 1, config.num_experts, problem.x.shape[1])
-    experts = unit_rows(standard_normal(key, shape, problem.x.dtype))
+    dim = problem.x.shape[1]
+    # on a sphere of few dimensions random experts coincide, and EM keeps equal experts equal
+    crowded = config.num_experts > dim
+    shape = (config.num_starts or 1, config.num_experts, dim + int(crowded))
+    draws = standard_normal(key, shape, problem.x.dtype)
+    experts = draws[..., :dim] if crowded else unit_rows(draws)
+    biases = draws[..., -1] if crowded and config.fit_intercept else jnp.zeros_like(draws[..., 0])
     total = problem.weights.sum()
     mean = problem.y @ problem.weights / total
     spread = jnp.sqrt((problem.y - mean) ** 2 @ problem.weights / total)
     common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
 
-    def run(experts: jax.Array):
+    def run(start: tuple[jax.Array, jax.Array]):
         data = (problem.x, problem.y, problem.weights)
-        start = zero_gates(experts, spread)
+        experts, biases = start
+        start = zero_gates(experts, spread)._replace(expert_bias=biases)
         if config.noise != "known":
             return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
 
@@ -250,7 +258,7 @@ def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> M
         last = jax.tree.map(lambda leaf: leaf[-1], runs)
         return last._replace(history=runs.history.reshape(-1), num_steps=runs.num_steps.sum())
 
-    runs = jax.lax.map(run, experts)
+    runs = jax.lax.map(run, (experts, biases))
     best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
     kept = jax.tree.map(lambda leaf: leaf[best], runs)
     return finish(kept.params, kept.history, kept.num_steps, kept.converged, problem, None)

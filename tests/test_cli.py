@@ -59,6 +59,25 @@ def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_fit_of_one_target_of_a_data_set_in_a_folder(capsys, tmp_path):
+    from test_datasets import STOCK, stock_file
+
+    from moejax.datasets import STOCK_PERIODS, STOCK_TARGETS
+
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.ones(6), size=100)
+    cells = np.concatenate([weights, weights @ rng.normal(size=(6, 6)), rng.uniform(size=(100, 6))], axis=1)
+    (tmp_path / STOCK).write_bytes(stock_file(dict.fromkeys(STOCK_PERIODS, cells)))
+    where = ["fit", "--dataset", "stock_portfolio", "--data-dir", str(tmp_path)]
+    assert STOCK_TARGETS[3] in refused(capsys, *where)
+    options = ["--target", "total_risk", "--num-experts", "1", "--method", "joint_em", "--json"]
+    document = json.loads(run(capsys, *where, *options))
+    assert document["settings"]["target"] == "total_risk"
+    assert document["diagnostics"]["collinear_directions_dropped"] == 1
+    assert document["r_squared"] > 0.999999  # the target is linear in the inputs
+
+
+@pytest.mark.slow
 def test_fit_of_a_file_as_json(capsys, tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 2))
@@ -125,6 +144,9 @@ def test_info_names_the_cache(capsys, monkeypatch, tmp_path):
         (["fit", "data.csv"], ["--target"]),
         (["fit", "missing.csv", "--target", "y"], ["missing.csv"]),
         (["fit", "--dataset", "iris"], ["iris", "diabetes"]),
+        (["fit", "--dataset", "diabetes", "--target", "bmi"], ["target", "'bmi'", "disease progression"]),
+        (["fit", "--dataset", "concrete", "--data-dir", "nowhere"], ["data_dir", "'nowhere'"]),
+        (["fit", "data.csv", "--target", "y", "--data-dir", "."], ["--data-dir", "--dataset"]),
         (["fit", "--dataset", "diabetes", "--activation", "sigmod"], ["sigmod", "nearest: sigmoid"]),
         (["fit", "--dataset", "diabetes", "--num-experts", "40"], ["num_experts", "40"]),
         (["fit", "--dataset", "diabetes", "--method", "magic"], ["method", "magic"]),
