@@ -1,27 +1,33 @@
 r"""Residual passes: the moment estimate made consistent where the gates are not orthogonal to the experts.
 
-Where they are not, E[l(y) S_m(x)] is not sum_i E[P_i] a_i^{(x) m}, and no sample size removes the difference. A pass takes the gates P_i
-that gating EM finds with the experts a_i of the pass before, and decomposes
+Where they are not, E[l(y) S_m(x)] is not sum_i E[P_i] a_i^{(x) m}, and no sample size removes the difference. A pass takes the gates
+P_i that gating EM finds with the experts a_i of the pass before, and decomposes
 
     T_m = sum_i p_i a_i^{(x) m} + mean[ (l(y) - sum_i P_i(x) h_i(a_i . x)) S_m(x) ],   h_i(z) = E[l(Y) | a_i . x = z],
 
-p_i the mean of P_i: the moments that are known by then are replaced by what they should be, and only what the labels say beyond is
-measured. With the true experts and gates the mean is that of a quantity whose conditional expectation given x is zero, so
-the truth is a fixed point whatever the gates, the distribution of the inputs, and the S_m used; and with most of the labels' variance
-taken away, the moments are less noisy also where the plain ones are consistent.
+p_i the mean of P_i: what the moments would be if these experts were true is replaced by what it should be, and only what the labels
+say beyond is measured. With the true experts and gates the mean is that of a quantity whose expectation given x is zero, so the truth
+is a fixed point whatever the gates, the distribution of the inputs, and the S_m used; and with much of the labels' variance taken
+away, the moments are less noisy also where the plain ones are consistent.
+
+To first order a pass multiplies the error e_i of an expert by how far E[P_i h'(a_i . x) (e_i . x) S_m] is from p_i sym(a_i^{(x) m-1} e_i), which
+it is where gates are orthogonal. By Cauchy and Schwarz that distance is bounded by the gates' variation times the root of a
+second moment of l weighted as tau_m is: the "weighted" transforms, which have the least, contract best. The other kinds did for a
+linear g, but for relu their passes move away again from the third on (benchmarks/residual_passes.py kinds).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from moejax.activations import ScalarFunction, apply_activation
+from moejax.activations import ScalarFunction, activation_facts, apply_activation
 from moejax.em import RIDGE, NoiseModel, gating_em
 from moejax.gaussian import HALF_WIDTH, gaussian_grid
 from moejax.label_transforms import LabelTransform
+from moejax.metrics import match_experts
 from moejax.model import MoEParams, gate_logits
 from moejax.score_tensors import LogDensity
 from moejax.spectral import (
@@ -127,3 +133,137 @@ def residual_labels(
         )
         labels = jax.lax.map(of_chunk, chunks).transpose(1, 0, 2).reshape(len(used), -1)[:, :n]
     return SpectralLabels(labels[0], labels[1], labels[2] if len(used) == 3 else None)
+
+
+class ResidualEstimate(NamedTuple):
+    """Where residual passes ended."""
+
+    params: MoEParams
+    """Unit-norm experts of the pass kept, the gates that gating EM fits to them, and the noise of that fit."""
+    mixing_weights: jax.Array
+    """(k,) weighted mean of the gates over the sample."""
+    history: jax.Array
+    """((num_passes + 1) * GATING_STEPS,) log-likelihood in nats at the passes of gating EM; NaN where one had converged."""
+    num_steps: jax.Array
+    """() int32 passes of gating EM over the data."""
+    converged: jax.Array
+    """() bool: gating EM with the kept experts converged."""
+    log_likelihoods: jax.Array
+    """(num_passes + 1,) after gating EM with the experts of each pass, the plain ones first."""
+    experts: jax.Array
+    """(num_passes + 1, k, d) of each pass."""
+    best_pass: jax.Array
+    """() int32: which was kept, the one of highest likelihood."""
+    spectral: SpectralEstimate
+    """Of the pass kept."""
+
+
+def residual_estimate(
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    transforms: SpectralTransforms,
+    weights: jax.Array,
+    noise_std: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_experts: int,
+    order: int,
+    num_passes: int = 3,
+    noise: NoiseModel = "shared",
+    fit_intercept: bool = False,
+    ridge: float = RIDGE,
+    num_restarts: int = 16,
+    num_polar_iterations: int = 8,
+    chunk_size: int | None = None,
+    log_density: LogDensity | None = None,
+) -> ResidualEstimate:
+    """Experts from moments, then `num_passes` times: gates by EM with the experts fixed, and the experts from residual moments.
+
+    Of all passes the one whose experts and gates have the highest likelihood is kept, so that passes that do not contract do no harm.
+
+    Args:
+        key: of the restarts of the tensor power method.
+        x: (n, d) inputs.
+        y: (n,) labels.
+        transforms: of orders 2 and `order`, and 1 where signs need it; best of kind "weighted" (see the module).
+        weights: (n,) sample weights.
+        noise_std: () sigma, known or estimated beforehand, of the h_i; EM starts from it.
+        fn: g.
+        num_experts: k.
+        order: 3 or 4.
+        num_passes: 2 or 3 do unless the gates are steep; 0 is the plain estimate with gates fitted to it.
+        noise: of gating EM. "shared" also where sigma is known: the error of inexact experts adds to it, and with the noise held
+            ("known") the first gates are overconfident. "per_expert" gives each expert its own, in EM and then in its h_i.
+        fit_intercept: whether the gates have biases; the experts have none.
+        ridge: on the gates.
+        num_restarts, num_polar_iterations: of `tensor_power_method`.
+        chunk_size: samples that the moments take at once; None takes all.
+        log_density: of inputs that are not standard normal, as in `spectral_estimate`.
+    """
+    k, d = num_experts, x.shape[1]
+    even = activation_facts(fn).parity == "even"
+    known_noise = jnp.full(k, noise_std, x.dtype)
+
+    def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
+        key, scale = step
+        # one noise for all is known beforehand better than EM knows it while the experts are inexact; one for each is not
+        expected = params if noise == "per_expert" else params._replace(noise_std=known_noise)
+        labels = residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size)
+        estimate = estimate_from_labels(
+            key,
+            x,
+            labels,
+            weights,
+            TensorPart(params.experts, scale * mean_gates(params, x, weights)),
+            num_experts=k,
+            order=order,
+            num_restarts=num_restarts,
+            num_polar_iterations=num_polar_iterations,
+            chunk_size=chunk_size,
+            log_density=log_density,
+        )
+        # a decomposition finds the experts in any order; the gates to start from are those of the nearest before
+        same_order = match_experts(params.experts, estimate.experts, even)
+        estimate = estimate._replace(
+            experts=estimate.experts[same_order], mixing_weights=estimate.mixing_weights[same_order]
+        )
+        gates = gating_em(
+            params._replace(experts=estimate.experts),
+            x,
+            y,
+            weights,
+            fn=fn,
+            num_steps=GATING_STEPS,
+            fit_intercept=fit_intercept,
+            noise=noise,
+            ridge=ridge,
+            tolerance=GATING_TOLERANCE,
+        )
+        return gates.params, (estimate, gates)
+
+    zeros = jnp.zeros(k, x.dtype)
+    # nothing is taken away in the first pass; any distinct experts do to match with
+    start = MoEParams(jnp.eye(k, d, dtype=x.dtype), jnp.zeros((k, d), x.dtype), known_noise, zeros, zeros)
+    scales = jnp.ones(num_passes + 1, x.dtype).at[0].set(0.0)
+    _, (estimates, runs) = jax.lax.scan(advance, start, (jax.random.split(key, num_passes + 1), scales))
+    finite = jnp.isfinite(runs.log_likelihood)
+    best = jnp.argmax(jnp.where(finite, runs.log_likelihood, -jnp.inf)).astype(jnp.int32)
+    estimate, run = jax.tree.map(lambda leaf: leaf[best], (estimates, runs))
+    return ResidualEstimate(
+        params=run.params,
+        mixing_weights=mean_gates(run.params, x, weights),
+        history=runs.history.reshape(-1),
+        num_steps=runs.num_steps.sum().astype(jnp.int32),
+        converged=run.converged,
+        log_likelihoods=runs.log_likelihood,
+        experts=estimates.experts,
+        best_pass=best,
+        spectral=estimate,
+    )
+
+
+def mean_gates(params: MoEParams, x: jax.Array, weights: jax.Array) -> jax.Array:
+    """(k,): the weighted mean over the sample of P_i(x)."""
+    gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
+    return jnp.where(weights > 0, gates, 0) @ weights / weights.sum()

@@ -30,9 +30,10 @@ _BLOCK_NUMBERS = 2**20
 
 
 class AffineLogDensity:
-    """log p of z = (x - mean) @ matrix, up to a constant, from log p of x; equal to another of equal parts, so that programs are reused.
+    """log p of z = (x - mean) @ matrix, up to a constant, from log p of x.
 
-    A static argument of a program is compared and hashed; a closure over arrays would be a new one, to compile anew, each time.
+    Two of equal parts are equal: as a static argument it is compared and hashed, where each closure over arrays would be a new
+    one, and compile its program anew.
     """
 
     def __init__(self, log_density: LogDensity, mean: np.ndarray, matrix: np.ndarray):
@@ -147,9 +148,7 @@ def score_first_moment(
     chunk_size: int | None = None,
 ) -> jax.Array:
     """mean[l S_1(x)] = -mean[l grad log p(x)], (d,). Arguments as in `score_second_moment`."""
-    return _score_moment(
-        x, labels, None, weights, order=1, log_density=log_density, chunk_size=chunk_size
-    )
+    return _score_moment(x, labels, None, weights, order=1, log_density=log_density, chunk_size=chunk_size)
 
 
 def score_second_moment(
@@ -173,9 +172,7 @@ def score_second_moment(
         The moment. It estimates E[grad^2 E[l | x]] where p and its derivatives vanish at the ends of the support: for a uniform
         density they do not, and the score tensors say nothing.
     """
-    moment = _score_moment(
-        x, labels, None, weights, order=2, log_density=log_density, chunk_size=chunk_size
-    )
+    moment = _score_moment(x, labels, None, weights, order=2, log_density=log_density, chunk_size=chunk_size)
     return 0.5 * (moment + moment.T)
 
 
