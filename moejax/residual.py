@@ -1,19 +1,20 @@
 r"""Residual passes: the moment estimate made consistent where the gates are not orthogonal to the experts.
 
-Where they are not, E[l(y) S_m(x)] is not sum_i E[P_i] a_i^{(x) m}, and no sample size removes the difference. A pass takes the gates
-P_i that gating EM finds with the experts a_i of the pass before, and decomposes
+Where they are not, E[l(y) S_m(x)] is not sum_i E[P_i] a_i^{(x) m}, and no sample size removes the difference. A pass takes the
+gates P_i that gating EM finds with the experts a_i of the pass before, and decomposes
 
     T_m = sum_i p_i a_i^{(x) m} + mean[ (l(y) - sum_i P_i(x) h_i(a_i . x)) S_m(x) ],   h_i(z) = E[l(Y) | a_i . x = z],
 
-p_i the mean of P_i: what the moments would be if these experts were true is replaced by what it should be, and only what the labels
-say beyond is measured. With the true experts and gates the mean is that of a quantity whose expectation given x is zero, so the truth
-is a fixed point whatever the gates, the distribution of the inputs, and the S_m used; and with much of the labels' variance taken
-away, the moments are less noisy also where the plain ones are consistent.
+p_i the mean of P_i: what the moments would be if these experts were true is replaced by what it should be, and only what the
+labels say beyond is measured. With the true experts and gates the mean is that of a quantity whose expectation given x is zero, so
+the truth is a fixed point whatever the gates, the distribution of the inputs, and the S_m used; and with much of the labels'
+variance taken away, the moments are less noisy also where the plain ones are consistent.
 
-To first order a pass multiplies the error e_i of an expert by how far E[P_i h'(a_i . x) (e_i . x) S_m] is from p_i sym(a_i^{(x) m-1} e_i), which
-it is where gates are orthogonal. By Cauchy and Schwarz that distance is bounded by the gates' variation times the root of a
-second moment of l weighted as tau_m is: the "weighted" transforms, which have the least, contract best. The other kinds did for a
-linear g, but for relu their passes move away again from the third on (benchmarks/residual_passes.py kinds).
+To first order a pass multiplies the error e_i of an expert by the distance of E[P_i h'(a_i . x) (e_i . x) S_m] from
+p_i sym(a_i^{(x) m-1} (x) e_i), which is zero where gates are orthogonal. By Cauchy and Schwarz it is bounded by the gates'
+variation times the root of a second moment of l weighted as tau_m is: the "weighted" transforms, which have the least, contract
+best. The other kinds did for a linear g, but for relu their passes moved away again from the fourth on (`kinds` in
+benchmarks/residual_passes.py).
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def residual_estimate(
 ) -> ResidualEstimate:
     """Experts from moments, then `num_passes` times: gates by EM with the experts fixed, and the experts from residual moments.
 
-    Of all passes the one whose experts and gates have the highest likelihood is kept, so that passes that do not contract do no harm.
+    Of all passes the one whose experts and gates have the highest likelihood is kept: passes that do not contract do no harm.
 
     Args:
         key: of the restarts of the tensor power method.

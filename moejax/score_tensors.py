@@ -84,27 +84,27 @@ def score_tensor_sum(
         gradient = jax.vmap(jax.grad(log_density))(x + step[None])
         return gradient if directions is None else gradient @ directions
 
-    def scores(u: jax.Array, order: int) -> jax.Array:
-        """(n, k, .., k): S_order of each sample at x_j + W u."""
-        if order == 0:
-            return jnp.ones_like(labels)
+    def scores(u: jax.Array, order: int) -> tuple[jax.Array, jax.Array]:
+        """S_order of each sample at x_j + W u, (n, k, .., k), and the slopes there."""
         if order == 1:
-            return -slopes(u)
-        lower = scores(u, order - 1)
-        derivative = jax.jacfwd(lambda v: scores(v, order - 1))(u)
-        return -derivative - lower[..., None] * slopes(u).reshape(-1, *(1,) * (order - 1), size)
+            slope = slopes(u)
+            return -slope, slope
 
-    def weighted_scores(u: jax.Array) -> jax.Array:
-        return jnp.tensordot(labels, scores(u, order - 1), 1)
+        def lower_scores(u: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            lower, slope = scores(u, order - 1)
+            return lower, (lower, slope)
 
-    lower = scores(origin, order - 1)
-    products = jnp.tensordot(lower, labels[:, None] * slopes(origin), ((0,), (0,)))
+        derivative, (lower, slope) = jax.jacfwd(lower_scores, has_aux=True)(u)
+        return -derivative - lower[..., None] * slope.reshape(-1, *(1,) * (order - 1), size), slope
+
+    def weighted_scores(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """sum_j l_j S_{m-1}(x_j), and sum_j l_j S_{m-1}(x_j) (x) slope."""
+        lower, slope = scores(u, order - 1)
+        return jnp.tensordot(labels, lower, 1), jnp.tensordot(lower, labels[:, None] * slope, ((0,), (0,)))
+
     if order == 1:
-        return -products
-
-    def derivative(direction: jax.Array) -> jax.Array:
-        return jax.jvp(weighted_scores, (origin,), (direction,))[1]
-
+        return -labels @ slopes(origin)
+    _, derivative, products = jax.linearize(weighted_scores, origin, has_aux=True)
     derivatives = jax.lax.map(derivative, jnp.eye(size, dtype=x.dtype))
     return -jnp.moveaxis(derivatives, 0, -1) - products
 
