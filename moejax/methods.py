@@ -19,6 +19,8 @@ from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
 from moejax.gaussian import standard_normal
 from moejax.model import MoEParams, gate_logits, unit_rows
 from moejax.polish import polish
+from moejax.residual import residual_estimate
+from moejax.score_tensors import LogDensity
 from moejax.spectral import (
     NOT_FINITE,
     OK,
@@ -69,6 +71,10 @@ class MethodConfig:
     ridge: float = RIDGE
     chunk_size: int | None = None
     """Samples that the moments take at once; None takes all."""
+    num_residual_passes: int | None = None
+    """Residual passes after the moments; None: 3 for "spectral_residual", 0 for the other methods."""
+    log_density: LogDensity | None = None
+    """x (d,) -> log p(x) of inputs that are not standard normal; their moments are then a start, not an estimate."""
 
 
 class MethodResult(NamedTuple):
@@ -153,8 +159,10 @@ def mean_gates(params: MoEParams, problem: Problem) -> jax.Array:
 
 
 def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
-    """Moments only: unit-norm experts and mixing weights; the gates stay zero."""
+    """Moments only: unit-norm experts and mixing weights; the gates stay zero. With residual passes, as `spectral_residual`."""
     assert problem.transforms is not None, "a method of moments is given label transforms"
+    if config.num_residual_passes:
+        return spectral_residual(key, problem, config)
     estimate = spectral_estimate(
         key,
         problem.x,
@@ -166,11 +174,47 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         num_restarts=config.num_restarts,
         num_polar_iterations=config.num_polar_iterations,
         chunk_size=config.chunk_size,
+        log_density=config.log_density,
     )
     params = zero_gates(estimate.experts, problem.noise_std)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
     return MethodResult(params, mixing_weights, history, jnp.asarray(0, jnp.int32), estimate.status, estimate)
+
+
+def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
+    """Moments and residual passes, no polish: unit-norm experts, the gates that EM fits to them, and mixing weights.
+
+    EM estimates the noise even where it is known, because the error of inexact experts adds to it; a known one is restored after.
+    """
+    assert problem.transforms is not None, "a method of moments is given label transforms"
+    passes = 3 if config.num_residual_passes is None else config.num_residual_passes
+    run = residual_estimate(
+        key,
+        problem.x,
+        problem.y,
+        problem.transforms,
+        problem.weights,
+        problem.noise_std,
+        fn=config.fn,
+        num_experts=config.num_experts,
+        order=config.order,
+        num_passes=passes,
+        noise="shared" if config.noise == "known" else config.noise,
+        fit_intercept=config.fit_intercept,
+        ridge=config.ridge,
+        num_restarts=config.num_restarts,
+        num_polar_iterations=config.num_polar_iterations,
+        chunk_size=config.chunk_size,
+        log_density=config.log_density,
+    )
+    params = run.params
+    if config.noise == "known":
+        params = params._replace(noise_std=jnp.full_like(params.noise_std, problem.noise_std))
+    status = jnp.where((run.spectral.status == OK) & ~run.converged, NOT_CONVERGED, run.spectral.status)
+    return MethodResult(
+        params, run.mixing_weights, run.history, run.num_steps, status.astype(jnp.int32), run.spectral
+    )
 
 
 GATING_STEPS = 20
@@ -265,5 +309,6 @@ def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> M
 
 
 register_method("spectral", spectral, moments="required")
+register_method("spectral_residual", spectral_residual, moments="required")
 register_method("spectral_em", spectral_em, moments="required")
 register_method("joint_em", joint_em_random, moments="none")

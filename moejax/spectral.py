@@ -17,6 +17,12 @@ from moejax.label_transforms import (
 )
 from moejax.model import unit_rows
 from moejax.moments import first_moment, second_moment, whitened_moment
+from moejax.score_tensors import (
+    LogDensity,
+    score_first_moment,
+    score_second_moment,
+    score_whitened_moment,
+)
 from moejax.tensor_power import NOT_CONVERGED, TensorDecomposition, tensor_power_method
 
 OK, RANK_DEFICIENT, TENSOR_NOT_CONVERGED, TENSOR_NOT_POSITIVE, NOT_FINITE = range(5)
@@ -83,6 +89,40 @@ class SpectralEstimate(NamedTuple):
     """() int32, a key of SPECTRAL_STATUS."""
 
 
+class SpectralLabels(NamedTuple):
+    """Labels after their transforms, one for each moment of a spectral estimate; residual passes take a part of them away."""
+
+    second: jax.Array
+    """(n,) for T2."""
+    high: jax.Array
+    """(n,) for T3 or T4."""
+    first: jax.Array | None
+    """(n,) for the signs; None where they need no moment."""
+
+
+class TensorPart(NamedTuple):
+    """sum_i p_i a_i^{(x) m}: what is added to the m-th moment of residual labels, m = 1 to 4."""
+
+    experts: jax.Array
+    """(k, d) a_i."""
+    mixing_weights: jax.Array
+    """(k,) p_i."""
+
+    def contracted(self, directions: jax.Array | None, order: int) -> jax.Array:
+        """sum_i p_i (V'a_i)^{(x) m}, (r,) * m, for directions V (d, r); None for the identity."""
+        rows = self.experts if directions is None else self.experts @ directions
+        power = self.mixing_weights[:, None] * rows
+        for _ in range(order - 1):
+            power = power[..., None] * rows.reshape(rows.shape[0], *(1,) * (power.ndim - 1), rows.shape[1])
+        return power.sum(axis=0)
+
+
+def transformed_labels(transforms: SpectralTransforms, y: jax.Array) -> SpectralLabels:
+    """The label transforms applied to y (n,)."""
+    first = None if transforms.first is None else transforms.first(y)
+    return SpectralLabels(transforms.second(y), transforms.high(y), first)
+
+
 def spectral_estimate(
     key: jax.Array,
     x: jax.Array,
@@ -96,12 +136,13 @@ def spectral_estimate(
     num_iterations: int = 30,
     num_polar_iterations: int = 8,
     chunk_size: int | None = None,
+    log_density: LogDensity | None = None,
 ) -> SpectralEstimate:
     """Unit-norm experts from the label-score moments of (x, y).
 
     Args:
         key: PRNG key of the restarts of the tensor power method.
-        x: (n, d) inputs, standard normal (whiten others first).
+        x: (n, d) inputs, standard normal (whiten others first, or give their density).
         y: (n,) labels.
         transforms: of the activation and noise, of orders 2 and `order`.
         weights: (n,) sample weights; None for ones.
@@ -109,19 +150,66 @@ def spectral_estimate(
         order: m, 3 or 4.
         num_restarts, num_iterations, num_polar_iterations: of `tensor_power_method`.
         chunk_size: stream the moments over chunks of that many samples.
+        log_density: x (d,) -> log p(x), up to a constant, of inputs that are not standard normal; their score tensors are found
+            by differentiating it. The label transforms stay those of a standard normal a_i . x: where it is not, the
+            constants c_r differ between experts and need not vanish, and the experts are a start, not an estimate.
 
     Returns:
         SpectralEstimate. Where T2 has non-positive eigenvalues among its top k, their absolute values whiten and the
         status says so: the experts are then a start, not an estimate.
     """
-    moment = second_moment(x, transforms.second(y), weights, chunk_size=chunk_size)
+    return estimate_from_labels(
+        key,
+        x,
+        transformed_labels(transforms, y),
+        weights,
+        num_experts=num_experts,
+        order=order,
+        num_restarts=num_restarts,
+        num_iterations=num_iterations,
+        num_polar_iterations=num_polar_iterations,
+        chunk_size=chunk_size,
+        log_density=log_density,
+    )
+
+
+def estimate_from_labels(
+    key: jax.Array,
+    x: jax.Array,
+    labels: SpectralLabels,
+    weights: jax.Array | None = None,
+    added: TensorPart | None = None,
+    *,
+    num_experts: int,
+    order: int,
+    num_restarts: int = 16,
+    num_iterations: int = 30,
+    num_polar_iterations: int = 8,
+    chunk_size: int | None = None,
+    log_density: LogDensity | None = None,
+) -> SpectralEstimate:
+    """`spectral_estimate` from labels already transformed, of moments to which a part is added (None for none)."""
+    streaming = {"chunk_size": chunk_size}
+    if log_density is None:
+        moment = second_moment(x, labels.second, weights, **streaming)
+    else:
+        moment = score_second_moment(x, labels.second, weights, log_density=log_density, **streaming)
+    if added is not None:
+        moment = moment + added.contracted(None, 2)
     finite = jnp.isfinite(moment).all()
     eigenvalues, eigenvectors = jnp.linalg.eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
     top_values, basis = eigenvalues[::-1][:num_experts], eigenvectors[:, ::-1][:, :num_experts]
     floor = 1e-3 * jnp.maximum(jnp.abs(eigenvalues).max(), jnp.finfo(x.dtype).tiny)
     scales = jnp.sqrt(jnp.maximum(jnp.abs(top_values), floor))
     whitening = basis / scales[None]
-    tensor = whitened_moment(x, transforms.high(y), whitening, weights, order=order, chunk_size=chunk_size)
+    if log_density is None:
+        tensor = whitened_moment(x, labels.high, whitening, weights, order=order, **streaming)
+    else:
+        tensor = score_whitened_moment(
+            x, labels.high, whitening, weights, order=order, log_density=log_density, **streaming
+        )
+    if added is not None:
+        tensor = tensor + added.contracted(whitening, order)
     finite = finite & jnp.isfinite(tensor).all()
     decomposition = tensor_power_method(
         key,
@@ -132,9 +220,14 @@ def spectral_estimate(
     )
     unwhitened = decomposition.eigenvectors @ (basis * scales[None]).T  # sqrt(E[P_i]) a_i
     experts = unit_rows(unwhitened)
-    if transforms.first is not None:
-        # E[l1(y) x] = sum_i E[P_i] a_i: in the dual basis its coordinates are the mixing weights, which are positive
-        first = first_moment(x, transforms.first(y), weights)
+    if labels.first is not None:
+        # E[l1(y) S_1(x)] = sum_i E[P_i] a_i: in the dual basis its coordinates are the mixing weights, which are positive
+        if log_density is None:
+            first = first_moment(x, labels.first, weights)
+        else:
+            first = score_first_moment(x, labels.first, weights, log_density=log_density, **streaming)
+        if added is not None:
+            first = first + added.contracted(None, 1)
         sign = jnp.sign(decomposition.eigenvectors @ (whitening.T @ first))
         experts = experts * jnp.where(sign == 0, 1.0, sign)[:, None]
     values = decomposition.eigenvalues

@@ -9,6 +9,7 @@ import pytest
 
 from moejax import recovery_error
 from moejax.activations import get_activation
+from moejax.inputs import get_log_density, normal
 from moejax.label_transforms import predicted_mse
 from moejax.metrics import match_experts
 from moejax.model import InstanceScales, random_params, sample
@@ -26,10 +27,18 @@ from moejax.spectral import (
 D, K, N, NOISE = 5, 2, 20_000, 0.1
 
 
-@functools.partial(jax.jit, static_argnames=("order", "chunk_size"))
-def estimate(key, x, y, transforms, weights, order=3, chunk_size=None):
+@functools.partial(jax.jit, static_argnames=("order", "chunk_size", "log_density"))
+def estimate(key, x, y, transforms, weights, order=3, chunk_size=None, log_density=None):
     return spectral_estimate(
-        key, x, y, transforms, weights, num_experts=K, order=order, chunk_size=chunk_size
+        key,
+        x,
+        y,
+        transforms,
+        weights,
+        num_experts=K,
+        order=order,
+        chunk_size=chunk_size,
+        log_density=log_density,
     )
 
 
@@ -132,6 +141,26 @@ def test_chunks_and_padding(baseline):
         jnp.concatenate([weights, jnp.zeros(96)]),
     )
     same(baseline, estimate(KEY, padded_x, padded_y, transforms, padded_weights))
+
+
+def test_score_tensors_of_the_normal_density_change_nothing(baseline):
+    _, x, y, weights = drawn("relu")
+    log_density = get_log_density("standard_normal")
+    same(baseline, estimate(KEY, x, y, transforms_of("relu"), weights, log_density=log_density))
+
+
+def test_inputs_of_a_known_normal_density_need_not_be_whitened():
+    """x = R z + mu, y from z: a_z . z = (R^-T a_z) . (x - mu), and the score tensors of x find those directions."""
+    params, z, y, weights = drawn("relu")
+    rng = np.random.default_rng(5)
+    root, mean = jnp.asarray(np.eye(D) + 0.3 * rng.normal(size=(D, D))), jnp.asarray(rng.normal(size=D))
+    x = z @ root.T + mean[None]
+    log_density = normal(mean, root @ root.T).log_density
+    found = estimate(KEY, x, y, transforms_of("relu"), weights, log_density=log_density)
+    experts = jnp.linalg.solve(root.T, params.experts.T).T
+    assert float(recovery_error(experts, found.experts)) < 0.02
+    # without the density the inputs are taken for standard normal, and are not
+    assert float(recovery_error(experts, estimate(KEY, x, y, transforms_of("relu"), weights).experts)) > 0.05
 
 
 def test_restarts_do_not_matter_on_good_data(baseline):
