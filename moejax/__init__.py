@@ -1,5 +1,6 @@
 """moejax: parameter recovery for mixtures of experts, from moments to the maximum-likelihood estimate."""
 
+from moejax import baselines as _baselines  # noqa: F401 - registers them
 from moejax.activations import activation_names, register_activation
 from moejax.fitting import FitResult, fit
 from moejax.inputs import register_input_distribution

@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from moejax.activations import ScalarFunction
 from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
-from moejax.gaussian import standard_normal
-from moejax.model import MoEParams, gate_logits, unit_rows
+from moejax.model import MoEParams, gate_logits
 from moejax.polish import polish
 from moejax.spectral import (
     NOT_FINITE,
@@ -28,6 +27,8 @@ from moejax.spectral import (
     spectral_estimate,
 )
 
+Start = Literal["random", "kmeans"]
+STARTS: tuple[Start, ...] = get_args(Start)
 NOT_CONVERGED = len(SPECTRAL_STATUS)
 METHOD_STATUS = SPECTRAL_STATUS | {
     NOT_CONVERGED: "the iterations ended with their budget before they converged"
@@ -68,6 +69,10 @@ class MethodConfig:
     ridge: float = RIDGE
     chunk_size: int | None = None
     """Samples that the moments take at once; None takes all."""
+    start: Start = "random"
+    """Where joint_em starts."""
+    record_path: bool = False
+    """Whether `MethodResult.path` is kept."""
 
 
 class MethodResult(NamedTuple):
@@ -79,31 +84,34 @@ class MethodResult(NamedTuple):
     history: jax.Array
     """(h,) log-likelihood in nats at every pass over the data, stage after stage; NaN where a stage had converged."""
     num_iterations: jax.Array
-    """() int32 passes made."""
+    """() int32 passes over the data made, those of pilots, moments and every start included."""
     status: jax.Array
     """() int32, a key of METHOD_STATUS; 0 is ok."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics, where the method uses moments."""
+    path: MoEParams | None = None
+    """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is; None unless `record_path` asks for it."""
 
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
-_REGISTRY: dict[str, tuple[Method, bool]] = {}
+_REGISTRY: dict[str, tuple[Method, bool, int | None]] = {}
 
 
-def register_method(name: str, method: Method, *, uses_moments: bool) -> Method:
+def register_method(name: str, method: Method, *, uses_moments: bool, order: int | None = None) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
     Args:
         name: an identifier.
         method: (key, problem, config) -> MethodResult, traceable by JAX.
         uses_moments: whether `problem.transforms` must be there, so that an activation without a usable order is refused.
+        order: of the moments, where the method takes no other; None leaves it to the user or to the predicted error.
 
     Raises:
         ValueError: the name is no identifier, or `method` is not callable.
     """
     if not isinstance(name, str) or not name.isidentifier() or not callable(method):
         raise ValueError(f"method: expected an identifier and a function, got {name!r} and {method!r}")
-    _REGISTRY[name] = (method, uses_moments)
+    _REGISTRY[name] = (method, uses_moments, order)
     return method
 
 
@@ -126,7 +134,12 @@ def uses_moments(name: str) -> bool:
     return _lookup(name)[1]
 
 
-def _lookup(name: str) -> tuple[Method, bool]:
+def required_order(name: str) -> int | None:
+    """The one order of moments that the method takes, where there is one."""
+    return _lookup(name)[2]
+
+
+def _lookup(name: str) -> tuple[Method, bool, int | None]:
     if name in _REGISTRY:
         return _REGISTRY[name]
     near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
@@ -134,7 +147,8 @@ def _lookup(name: str) -> tuple[Method, bool]:
     raise ValueError(f"method: unknown name {name!r}; {nearest}registered: {', '.join(_REGISTRY)}")
 
 
-def _zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
+def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
+    """Experts (k, d) with one noise level (), zero gates and no biases."""
     zeros = jnp.zeros(experts.shape[0], experts.dtype)
     return MoEParams(experts, jnp.zeros_like(experts), jnp.full_like(zeros, noise_std), zeros, zeros)
 
@@ -143,6 +157,10 @@ def _mean_gates(params: MoEParams, problem: Problem) -> jax.Array:
     """(k,): the weighted mean over the sample of P_i(x)."""
     probabilities = jax.nn.softmax(gate_logits(params, problem.x).T, axis=0)
     return probabilities @ problem.weights / problem.weights.sum()
+
+
+MOMENT_PASSES = 2
+"""Over the data: the second moment, then the tensor that it whitens."""
 
 
 def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -160,10 +178,12 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         num_polar_iterations=config.num_polar_iterations,
         chunk_size=config.chunk_size,
     )
-    params = _zero_gates(estimate.experts, problem.noise_std)
+    params = zero_gates(estimate.experts, problem.noise_std)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
-    return MethodResult(params, mixing_weights, history, jnp.asarray(0, jnp.int32), estimate.status, estimate)
+    num_iterations = jnp.asarray(MOMENT_PASSES, jnp.int32)
+    result = MethodResult(params, mixing_weights, history, num_iterations, estimate.status, estimate)
+    return with_path(result, config)
 
 
 GATING_STEPS = 20
@@ -186,7 +206,9 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
     common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
     if not config.polish:
         run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-        return _finish(run.params, run.history, run.num_steps, run.converged, problem, start.spectral)
+        num_steps = MOMENT_PASSES + run.num_steps
+        result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
+        return with_path(result, config, run.path)
     inflated = "shared" if config.noise == "known" else config.noise
     gates = gating_em(
         start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common
@@ -199,11 +221,12 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
         fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))
     run = polish(fitted, *data, num_steps=config.max_iterations, noise=config.noise, **common)
     history = jnp.concatenate([gates.history, joint.history, run.history])
-    num_steps = gates.num_steps + joint.num_steps + run.num_steps
-    return _finish(run.params, history, num_steps, run.converged, problem, start.spectral)
+    num_steps = MOMENT_PASSES + gates.num_steps + joint.num_steps + run.num_steps
+    result = finish(run.params, history, num_steps, run.converged, problem, start.spectral)
+    return with_path(result, config, gates.path, joint.path, run.path)
 
 
-def _finish(
+def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
     """A result whose status speaks of the likelihood: a poor start that was polished to a maximum is ok."""
@@ -213,42 +236,13 @@ def _finish(
     return MethodResult(params, _mean_gates(params, problem), history, num_iterations, status, spectral)
 
 
-def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
-    """The baseline: joint EM from random starts (unit-sphere experts, zero gates), the best of `num_starts` kept.
-
-    `max_iterations` EM steps each, no polish. The noise starts at the labels' standard deviation and is estimated along
-    the way; where it is known, it is restored for the second half of the steps.
-    """
-    shape = (config.num_starts, config.num_experts, problem.x.shape[1])
-    experts = unit_rows(standard_normal(key, shape, problem.x.dtype))
-    total = problem.weights.sum()
-    mean = problem.y @ problem.weights / total
-    spread = jnp.sqrt((problem.y - mean) ** 2 @ problem.weights / total)
-    common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
-
-    def run(experts: jax.Array):
-        data = (problem.x, problem.y, problem.weights)
-        start = _zero_gates(experts, spread)
-        if config.noise != "known":
-            return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-
-        def stage(params: MoEParams, noise_known: jax.Array):
-            known = jnp.full_like(params.noise_std, problem.noise_std)
-            params = params._replace(noise_std=jnp.where(noise_known, known, params.noise_std))
-            budget = max(config.max_iterations // 2, 1)
-            run = joint_em(params, *data, num_steps=budget, noise="shared", hold_noise=noise_known, **common)
-            return run.params, run
-
-        _, runs = jax.lax.scan(stage, start, jnp.asarray([False, True]))
-        last = jax.tree.map(lambda leaf: leaf[-1], runs)
-        return last._replace(history=runs.history.reshape(-1), num_steps=runs.num_steps.sum())
-
-    runs = jax.lax.map(run, experts)
-    best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
-    kept = jax.tree.map(lambda leaf: leaf[best], runs)
-    return _finish(kept.params, kept.history, kept.num_steps, kept.converged, problem, None)
+def with_path(result: MethodResult, config: MethodConfig, *stages: MoEParams) -> MethodResult:
+    """The result with the paths of its stages, leaves (h_s, ..), one after another, if the configuration asks for them."""
+    if not config.record_path:
+        return result
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), result.params)
+    return result._replace(path=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), nothing, *stages))
 
 
 register_method("spectral", spectral, uses_moments=True)
 register_method("spectral_em", spectral_em, uses_moments=True)
-register_method("joint_em", joint_em_random, uses_moments=False)
