@@ -51,6 +51,11 @@ def _random_experts(key: jax.Array, problem: Problem, config: MethodConfig) -> j
     return unit_rows(standard_normal(key, shape, problem.x.dtype))
 
 
+def _zero_gates_each(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
+    """Leaves (s, ..): zero gates for each of (s, k, d) experts."""
+    return jax.vmap(lambda experts: zero_gates(experts, noise_std))(experts)
+
+
 def _label_spread(problem: Problem) -> jax.Array:
     """(): the weighted standard deviation of the labels."""
     total = problem.weights.sum()
@@ -224,7 +229,7 @@ def descend(
     """
     optimiser, decay = optax.scale_by_adam(), optax.cosine_decay_schedule(1.0, num_passes)
     num_blocks = batches.y.shape[0]
-    used = jnp.arange(num_blocks) < batches.num_used
+    used = jnp.arange(num_blocks, dtype=jnp.int32) < batches.num_used
     gradients = jax.vmap(jax.value_and_grad(objective), in_axes=(0, None, None, None))
 
     def one_pass(carry: tuple[jax.Array, Any], inputs: tuple[jax.Array, jax.Array]):
@@ -237,9 +242,10 @@ def descend(
             block = order[index]
             batch = (batches.design[block], batches.y[block], batches.weights[block])
             loss, gradient = gradients(free, *batch)
-            updates, state = optimiser.update(gradient * movable, state)
             fraction = index.astype(free.dtype) / batches.num_used.astype(free.dtype)
-            rate = (rates * decay(number + fraction).astype(free.dtype))[:, None]
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts with floats
+                updates, state = optimiser.update(gradient * movable, state)
+                rate = (rates * decay(number + fraction).astype(free.dtype))[:, None]
             return free - rate * updates * movable, state, total + loss
 
         total = jnp.zeros(free.shape[0], free.dtype)
@@ -373,9 +379,7 @@ def gradient_nll(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     """
     start_key, fit_key = jax.random.split(key)
     spread = _label_spread(problem)
-    starts = jax.vmap(lambda experts: zero_gates(experts, spread))(
-        _random_experts(start_key, problem, config)
-    )
+    starts = _zero_gates_each(_random_experts(start_key, problem, config), spread)
     noise = "shared" if config.noise == "known" else config.noise
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, problem, config, loss=loss, noise=noise)
@@ -392,9 +396,7 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     """
     start_key, fit_key = jax.random.split(key)
     noise_std = problem.noise_std if config.noise == "known" else _label_spread(problem)
-    starts = jax.vmap(lambda experts: zero_gates(experts, noise_std))(
-        _random_experts(start_key, problem, config)
-    )
+    starts = _zero_gates_each(_random_experts(start_key, problem, config), noise_std)
     fitted = gradient_descent(fit_key, starts, problem, config, loss=squared_error(config.fn), noise="known")
     if config.noise == "known":
         return _gradient_result(fitted, problem, config)
@@ -427,10 +429,10 @@ def _gradient_result(fitted: GradientFit, problem: Problem, config: MethodConfig
 # Gated losses
 
 MU = 0.5
-"""Weight of the own fourth moments; METHOD asks for 0 < mu < 1."""
+"""Weight of the own fourth moments, in (0, 1): above, the loss has spurious minima. 0.5 and 0.9 gave the same errors, 0.1 larger."""
 LAMBDA_FACTOR = 2.0
-"""lambda in units of mu times the largest eigenvalue of the k^2 x k^2 fourth moment, which is 1 / min E[P_i] in the population and
-bounds the loss from below also in a sample."""
+"""lambda in units of the largest absolute eigenvalue of the whitened fourth moment as a k^2 x k^2 matrix, which in the population
+is 1 / min E[P_i]: the loss is bounded below if lambda is more than mu of it."""
 DELTA = 1e-4
 LOSS_STARTS = 16
 LOSS_STEPS = 500
@@ -456,8 +458,8 @@ def gated_loss(
 
         sum_{i != j} T4(u_i, u_i, u_j, u_j) - mu sum_i T4(u_i, u_i, u_i, u_i) + lambda sum_i (T2(u_i, u_i) - 1)^2 + delta/2 ||U||^2.
 
-    In the population, for unit experts, its minimisers are u_i = E[P_i]^(-1/2) times the dual basis of the a_i, up to order, sign
-    and a common factor near 1, if 0 < mu < 1, lambda > mu / min E[P_i], and delta is small.
+    In the population, for unit experts, its minimisers are u_i = c_i E[P_i]^(-1/2) times the dual basis of the a_i, up to order and
+    sign, c_i^2 = lambda / (lambda - mu / E[P_i]), if 0 < mu < 1, lambda > mu / min E[P_i], and delta is small.
     """
     k = coordinates.shape[0]
     squares = (coordinates[:, :, None] * coordinates[:, None, :]).reshape(k, k * k)
@@ -491,7 +493,6 @@ def gated_loss_experts(
     assert transforms is not None, "a method of moments is given label transforms"
     k, x, weights = num_experts, problem.x, problem.weights
     moment = second_moment(x, transforms.second(problem.y), weights, chunk_size=chunk_size)
-    moment = jnp.where(jnp.isfinite(moment).all(), moment, jnp.nan * moment)
     finite = jnp.isfinite(moment).all()
     eigenvalues, eigenvectors = jnp.linalg.eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
     top, basis = eigenvalues[::-1][:k], eigenvectors[:, ::-1][:, :k]
@@ -505,7 +506,7 @@ def gated_loss_experts(
         jnp.diag(top / scales**2), jnp.where(finite, fourth, 0), jnp.diag(1.0 / scales**2)
     )
     largest = jnp.abs(jnp.linalg.eigvalsh(moments.fourth.reshape(k * k, k * k))).max()
-    penalty = LAMBDA_FACTOR * jnp.maximum(MU, 1.0) * jnp.maximum(largest, 1.0)
+    penalty = LAMBDA_FACTOR * jnp.maximum(largest, 1.0)
 
     def loss(coordinates: jax.Array) -> jax.Array:
         return gated_loss(coordinates, moments, mu=MU, penalty=penalty, delta=DELTA)
@@ -516,7 +517,8 @@ def gated_loss_experts(
 
     def step(state: tuple[jax.Array, Any], _: None):
         coordinates, optimiser_state = state
-        updates, optimiser_state = optimiser.update(gradients(coordinates), optimiser_state)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts with floats
+            updates, optimiser_state = optimiser.update(gradients(coordinates), optimiser_state)
         return (coordinates + updates, optimiser_state), None
 
     start = unit_rows(standard_normal(key, (num_starts, k, k), x.dtype))
@@ -547,7 +549,7 @@ def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
         num_starts=LOSS_STARTS * config.num_starts,
         chunk_size=config.chunk_size,
     )
-    starts = jax.tree.map(lambda leaf: leaf[None], zero_gates(found.experts, problem.noise_std))
+    starts = _zero_gates_each(found.experts[None], problem.noise_std)
     noise = "shared" if config.noise == "known" else config.noise
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, problem, config, loss=loss, noise=noise, experts_free=False)
