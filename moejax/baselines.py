@@ -429,7 +429,7 @@ def _gradient_result(fitted: GradientFit, problem: Problem, config: MethodConfig
 # Gated losses
 
 MU = 0.5
-"""Weight of the own fourth moments, in (0, 1): above, the loss has spurious minima. 0.5 and 0.9 gave the same errors, 0.1 larger."""
+"""Weight of the own fourth moments, in (0, 1): above, there are spurious minima. 0.5 and 0.9 gave the same errors, 0.1 larger ones."""
 LAMBDA_FACTOR = 2.0
 """lambda in units of the largest absolute eigenvalue of the whitened fourth moment as a k^2 x k^2 matrix, which in the population
 is 1 / min E[P_i]: the loss is bounded below if lambda is more than mu of it."""
