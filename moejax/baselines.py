@@ -58,9 +58,9 @@ def _zero_gates_each(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
 
 def _label_spread(problem: Problem) -> jax.Array:
     """(): the weighted standard deviation of the labels."""
-    total = problem.weights.sum()
-    mean = problem.y @ problem.weights / total
-    return jnp.sqrt((problem.y - mean) ** 2 @ problem.weights / total)
+    total, y = problem.weights.sum(), jnp.where(problem.weights > 0, problem.y, 0)
+    mean = y @ problem.weights / total
+    return jnp.sqrt((y - mean) ** 2 @ problem.weights / total)
 
 
 def _known_noise(params: MoEParams, problem: Problem, config: MethodConfig) -> MoEParams:
@@ -429,7 +429,7 @@ def _gradient_result(fitted: GradientFit, problem: Problem, config: MethodConfig
 # Gated losses
 
 MU = 0.5
-"""Weight of the own fourth moments, in (0, 1): above, there are spurious minima. 0.5 and 0.9 gave the same errors, 0.1 larger ones."""
+"""Weight of the own fourth moments, in (0, 1): above, there are spurious minima. 0.5 and 0.9 gave like errors, 0.1 larger ones."""
 LAMBDA_FACTOR = 2.0
 """lambda in units of the largest absolute eigenvalue of the whitened fourth moment as a k^2 x k^2 matrix, which in the population
 is 1 / min E[P_i]: the loss is bounded below if lambda is more than mu of it."""
