@@ -325,7 +325,8 @@ def test_a_trial_records_its_errors_along_the_path(start):
         np.testing.assert_array_equal(np.isfinite(path).all(axis=1), np.isfinite(history))
         last = path[np.isfinite(history)][-1]
         np.testing.assert_allclose(last, [recovery, gating], rtol=1e-6)
-        assert path[0, 0] > 10 * recovery
+        # on so easy an instance, the clusterwise start is next to the answer already
+        assert path[0, 0] > 10 * recovery if start == "random" else path[0, 0] < 0.02
     without = dataclasses.replace(spec, record_path=False)
     shapes = jax.eval_shape(
         lambda keys: run_trials(keys, hyperparameters, without), jax.random.split(jax.random.key(4), 3)
