@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from moejax import multistart  # noqa: F401 - registers the method
+from moejax import baselines, multistart  # noqa: F401 - they register methods
 from moejax.activations import activation_names, register_activation
 from moejax.fitting import FitResult, fit
 from moejax.inputs import register_input_distribution

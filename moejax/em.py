@@ -60,6 +60,8 @@ class EMRun(NamedTuple):
     """() int32 passes over the data."""
     converged: jax.Array
     """() bool: the gain fell below the tolerance."""
+    path: MoEParams
+    """Leaves (num_steps, ..): the point of which `history` says the objective; NaN once frozen."""
 
 
 class Point(NamedTuple):
@@ -231,27 +233,27 @@ def noise_m_step(noise_std: jax.Array, counts: jax.Array, squares: jax.Array, no
 
 
 def frozen_scan(
-    advance: Callable[[Any], tuple[Any, jax.Array, jax.Array]], state: Any, num_steps: int
-) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    advance: Callable[[Any], tuple[Any, Any, jax.Array]], state: Any, num_steps: int
+) -> tuple[Any, Any, jax.Array, jax.Array]:
     """Scan `advance` for a fixed budget; a lane that is done freezes, the others go on.
 
     Args:
-        advance: state -> (new state, () value to record, () bool done).
+        advance: state -> (new state, floating values to record, () bool done).
         state: to start from.
         num_steps: budget.
 
     Returns:
-        The last state; (num_steps,) values, NaN once frozen; () int32 steps made; () bool done.
+        The last state; (num_steps, ..) values, NaN once frozen; () int32 steps made; () bool done.
     """
 
-    def body(carry: Any, _: None) -> tuple[Any, jax.Array]:
-        def go(carry: Any) -> tuple[Any, jax.Array]:
+    def body(carry: Any, _: None) -> tuple[Any, Any]:
+        def go(carry: Any) -> tuple[Any, Any]:
             state, _, count = carry
             state, value, done = advance(state)
             return (state, done, count + 1), value
 
-        def stay(carry: Any) -> tuple[Any, jax.Array]:
-            return carry, jnp.full_like(value_like, jnp.nan)
+        def stay(carry: Any) -> tuple[Any, Any]:
+            return carry, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), value_like)
 
         return jax.lax.cond(carry[1], stay, go, carry)
 
@@ -296,7 +298,7 @@ def _run(
     def expect(point: Point) -> Expectation:
         return expectation(point, blocks, fn=fn, experts_free=experts_free)
 
-    def advance(state: _Climb) -> tuple[_Climb, jax.Array, jax.Array]:
+    def advance(state: _Climb) -> tuple[_Climb, tuple[jax.Array, Point], jax.Array]:
         point, promised = state.candidate
         sums = expect(point)
         objective = sums.log_likelihood - total_ridge * gate_penalty(point.predictors.rows[k:])
@@ -324,15 +326,24 @@ def _run(
             noise=noise,
             hold_noise=hold_noise,
         )
-        return _Climb(best, sums, objective, candidate, damping), objective, flat & (gain < total_tolerance)
+        return (
+            _Climb(best, sums, objective, candidate, damping),
+            (objective, best),
+            flat & (gain < total_tolerance),
+        )
 
     start = Point(predictors_of(params, fit_intercept=fit_intercept), params.noise_std)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(expect, start))
     zero = jnp.zeros((), x.dtype)
     first = _Climb(start, nothing, jnp.full_like(zero, -jnp.inf), MStep(start, zero), zero)
-    end, history, count, done = frozen_scan(advance, first, num_steps)
-    fitted = params_of(*end.best, fit_intercept=fit_intercept)
-    return EMRun(fitted, end.sums.log_likelihood, history, count, done)
+    end, (history, path), count, done = frozen_scan(advance, first, num_steps)
+
+    def params_at(point: Point) -> MoEParams:
+        return params_of(*point, fit_intercept=fit_intercept)
+
+    return EMRun(
+        params_at(end.best), end.sums.log_likelihood, history, count, done, jax.vmap(params_at)(path)
+    )
 
 
 def gating_em(

@@ -24,7 +24,17 @@ from moejax.label_transforms import (
     transform_noise_std,
     why_unusable,
 )
-from moejax.methods import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method, moments_of
+from moejax.methods import (
+    METHOD_STATUS,
+    STARTS,
+    MethodConfig,
+    MethodResult,
+    Problem,
+    Start,
+    get_method,
+    moments_of,
+    required_order,
+)
 from moejax.model import MoEParams, log_likelihood, regauge
 from moejax.noise import estimate_noise_std
 from moejax.spectral import SPECTRAL_STATUS, host_transforms
@@ -142,7 +152,8 @@ def fit(
     order: int | None = None,
     transform: TransformKind = "weighted",
     num_restarts: int = 16,
-    num_starts: int = 1,
+    num_starts: int | None = None,
+    start: Start = "random",
     polish: bool = True,
     max_iterations: int = 100,
     ridge: float = RIDGE,
@@ -160,12 +171,14 @@ def fit(
             jointly with the rest.
         noise: where it is estimated, one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases.
-        method: a registered method: "spectral_em" (moments, gating EM, polish), "spectral" (moments only), "joint_em".
+        method: a registered method: "spectral_em" (moments, gating EM, polish), "spectral" (moments only), or a baseline:
+            "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
         weights: (n,) non-negative sample weights; None for ones.
         order: of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
         transform: kind of the label transforms.
         num_restarts: of the tensor power method.
-        num_starts: random starts of "joint_em".
+        num_starts: random starts; None takes the method's own number (multistart 256, baselines 1).
+        start: where "joint_em" starts, "random" or "kmeans".
         polish: with "spectral_em", go on to the maximum-likelihood estimate; False is the published algorithm.
         max_iterations: budget of passes of the last stage.
         ridge: on the gates, in units of the total weight, for whitened inputs.
@@ -194,7 +207,8 @@ def fit(
     _require(order in (None, 3, 4), "order", "3, 4 or None", order)
     _require(max_iterations >= 1, "max_iterations", "a positive number", max_iterations)
     _require(num_restarts >= 1, "num_restarts", "a positive number", num_restarts)
-    _require(num_starts >= 1, "num_starts", "a positive number", num_starts)
+    _require(num_starts is None or num_starts >= 1, "num_starts", "a positive number or None", num_starts)
+    _require(start in STARTS, "start", " or ".join(map(repr, STARTS)), start)
     needed = (2 * num_experts - 1) * (d + int(fit_intercept)) + 2
     used = int((weights_host > 0).sum())
     _require(
@@ -224,7 +238,7 @@ def fit(
     transforms, order_reason = None, "no moments"
     if moments_of(method) != "none":
         order, order_reason = _usable_order(
-            activation, start_noise, order, transform, z.shape[1], num_experts
+            activation, start_noise, required_order(method) or order, transform, z.shape[1], num_experts
         )
         transforms = host_transforms(fn, start_noise, order, transform, num_experts)
         transforms = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), transforms)
@@ -236,6 +250,7 @@ def fit(
         fit_intercept=fit_intercept,
         num_restarts=num_restarts,
         num_starts=num_starts,
+        start=start,
         polish=polish,
         max_iterations=max_iterations,
         ridge=ridge,

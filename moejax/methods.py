@@ -30,6 +30,8 @@ from moejax.spectral import (
     spectral_estimate,
 )
 
+Start = Literal["random", "kmeans"]
+STARTS: tuple[Start, ...] = get_args(Start)
 NOT_CONVERGED = len(SPECTRAL_STATUS)
 METHOD_STATUS = SPECTRAL_STATUS | {
     NOT_CONVERGED: "the iterations ended with their budget before they converged"
@@ -75,6 +77,10 @@ class MethodConfig:
     """Residual passes after the moments; None: 3 for "spectral_residual", 0 for the other methods."""
     log_density: LogDensity | None = None
     """x (d,) -> log p(x) of inputs that are not standard normal; their moments are then a start, not an estimate."""
+    start: Start = "random"
+    """Where joint_em starts."""
+    record_path: bool = False
+    """Whether `MethodResult.path` is kept."""
 
 
 class MethodResult(NamedTuple):
@@ -86,21 +92,23 @@ class MethodResult(NamedTuple):
     history: jax.Array
     """(h,) log-likelihood in nats at every pass over the data, stage after stage; NaN where a stage had converged."""
     num_iterations: jax.Array
-    """() int32 passes made."""
+    """() int32 passes over the data made, those of pilots, moments and every start included."""
     status: jax.Array
     """() int32, a key of METHOD_STATUS; 0 is ok."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics, where the method uses moments."""
     optima: jax.Array | None = None
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
+    path: MoEParams | None = None
+    """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is; None unless `record_path` asks for it."""
 
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
 Moments = Literal["required", "optional", "none"]
-_REGISTRY: dict[str, tuple[Method, Moments]] = {}
+_REGISTRY: dict[str, tuple[Method, Moments, int | None]] = {}
 
 
-def register_method(name: str, method: Method, *, moments: Moments) -> Method:
+def register_method(name: str, method: Method, *, moments: Moments, order: int | None = None) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
     Args:
@@ -108,6 +116,7 @@ def register_method(name: str, method: Method, *, moments: Moments) -> Method:
         method: (key, problem, config) -> MethodResult, traceable by JAX.
         moments: whether `problem.transforms` must be there ("required": an activation without a usable order is refused), are used
             where there is a usable order ("optional"), or are never there ("none").
+        order: of the moments, where the method takes no other; None leaves it to the user or to the predicted error.
 
     Raises:
         ValueError: the name is no identifier, `method` is not callable, or `moments` is another word.
@@ -116,7 +125,7 @@ def register_method(name: str, method: Method, *, moments: Moments) -> Method:
         raise ValueError(f"method: expected an identifier and a function, got {name!r} and {method!r}")
     if moments not in get_args(Moments):
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
-    _REGISTRY[name] = (method, moments)
+    _REGISTRY[name] = (method, moments, order)
     return method
 
 
@@ -139,7 +148,12 @@ def moments_of(name: str) -> Moments:
     return _lookup(name)[1]
 
 
-def _lookup(name: str) -> tuple[Method, Moments]:
+def required_order(name: str) -> int | None:
+    """The one order of moments that the method takes, where there is one."""
+    return _lookup(name)[2]
+
+
+def _lookup(name: str) -> tuple[Method, Moments, int | None]:
     if name in _REGISTRY:
         return _REGISTRY[name]
     near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
@@ -148,14 +162,41 @@ def _lookup(name: str) -> tuple[Method, Moments]:
 
 
 def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
+    """Experts (k, d) with one noise level (), zero gates and no biases."""
     zeros = jnp.zeros(experts.shape[0], experts.dtype)
     return MoEParams(experts, jnp.zeros_like(experts), jnp.full_like(zeros, noise_std), zeros, zeros)
+
+
+def label_spread(problem: Problem) -> jax.Array:
+    """(): the weighted standard deviation of the labels."""
+    total, y = problem.weights.sum(), jnp.where(problem.weights > 0, problem.y, 0)
+    mean = y @ problem.weights / total
+    return jnp.sqrt((y - mean) ** 2 @ problem.weights / total)
+
+
+def random_starts(
+    key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int, noise_std: jax.Array
+) -> MoEParams:
+    """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level ().
+
+    Where there are more experts than inputs, they are normal instead, with normal biases if there are intercepts: on a sphere of few
+    dimensions random experts coincide, and EM keeps equal experts equal.
+    """
+    dim = problem.x.shape[1]
+    crowded = config.num_experts > dim
+    draws = standard_normal(key, (num_starts, config.num_experts, dim + int(crowded)), problem.x.dtype)
+    starts = jax.vmap(zero_gates, (0, None))(draws[..., :dim] if crowded else unit_rows(draws), noise_std)
+    return starts._replace(expert_bias=draws[..., -1]) if crowded and config.fit_intercept else starts
 
 
 def mean_gates(params: MoEParams, problem: Problem) -> jax.Array:
     """(k,): the weighted mean over the sample of P_i(x)."""
     probabilities = jax.nn.softmax(gate_logits(params, problem.x).T, axis=0)
     return probabilities @ problem.weights / problem.weights.sum()
+
+
+MOMENT_PASSES = 2
+"""Over the data: the second moment, then the tensor that it whitens."""
 
 
 def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -179,7 +220,9 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
     params = zero_gates(estimate.experts, problem.noise_std)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
-    return MethodResult(params, mixing_weights, history, jnp.asarray(0, jnp.int32), estimate.status, estimate)
+    num_iterations = jnp.asarray(MOMENT_PASSES, jnp.int32)
+    result = MethodResult(params, mixing_weights, history, num_iterations, estimate.status, estimate)
+    return with_path(result, config)
 
 
 def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -237,7 +280,9 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
     common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
     if not config.polish:
         run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-        return finish(run.params, run.history, run.num_steps, run.converged, problem, start.spectral)
+        num_steps = MOMENT_PASSES + run.num_steps
+        result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
+        return with_path(result, config, run.path)
     inflated = "shared" if config.noise == "known" else config.noise
     gates = gating_em(
         start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common
@@ -250,8 +295,9 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
         fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))
     run = polish(fitted, *data, num_steps=config.max_iterations, noise=config.noise, **common)
     history = jnp.concatenate([gates.history, joint.history, run.history])
-    num_steps = gates.num_steps + joint.num_steps + run.num_steps
-    return finish(run.params, history, num_steps, run.converged, problem, start.spectral)
+    num_steps = MOMENT_PASSES + gates.num_steps + joint.num_steps + run.num_steps
+    result = finish(run.params, history, num_steps, run.converged, problem, start.spectral)
+    return with_path(result, config, gates.path, joint.path, run.path)
 
 
 def finish(
@@ -264,51 +310,14 @@ def finish(
     return MethodResult(params, mean_gates(params, problem), history, num_iterations, status, spectral)
 
 
-def joint_em_random(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
-    """The baseline: joint EM from random starts (unit-sphere experts, zero gates), the best of `num_starts` kept.
-
-    Where there are more experts than inputs, they start from a normal distribution instead, with normal biases.
-
-    `max_iterations` EM steps each, no polish. The noise starts at the labels' standard deviation and is estimated along
-    the way; where it is known, it is restored for the second half of the steps.
-    """
-    dim = problem.x.shape[1]
-    # on a sphere of few dimensions random experts coincide, and EM keeps equal experts equal
-    crowded = config.num_experts > dim
-    shape = (config.num_starts or 1, config.num_experts, dim + int(crowded))
-    draws = standard_normal(key, shape, problem.x.dtype)
-    experts = draws[..., :dim] if crowded else unit_rows(draws)
-    biases = draws[..., -1] if crowded and config.fit_intercept else jnp.zeros_like(draws[..., 0])
-    total = problem.weights.sum()
-    mean = problem.y @ problem.weights / total
-    spread = jnp.sqrt((problem.y - mean) ** 2 @ problem.weights / total)
-    common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
-
-    def run(start: tuple[jax.Array, jax.Array]):
-        data = (problem.x, problem.y, problem.weights)
-        experts, biases = start
-        start = zero_gates(experts, spread)._replace(expert_bias=biases)
-        if config.noise != "known":
-            return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-
-        def stage(params: MoEParams, noise_known: jax.Array):
-            known = jnp.full_like(params.noise_std, problem.noise_std)
-            params = params._replace(noise_std=jnp.where(noise_known, known, params.noise_std))
-            budget = max(config.max_iterations // 2, 1)
-            run = joint_em(params, *data, num_steps=budget, noise="shared", hold_noise=noise_known, **common)
-            return run.params, run
-
-        _, runs = jax.lax.scan(stage, start, jnp.asarray([False, True]))
-        last = jax.tree.map(lambda leaf: leaf[-1], runs)
-        return last._replace(history=runs.history.reshape(-1), num_steps=runs.num_steps.sum())
-
-    runs = jax.lax.map(run, (experts, biases))
-    best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
-    kept = jax.tree.map(lambda leaf: leaf[best], runs)
-    return finish(kept.params, kept.history, kept.num_steps, kept.converged, problem, None)
+def with_path(result: MethodResult, config: MethodConfig, *stages: MoEParams) -> MethodResult:
+    """The result with the paths of its stages, leaves (h_s, ..), one after another, if the configuration asks for them."""
+    if not config.record_path:
+        return result
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), result.params)
+    return result._replace(path=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), nothing, *stages))
 
 
 register_method("spectral", spectral, moments="required")
 register_method("spectral_residual", spectral_residual, moments="required")
 register_method("spectral_em", spectral_em, moments="required")
-register_method("joint_em", joint_em_random, moments="none")

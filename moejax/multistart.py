@@ -29,9 +29,11 @@ from moejax.methods import (
     MethodResult,
     Problem,
     finish,
+    label_spread,
+    random_starts,
     register_method,
     spectral,
-    zero_gates,
+    with_path,
 )
 from moejax.model import MoEParams, regauge, unit_rows
 from moejax.polish import polish
@@ -57,20 +59,19 @@ FEWEST_FOR_MOVES = 16
 """Random starts below which no moves are made: then it is a spectral start beside a few random ones."""
 
 
-def random_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int) -> MoEParams:
-    """(s, ...) mixtures with unit-norm experts, zero gates and the labels' standard deviation as noise.
+def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int) -> MoEParams:
+    """`random_starts` with the labels' standard deviation as noise.
 
-    For a homogeneous g, whose experts have no scale of their own, they get that of the labels.
+    For a homogeneous g, whose experts have no scale of their own, they get that of the labels, and their mean.
     """
-    d, total = problem.x.shape[1], problem.weights.sum()
-    mean = problem.y @ problem.weights / total
-    spread = jnp.sqrt((problem.y - mean) ** 2 @ problem.weights / total)
-    experts = unit_rows(standard_normal(key, (num_starts, config.num_experts, d), problem.x.dtype))
-    facts = activation_facts(config.fn)
-    if facts.homogeneous:
-        experts = experts * spread / facts.standard_deviation
-    starts = jax.vmap(zero_gates, (0, None))(experts, spread)
-    if facts.homogeneous and config.fit_intercept:
+    spread, facts = label_spread(problem), activation_facts(config.fn)
+    starts = random_starts(key, problem, config, num_starts, spread)
+    if not facts.homogeneous:
+        return starts
+    scale = spread / facts.standard_deviation
+    starts = starts._replace(experts=scale * starts.experts, expert_bias=scale * starts.expert_bias)
+    if config.fit_intercept:
+        mean = problem.y @ problem.weights / problem.weights.sum()
         starts = starts._replace(expert_bias=starts.expert_bias + mean)
     return starts
 
@@ -175,7 +176,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     sample_key, start_key, spectral_key, move_key = jax.random.split(key, 4)
     num_starts = DEFAULT_STARTS if config.num_starts is None else config.num_starts
     small = search_sample(sample_key, problem)
-    params = random_starts(start_key, small, config, num_starts)
+    params = scaled_starts(start_key, small, config, num_starts)
     num_passes = jnp.asarray(0, jnp.int32)
     for divisor, passes in HALVING:
         count = max(num_starts // divisor, min(num_starts, POPULATION))
@@ -249,7 +250,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     )
     num_passes += finalists * FINAL_PASSES + run.num_steps
     result = finish(run.params, run.history, num_passes, run.converged, problem, estimate)
-    return result._replace(optima=values)
+    return with_path(result._replace(optima=values), config, run.path)
 
 
 register_method("multistart", multistart, moments="optional")

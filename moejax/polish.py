@@ -65,6 +65,8 @@ class PolishRun(NamedTuple):
     """() bool: the next damped Newton step promises less than the tolerance."""
     curvature: Curvature
     """At `params`."""
+    path: MoEParams
+    """Leaves (num_steps, ..): the point of which `history` says the value; NaN after convergence."""
 
 
 def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
@@ -338,7 +340,7 @@ def polish(
             width=width if kinked else None,
         )
 
-    def advance(state: _Ascent) -> tuple[_Ascent, jax.Array, jax.Array]:
+    def advance(state: _Ascent) -> tuple[_Ascent, tuple[jax.Array, jax.Array], jax.Array]:
         free, now, damping, (step, promised, used, found), count = state
         width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
         candidate = curvature_at(free + step, width)
@@ -354,7 +356,7 @@ def polish(
         settled = (width <= widest / KINK_RANGE) if kinked else True
         # short of the maximum by what the next step promises; a step shortened after a failure promises less than that
         done = settled & step.found & (accept | (promised < tolerance)) & (step.promised < tolerance)
-        return _Ascent(free, now, damping, step, count + 1), now.log_likelihood, done
+        return _Ascent(free, now, damping, step, count + 1), (now.log_likelihood, free), done
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / weights.sum())
@@ -362,6 +364,10 @@ def polish(
     nowhere = Curvature(jnp.full_like(zero, -jnp.inf), jnp.zeros_like(free), square, square)
     no_step = DampedStep(jnp.zeros_like(free), zero, zero, jnp.asarray(False))
     start = _Ascent(free, nowhere, zero, no_step, jnp.asarray(0, jnp.int32))
-    end, history, count, done = frozen_scan(advance, start, num_steps)
-    fitted = params_from_free(end.free, params, noise=noise, fit_intercept=fit_intercept)
-    return PolishRun(fitted, end.now.log_likelihood, history, count, done, end.now)
+    end, (history, path), count, done = frozen_scan(advance, start, num_steps)
+
+    def params_at(free: jax.Array) -> MoEParams:
+        return params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+
+    fitted, path = params_at(end.free), jax.vmap(params_at)(path)
+    return PolishRun(fitted, end.now.log_likelihood, history, count, done, end.now, path)

@@ -27,7 +27,16 @@ from moejax.label_transforms import (
     transform_noise_std,
     why_unusable,
 )
-from moejax.methods import METHOD_STATUS, MethodConfig, Problem, get_method, moments_of
+from moejax.methods import (
+    METHOD_STATUS,
+    STARTS,
+    MethodConfig,
+    Problem,
+    Start,
+    get_method,
+    moments_of,
+    required_order,
+)
 from moejax.metrics import (
     Metric,
     Recovery,
@@ -58,6 +67,7 @@ METRICS = (
     "log_likelihood_per_sample",
     "held_out_log_likelihood",
     "predictive_rmse",
+    "num_iterations",
 )
 STATUS_REASONS = METHOD_STATUS
 NUM_HELD_OUT = 2048
@@ -102,12 +112,14 @@ class AlgorithmSettings:
     num_restarts: int = 16
     """Restarts of the tensor power method."""
     num_starts: int | None = None
-    """Random starts of a method that uses them; None: its own default (joint_em 1, multistart 256)."""
+    """Random starts of a method that uses them (of the loss, for gated_losses); None: its own default."""
+    start: str = "random"
+    """Where joint_em starts: "random" (unit-sphere experts) or "kmeans" (clusterwise regression from there)."""
     polish: bool = True
     max_iterations: int = 100
-    """Budget of the method's iterations (EM steps of joint_em, Fisher-scoring steps of a polish)."""
+    """Budget of the method's iterations (EM steps of joint_em, passes of gradient descent, Newton steps of a polish)."""
     record: tuple[str, ...] = ()
-    """Extra results: "history"."""
+    """Extra results: "history" of the log-likelihood, "path" of the errors along it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +140,11 @@ class TrialSpec:
     order: int
     num_restarts: int
     num_starts: int | None
+    start: Start
     polish: bool
     max_iterations: int
     record_history: bool
+    record_path: bool
     registry_generation: int
     """Of the activations' names, so that a name given to another function is another program."""
     metrics: tuple[tuple[str, Metric], ...] = ()
@@ -160,9 +174,11 @@ class TrialResult(NamedTuple):
     status: jax.Array
     """int32, a key of STATUS_REASONS; 0 is ok."""
     num_iterations: jax.Array
-    """int32"""
+    """int32 passes over the data, those of pilots, moments and every start included."""
     history: jax.Array | None
     """(h,) where `record` asks for it; NaN once a stage has converged."""
+    path: jax.Array | None
+    """(h, 2) where `record` asks for it: the recovery and the gating error at every pass of `history`; NaN where that is."""
     registered: dict[str, jax.Array]
     """() of every registered metric."""
 
@@ -255,7 +271,13 @@ def _check_algorithm(algorithm: AlgorithmSettings) -> None:
     for field in ("num_restarts", "num_starts", "max_iterations"):
         value = getattr(algorithm, field)
         _require(value is None or value >= 1, field, "a positive number", value)
-    _require(set(algorithm.record) <= {"history"}, "record", 'a list of "history"', list(algorithm.record))
+    _require(algorithm.start in STARTS, "start", " or ".join(STARTS), algorithm.start)
+    _require(
+        set(algorithm.record) <= {"history", "path"},
+        "record",
+        'a list of "history" and "path"',
+        list(algorithm.record),
+    )
 
 
 def _require(good: bool, field: str, expected: str, got: object) -> None:
@@ -297,13 +319,14 @@ def _order(
         return 0
     fn = get_activation(activation)
     noise_std = transform_noise_std(fn, noise_std)
-    if algorithm.order is not None:
-        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, algorithm.order)
+    order = required_order(algorithm.method) or algorithm.order
+    if order is not None:
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
         if reason:
             raise ValueError(
-                f"order: {activation} at noise_std {noise_std:g} has no usable order {algorithm.order}: {reason}"
+                f"order: {activation} at noise_std {noise_std:g} has no usable order {order}: {reason}"
             )
-        return algorithm.order
+        return order
     choice = choose_order(fn, noise_std, kind=algorithm.transform, dim=dim, num_experts=num_experts)
     if choice.order is None and moments == "required":
         raise ValueError(
@@ -336,9 +359,11 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         ),
         num_restarts=algorithm.num_restarts,
         num_starts=algorithm.num_starts,
+        start=cast(Start, algorithm.start),
         polish=algorithm.polish,
         max_iterations=algorithm.max_iterations,
         record_history="history" in algorithm.record,
+        record_path="path" in algorithm.record,
         registry_generation=registry_generation(),
         metrics=tuple(registered_metrics().items()),
     )
@@ -399,8 +424,10 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         noise="known" if spec.noise_knowledge == "known" else "shared",
         num_restarts=spec.num_restarts,
         num_starts=spec.num_starts,
+        start=spec.start,
         polish=spec.polish,
         max_iterations=spec.max_iterations,
+        record_path=spec.record_path,
     )
     fitted = get_method(spec.method)(method_key, Problem(x, y, weights, noise_std, transforms), config)
     blocks = sample_blocks(x, y, weights, fit_intercept=False)
@@ -427,6 +454,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         status=fitted.status,
         num_iterations=fitted.num_iterations,
         history=fitted.history if spec.record_history else None,
+        path=None if fitted.path is None else _errors_along(fitted.path, truth, fn),
         registered=_registered(
             spec, Recovery(truth, fitted.params, fitted.mixing_weights, held_out_x, held_out_y)
         ),
@@ -438,6 +466,17 @@ def _registered(spec: TrialSpec, recovery: Recovery) -> dict[str, jax.Array]:
     for name, value in values.items():
         _require(jnp.shape(value) == (), f"metric {name}", "one number for a trial", jnp.shape(value))
     return values
+
+
+def _errors_along(path: MoEParams, truth: MoEParams, fn: ScalarFunction) -> jax.Array:
+    """(h, 2): recovery and gating error of parameters with leaves (h, ..); NaN where those are."""
+    unused = truth.noise_std
+
+    def errors(params: MoEParams) -> jax.Array:
+        recovery, gating, _ = recovery_metrics(truth, params, unused, jnp.zeros_like(params.noise_std), fn)
+        return jnp.where(jnp.isfinite(params.experts).all(), jnp.stack([recovery, gating]), jnp.nan)
+
+    return jax.lax.map(errors, path)
 
 
 def _draw(

@@ -35,7 +35,7 @@ import jax, jax.numpy as jnp, numpy as np
 import moejax.trial as trial
 
 METRICS = ("recovery_error", "gating_error", "mixing_error", "noise_error", "log_likelihood_per_sample",
-           "held_out_log_likelihood", "predictive_rmse")
+           "held_out_log_likelihood", "predictive_rmse", "num_iterations")
 STATUS_REASONS = {0: "", 1: "non-finite", 2: "fell below"}
 FAULTS = ("raises", "always_raises", "kills", "refuses")
 
@@ -55,6 +55,7 @@ class TrialResult(NamedTuple):
     log_likelihood_per_sample: jax.Array
     held_out_log_likelihood: jax.Array
     predictive_rmse: jax.Array
+    num_iterations: jax.Array
     status: jax.Array
     history: object = None
 
@@ -85,7 +86,7 @@ def one_trial(key, hyperparameters, spec):
     error = scale * 20 * spec.dim * hyperparameters["noise_std"].astype(x.dtype) * noise / number
     status = jnp.where(noise > 12.0, 1, 0).astype(jnp.int32)
     error = jnp.where(status == 0, error, jnp.nan)
-    return TrialResult(error, error / 2, error / 3, error / 4, -error, -error, error, status,
+    return TrialResult(error, error / 2, error / 3, error / 4, -error, -error, error, error, status,
                        jnp.stack([error, error / 2]))
 
 @jax.jit
