@@ -29,8 +29,8 @@ from moejax.polish import free_parameters
 from moejax.spectral import host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD = 10, 3, 0.1
-NUM_NODES = 33
-"""Of the rule over y: the information is then good to 1e-5."""
+NUM_NODES = 25
+"""Of the rule over y: the bound is then good to 1e-4."""
 
 
 def ratios_of_trial(key, scales, transforms, *, config, even, num_samples, blocks):

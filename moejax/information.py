@@ -51,6 +51,8 @@ NUM_NODES = 129
 """Of the rule over y, for each expert. Posteriors that cross over s = |g_i - g_j| / sigma noise levels cost a relative error of
 exp(-s^2 / 8 - 2 pi^2 / (s h)), h the spacing: below 1e-11 for every s at 129 nodes, 1e-4 at 33. Unequal noise levels need as many
 times more as their ratio."""
+CPU_BLOCK_SIZE = 512
+"""Inputs that the rule over y takes at once on a CPU: products of scores then stay in cache, at half the time of larger blocks."""
 _RANK_TOLERANCE = 10.0
 """Eigenvalues of the information (of unit diagonal) below this many times P eps of the largest are taken for zero."""
 
@@ -111,8 +113,12 @@ def fisher_information(
     noise_std = params.noise_std[:, None]
     grid = gaussian_grid(num_nodes, dtype=dtype)
     weights = jnp.ones_like(x[:, 0]) if weights is None else weights
-    blocks = sample_blocks(x, jnp.zeros_like(weights), weights, fit_intercept=fit_intercept)
-    rows, columns = np.triu_indices(2 * k - 1 + num_noise_parameters(noise, k))
+    block_size = CPU_BLOCK_SIZE if jax.default_backend() == "cpu" else None
+    blocks = sample_blocks(
+        x, jnp.zeros_like(weights), weights, fit_intercept=fit_intercept, block_size=block_size
+    )
+    num_scores = 2 * k - 1 + num_noise_parameters(noise, k)
+    rows, columns = np.triu_indices(num_scores)
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
         del y
@@ -130,12 +136,12 @@ def fisher_information(
             r = jax.nn.softmax(log_scale - 0.5 * error**2, axis=0)
             noise_score = _free_noise(r * (error**2 - 1.0), noise)
             score = jnp.concatenate([r * error * slope, (r - prior[:, None])[: k - 1], noise_score])
-            products = jnp.sum(score[rows] * score[columns] * prior[None], axis=1)
+            products = jnp.sum(score[:, None] * score[None] * prior[None, None], axis=2)
             return total + weight * products, None
 
-        zeros = jnp.zeros((rows.size, design.shape[1]), dtype)
+        zeros = jnp.zeros((num_scores, num_scores, design.shape[1]), dtype)
         expected, _ = jax.lax.scan(add_node, zeros, (grid.nodes, grid.weights))
-        return _information_of(design, expected * weights[None], 2 * k - 1)
+        return _information_of(design, expected[rows, columns] * weights[None], 2 * k - 1)
 
     return sum_over_blocks(sums_of, blocks)
 
