@@ -4,8 +4,9 @@ d = 10, k = 3, n = 10000, sigma = 0.1 shared and estimated, orthonormal experts,
 inputs, float64; with intercepts, the biases of experts and gates are drawn from N(0, 0.3^2). Every trial draws a mixture and a
 sample and fits it by `spectral_em`, whose moments are given the true sigma; everything is then estimated jointly.
 
-Printed: coverage pooled within each block, +- its Monte Carlo standard error (from the trials, whose intervals are dependent). A trial has
-failed if it ends at another optimum (recovery error 0.02 or more) or with a status other than ok; all trials count.
+Printed: coverage pooled within each block, +- its Monte Carlo standard error (from the trials, whose intervals are
+dependent). A trial has failed if it ends at another optimum (recovery error 0.02 or more) or with a status other than ok; all
+trials count.
 
     python benchmarks/coverage.py [--trials 1000] [--num-samples 10000] [--activations linear relu]
 """

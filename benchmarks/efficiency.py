@@ -1,9 +1,10 @@
 """Is the estimate of `spectral_em` efficient? Its mean squared error over the Cramer-Rao bound, for every built-in activation.
 
-d = 10, k = 3, sigma = 0.1 (known, unless --noise shared), orthonormal experts, gates of norm 1 orthogonal to them, standard normal inputs,
-float64. Every trial draws a mixture and a sample; the bound is of that mixture at those inputs, for exactly the fitted parameters.
-Ratios of a trial, each of mean 1 for an efficient estimate: of a block, squared error over the trace of the bound's block; overall,
-error' I error / P with I the Fisher information of all P parameters. Printed: mean over the trials, and its 95% interval.
+d = 10, k = 3, sigma = 0.1 (known, unless --noise shared), orthonormal experts, gates of norm 1 orthogonal to them, standard
+normal inputs, float64. Every trial draws a mixture and a sample; the bound is of that mixture at those inputs, for exactly the
+fitted parameters. Ratios of a trial, each of mean 1 for an efficient estimate: of a block, squared error over the trace of the
+bound's block; overall, error' I error / P with I the Fisher information of all P parameters. Printed: mean over the trials,
+and its 95% interval.
 
 A trial has failed if it ends at another optimum (recovery error 0.02 or more) or with a status other than ok; the ratios are of
 all trials, failed ones included.

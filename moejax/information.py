@@ -322,7 +322,8 @@ def standard_errors(
             jnp.sum((jacobian @ a) * jacobian, axis=-1) for a in (of.matrix, of.null, of.scale)
         )
         tolerance = math.sqrt(jnp.finfo(variance.dtype).eps)
-        return jnp.where(null <= tolerance * scale, jnp.sqrt(variance), jnp.nan)
+        errors = jnp.where(null <= tolerance * scale, jnp.sqrt(variance), jnp.nan)
+        return jnp.where(scale > 0, errors, 0.0)  # what depends on no free parameter was not estimated
 
     return jax.tree.map(of_leaf, jacobian)
 
