@@ -52,6 +52,8 @@ class Problem(NamedTuple):
     """() sigma, known or estimated beforehand: the label transforms are for it, and EM starts from it."""
     transforms: SpectralTransforms | None
     """Label transforms of the fitted activation at that noise; None for a method that uses no moments."""
+    more_transforms: tuple[SpectralTransforms, ...] = ()
+    """Of other orders (`MethodConfig.more_orders`), for a method that tries several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ class MethodConfig:
     num_experts: int
     order: int
     """Of the tensor that is decomposed, 3 or 4."""
+    more_orders: tuple[int, ...] = ()
     noise: NoiseModel = "shared"
     fit_intercept: bool = False
     num_restarts: int = 16
@@ -179,8 +182,8 @@ def random_starts(
 ) -> MoEParams:
     """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level ().
 
-    Where there are more experts than inputs, they are normal instead, with normal biases if there are intercepts: on a sphere of few
-    dimensions random experts coincide, and EM keeps equal experts equal.
+    Where there are more experts than inputs, they are normal instead, with normal biases if there are intercepts: on a sphere of
+    few dimensions random experts coincide, and EM keeps equal experts equal.
     """
     dim = problem.x.shape[1]
     crowded = config.num_experts > dim

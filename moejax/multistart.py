@@ -1,19 +1,19 @@
-r"""The global maximum of the likelihood, as far as it can be had: many starts, halving, moves between optima, polish.
+r"""The global maximum of the likelihood, as far as it can be had: many starts, moves between optima, halving, polish.
 
 The likelihood of a mixture of experts has many local maxima; from one random start, EM reaches the best one with a probability
-that may be a few in a thousand. `multistart` looks for it in four stages:
+that may be a few in a thousand. `multistart` looks for it in generations of mixtures that run EM side by side:
 
-1. Spectral starts and random ones (unit-norm experts, zero gates) run EM side by side, and after every few passes only the
-   better part goes on (successive halving: Jamieson and Talwalkar 2016).
-2. What is left is a population of distinct optima. Each round makes children of it, by moves that EM itself cannot make (an expert
-   dropped and another split in two, as in Ueda et al. 2000; an expert drawn anew; experts taken from two parents), runs EM on
-   all, and keeps the best distinct ones.
-3. The last few go on with the whole sample: the search itself takes at most SEARCH_SAMPLES of it, chosen at random.
-4. The best is polished to the maximum.
+1. The first generations are spectral starts and random ones (unit-norm experts, zero gates). After every few passes only the best
+   distinct ones go on, as the population: successive halving (Jamieson and Talwalkar 2016) with fresh starts in the free places.
+2. In the later ones the free places go to children of the population, by moves that EM itself cannot make: an expert dropped and
+   another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture.
+3. The last few are polished to their maxima on the whole sample (the generations see at most SEARCH_SAMPLES of it, chosen at
+   random), and the best is the result.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -36,27 +36,27 @@ from moejax.methods import (
     with_path,
 )
 from moejax.model import MoEParams, regauge, unit_rows
-from moejax.polish import polish
+from moejax.polish import PolishRun, polish
+from moejax.spectral import SpectralEstimate
 
 DEFAULT_STARTS = 256
 """Random starts where `num_starts` says nothing."""
 SEARCH_SAMPLES = 4096
-HALVING = ((1, 10), (4, 30), (16, 60))
-"""(d, p): the best 1/d of the starts make p passes."""
 POPULATION = 12
-NUM_ROUNDS = 7
-CHILDREN_PER_PARENT = 5
-CHILD_PASSES = 50
+NEWCOMERS = 60
+"""In each generation, beside the population."""
+GENERATIONS_OF_CHILDREN = 7
+FEWEST_FOR_CHILDREN = 16
+"""Random starts below which there are no children: then it is a spectral start beside a few random ones."""
+PASSES = 40
+"""EM passes of a generation."""
 NUM_FINALISTS = 3
-FINAL_PASSES = 20
 SAME_OPTIMUM = 1e-3
 """Optima whose log-likelihoods differ by less than this, in nats per square root of the number of samples, count as one."""
 NOISE_OF_CHILDREN = 1.5
 """The noise of a child, relative to its parent's: samples then find their way to another expert."""
 SIDE_BY_SIDE = 8
 """Mixtures in one batch of EM: their arrays still fit a core's cache together."""
-FEWEST_FOR_MOVES = 16
-"""Random starts below which no moves are made: then it is a spectral start beside a few random ones."""
 
 
 def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int) -> MoEParams:
@@ -167,27 +167,22 @@ def move(key: jax.Array, parent: MoEParams, other: MoEParams) -> MoEParams:
     return regauge(child._replace(noise_std=NOISE_OF_CHILDREN * parent.noise_std))
 
 
-def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
-    """The best of spectral and random starts, by halving, moves between optima and polish (see the module).
+def spectral_starts(
+    key: jax.Array, problem: Problem, small: Problem, config: MethodConfig
+) -> tuple[MoEParams | None, SpectralEstimate | None, jax.Array]:
+    """Leaves (s, ..): experts from the moments of each order of transforms, with gates by EM on the small sample.
 
-    `config.num_starts` random starts (None: DEFAULT_STARTS), `config.max_iterations` passes of the polish. With fewer than
-    FEWEST_FOR_MOVES random starts, no moves are made.
+    Returns:
+        The starts; the moments' diagnostics, of the first order; () int32 passes over the data.
     """
-    sample_key, start_key, spectral_key, move_key = jax.random.split(key, 4)
-    num_starts = DEFAULT_STARTS if config.num_starts is None else config.num_starts
-    small = search_sample(sample_key, problem)
-    params = scaled_starts(start_key, small, config, num_starts)
-    num_passes = jnp.asarray(0, jnp.int32)
-    for divisor, passes in HALVING:
-        count = max(num_starts // divisor, min(num_starts, POPULATION))
-        params, values = climb(params, small, config, passes)
-        next_divisor = divisor * 4
-        params, values = keep_best(params, values, max(num_starts // next_divisor, min(count, POPULATION)))
-        num_passes += passes * count
-    estimate = None
-    if problem.transforms is not None:
-        start = spectral(spectral_key, problem, config)
-        estimate = start.spectral
+    starts, estimates, num_passes = [], [], jnp.asarray(0, jnp.int32)
+    given = () if problem.transforms is None else ((config.order, problem.transforms),)
+    for order, transforms in (*given, *zip(config.more_orders, problem.more_transforms, strict=True)):
+        start = spectral(
+            key,
+            problem._replace(transforms=transforms),
+            dataclasses.replace(config, order=order, record_path=False),
+        )
         gates = gating_em(
             start.params,
             small.x,
@@ -200,57 +195,85 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
             fit_intercept=config.fit_intercept,
             ridge=config.ridge,
         )
-        led = jax.tree.map(lambda leaf: leaf[None], gates.params)
-        led, led_value = climb(led, small, config, HALVING[-1][1])
-        params, values = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b]), (params, values), (led, led_value)
-        )
-        num_passes += gates.num_steps + HALVING[-1][1]
-    population = min(POPULATION, values.shape[0])
+        starts.append(gates.params)
+        estimates.append(start.spectral)
+        num_passes = num_passes + start.num_iterations + gates.num_steps
+    if not starts:
+        return None, None, num_passes
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimates[0], num_passes
+
+
+def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
+    """The best of spectral and random starts and of moves from there, polished (see the module).
+
+    `config.num_starts` random starts (None: DEFAULT_STARTS), `config.max_iterations` passes of each polish. With fewer than
+    FEWEST_FOR_CHILDREN random starts, no moves are made.
+    """
+    sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
+    num_starts = DEFAULT_STARTS if config.num_starts is None else config.num_starts
+    small = search_sample(sample_key, problem)
     same = SAME_OPTIMUM * jnp.sqrt(small.weights.sum())
-    params, values = keep_best(params, values, population, same)
-    if num_starts >= FEWEST_FOR_MOVES and config.num_experts > 1:
+    led, estimate, num_passes = spectral_starts(spectral_key, problem, small, config)
+    num_led = 0 if led is None else led.noise_std.shape[0]
 
-        def advance(
-            state: tuple[MoEParams, jax.Array], key: jax.Array
-        ) -> tuple[tuple[MoEParams, jax.Array], None]:
-            parents, _ = state
-            choice_key, move_key = jax.random.split(key)
-            count = population * CHILDREN_PER_PARENT
-            others = jax.random.randint(choice_key, (count,), 0, population)
-            mine = jnp.arange(count, dtype=others.dtype) % population
-            children = jax.vmap(move)(
-                jax.random.split(move_key, count),
-                *(jax.tree.map(lambda leaf, i=i: leaf[i], parents) for i in (mine, others)),
+    num_fresh = max(-(-(num_starts - POPULATION + num_led) // NEWCOMERS), 0)
+    has_children = num_starts >= FEWEST_FOR_CHILDREN and config.num_experts > 1
+    num_newcomers = NEWCOMERS if has_children or num_fresh else 0
+    size = min(POPULATION, num_starts + num_led)
+    parents = scaled_starts(start_key, small, config, size)
+    if led is not None:
+        parents = jax.tree.map(lambda first, rest: jnp.concatenate([first, rest])[:size], led, parents)
+
+    def advance(parents: MoEParams, inputs: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, jax.Array]:
+        key, is_fresh = inputs
+        candidates = parents
+        if num_newcomers:
+            fresh_key, other_key, move_key = jax.random.split(key, 3)
+            fresh = scaled_starts(fresh_key, small, config, num_newcomers)
+            others = jax.random.randint(other_key, (num_newcomers,), 0, size)
+            mine = jnp.arange(num_newcomers, dtype=others.dtype) % size
+            pairs = (
+                jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], parents) for chosen in (mine, others)
             )
-            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), parents, children)
-            return keep_best(*climb(both, small, config, CHILD_PASSES), population, same), None
+            children = jax.vmap(move)(jax.random.split(move_key, num_newcomers), *pairs)
+            candidates = jax.tree.map(
+                lambda old, new, child: jnp.concatenate([old, jnp.where(is_fresh, new, child)]),
+                parents,
+                fresh,
+                children,
+            )
+        best, values = keep_best(*climb(candidates, small, config, PASSES), size, same)
+        return best, values
 
-        (params, values), _ = jax.lax.scan(advance, (params, values), jax.random.split(move_key, NUM_ROUNDS))
-        num_passes += NUM_ROUNDS * population * (1 + CHILDREN_PER_PARENT) * CHILD_PASSES
+    num_generations = max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1)
+    are_fresh = jnp.arange(num_generations) < num_fresh
+    population, values = jax.lax.scan(
+        advance, parents, (jax.random.split(search_key, num_generations), are_fresh)
+    )
+    num_passes = num_passes + num_generations * (size + num_newcomers) * PASSES
 
-    finalists = min(NUM_FINALISTS, population)
-    params, final_values = climb(
-        jax.tree.map(lambda leaf: leaf[:finalists], params), problem, config, FINAL_PASSES
-    )
-    best, _ = keep_best(params, final_values, 1)
-    fitted = jax.tree.map(lambda leaf: leaf[0], best)
-    if config.noise == "known":
-        fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))
-    run = polish(
-        fitted,
-        problem.x,
-        problem.y,
-        problem.weights,
-        fn=config.fn,
-        num_steps=config.max_iterations,
-        noise=config.noise,
-        fit_intercept=config.fit_intercept,
-        ridge=config.ridge,
-    )
-    num_passes += finalists * FINAL_PASSES + run.num_steps
+    def finish_one(params: MoEParams) -> PolishRun:
+        if config.noise == "known":
+            params = params._replace(noise_std=jnp.full_like(params.noise_std, problem.noise_std))
+        return polish(
+            params,
+            problem.x,
+            problem.y,
+            problem.weights,
+            fn=config.fn,
+            num_steps=config.max_iterations,
+            noise=config.noise,
+            fit_intercept=config.fit_intercept,
+            ridge=config.ridge,
+        )
+
+    finalists = jax.tree.map(lambda leaf: leaf[: min(NUM_FINALISTS, size)], population)
+    runs = jax.lax.map(finish_one, finalists)
+    best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
+    run = jax.tree.map(lambda leaf: leaf[best], runs)
+    num_passes = num_passes + runs.num_steps.sum(dtype=jnp.int32)
     result = finish(run.params, run.history, num_passes, run.converged, problem, estimate)
-    return with_path(result._replace(optima=values), config, run.path)
+    return with_path(result._replace(optima=values[-1]), config, run.path)
 
 
 register_method("multistart", multistart, moments="optional")
