@@ -30,17 +30,11 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from moejax import fitting
 from moejax.activations import ActivationLike, ScalarFunction, get_activation, values_on_host
 from moejax.em import RIDGE, NoiseModel
-from moejax.fitting import FitResult, InputMap, NoUsableOrderError, params_in_input_units
+from moejax.fitting import DEFAULT_METHOD, FitResult
 from moejax.label_transforms import TransformKind
-from moejax.methods import get_method, moments_of
+from moejax.methods import get_method
 from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
 
-DEFAULT_METHOD: str = getattr(fitting, "DEFAULT_METHOD", "spectral_em")
-"""What `method=None` is where moments can help."""
-FALLBACK_METHOD = "joint_em"
-"""What it is where they cannot: more experts than directions of the inputs, few samples, or no usable order."""
-ROWS_FOR_MOMENTS = 1000
-"""Samples below which third moments are too noisy to be a better start than random ones."""
 ENTROPY_NODES = 64
 _COLLINEAR = 1e-10
 """Directions with less than this share of the largest variance of the scaled inputs are left out."""
@@ -83,12 +77,11 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         noise: one sigma for all experts, "shared", or one each, "per_expert".
         noise_std: sigma where it is known, in units of y; None estimates it.
         fit_intercept: give experts and gates biases.
-        method: a registered method; None takes `DEFAULT_METHOD` or, with fewer than 1000 samples, more experts than directions
-            or an activation without usable moments, "joint_em" from random starts. One linear expert is least squares.
+        method: a registered method. One linear expert is least squares.
         standardise: fit the target less its mean, in units of its standard deviation (without an intercept: of its root mean
             square). Linear experts are given back in the user's units, which then are all the same to the fit; others keep
             `target_shift_` and `target_scale_`.
-        num_starts: random starts of "joint_em".
+        num_starts: random starts; None takes the method's own number.
         max_iterations: budget of passes of the last stage.
         order: of the tensor that moments decompose; None chooses.
         transform_kind: of the label transforms; a parameter named transform would make scikit-learn see a transformer.
@@ -117,9 +110,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         noise: NoiseModel = "shared",
         noise_std: float | None = None,
         fit_intercept: bool = True,
-        method: str | None = None,
+        method: str = DEFAULT_METHOD,
         standardise: bool = True,
-        num_starts: int = 10,
+        num_starts: int | None = None,
         max_iterations: int = 500,
         order: int | None = None,
         transform_kind: TransformKind = "weighted",
@@ -149,8 +142,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             ValueError: arrays or settings that cannot be fitted, in one line.
         """
         fn = get_activation(self.activation)
-        if self.method is not None:
-            get_method(self.method)
+        get_method(self.method)
         good = self.noise_std is None or (
             isinstance(self.noise_std, int | float | np.number)
             and math.isfinite(self.noise_std)
@@ -186,7 +178,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         num_experts, inputs = self._supported(x, y, weights, linear)
         target = self._target(y, weights, inputs.intercept)
         nothing = inputs.map.matrix.shape[1] == 0
-        if linear and num_experts == 1 and (self.method is None or nothing or target.scale == 0.0):
+        if linear and num_experts == 1 and (self.method == DEFAULT_METHOD or nothing or target.scale == 0.0):
             method, target = "least squares", _Target(0.0, 1.0)
             result = _least_squares(x, y, weights, inputs, self.noise_std)
         elif nothing or target.scale == 0.0:
@@ -195,7 +187,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
                 f"{what}: expected values that vary, in 4 or more distinct samples, to fit experts"
             )
         else:
-            method, result = self._run(x, y, weights, inputs, target, num_experts)
+            method, result = self.method, self._run(x, y, weights, inputs, target, num_experts)
         params = MoEParams(*(np.asarray(leaf, np.float64) for leaf in result.params))
         self.target_shift_, self.target_scale_ = target
         if linear:
@@ -350,22 +342,17 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def _run(
         self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, inputs: _Inputs, target: _Target, k: int
-    ) -> tuple[str, FitResult]:
-        """`moejax.fit` of the reduced inputs and the scaled target, by the method that was asked for or can be."""
+    ) -> FitResult:
+        """`moejax.fit` of the reduced inputs and the scaled target."""
         z = (x - inputs.map.mean) @ inputs.map.matrix
         labels = (y - target.shift) / target.scale
-        method = self.method
-        if method is None:
-            method = DEFAULT_METHOD
-            if moments_of(method) == "required" and (k > z.shape[1] or len(y) < ROWS_FOR_MOMENTS):
-                method = FALLBACK_METHOD
         padding = _padded(len(y)) - len(y)  # few shapes are few compilations; a weight of zero is no sample
         z, labels, weights = (
             np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in (z, labels, weights)
         )
         seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
 
-        def run(method: str) -> FitResult:
+        with self._in_precision():
             return fitting.fit(
                 jax.random.key(seed),
                 z,
@@ -375,7 +362,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
                 noise_std=None if self.noise_std is None else self.noise_std / target.scale,
                 noise=self.noise,
                 fit_intercept=inputs.intercept,
-                method=method,
+                method=self.method,
                 weights=weights,
                 order=self.order,
                 transform=self.transform_kind,
@@ -383,14 +370,6 @@ class MoERegressor(RegressorMixin, BaseEstimator):
                 max_iterations=self.max_iterations,
                 ridge=self.ridge,
             )
-
-        with self._in_precision():
-            try:
-                return method, run(method)
-            except NoUsableOrderError:
-                if self.method is not None:
-                    raise
-                return FALLBACK_METHOD, run(FALLBACK_METHOD)
 
     def _in_precision(self) -> contextlib.AbstractContextManager[Any]:
         return (
@@ -454,7 +433,9 @@ def _principal_inputs(
 
 def _in_input_units(params: MoEParams, inputs: _Inputs, *, fit_intercept: bool) -> MoEParams:
     """Parameters for X; without an intercept, biases are coefficients of the constant columns."""
-    params = MoEParams(*(np.asarray(leaf) for leaf in params_in_input_units(params, inputs.map)))
+    params = MoEParams(
+        *(np.asarray(leaf) for leaf in params_in_input_units(params, inputs.map.mean, inputs.map.matrix))
+    )
     if fit_intercept or not inputs.intercept:
         return params
     direction = inputs.constants / (inputs.constants @ inputs.constants)

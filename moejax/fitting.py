@@ -9,14 +9,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
-from moejax.activations import ActivationLike, activation_facts, activation_name, get_activation
+from moejax.activations import (
+    ActivationLike,
+    ScalarFunction,
+    activation_facts,
+    activation_name,
+    get_activation,
+)
+from moejax.design import sample_blocks
+from moejax.diagnostics import diagnose
 from moejax.em import RIDGE, NoiseModel
+from moejax.information import (
+    COVARIANCE_KINDS,
+    CovarianceKind,
+    confidence_intervals,
+    covariance,
+    standard_errors,
+)
 from moejax.label_transforms import (
     TRANSFORM_KINDS,
     TransformKind,
@@ -35,11 +52,15 @@ from moejax.methods import (
     moments_of,
     required_order,
 )
-from moejax.model import MoEParams, log_likelihood, regauge
+from moejax.model import MoEParams, log_likelihood, responsibilities
 from moejax.noise import estimate_noise_std
-from moejax.spectral import SPECTRAL_STATUS, host_transforms
+from moejax.polish import likelihood_curvature
+from moejax.selection import criteria, num_free_parameters, num_rows_needed, numbers_to_try, selection_table
+from moejax.spectral import host_transforms
+from moejax.whitening import input_map, params_in_input_units
 
 NOISE_MODELS = ("shared", "per_expert")
+DEFAULT_METHOD = "multistart"
 
 
 class NoUsableOrderError(ValueError):
@@ -57,73 +78,24 @@ class FitResult:
     history: np.ndarray
     """(passes,) log-likelihood in nats along the passes over the data; empty for method "spectral"."""
     diagnostics: dict[str, Any]
-    """What the moments said, which order and noise were used, which inputs were dropped, in plain numbers and words."""
+    """What the moments and the fit say of the data and of the theory's assumptions: numbers by name, and "notes" in words."""
     status: str
     """"ok", or why the result is not to be trusted."""
+    standard_errors: MoEParams | None = None
+    """Of every parameter, in its unit: 0 where it was not estimated, NaN where the data leave it undetermined. None where the
+    estimate is not at a maximum of the likelihood, for which they are derived."""
+    selection: pd.DataFrame | None = None
+    """Where several numbers of experts were tried: a row for each with its criteria (see `moejax.selection`)."""
 
+    def intervals(self, level: float = 0.95) -> tuple[MoEParams, MoEParams]:
+        """(lower, upper) ends of Wald intervals for every parameter, each by itself; of sigma on the log scale.
 
-class InputMap(NamedTuple):
-    """z = (x - mean) @ matrix, with E[z z'] = I over the sample; `inverse` has matrix' columns as a pseudo-inverse."""
-
-    mean: np.ndarray
-    """(d,)"""
-    matrix: np.ndarray
-    """(d, r), r <= d the rank of the inputs."""
-    dropped: int
-    """d - r directions in which the inputs do not vary."""
-    identity: bool
-    """Whether the inputs were standard normal to sampling error, so that nothing was changed."""
-
-
-_COLLINEAR = 1e-10
-"""Directions with less than this share of the largest variance are dropped."""
-_STANDARD_ERRORS = 5.0
-"""Sample means and covariances within this many standard errors of N(0, I) count as standard."""
-
-
-def input_map(x: np.ndarray, weights: np.ndarray, *, centre: bool) -> InputMap:
-    """The whitening of the inputs, by the eigenvectors of their (centred) second moment.
-
-    Args:
-        x: (n, d) finite.
-        weights: (n,).
-        centre: subtract the mean, which a fit with intercepts can give back.
-    """
-    d = x.shape[1]
-    share = weights / weights.sum()
-    mean = share @ x
-    second = (x * share[:, None]).T @ x
-    effective = 1.0 / (share @ share)
-    deviation = np.abs(second - np.eye(d)) / np.sqrt(1.0 + np.eye(d))
-    standard = max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS / math.sqrt(effective)
-    variances = np.linalg.eigvalsh(second - np.outer(mean, mean) if centre else second)
-    if (
-        standard and variances[0] > _COLLINEAR * variances[-1]
-    ):  # few samples show collinear inputs as standard
-        return InputMap(np.zeros(d), np.eye(d), 0, True)
-    mean = mean if centre else np.zeros(d)
-    scale = np.sqrt(share @ (x - mean) ** 2)
-    scaled = (x - mean) / scale
-    values, vectors = np.linalg.eigh((scaled * share[:, None]).T @ scaled)
-    kept = values > _COLLINEAR * values.max()
-    matrix = vectors[:, kept] / np.sqrt(values[kept])
-    if kept.all():  # the symmetric root keeps every input recognisable
-        matrix = (vectors / np.sqrt(values)) @ vectors.T
-    return InputMap(mean, matrix / scale[:, None], int(d - kept.sum()), False)
-
-
-def params_in_input_units(params: MoEParams, whitening: InputMap) -> MoEParams:
-    """Parameters for z turned into parameters for x: a_x = matrix a_z, b_x = b_z - a_x . mean."""
-    experts, gating = params.experts @ whitening.matrix.T, params.gating @ whitening.matrix.T
-    return regauge(
-        MoEParams(
-            experts,
-            gating,
-            params.noise_std,
-            params.expert_bias - experts @ whitening.mean,
-            params.gating_bias - gating @ whitening.mean,
-        )
-    )
+        Raises:
+            ValueError: there are no standard errors, or the level is not between 0 and 1.
+        """
+        if self.standard_errors is None:
+            raise ValueError(f"intervals: this fit has no standard errors; its status is {self.status!r}")
+        return confidence_intervals(self.params, self.standard_errors, level)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "config"))
@@ -137,17 +109,58 @@ def _estimate_noise(y, weights, fn, smallest, largest):
     return estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
 
 
+class _Uncertainty(NamedTuple):
+    """How well the data determine an estimate."""
+
+    errors: MoEParams
+    """Standard errors, in the input units."""
+    condition: jax.Array
+    """() of the observed information."""
+    shortfall: jax.Array
+    """() nats by which the estimate is below the maximum of the likelihood with its ridge, by a quadratic model."""
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "noise", "fit_intercept", "kind", "ridge"))
+def _uncertainty(
+    params: MoEParams,
+    problem: Problem,
+    mean: jax.Array,
+    matrix: jax.Array,
+    fn: ScalarFunction,
+    noise: NoiseModel,
+    fit_intercept: bool,
+    kind: CovarianceKind,
+    ridge: float,
+) -> _Uncertainty:
+    free: dict[str, Any] = {"noise": noise, "fit_intercept": fit_intercept}
+    with jax.default_matmul_precision("highest"):
+        of = covariance(params, problem.x, problem.y, fn, weights=problem.weights, kind=kind, **free)
+        blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=fit_intercept)
+        curvature = likelihood_curvature(params, blocks, fn=fn, ridge=ridge * problem.weights.sum(), **free)
+        shortfall = 0.5 * curvature.gradient @ of.matrix @ curvature.gradient
+        errors = standard_errors(
+            of, params, transform=lambda p: params_in_input_units(p, mean, matrix), **free
+        )
+    return _Uncertainty(errors, of.condition, shortfall)
+
+
+FEWEST_ROWS_FOR_MOMENTS = 500
+"""Below this, a method that can do without moments does."""
+LARGEST_SHORTFALL = 0.5
+"""Nats below a maximum up to which an estimate counts as being there: one standard error in one direction."""
+
+
 def fit(
     key: jax.Array,
     x: Any,
     y: Any,
     *,
-    num_experts: int,
+    num_experts: int | str | Sequence[int],
     activation: ActivationLike = "linear",
     noise_std: float | None = None,
     noise: NoiseModel = "shared",
     fit_intercept: bool = False,
-    method: str = "spectral_em",
+    method: str = DEFAULT_METHOD,
     weights: Any = None,
     order: int | None = None,
     transform: TransformKind = "weighted",
@@ -158,6 +171,8 @@ def fit(
     max_iterations: int = 100,
     ridge: float = RIDGE,
     chunk_size: int | None = None,
+    num_residual_passes: int | None = None,
+    covariance: CovarianceKind = "observed",
 ) -> FitResult:
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
@@ -165,13 +180,15 @@ def fit(
         key: PRNG key of random restarts and starts.
         x: (n, d) inputs, any units; they are whitened inside.
         y: (n,) labels, in the units of g's values.
-        num_experts: k; for a method of moments, up to the rank of the inputs.
+        num_experts: k; for a method of moments, up to the rank of the inputs. Several (a range or list), or "auto" for 1 to 6:
+            each is fitted, and the one with the least BIC is the result.
         activation: g, a registered name or a scalar JAX function.
         noise_std: sigma where it is known; None estimates it, from the labels' marginal likelihood for the moments and then
             jointly with the rest.
         noise: where it is estimated, one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases.
-        method: a registered method: "spectral_em" (moments, gating EM, polish), "spectral" (moments only), or a baseline:
+        method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
+            gating EM, polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline:
             "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
         weights: (n,) non-negative sample weights; None for ones.
         order: of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
@@ -183,6 +200,8 @@ def fit(
         max_iterations: budget of passes of the last stage.
         ridge: on the gates, in units of the total weight, for whitened inputs.
         chunk_size: samples that the moments take at once; None takes all.
+        num_residual_passes: of "spectral_residual" (default 3), or after the moments of "spectral" (default 0).
+        covariance: of the standard errors: "observed" (the model is true, weights count equal rows) or "sandwich" (neither is).
 
     Returns:
         FitResult.
@@ -192,11 +211,17 @@ def fit(
             constant column, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an activation
             without a usable order for a method of moments.
     """
+    if not isinstance(num_experts, int | np.integer):
+        settings = {
+            name: value for name, value in locals().items() if name not in ("key", "x", "y", "num_experts")
+        }
+        return _fit_several(key, x, y, num_experts, settings)
     fn = get_activation(activation)
     get_method(method)
     x_host, y_host, weights_host = _checked_arrays(x, y, weights)
     d = x_host.shape[1]
-    if moments_of(method) == "required":
+    needs_moments = moments_of(method) == "required"
+    if needs_moments:
         _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
     _require(num_experts >= 1, "num_experts", "a positive number", num_experts)
     if noise_std is not None:
@@ -209,7 +234,10 @@ def fit(
     _require(num_restarts >= 1, "num_restarts", "a positive number", num_restarts)
     _require(num_starts is None or num_starts >= 1, "num_starts", "a positive number or None", num_starts)
     _require(start in STARTS, "start", " or ".join(map(repr, STARTS)), start)
-    needed = (2 * num_experts - 1) * (d + int(fit_intercept)) + 2
+    _require(
+        covariance in COVARIANCE_KINDS, "covariance", " or ".join(map(repr, COVARIANCE_KINDS)), covariance
+    )
+    needed = num_rows_needed(num_experts, d, fit_intercept)
     used = int((weights_host > 0).sum())
     _require(
         used >= needed,
@@ -219,10 +247,11 @@ def fit(
     )
 
     whitening = input_map(x_host, weights_host, centre=fit_intercept)
+    rank = whitening.matrix.shape[1]
     _require(
-        moments_of(method) != "required" or num_experts <= whitening.matrix.shape[1],
+        not needs_moments or num_experts <= rank,
         "num_experts",
-        f"at most {whitening.matrix.shape[1]}, the rank of the inputs",
+        f"at most {rank}, the rank of the inputs",
         num_experts,
     )
     dtype = jnp.result_type(float)
@@ -235,17 +264,18 @@ def fit(
         start_noise = float(np.std(y_host))
     else:
         start_noise = float(_estimate_noise(labels, sample_weights, fn, smallest, largest))
-    transforms, order_reason = None, "no moments"
-    if moments_of(method) != "none":
-        order, order_reason = _usable_order(
-            activation, start_noise, required_order(method) or order, transform, z.shape[1], num_experts
+    orders, order_reason = _orders(activation, start_noise, order, transform, rank, num_experts, method, used)
+    transforms = tuple(
+        jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, dtype), host_transforms(fn, start_noise, m, transform, num_experts)
         )
-        transforms = host_transforms(fn, start_noise, order, transform, num_experts)
-        transforms = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), transforms)
+        for m in orders
+    )
     config = MethodConfig(
         fn=fn,
-        num_experts=num_experts,
-        order=order or 3,
+        num_experts=int(num_experts),
+        order=orders[0] if orders else 0,
+        more_orders=orders[1:],
         noise=noise if noise_std is None else "known",
         fit_intercept=fit_intercept,
         num_restarts=num_restarts,
@@ -255,33 +285,78 @@ def fit(
         max_iterations=max_iterations,
         ridge=ridge,
         chunk_size=chunk_size,
+        num_residual_passes=num_residual_passes,
     )
-    result = _run_method(
-        key, Problem(z, labels, sample_weights, jnp.asarray(start_noise, dtype), transforms), method, config
+    problem = Problem(
+        z,
+        labels,
+        sample_weights,
+        jnp.asarray(start_noise, dtype),
+        transforms[0] if transforms else None,
+        transforms[1:],
     )
+    result = _run_method(key, problem, method, config)
     value = float(log_likelihood(result.params, z, labels, fn, sample_weights))
     mean, matrix = jnp.asarray(whitening.mean, dtype), jnp.asarray(whitening.matrix, dtype)
-    params = params_in_input_units(result.params, whitening._replace(mean=mean, matrix=matrix))
+    uncertainty = _uncertainty(
+        result.params, problem, mean, matrix, fn, config.noise, fit_intercept, covariance, ridge
+    )
+    at_maximum = bool(uncertainty.shortfall < LARGEST_SHORTFALL)
     history = np.asarray(result.history)
     diagnostics = {
         "activation": activation_name(activation),
         "method": method,
-        "order": order if moments_of(method) != "none" else None,
+        "order": orders[0] if orders else None,
         "order_choice": order_reason,
         "moment_noise_std": start_noise,
         "mixing_weights": np.asarray(result.mixing_weights).tolist(),
         "num_passes": int(result.num_iterations),
-        "inputs_standard_normal": whitening.identity,
-        "collinear_directions_dropped": whitening.dropped,
+        "nats_below_maximum": float(uncertainty.shortfall),
+        "information_condition": float(uncertainty.condition),
+        **diagnose(result, problem, whitening, config),
     }
-    if result.spectral is not None:
-        diagnostics |= {
-            "second_moment_eigenvalues": np.asarray(result.spectral.second_moment_eigenvalues).tolist(),
-            "tensor_eigenvalues": np.asarray(result.spectral.decomposition.eigenvalues).tolist(),
-            "spectral_status": SPECTRAL_STATUS[int(result.spectral.status)],
-        }
+    status = METHOD_STATUS[int(result.status)]
+    collapsed = diagnostics["collapsed_experts"]
+    if status == "ok" and collapsed:
+        status = f"the noise of expert {', '.join(map(str, collapsed))} ran off to zero: the likelihood has no maximum there"
     return FitResult(
-        params, value, history[np.isfinite(history)], diagnostics, METHOD_STATUS[int(result.status)]
+        params_in_input_units(result.params, mean, matrix),
+        value,
+        history[np.isfinite(history)],
+        diagnostics,
+        status,
+        uncertainty.errors if at_maximum and not collapsed else None,
+    )
+
+
+def _fit_several(
+    key: jax.Array, x: Any, y: Any, num_experts: str | Sequence[int], settings: dict[str, Any]
+) -> FitResult:
+    """A fit for each number of experts; the one with the least BIC, with the table of all."""
+    shape, intercept = np.shape(x), settings["fit_intercept"]
+    candidates = numbers_to_try(num_experts, shape, intercept)
+    results = {k: fit(key, x, y, num_experts=k, **settings) for k in candidates}
+    weights = np.ones(shape[0]) if settings["weights"] is None else np.asarray(settings["weights"], float)
+    noise = "known" if settings["noise_std"] is not None else settings["noise"]
+    rows = []
+    for k, result in results.items():
+        posterior = responsibilities(result.params, jnp.asarray(x), jnp.asarray(y), settings["activation"])
+        rows.append(
+            criteria(
+                k,
+                result.log_likelihood,
+                num_free_parameters(
+                    k, shape[1] - result.diagnostics["collinear_directions_dropped"], noise, intercept
+                ),
+                np.asarray(posterior),
+                weights,
+                result.diagnostics.get("second_moment_eigenvalues"),
+                result.status,
+            )
+        )
+    table = selection_table(rows)
+    return dataclasses.replace(
+        results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
     )
 
 
@@ -332,22 +407,45 @@ def _checked_arrays(x: Any, y: Any, weights: Any) -> tuple[np.ndarray, np.ndarra
     return x, y, weights
 
 
-def _usable_order(
-    activation: ActivationLike, noise_std: float, order: int | None, kind: str, dim: int, num_experts: int
-) -> tuple[int, str]:
+def _orders(
+    activation: ActivationLike,
+    noise_std: float,
+    order: int | None,
+    kind: TransformKind,
+    dim: int,
+    num_experts: int,
+    method: str,
+    num_rows: int,
+) -> tuple[tuple[int, ...], str]:
+    """Orders of the tensors that the method decomposes, the best first, and why.
+
+    Raises:
+        NoUsableOrderError: there is none, and the method cannot do without.
+    """
+    moments = moments_of(method)
+    if moments == "none":
+        return (), "no moments"
+    if moments == "optional" and num_experts > dim:
+        return (), f"no moments: {num_experts} experts of {dim} inputs"
+    if moments == "optional" and order is None and num_rows < FEWEST_ROWS_FOR_MOMENTS:
+        return (), f"no moments: fewer than {FEWEST_ROWS_FOR_MOMENTS} rows say too little of a third moment"
     fn, name = get_activation(activation), activation_name(activation)
     noise_std = transform_noise_std(fn, noise_std)
-    advice = 'method="joint_em" uses no moments'
-    if order is None:
-        choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
-        if choice.order is None:
-            raise NoUsableOrderError(
-                f"activation: {name} has no usable order at noise_std {noise_std:.3g}: {choice.reason}; {advice}"
-            )
-        return choice.order, choice.reason
-    reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
-    if reason:
-        raise NoUsableOrderError(
-            f"order: {name} has no usable order {order} at noise_std {noise_std:.3g}: {reason}; {advice}"
-        )
-    return order, "as asked"
+    where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
+    asked = required_order(method) or order
+    if asked is not None:
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, asked)
+        if reason:
+            raise NoUsableOrderError(f"order: {name} has no usable order {asked} {where}: {reason}; {advice}")
+        return (asked,), "as asked"
+    choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
+    if choice.order is None:
+        if moments == "optional":
+            return (), f"no moments: {choice.reason}"
+        raise NoUsableOrderError(f"activation: {name} has no usable order {where}: {choice.reason}; {advice}")
+    others = (
+        m
+        for m in (3, 4)
+        if m != choice.order and moments == "optional" and not why_unusable(fn, noise_std, m)
+    )
+    return (choice.order, *others), choice.reason

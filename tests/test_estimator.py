@@ -189,7 +189,7 @@ def test_more_experts_than_inputs():
     model = MoERegressor(num_experts=3, random_state=0, max_iterations=300)
     model.fit(x, y)
     assert model.num_experts_ == 3
-    assert model.method_ == "joint_em"
+    assert model.method_ == "multistart"
     np.testing.assert_allclose(sorted(model.coef_[:, 0]), [-4, 0, 10], atol=0.5)
     assert model.noise_std_[0] < 0.25
 

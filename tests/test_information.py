@@ -10,7 +10,6 @@ from scipy import integrate, stats
 
 from moejax import make_params, sample
 from moejax.activations import get_activation
-from moejax.fitting import InputMap, params_in_input_units
 from moejax.information import (
     confidence_intervals,
     covariance,
@@ -24,6 +23,7 @@ from moejax.information import (
 )
 from moejax.model import log_likelihood_per_sample, permute_experts, sample_labels
 from moejax.polish import free_parameters, params_from_free, polish
+from moejax.whitening import params_in_input_units
 
 D, K = 3, 2
 STATIC = ("name", "noise", "fit_intercept")
@@ -242,12 +242,12 @@ def test_errors_in_other_units_are_those_of_the_model_in_those_units():
     params, (z, y) = truth(), drawn()
     ones = jnp.ones(len(y))
     x = z @ jnp.linalg.inv(jnp.asarray(MATRIX)) + jnp.asarray(MEAN)[None]
-    units = InputMap(jnp.asarray(MEAN), jnp.asarray(MATRIX), 0, False)
+    units = (jnp.asarray(MEAN), jnp.asarray(MATRIX))
     free = {"noise": "per_expert", "fit_intercept": True}
-    in_x = params_in_input_units(params, units)
+    in_x = params_in_input_units(params, *units)
     for kind in ("observed", "sandwich"):
         of_z = covariance_of(params, z, y, ones, noise="per_expert", kind=kind)
-        carried = standard_errors(of_z, params, **free, transform=lambda p: params_in_input_units(p, units))
+        carried = standard_errors(of_z, params, **free, transform=lambda p: params_in_input_units(p, *units))
         direct = standard_errors(covariance_of(in_x, x, y, ones, noise="per_expert", kind=kind), in_x, **free)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), carried, direct)
 
@@ -258,8 +258,8 @@ def test_collinear_inputs_through_the_map():
     z, y, _ = sample(jax.random.key(5), params, "tanh", 300)
     ones, free = jnp.ones(300), {"noise": "shared", "fit_intercept": False}
     of_z = covariance_of(params, z, y, ones, fit_intercept=False)
-    units = InputMap(jnp.zeros(3), jnp.asarray(matrix), 1, False)
-    carried = standard_errors(of_z, params, **free, transform=lambda p: params_in_input_units(p, units))
+    units = (jnp.zeros(3), jnp.asarray(matrix))
+    carried = standard_errors(of_z, params, **free, transform=lambda p: params_in_input_units(p, *units))
     block = np.asarray(of_z.matrix)[2:4, 2:4]  # of the second expert
     np.testing.assert_allclose(carried.experts[1], np.sqrt(np.diag(matrix @ block @ matrix.T)), rtol=1e-9)
     jacobian = np.zeros((3, len(of_z.matrix)))
@@ -268,7 +268,7 @@ def test_collinear_inputs_through_the_map():
     np.testing.assert_allclose(moved.matrix, matrix @ block @ matrix.T, rtol=1e-9)
 
     x = z @ jnp.asarray(np.linalg.pinv(matrix))
-    in_x = params_in_input_units(params, units)
+    in_x = params_in_input_units(params, *units)
     of_x = covariance_of(in_x, x, y, ones, fit_intercept=False)
     assert np.isinf(of_x.condition)
     assert np.isfinite(of_z.condition)

@@ -1,0 +1,132 @@
+"""What a fit says of its data and of the theory's assumptions, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from moejax.activations import activation_facts
+from moejax.methods import MethodConfig, MethodResult, Problem
+from moejax.model import responsibilities
+from moejax.spectral import SPECTRAL_STATUS
+from moejax.whitening import InputMap
+
+COLLAPSED_NOISE = 1e-3
+"""An expert's noise, relative to the spread of the labels, below which the likelihood has run off."""
+FEW_SAMPLES_PER_PARAMETER = 5.0
+LARGEST_CONDITION = 1e8
+"""Of an information matrix scaled to a unit diagonal."""
+_STANDARD_ERRORS = 5.0
+
+
+def diagnose(
+    result: MethodResult, problem: Problem, whitening: InputMap, config: MethodConfig
+) -> dict[str, Any]:
+    """Numbers by name, and `notes`: which assumption fails and what that costs.
+
+    Keys: `inputs_standard_normal`, `collinear_directions_dropped`, `input_kurtosis` (mean of (z'z)^2 over that of a normal
+    distribution), `effective_samples` (sums of responsibilities), `expert_norms` and `gate_angle_degrees` for whitened inputs
+    (least angle between a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`; with moments,
+    `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`,
+    `spectral_status`; from a search, `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
+    """
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), result.params)
+    x, y, weights = (np.asarray(a, np.float64) for a in (problem.x, problem.y, problem.weights))
+    posterior = np.asarray(responsibilities(result.params, problem.x, problem.y, config.fn), np.float64)
+    counts = weights @ posterior
+    total, dim, k = weights.sum(), x.shape[1], config.num_experts
+    spread = math.sqrt(weights @ (y - weights @ y / total) ** 2 / total)
+    squares = np.sum(x**2, axis=1)
+    kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
+    norms = np.linalg.norm(params.experts, axis=1)
+    found: dict[str, Any] = {
+        "inputs_standard_normal": whitening.identity,
+        "collinear_directions_dropped": whitening.dropped,
+        "input_kurtosis": kurtosis,
+        "effective_samples": counts.tolist(),
+        "expert_norms": norms.tolist(),
+        "gate_angle_degrees": _gate_angle(params.experts, params.gating),
+        "collapsed_experts": [
+            i + 1
+            for i in range(k)
+            if config.noise != "known" and params.noise_std[i] < COLLAPSED_NOISE * spread
+        ],
+    }
+    if result.spectral is not None and problem.transforms is not None:
+        signals = {2: problem.transforms.second, config.order: problem.transforms.high}
+        found |= {
+            "transform_signal": {
+                m: 1.0 / math.sqrt(math.factorial(m) * float(transform.second_moment))
+                for m, transform in signals.items()
+            },
+            "second_moment_eigenvalues": np.asarray(result.spectral.second_moment_eigenvalues).tolist(),
+            "tensor_eigenvalues": np.asarray(result.spectral.decomposition.eigenvalues).tolist(),
+            "spectral_status": SPECTRAL_STATUS[int(result.spectral.status)],
+        }
+    if result.optima is not None:
+        optima = np.asarray(result.optima, np.float64)
+        optima = optima[np.isfinite(optima)]
+        found |= {"optima": optima.tolist(), "optima_spread": float(np.ptp(optima)) if optima.size else 0.0}
+    return found | {"notes": _notes(found, params.gating.any(), total, dim, k, config)}
+
+
+def _gate_angle(experts: np.ndarray, gating: np.ndarray) -> float:
+    """The least angle in degrees between a gate (less their mean) and the span of the experts; NaN without gates."""
+    centred = gating - gating.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=1)
+    if not np.isfinite(experts).all() or not norms.max() > 0:
+        return math.nan
+    basis = np.linalg.svd(experts, full_matrices=False)[2]
+    inside = np.linalg.norm(centred @ basis.T, axis=1)
+    share = np.clip(inside[norms > 0] / norms[norms > 0], 0.0, 1.0)
+    return float(np.degrees(np.arccos(share.max())))
+
+
+def _notes(
+    found: dict[str, Any], has_gates: bool, total: float, dim: int, k: int, config: MethodConfig
+) -> list[str]:
+    notes = []
+    for expert in found["collapsed_experts"]:
+        notes.append(
+            f"the noise of expert {expert} ran off to zero, where the likelihood is unbounded: it fits a few samples exactly; "
+            'use fewer experts or noise="shared"'
+        )
+    if found["collinear_directions_dropped"]:
+        notes.append(
+            f"{found['collinear_directions_dropped']} directions of the inputs do not vary and were dropped: "
+            "coefficients along them are zero by choice"
+        )
+    rows = dim + int(config.fit_intercept)
+    for expert, count in enumerate(found["effective_samples"]):
+        if count < FEW_SAMPLES_PER_PARAMETER * rows:
+            notes.append(
+                f"expert {expert + 1} rests on {count:.1f} effective samples for {rows} coefficients: fewer experts may do"
+            )
+    if "transform_signal" not in found:
+        return notes
+    theory = []
+    error = math.sqrt(8.0 / (total * dim * (dim + 2)))
+    if abs(found["input_kurtosis"] - 1.0) > max(_STANDARD_ERRORS * error, 0.05):
+        theory.append(f"the inputs are not normal (kurtosis {found['input_kurtosis']:.2f} of a normal one's)")
+    norms = np.asarray(found["expert_norms"])
+    if norms.max() > 1.2 * norms.min() or (
+        not activation_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2
+    ):
+        theory.append(
+            f"the experts' norms, for white inputs, run from {norms.min():.2f} to {norms.max():.2f} and not all 1"
+        )
+    angle = found["gate_angle_degrees"]
+    if has_gates and angle < 80.0:
+        theory.append(f"a gate is at {angle:.0f} degrees from the experts' span, not at 90")
+    eigenvalues = found["second_moment_eigenvalues"]
+    if k < len(eigenvalues) and eigenvalues[k] > 0.5 * eigenvalues[k - 1]:
+        theory.append(
+            f"T2 has no gap after its eigenvalue {k} ({eigenvalues[k - 1]:.3g}, then {eigenvalues[k]:.3g}): "
+            "too few samples, or another k"
+        )
+    if theory:
+        notes.append("the moments are a start, not an estimate: " + "; ".join(theory))
+    return notes

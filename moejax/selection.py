@@ -1,0 +1,99 @@
+r"""How many experts: information criteria of fits with different k.
+
+With L the maximised log-likelihood in nats, P free parameters, n the total sample weight and r the responsibilities,
+
+    AIC = -2 L + 2 P,   BIC = -2 L + P log n,   ICL = BIC - 2 sum_j w_j sum_i r_ij log r_ij
+
+(Akaike 1974; Schwarz 1978; Biernacki, Celeux and Govaert 2000). Less is better; ICL also asks that samples belong clearly to one
+expert. The eigenvalues of T2 say it without a fit: in theory the first k are positive and the rest zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moejax.em import NoiseModel
+
+LARGEST_TRIED = 6
+CRITERIA = ("aic", "bic", "icl")
+
+
+def num_free_parameters(num_experts: int, dim: int, noise: NoiseModel, fit_intercept: bool) -> int:
+    """P: experts, gates but one, biases, noise levels."""
+    levels = {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
+    return (2 * num_experts - 1) * (dim + int(fit_intercept)) + levels
+
+
+def num_rows_needed(num_experts: int, dim: int, fit_intercept: bool) -> int:
+    """The fewest rows that a fit is made from: one more than its parameters with one noise level."""
+    return (2 * num_experts - 1) * (dim + int(fit_intercept)) + 2
+
+
+def numbers_to_try(
+    num_experts: str | Sequence[int], shape: tuple[int, ...], fit_intercept: bool
+) -> tuple[int, ...]:
+    """The numbers of experts behind "auto" (1 to LARGEST_TRIED, as far as the rows suffice), a range or a list.
+
+    Raises:
+        ValueError: another word, or not positive whole numbers.
+    """
+    if isinstance(num_experts, str):
+        if num_experts != "auto":
+            raise ValueError(f'num_experts: expected a number, several, or "auto", got {num_experts!r}')
+        if len(shape) != 2:
+            raise ValueError(f"x: expected an array (n, d), got {shape}")
+        tried = range(1, LARGEST_TRIED + 1)
+        return tuple(k for k in tried if k == 1 or num_rows_needed(k, shape[1], fit_intercept) <= shape[0])
+    numbers = tuple(num_experts)
+    if not numbers or not all(isinstance(k, int | np.integer) and k >= 1 for k in numbers):
+        raise ValueError(f"num_experts: expected positive numbers, got {num_experts!r}")
+    return tuple(sorted({int(k) for k in numbers}))
+
+
+def criteria(
+    num_experts: int,
+    log_likelihood: float,
+    num_parameters: int,
+    posterior: np.ndarray,
+    weights: np.ndarray,
+    second_moment_eigenvalues: Sequence[float] | None,
+    status: str,
+) -> dict[str, Any]:
+    """One row of the table.
+
+    Args:
+        num_experts: k.
+        log_likelihood: in nats, maximised.
+        num_parameters: P.
+        posterior: (n, k) responsibilities.
+        weights: (n,).
+        second_moment_eigenvalues: (d,) of T2, decreasing; None where there are no moments.
+        status: of the fit.
+    """
+    entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
+    bic = -2.0 * log_likelihood + num_parameters * np.log(weights.sum())
+    values = second_moment_eigenvalues or ()
+    here = values[num_experts - 1] if num_experts <= len(values) else np.nan
+    below = values[num_experts] if num_experts < len(values) else np.nan
+    return {
+        "num_experts": num_experts,
+        "log_likelihood": log_likelihood,
+        "num_parameters": num_parameters,
+        "aic": -2.0 * log_likelihood + 2.0 * num_parameters,
+        "bic": bic,
+        "icl": bic + 2.0 * entropy,
+        "t2_eigenvalue": here,
+        "t2_eigengap": here - below,
+        "status": status,
+    }
+
+
+def selection_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The rows, with `chosen` true for the least BIC."""
+    table = pd.DataFrame(rows)
+    usable = table["bic"].where(np.isfinite(table["bic"]), np.inf)
+    return table.assign(chosen=np.arange(len(table)) == int(usable.argmin()))
