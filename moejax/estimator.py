@@ -34,6 +34,7 @@ from moejax.fitting import DEFAULT_METHOD, FitResult
 from moejax.label_transforms import TransformKind
 from moejax.methods import get_method
 from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
+from moejax.whitening import InputMap, params_in_input_units
 
 ENTROPY_NODES = 64
 _COLLINEAR = 1e-10
