@@ -12,6 +12,7 @@ import pytest
 from test_sweep_fake_core import write_inputs
 from test_sweep_run import fake as fake  # a fixture
 
+from moejax import trial as core
 from moejax.sweep import commands
 from moejax.sweep.chunk import COMPILE_EVENT
 from moejax.sweep.figures import make_figures, write_figures
@@ -106,7 +107,7 @@ def run_folder(fake, tmp_path):
 
 def test_summary_has_a_row_for_every_cell_failed_ones_too(run_folder):
     summary = summarise(run_folder)
-    assert len(summary) == 12 * 7
+    assert len(summary) == 12 * len(core.METRICS)
     assert not summary.duplicated([*FIELD_COLUMNS[:5], "method", "metric"]).any()
     assert {f"{name}_mcse" for name in ESTIMATES} <= set(summary.columns)
     recovery = summary[summary["metric"] == "recovery_error"].set_index("noise_std")
