@@ -2,7 +2,7 @@
 
 d = 10, k = 3, sigma = 0.1, orthogonal experts, float64; medians (largest in brackets) of E, the recovery error, over instances.
 
-    python benchmarks/residual_passes.py errors      n = 1e6, gates of norm 2 not orthogonal to the experts, passes 0 to 3
+    python benchmarks/residual_passes.py errors      n = 1e6, gates of norm 2 not orthogonal to the experts, passes 0 to 5
     python benchmarks/residual_passes.py variance    n = 1e5, gates of norm 1 orthogonal: n MSE, where plain moments are consistent
     python benchmarks/residual_passes.py noise       n = 1e5: the noise held at the known level in gating EM, or estimated there
     python benchmarks/residual_passes.py kinds       n = 1e5: the kinds of label transforms
@@ -119,10 +119,10 @@ def row(told: str, result: tuple[np.ndarray, ...]) -> None:
 
 
 def errors(num_trials: int) -> None:
-    table("activation | gates", 3)
-    for name in ("linear", "relu"):
+    table("activation | gates", 5)
+    for name in ("relu", "linear"):
         for gates in ("generic", "45"):
-            row(f"{name} | {gates}", trials(name, 1_000_000, num_trials, gates))
+            row(f"{name} | {gates}", trials(name, 1_000_000, num_trials, gates, num_passes=5))
 
 
 def variance(num_trials: int) -> None:

@@ -19,7 +19,7 @@ from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
 from moejax.gaussian import standard_normal
 from moejax.model import MoEParams, gate_logits, unit_rows
 from moejax.polish import polish
-from moejax.residual import residual_estimate
+from moejax.residual import NUM_PASSES, residual_estimate
 from moejax.score_tensors import LogDensity
 from moejax.spectral import (
     NOT_FINITE,
@@ -77,7 +77,7 @@ class MethodConfig:
     chunk_size: int | None = None
     """Samples that the moments take at once; None takes all."""
     num_residual_passes: int | None = None
-    """Residual passes after the moments; None: 3 for "spectral_residual", 0 for the other methods."""
+    """Residual passes after the moments; None: 5 for "spectral_residual", 0 for the other methods."""
     log_density: LogDensity | None = None
     """x (d,) -> log p(x) of inputs that are not standard normal; their moments are then a start, not an estimate."""
     start: Start = "random"
@@ -234,7 +234,7 @@ def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) ->
     EM estimates the noise even where it is known, because the error of inexact experts adds to it; a known one is restored after.
     """
     assert problem.transforms is not None, "a method of moments is given label transforms"
-    passes = 3 if config.num_residual_passes is None else config.num_residual_passes
+    passes = NUM_PASSES if config.num_residual_passes is None else config.num_residual_passes
     run = residual_estimate(
         key,
         problem.x,

@@ -39,9 +39,11 @@ from moejax.spectral import (
     estimate_from_labels,
 )
 
-NUM_NODES = 8193
-"""Nodes of the tables of h over +-8.5; linear interpolation between them errs by less than 1e-4 of h'' / 12 on average."""
-NUM_NOISE_NODES = 41
+NUM_NODES = 4097
+"""Nodes of the tables of h over +-8.5."""
+NUM_NOISE_NODES = 81
+"""Nodes over the noise: h is good to 3e-4 of its range, also where the noise is four times what a transform was made for."""
+NUM_PASSES = 5
 GATING_STEPS = 30
 GATING_TOLERANCE = 1e-7
 """EM steps for the gates of one pass, and the gain in nats per sample below which they stop."""
@@ -170,7 +172,7 @@ def residual_estimate(
     fn: ScalarFunction,
     num_experts: int,
     order: int,
-    num_passes: int = 3,
+    num_passes: int = NUM_PASSES,
     noise: NoiseModel = "shared",
     fit_intercept: bool = False,
     ridge: float = RIDGE,
@@ -193,7 +195,7 @@ def residual_estimate(
         fn: g.
         num_experts: k.
         order: 3 or 4.
-        num_passes: 2 or 3 do unless the gates are steep; 0 is the plain estimate with gates fitted to it.
+        num_passes: linear experts need 2 or 3, relu 4 or 5; 0 is the plain estimate with gates fitted to it.
         noise: of gating EM. "shared" also where sigma is known: the error of inexact experts adds to it, and with the noise held
             ("known") the first gates are overconfident. "per_expert" gives each expert its own, in EM and then in its h_i.
         fit_intercept: whether the gates have biases; the experts have none.

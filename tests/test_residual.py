@@ -36,7 +36,7 @@ def truth() -> MoEParams:
     experts = np.zeros((K, D))
     experts[0, 0], experts[1, :2] = 1.0, (0.3, 0.91**0.5)
     gating = np.zeros((K, D))
-    gating[0, :3] = (1.2, -0.8, 1.0)
+    gating[0, :3] = (3.0, -3.0, 1.0)
     return make_params(experts, gating, NOISE)
 
 
@@ -45,10 +45,9 @@ def table_mean(transform, g, noise_std):
     noise = np.linspace(-8.0, 8.0, 4001)
     density = np.exp(-0.5 * noise**2)
     y = np.asarray(g)[..., None] + noise_std * noise
-    points = transform.start + transform.step * np.arange(transform.values.size)
-    values = np.interp(y, points, transform.values) + np.polynomial.polynomial.polyval(
-        y, transform.coefficients
-    )
+    start, step, table, coefficients = (np.asarray(leaf) for leaf in transform[:4])
+    values = np.interp(y, start + step * np.arange(table.size), table)
+    values = values + np.polynomial.polynomial.polyval(y, coefficients)
     return values @ (density / density.sum())
 
 
@@ -65,7 +64,7 @@ def test_conditional_means_are_the_expected_labels(name, kind):
     for transform, of_transform in zip(transforms, got, strict=True):
         for noise_std, points, mean in zip(levels, z, of_transform, strict=True):
             expected = table_mean(transform, jax.vmap(fn)(jnp.asarray(points)), noise_std)
-            assert np.abs(mean - expected).max() < 1e-4 * np.abs(expected).max()
+            assert np.abs(mean - expected).max() < 3e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("chunk_size", [None, 64])
@@ -115,8 +114,8 @@ def test_labels_without_a_residual_give_back_the_experts(order):
 
 
 @functools.cache
-def drawn(name, n=20_000):
-    x, y, _ = jax.jit(sample, static_argnums=(2, 3))(jax.random.key(1), truth(), name, n)
+def drawn(name, n=40_000):
+    x, y, _ = sample(jax.random.key(1), truth(), name, n)
     return x, y, jnp.ones(n)
 
 
@@ -148,13 +147,13 @@ def test_passes_remove_the_bias_of_gates_that_are_not_orthogonal():
     errors = [float(recovery_error(truth().experts, experts)) for experts in found.experts]
     # the first is the plain estimate, from another key
     assert float(recovery_error(found.experts[0], plain.experts)) < 1e-9
-    assert errors[0] > 0.004
-    assert errors[-1] < 0.1 * errors[0]
+    assert errors[0] > 0.0015
+    assert errors[-1] < 0.2 * errors[0]
     assert int(found.best_pass) == int(np.argmax(found.log_likelihoods))
     np.testing.assert_array_equal(found.params.experts, found.experts[found.best_pass])
     np.testing.assert_allclose(np.linalg.norm(found.params.experts, axis=1), 1.0)
     fitted = align(truth(), found.params)
-    assert float(jnp.linalg.norm(fitted.gating - truth().gating)) < 0.2
+    assert float(jnp.linalg.norm(fitted.gating - truth().gating)) < 0.4
     np.testing.assert_allclose(fitted.noise_std, NOISE, rtol=0.05)
     gates = np.asarray(jax.nn.softmax(x @ truth().gating.T, axis=1)).mean(axis=0)
     same = np.asarray(match_experts(truth().experts, found.params.experts))
@@ -193,18 +192,16 @@ def test_order_four_has_residual_passes_with_signs():
     x, y, weights = drawn("softplus", 100_000)
     found = estimate(x, y, weights, transforms_of("softplus", 4), jnp.asarray(NOISE), "softplus", order=4)
     errors = [float(recovery_error(truth().experts, experts)) for experts in found.experts]
-    assert errors[-1] < 0.2 * errors[0]
-    assert errors[-1] < 1e-3
+    assert errors[-1] < min(3e-4, errors[0])
 
 
 @pytest.mark.slow
-def test_with_residual_passes_experts_may_differ_in_their_noise():
-    """Plain moments take one sigma for all; the h_i of a pass may have their own."""
+def test_the_noise_of_each_expert_is_found():
     params = truth()._replace(noise_std=jnp.asarray([0.1, 0.5]))
-    x, y, _ = jax.jit(sample, static_argnums=(2, 3))(jax.random.key(4), params, "tanh", 100_000)
+    x, y, _ = sample(jax.random.key(4), params, "tanh", 100_000)
     transforms = transforms_of("tanh", noise_std=0.3)
     found = estimate(x, y, jnp.ones(100_000), transforms, jnp.asarray(0.3), "tanh", 5, noise="per_expert")
     fitted = align(params, found.params)
     np.testing.assert_allclose(fitted.noise_std, params.noise_std, rtol=0.03)
     errors = [float(recovery_error(params.experts, experts)) for experts in found.experts]
-    assert errors[-1] < 0.1 * errors[0]
+    assert errors[-1] < 3e-3
