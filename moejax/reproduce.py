@@ -9,8 +9,9 @@ An experiment is one Python file:
     def figure(table): ...                # results/NAME/table.csv, read back -> a matplotlib Figure
 
 and may have `SHOWS` and `SHOWS_NOT` (a sentence each, for the gallery), `NUMBERS` (those in its sentences, see `moejax.claims`),
-`summary(table) -> DataFrame` (summary.csv), `PLUGINS` (files that register methods), `SECONDS = True` (a column of compute seconds),
-or `run_cell(cell) -> DataFrame` with `PROGRAM` and `PRECISION` where it is no recovery sweep (see `moejax.sweep.study`).
+`summary(table) -> DataFrame` (summary.csv), `PLUGINS` (files that register methods), `SECONDS = True` (a column of compute
+seconds), `extend(table, folder)` (columns from the store's arrays), or `run_cell(cell) -> DataFrame` with `PROGRAM` and
+`PRECISION` where it is no recovery sweep (see `moejax.sweep.study`).
 
 Stores are in runs/NAME, where a second call finds what is done; results are in results/NAME: table.csv, figure.png, figure.pdf,
 claims.json, manifest.json. A quick run does not replace the results of a full one: it then writes to runs/quick/results.
@@ -260,11 +261,16 @@ class _Session:
     @property
     def num_programs(self) -> int:
         """Compiled programs, those that experiments share counted once where they run as one."""
-        studies = sum(len(units) for units in self.units.values())
+        studies = sum(self._study_programs(experiment) for experiment in self.studies)
         return studies + sum(
             len({bucket.static for experiment in group for bucket in self.plans[experiment.name].buckets})
             for group in self.groups()
         )
+
+    def _study_programs(self, experiment: Experiment) -> int:
+        """Programs of a study: its units, but those whose cells its `compiles` says compile nothing."""
+        compiles = experiment.get("compiles", lambda cell: True)
+        return sum(any(compiles(dict(cell)) for cell in unit.cells) for unit in self.units[experiment.name])
 
     def groups(self) -> list[list[Experiment]]:
         """Sweeps that run as one: with --quick all of them (but those that stop by precision), else each alone."""
@@ -296,7 +302,7 @@ class _Session:
             )
             seen |= mine if self.quick else set()
         for experiment in self.studies:
-            count = len(self.units[experiment.name])
+            count = self._study_programs(experiment)
             cells = len(self.study_specs[experiment.name].cells)
             table.add_row(
                 experiment.name, f"{cells:,}", "", f"{count}", f"{count}", self._last_time(experiment)

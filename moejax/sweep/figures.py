@@ -103,6 +103,7 @@ def line_figure(
     rows: str | None = None,
     quantity: str = SUCCESS_METRIC,
     title: str = "",
+    wrap: int | None = None,
 ) -> Figure:
     """Medians of a metric, or the success rate, against one field: a line per method, bars of one standard error.
 
@@ -113,8 +114,9 @@ def line_figure(
         rows: field of the panels below each other.
         quantity: the metric, or "success_rate".
         title: over all panels.
+        wrap: with `columns` alone, how many panels stand side by side before the next row begins.
     """
-    figure, _ = _lines(summary, [x], [columns, rows], quantity)
+    figure, _ = _lines(summary, [x], [columns, rows], quantity, wrap)
     if title:
         figure.legends[0].set_title(title, {"size": 11})
     return figure
@@ -189,20 +191,27 @@ def _new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
 
 
 def _lines(
-    table: pd.DataFrame, axes: list[str], panels: Sequence[str | None], quantity: str
+    table: pd.DataFrame,
+    axes: list[str],
+    panels: Sequence[str | None],
+    quantity: str,
+    wrap: int | None = None,
 ) -> tuple[Figure, str]:
     x_name = axes[0]
     column_name, row_name = [*panels, None, None][:2]
     columns = _values(table[column_name]) if column_name else [None]
     rows = _values(table[row_name]) if row_name else [None]
-    figure, grid = _new_figure(len(rows), len(columns))
+    width = min(wrap or len(columns), len(columns))
+    figure, grid = _new_figure(len(rows) * -(-len(columns) // width), width)
+    for axis in grid.flat[len(rows) * len(columns) :]:
+        axis.set_visible(False)
     estimate = quantity if quantity == "success_rate" else "median"
     methods = list(dict.fromkeys(table[METHOD_FIELD]))
     logarithmic = estimate == "median" and bool((table[estimate].dropna() > 0).all())
     categories = None if _is_numeric(table[x_name]) else _values(table[x_name])
     slope = hollow = False
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        axis: Axes = grid[i, j]
+        axis: Axes = grid[i + j // width, j % width]
         here = _where(_where(table, row_name, row), column_name, column)
         for number, method in enumerate(methods):
             part = here[(here[METHOD_FIELD] == method) & np.isfinite(here[estimate])]
@@ -247,7 +256,7 @@ def _lines(
             axis.set_ylim(-0.04, 1.04)
         _x_axis(axis, table[x_name], x_name, categories)
         axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
-        if i == 0 and column_name:
+        if column_name and (i == 0 or wrap):
             axis.set_title(_panel_title(column_name, column), fontsize=10)
         if row_name and j == len(columns) - 1:
             axis.annotate(
