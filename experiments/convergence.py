@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from moejax.claims import Number
 from moejax.sweep import load_arrays
 from moejax.sweep.figures import COLOURS
-from moejax.sweep.tables import read_rows
 
 SPEC = "sweeps/convergence.toml"
 QUICK = {"trials": 10, "activation": ["linear"], "num_experts": [3], "num_samples": 4000}
@@ -24,23 +23,20 @@ NUMBERS = {
 }
 SHOWS = (
     "With k = 3 the median number of passes is {spectral_em_linear} (linear), {spectral_em_relu} (relu) and "
-    "{spectral_em_sigmoid} (sigmoid) "
-    "for spectral_em, and {joint_em_linear}, {joint_em_relu} and {joint_em_sigmoid} for joint EM from one random start."
+    "{spectral_em_sigmoid} (sigmoid) for spectral_em, and {joint_em_linear}, {joint_em_relu} and {joint_em_sigmoid} for "
+    "joint EM from one random start."
 )
 SHOWS_NOT = (
-    "It does not show the cost of the moments, which are one pass more, nor whether the likelihood that is reached is the best "
-    "one: a run "
-    "that ends at a poor optimum has converged too."
+    "It does not show the cost of the moments, which are one pass more, nor whether the likelihood that is reached is "
+    "the best one: a run that ends at a poor optimum has converged too."
 )
 
 
 def extend(table, folder):
     """The number of passes of every trial, and the gap of the log-likelihood at chosen passes (gap_1, gap_2, gap_4, ..)."""
-    cells, rows = read_rows(folder)
     histories = load_arrays(folder)
-    keys = zip(cells["result_hash"].take(rows["position"].to_numpy()), rows["trial"], strict=True)
     records = []
-    for key in keys:
+    for key in zip(table["result_hash"], table["trial"], strict=True):
         history = histories[key]
         history = history[np.isfinite(history)].astype(float)
         gaps = history.max() - history if history.size else np.array([np.nan])

@@ -14,8 +14,8 @@ NUMBERS = {
 }
 SHOWS = (
     "For relu the median error goes from {spectral_6} at d = 6 to {spectral_40} at d = 40 for moments alone, from "
-    "{spectral_em_6} to "
-    "{spectral_em_40} for spectral_em and from {joint_em_6} to {joint_em_40} for joint EM from one random start."
+    "{spectral_em_6} to {spectral_em_40} for spectral_em and from {joint_em_6} to {joint_em_40} for joint EM from one "
+    "random start."
 )
 SHOWS_NOT = "It does not show what happens when n grows with d: that is the phase diagram."
 

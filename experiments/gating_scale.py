@@ -21,9 +21,9 @@ NUMBERS = {
     "random": Number(f"{_STEEP} and gating_angle == 0 and method == 'joint_em'"),
 }
 SHOWS = (
-    "For linear experts and gates of norm 4 the median error of moments alone is {orthogonal} where the gates are orthogonal to "
-    "the experts "
-    "and {aligned} where they lie in their span; there spectral_em has {polished} and joint EM from one random start {random}."
+    "For linear experts and gates of norm 4 the median error of moments alone is {orthogonal} where the gates are "
+    "orthogonal to the experts and {aligned} where they lie in their span; there spectral_em has {polished} and joint "
+    "EM from one random start {random}."
 )
 SHOWS_NOT = "It does not show whether a larger sample would help the moments: their bias would stay, only their variance would go."
 

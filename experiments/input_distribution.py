@@ -21,12 +21,10 @@ NUMBERS = {
 }
 SHOWS = (
     "For linear experts the median error of moments alone is {spectral_standard_normal} with standard normal inputs, "
-    "{spectral_rademacher} "
-    "with Rademacher and {spectral_correlated_normal} with correlated normal ones; spectral_em has "
-    "{spectral_em_standard_normal}, "
-    "{spectral_em_rademacher} and {spectral_em_correlated_normal}."
+    "{spectral_rademacher} with Rademacher and {spectral_correlated_normal} with correlated normal ones; spectral_em "
+    "has {spectral_em_standard_normal}, {spectral_em_rademacher} and {spectral_em_correlated_normal}."
 )
-SHOWS_NOT = "It does not show whitened inputs: a trial gives every method the inputs as they are drawn, while `fit` whitens them first."
+SHOWS_NOT = "It does not show whitened inputs: a trial gives every method the inputs as they are drawn, while `fit` whitens them."
 
 
 def figure(table):

@@ -15,9 +15,9 @@ NUMBERS = {
     "polished_high": Number(f"{_LINEAR} and noise_std == 0.8 and method == 'spectral_em'"),
 }
 SHOWS = (
-    "From σ = 0.03 to 0.8 the median error of the linear model goes from {polished_low} to {polished_high} for spectral_em, but "
-    "only "
-    "from {moments_low} to {moments_high} for moments alone, whose error comes from the other experts' labels."
+    "From σ = 0.03 to 0.8 the median error of the linear model goes from {polished_low} to {polished_high} for "
+    "spectral_em, but only from {moments_low} to {moments_high} for moments alone, whose error comes from the other "
+    "experts' labels."
 )
 SHOWS_NOT = "It does not show unknown noise: σ is known to every method here."
 

@@ -28,14 +28,13 @@ NUMBERS = {
     for name, transform, method in (("paper", "polynomial", "spectral_power"), ("ours", "weighted", "spectral"))
 }  # fmt: skip
 SHOWS = (
-    "A median error below 0.02 takes {relu_ours} samples for relu and {sigmoid_ours} for sigmoid with weighted transforms and "
-    "polar "
-    "refinement, against {relu_paper} and {sigmoid_paper} with polynomial transforms and the power method alone."
+    "A median error below 0.02 takes {relu_ours} samples for relu and {sigmoid_ours} for sigmoid with weighted "
+    "transforms and polar refinement, against {relu_paper} and {sigmoid_paper} with polynomial transforms and the power "
+    "method alone."
 )
 SHOWS_NOT = (
-    "It does not show the estimate after the polish, for which all these starts are good enough at these sizes; points beyond "
-    "the sizes that "
-    "were run are extrapolated and hollow."
+    "It does not show the estimate after the polish, for which all these starts are good enough at these sizes; points "
+    "beyond the sizes that were run are extrapolated and hollow."
 )
 
 

@@ -16,10 +16,9 @@ NUMBERS = {
     for activation in ("linear", "tanh")
 }
 SHOWS = (
-    "With k = 8 experts in d = 20 dimensions the shares of successful trials are {joint_em_linear} (linear) and {joint_em_tanh} "
-    "(tanh) for "
-    "joint EM from one random start, {spectral_em_linear} and {spectral_em_tanh} for spectral_em, and {spectral_linear} and "
-    "{spectral_tanh} for moments alone."
+    "With k = 8 experts in d = 20 dimensions the shares of successful trials are {joint_em_linear} (linear) and "
+    "{joint_em_tanh} (tanh) for joint EM from one random start, {spectral_em_linear} and {spectral_em_tanh} for "
+    "spectral_em, and {spectral_linear} and {spectral_tanh} for moments alone."
 )
 SHOWS_NOT = "It does not show what more random starts would buy: that is the experiment restarts."
 

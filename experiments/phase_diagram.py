@@ -39,11 +39,9 @@ NUMBERS |= {
     for method in ("spectral_em", "joint_em")
 }
 SHOWS = (
-    "At k = 8 and n/d = 800 the shares of successful trials are {spectral_em_linear} (linear) and {spectral_em_tanh} (tanh) for "
-    "spectral_em "
-    "and {joint_em_linear} and {joint_em_tanh} for joint EM from one random start; with few samples, at k = 4, n/d = 50 and "
-    "tanh, they are "
-    "{spectral_em_few} and {joint_em_few}."
+    "At k = 8 and n/d = 800 the shares of successful trials are {spectral_em_linear} (linear) and {spectral_em_tanh} "
+    "(tanh) for spectral_em and {joint_em_linear} and {joint_em_tanh} for joint EM from one random start; with few "
+    "samples, at k = 4, n/d = 50 and tanh, they are {spectral_em_few} and {joint_em_few}."
 )
 SHOWS_NOT = "It does not show several random starts, nor another dimension: every map is at one d."
 

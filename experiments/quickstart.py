@@ -15,14 +15,13 @@ NUMBERS = {
     "random": Number(f"{_RELU} and num_samples == 16000 and method == 'joint_em'"),
 }
 SHOWS = (
-    "For relu with 16000 samples at σ = 0.1 the median recovery error is {moments} from moments alone, {polished} after the "
-    "polish and "
-    "{random} for joint EM from one random start; with 1000 samples, moments alone succeed (error below 0.02) in {few} of the "
-    "trials."
+    "For relu with 16000 samples at σ = 0.1 the median recovery error is {moments} from moments alone, {polished} after "
+    "the polish and {random} for joint EM from one random start; with 1000 samples, moments alone succeed (error below "
+    "0.02) in {few} of the trials."
 )
 SHOWS_NOT = (
-    "It does not show an instance that is hard for random starts: there the experts are more, or correlated (see num-experts and "
-    "restarts)."
+    "It does not show an instance that is hard for random starts: there the experts are more, or correlated (see "
+    "num-experts and restarts)."
 )
 
 

@@ -1,7 +1,7 @@
 """Do mixtures of linear experts predict real data better than a line, and which method fits them best?
 
-Repeated cross-validation, paired over folds: standardised by the training part, k by BIC on the training part, folds as weights in one
-compilation. The outsiders are linear regression and scikit-learn's gradient boosting, on the same folds.
+Repeated cross-validation, paired over folds: standardised by the training part, k by BIC on the training part, folds as
+weights in one compilation. The outsiders are linear regression and scikit-learn's gradient boosting, on the same folds.
 """
 
 import functools
@@ -51,14 +51,12 @@ NUMBERS = {
     )
 }
 SHOWS = (
-    "On Airfoil the cross-validated error is {ours} standard deviations of the target for spectral_em, {joint} for the best of "
-    "ten random "
-    "starts of joint EM, {line} for linear regression and {boosting} for gradient boosting."
+    "On Airfoil the cross-validated error is {ours} standard deviations of the target for spectral_em, {joint} for the "
+    "best of ten random starts of joint EM, {line} for linear regression and {boosting} for gradient boosting."
 )
 SHOWS_NOT = (
-    "It does not show tuned models: gradient boosting has scikit-learn's defaults, and the mixtures have linear experts; "
-    "standard errors "
-    "are corrected for the overlap of training parts, which is an approximation."
+    "It does not show tuned models: gradient boosting has scikit-learn's defaults, and the mixtures have linear "
+    "experts; standard errors are corrected for the overlap of training parts, which is an approximation."
 )
 
 

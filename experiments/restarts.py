@@ -22,11 +22,11 @@ NUMBERS = {
     "ours_seconds": Number(_OURS, "seconds", "mean"),
 }
 SHOWS = (
-    "For six tanh experts in d = 20 dimensions joint EM succeeds in {one} of the trials from one random start ({one_seconds} s "
-    "of one core) "
-    "and in {best} as the best of 16 ({best_seconds} s); spectral_em succeeds in {ours} ({ours_seconds} s)."
+    "For six tanh experts in d = 20 dimensions joint EM succeeds in {one} of the trials from one random start "
+    "({one_seconds} s of one core) and in {best} as the best of 16 ({best_seconds} s); spectral_em succeeds in {ours} "
+    "({ours_seconds} s)."
 )
-SHOWS_NOT = "It does not show an easy instance, where one random start is enough, nor other machines: seconds are of the processor in the manifest."
+SHOWS_NOT = "It does not show an easy instance, where one random start is enough; seconds are those of the manifest's processor."
 
 
 def figure(table):

@@ -21,11 +21,9 @@ NUMBERS = {
     for activation in ("linear", "relu", "sigmoid", "cos")
 }
 SHOWS = (
-    "The slope of log error in log n is {spectral_linear} (linear), {spectral_relu} (relu), {spectral_sigmoid} (sigmoid) and "
-    "{spectral_cos} "
-    "(cos) for moments alone and {spectral_em_linear}, {spectral_em_relu}, {spectral_em_sigmoid} and {spectral_em_cos} for "
-    "spectral_em: the "
-    "rate 1/n is a slope of minus one."
+    "The slope of log error in log n is {spectral_linear} (linear), {spectral_relu} (relu), {spectral_sigmoid} "
+    "(sigmoid) and {spectral_cos} (cos) for moments alone and {spectral_em_linear}, {spectral_em_relu}, "
+    "{spectral_em_sigmoid} and {spectral_em_cos} for spectral_em: the rate 1/n is a slope of minus one."
 )
 SHOWS_NOT = "It does not show the rate of moments at small n, where their error is not yet small, nor any other d, k or noise."
 

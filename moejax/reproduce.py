@@ -10,8 +10,8 @@ An experiment is one Python file:
 
 and may have `SHOWS` and `SHOWS_NOT` (a sentence each, for the gallery), `NUMBERS` (those in its sentences, see `moejax.claims`),
 `summary(table) -> DataFrame` (summary.csv), `PLUGINS` (files that register methods), `SECONDS = True` (a column of compute
-seconds), `extend(table, folder)` (columns from the store's arrays), or `run_cell(cell) -> DataFrame` with `PROGRAM` and
-`PRECISION` where it is no recovery sweep (see `moejax.sweep.study`).
+seconds), `extend(table, folder)` (columns from the store's arrays, by `result_hash` and `trial`), or `run_cell(cell) ->
+DataFrame` with `PROGRAM`, `PRECISION` and `compiles` where it is no recovery sweep (see `moejax.sweep.study`).
 
 Stores are in runs/NAME, where a second call finds what is done; results are in results/NAME: table.csv, figure.png, figure.pdf,
 claims.json, manifest.json. A quick run does not replace the results of a full one: it then writes to runs/quick/results.
@@ -314,7 +314,9 @@ class _Session:
         from moejax.sweep.progress import duration
 
         manifest = _read_manifest(self.root / RESULTS_FOLDER / experiment.name)
-        return "" if manifest is None or manifest.get("quick") else duration(manifest["wall_seconds"])
+        if manifest is None or manifest.get("quick") or "wall_seconds" not in manifest:
+            return ""
+        return duration(manifest["wall_seconds"])
 
     def run(self) -> dict[str, Any]:
         """Run everything, write everything; failures of single experiments are told at the end."""
@@ -388,10 +390,11 @@ class _Session:
         from moejax.sweep.tables import load, load_chunks, load_runs
 
         folder = self.folder(experiment)
-        table = load(folder, seconds=bool(experiment.get("SECONDS", False)))
+        table = load(folder, seconds=bool(experiment.get("SECONDS", False)), result_hash=True)
+        wanted = table["trial"] < self.plans[experiment.name].spec.most_trials
+        table = table[wanted].reset_index(drop=True)  # a larger run of the same cells may have left more
         extend = experiment.get("extend")
-        if extend is not None:
-            table = extend(table, folder)
+        table = (table if extend is None else extend(table, folder)).drop(columns="result_hash")
         runs = [run for run in load_runs(folder) if run["trials"]]
         chunks = load_chunks(folder)
         return table, RunFacts(
@@ -546,7 +549,7 @@ def write_gallery(folder: Path, experiments: Sequence[Experiment], root: Path) -
     for experiment in experiments:
         results = folder / experiment.name
         manifest = _read_manifest(results)
-        if manifest is None:
+        if manifest is None or not (results / "claims.json").is_file():
             continue
         shows = json.loads((results / "claims.json").read_text(encoding="utf-8"))["text"]
         shows = "" if MISSING in shows else shows  # a quick run may lack the rows
@@ -566,12 +569,11 @@ def write_gallery(folder: Path, experiments: Sequence[Experiment], root: Path) -
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a results folder, if it was written by `reproduce`."""
+    """The manifest of a results folder."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    return manifest if "quick" in manifest else None
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, content: Any) -> None:

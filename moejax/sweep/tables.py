@@ -29,7 +29,9 @@ def store_path(folder: Path) -> Path:
     return folder if folder.is_file() else folder / STORE_NAME
 
 
-def load(folder: Path | str, *, all_specs: bool = False, seconds: bool = False) -> pd.DataFrame:
+def load(
+    folder: Path | str, *, all_specs: bool = False, seconds: bool = False, result_hash: bool = False
+) -> pd.DataFrame:
     """The table of trials: one row per trial that was run, failed ones too, in the order of the spec.
 
     Columns: every field, `trial`, `method`, the metrics (NaN where a trial failed), `status` (0 is ok),
@@ -39,6 +41,7 @@ def load(folder: Path | str, *, all_specs: bool = False, seconds: bool = False) 
         folder: a run folder.
         all_specs: also rows of cells that are not in the folder's latest spec.
         seconds: also `seconds`, the compute time of the trial (its chunk's mean, compilation apart).
+        result_hash: also `result_hash`, which with `trial` is the key of recorded arrays and timings.
 
     Raises:
         StoreError: no store there, or it cannot be read.
@@ -53,12 +56,12 @@ def load(folder: Path | str, *, all_specs: bool = False, seconds: bool = False) 
         rows[[*metric_columns(rows), "status"]],
     ]
     table = pd.concat(parts, axis=1).assign(reason=status_words(rows["status"], rows["reason"]))
+    keys = cells["result_hash"].take(rows["position"].to_numpy()).to_numpy()
     if seconds:
         times = load_timings(folder).set_index(["result_hash", "trial"])["seconds"]
-        keys = cells["result_hash"].take(rows["position"].to_numpy()).to_numpy()
         index = pd.MultiIndex.from_arrays([keys, rows["trial"]])
         table.insert(table.columns.get_loc("status"), "seconds", times.reindex(index).to_numpy())
-    return table
+    return table.assign(result_hash=keys) if result_hash else table
 
 
 def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
