@@ -13,6 +13,13 @@ SPEC = "sweeps/convergence.toml"
 QUICK = {"trials": 10, "activation": ["linear"], "num_experts": [3], "num_samples": 4000}
 SMALLEST_GAP = 1e-4
 """Nats, below which gaps are drawn as this: single precision sums thousands of samples."""
+PASSES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128)
+"""At which errors are kept; after its last pass a run stays where it is."""
+LABELS = {
+    "gap": "log-likelihood below\nthe run's best (nats)",
+    "recovery_error": "recovery error of experts",
+    "gating_error": "relative error of gates",
+}
 
 NUMBERS = {
     f"{method}_{activation}": Number(
@@ -33,48 +40,56 @@ SHOWS_NOT = (
 
 
 def extend(table, folder):
-    """The number of passes of every trial, and the gap of the log-likelihood at chosen passes (gap_1, gap_2, gap_4, ..)."""
-    histories = load_arrays(folder)
+    """Passes of every trial, and at chosen passes the log-likelihood still to gain and, where paths are recorded, the errors."""
+    histories, paths = load_arrays(folder), load_arrays(folder, "path")
     records = []
     for key in zip(table["result_hash"], table["trial"], strict=True):
-        history = histories[key]
-        history = history[np.isfinite(history)].astype(float)
-        gaps = history.max() - history if history.size else np.array([np.nan])
-        at = {f"gap_{p}": gaps[min(p, gaps.size) - 1] if history.size else np.nan for p in _passes(128)}
-        records.append({"passes": history.size, **at})
+        history = histories[key].astype(float)
+        kept = np.isfinite(history)
+        values = {"gap": history[kept].max(initial=-np.inf) - history[kept]}
+        if key in paths:
+            values |= dict(
+                zip(("recovery_error", "gating_error"), paths[key][kept].astype(float).T, strict=True)
+            )
+        at = {
+            f"{name}_at_{p}": series[min(p, series.size) - 1] if series.size else np.nan
+            for name, series in values.items()
+            for p in PASSES
+        }
+        records.append({"passes": int(kept.sum()), **at})
     extra = pd.DataFrame(records, index=table.index)
     place = table.columns.get_loc("status")
     return pd.concat([table.iloc[:, :place], extra, table.iloc[:, place:]], axis=1)
 
 
-def _passes(most):
-    return [p for p in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128) if p <= most]
-
-
 def figure(table):
     activations, sizes = (list(dict.fromkeys(table[name])) for name in ("activation", "num_experts"))
     methods = list(dict.fromkeys(table["method"]))
-    figure = Figure(
-        figsize=(max(6.4, 3.0 * len(activations) + 1), max(4.2, 2.5 * len(sizes) + 1.2)), layout="constrained"
-    )
+    recorded = [name for name in ("recovery_error", "gating_error") if f"{name}_at_1" in table]
+    quantities = recorded or ["gap"]
+    rows = [(name, k) for name in quantities for k in sizes]
+    size = (max(6.4, 3.0 * len(activations) + 1), max(4.2, 2.2 * len(rows) + 1.2))
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(sizes), len(activations), squeeze=False, sharex=True, sharey=True)
-    passes = _passes(128)
-    for i, k in enumerate(sizes):
+    grid = figure.subplots(len(rows), len(activations), squeeze=False, sharex=True)
+    for i, (name, k) in enumerate(rows):
         for j, activation in enumerate(activations):
             axis = grid[i, j]
             here = table[(table["num_experts"] == k) & (table["activation"] == activation)]
             for number, method in enumerate(methods):
-                gaps = here.loc[here["method"] == method, [f"gap_{p}" for p in passes]].to_numpy()
-                low, middle, high = np.maximum(np.nanquantile(gaps, [0.25, 0.5, 0.75], axis=0), SMALLEST_GAP)
-                axis.plot(passes, middle, color=COLOURS[number], label=method if i + j == 0 else None)
-                axis.fill_between(passes, low, high, color=COLOURS[number], alpha=0.25, linewidth=0)
+                values = here.loc[here["method"] == method, [f"{name}_at_{p}" for p in PASSES]].to_numpy()
+                low, middle, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
+                floor = SMALLEST_GAP if name == "gap" else 0.0
+                low, middle, high = (np.maximum(v, floor) for v in (low, middle, high))
+                colour = COLOURS[number % len(COLOURS)]
+                axis.plot(PASSES, middle, color=colour, label=method if i + j == 0 else None)
+                axis.fill_between(PASSES, low, high, color=colour, alpha=0.25, linewidth=0)
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
             axis.set_title(f"g = {activation}, k = {k}", fontsize=10)
             axis.grid(color="#dddddd", linewidth=0.6)
+        grid[i, 0].set_ylabel(LABELS[name], fontsize=9)
     figure.supxlabel("pass over the data", fontsize=11)
-    figure.supylabel("log-likelihood below the run's best (nats)", fontsize=11)
     n = int(table["num_samples"].iloc[0])
     figure.legend(
         loc="outside upper center",

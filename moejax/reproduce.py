@@ -117,7 +117,7 @@ def load_experiments(
         for needed in ("SPEC", "figure"):
             if not hasattr(module, needed):
                 raise ValueError(f"{file}: expected SPEC and figure(table), got no {needed}")
-        spec_path = _spec_path(module.SPEC, root, name)
+        spec_path = _spec_path(module.SPEC, root, file, name)
         overrides = dict(getattr(module, "QUICK", {})) if quick else {}
         if seed is not None:
             overrides["seed"] = seed
@@ -125,17 +125,14 @@ def load_experiments(
     return experiments
 
 
-def _spec_path(spec: Any, root: Path, name: str) -> Path:
-    """The file of a spec: SPEC names it, relative to the root, or is its text."""
-    if isinstance(spec, str) and "=" in spec:
-        path = root / RUNS_FOLDER / name / "spec.toml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(spec, encoding="utf-8")
-        return path
-    path = Path(spec) if Path(spec).is_absolute() else root / spec
-    if not path.is_file():
-        raise SpecError(f"{path}: cannot read the spec of the experiment {name}: no such file")
-    return path
+def _spec_path(spec: Any, root: Path, file: Path, name: str) -> Path:
+    """The file that SPEC names, relative to the root or to the experiment."""
+    if not isinstance(spec, str | Path):
+        raise SpecError(f"{file}: SPEC: expected the path of a TOML file, got {type(spec).__name__}")
+    for folder in (root, file.parent):
+        if (folder / spec).is_file():
+            return folder / spec
+    raise SpecError(f"{root / spec}: cannot read the spec of the experiment {name}: no such file")
 
 
 def override_texts(overrides: dict[str, Any]) -> tuple[str, ...]:
