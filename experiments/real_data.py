@@ -97,9 +97,9 @@ def standardised(values, weights):
 def fit_fold(key, x, y, weights, *, method, config):
     """(RMSE, log-likelihood) a held-out row and the BIC of the training part; labels in its standard deviations."""
     total, d = weights.sum(), x.shape[1]
-    centred = x - weights @ x / total
+    centred = x - (weights @ x / total)[None]
     values, vectors = jnp.linalg.eigh((centred * weights[:, None]).T @ centred / total)
-    z = centred @ ((vectors / jnp.sqrt(values)) @ vectors.T)
+    z = centred @ ((vectors / jnp.sqrt(values)[None]) @ vectors.T)
     labels = standardised(y, weights)
     fn = config.fn
     noise_std = estimate_noise_std(
