@@ -17,13 +17,14 @@ _STEEP = "activation == 'linear' and gating_norm == 4"
 NUMBERS = {
     "orthogonal": Number(f"{_STEEP} and gating_angle == 90 and method == 'spectral'"),
     "aligned": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral'"),
+    "residual": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral_residual'"),
     "polished": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral_em'"),
     "random": Number(f"{_STEEP} and gating_angle == 0 and method == 'joint_em'"),
 }
 SHOWS = (
     "For linear experts and gates of norm 4 the median error of moments alone is {orthogonal} where the gates are "
-    "orthogonal to the experts and {aligned} where they lie in their span; there spectral_em has {polished} and joint "
-    "EM from one random start {random}."
+    "orthogonal to the experts and {aligned} where they lie in their span; there residual passes have {residual}, "
+    "spectral_em {polished} and joint EM from one random start {random}."
 )
 SHOWS_NOT = "It does not show whether a larger sample would help the moments: their bias would stay, only their variance would go."
 

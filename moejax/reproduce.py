@@ -317,10 +317,11 @@ class _Session:
 
     def run(self) -> dict[str, Any]:
         """Run everything, write everything; failures of single experiments are told at the end."""
+        from moejax.sweep.chunk import compilations_so_far
         from moejax.sweep.progress import duration
         from moejax.sweep.together import KeptExecutor
 
-        started = time.monotonic()
+        started, compiled_before = time.monotonic(), compilations_so_far()[0]
         folder, failures = self._results_folder(), []
         start = self.place.executor_factory(max(self.num_programs, 1))
         executor = KeptExecutor(start)
@@ -353,6 +354,8 @@ class _Session:
                 finish(experiment, table, facts)
         finally:
             executor.end()
+        if self.place.workers > 1:  # else this process is the worker, and its compilations are counted
+            compilations += compilations_so_far()[0] - compiled_before
         write_gallery(folder, load_experiments(self.root, quick=self.quick), self.root)
         seconds = time.monotonic() - started
         self.tables.print(

@@ -9,4 +9,4 @@ def spectral_power(key, problem, config):
     return spectral(key, problem, dataclasses.replace(config, num_polar_iterations=0))
 
 
-register_method("spectral_power", spectral_power, uses_moments=True)
+register_method("spectral_power", spectral_power, moments="required")
