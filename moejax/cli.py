@@ -1,4 +1,4 @@
-"""The command line: `moejax fit | sweep | status | report | export | activations | info`.
+"""The command line: `moejax fit | sweep | status | report | export | reproduce | activations | info`.
 
 A bad value ends with one line on stderr and exit status 2, with nothing on disk changed. Platform, precision and the compilation
 cache are set here, before anything is computed, and recorded with the results.
@@ -126,6 +126,27 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Make the figures and tables of experiments/ into results/; the same command again resumes."""
+
+    names: Positional[tuple[str, ...]] = ()
+    """Experiments; default: all."""
+    quick: bool = False
+    """The small version of each, all as one sweep: minutes. It never replaces the results of a full run."""
+    root: Path = Path()
+    """Folder with experiments/ and sweeps/; default: here."""
+    seed: int | None = None
+    """Another seed than the specs' own, into folders of its own."""
+    out: Path | None = None
+    """Folder of the results; default ROOT/results."""
+    workers: int | None = None
+    """Processes; 1: this one. Default: one for each core or GPU."""
+    dry_run: bool = False
+    """Print the plan; run nothing."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
 class Activations:
     """Constants of the label transforms of the activations, and whether they are usable."""
 
@@ -148,6 +169,7 @@ Command = (
     | Annotated[Status, subcommand("status")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Activations, subcommand("activations")]
     | Annotated[Info, subcommand("info")]
 )
@@ -163,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
         args=arguments or ["--help"],
     )
     try:
-        configure_jax(command.common, "float32" if isinstance(command, Sweep) else "float64")
+        configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
         _RUN[type(command)](command)
     except (ValueError, OSError) as error:
         if os.environ.get("MOEJAX_TRACEBACK"):
@@ -257,6 +279,14 @@ def _run_export(command: Export) -> None:
     commands.export(command.folder, command.file, quiet=command.common.quiet)
 
 
+def _run_reproduce(command: Reproduce) -> None:
+    from moejax.reproduce import reproduce
+
+    options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    common = options.pop("common")
+    reproduce(**options, quiet=common.quiet, as_json=common.json)
+
+
 def _run_activations(command: Activations) -> None:
     from moejax.activation_table import activation_rows, print_activation_rows
 
@@ -306,6 +336,7 @@ _RUN = {
     Status: _run_status,
     Report: _run_report,
     Export: _run_export,
+    Reproduce: _run_reproduce,
     Activations: _run_activations,
     Info: _run_info,
 }

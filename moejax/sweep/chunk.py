@@ -108,6 +108,12 @@ def _compile_clock() -> _CompileClock:
     return _CompileClock()
 
 
+def compilations_so_far() -> tuple[int, float]:
+    """Compilations of this process since it first asked, and their seconds."""
+    clock = _compile_clock()
+    return clock.count, clock.seconds
+
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt."""
 

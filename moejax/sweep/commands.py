@@ -82,7 +82,7 @@ def sweep(
         raise ValueError("--pilot: goes with --dry-run")
     checked = read_spec(spec, set)
     plugins = tuple(read_plugin(path) for path in plugin)
-    place = _Place(workers, cluster, dry_run)
+    place = Place(workers, cluster, dry_run)
     place.prepare()
     for each in plugins:
         run_plugin(each)
@@ -92,7 +92,7 @@ def sweep(
         vmap_width=vmap_width or (ACCELERATOR_VMAP_WIDTH if place.accelerated else 1),
         worker_memory_bytes=place.memory_bytes,
     )
-    settings = _worker_settings(plan)
+    settings = worker_settings(plan)
     if dry_run:
         return _dry_run(plan, settings, place, pilot, tables, as_json)
     folder = Path(out) if out is not None else Path(RUNS_FOLDER) / checked.name
@@ -115,7 +115,7 @@ def sweep(
 def _run(
     plan: Plan,
     settings: WorkerSettings,
-    place: _Place,
+    place: Place,
     folder: Path,
     spec: Path,
     overrides: Sequence[str],
@@ -134,7 +134,7 @@ def _run(
     from moejax.sweep.summary import summarise
     from moejax.sweep.work import summarise_failures
 
-    start = place.executor_factory(plan)
+    start = place.executor_factory(sum(plan.chunks_of(bucket) for bucket in plan.buckets))
     with Store(folder) as store:
         check_resumable(store.previous_provenance(), across_versions, folder)
         if store.journal_mode != "wal":
@@ -198,7 +198,7 @@ def write_results(
 
 
 def _dry_run(
-    plan: Plan, settings: WorkerSettings, place: _Place, pilot: bool, tables: Console, as_json: bool
+    plan: Plan, settings: WorkerSettings, place: Place, pilot: bool, tables: Console, as_json: bool
 ) -> dict[str, Any]:
     from moejax.sweep.pilot import time_bucket, total_seconds
     from moejax.sweep.screen import print_plan
@@ -236,7 +236,7 @@ def _dry_run(
     return result
 
 
-class _Place:
+class Place:
     """Where a sweep runs: this process, worker processes here, or a cluster."""
 
     def __init__(self, workers: int | None, cluster: str | None, dry_run: bool):
@@ -288,21 +288,21 @@ class _Place:
 
         return slurm_job_script(Path(self._cluster.removeprefix("slurm:")))
 
-    def executor_factory(self, plan: Plan) -> Callable[[], Executor]:
-        """How to start workers. A cluster is joined at once: a wrong address changes nothing on disk."""
+    def executor_factory(self, chunks: int) -> Callable[[], Executor]:
+        """How to start workers, no more than chunks. A cluster is joined at once: a wrong address changes nothing on disk."""
         from moejax.sweep import cluster
 
         if self._cluster is not None:
             joined = cluster.cluster_executor(self._cluster)
             return lambda: joined
-        chunks = sum(plan.chunks_of(bucket) for bucket in plan.buckets)
         workers = min(self.workers, chunks)
         if workers == 1:
             return InProcessExecutor
         return lambda: cluster.local_executor(workers, self._gpus)
 
 
-def _worker_settings(plan: Plan) -> WorkerSettings:
+def worker_settings(plan: Plan) -> WorkerSettings:
+    """What the workers of a plan need: this process's precision and cache, the plan's plugins."""
     import jax
 
     return WorkerSettings(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from moejax.sweep.chunk import ChunkResult, ChunkTask, run_chunk
+from moejax.sweep.chunk import run_chunk
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -39,7 +39,8 @@ class Outcome:
     """How a submitted chunk ended: a result, or the reason why there is none."""
 
     ticket: int
-    result: ChunkResult | None
+    result: Any | None
+    """A `ChunkResult` of `run_chunk`."""
     reason: str = ""
     worker_died: bool = False
 
@@ -54,8 +55,8 @@ class Executor(Protocol):
         """Names of the workers that are alive."""
         ...
 
-    def submit(self, worker: str, ticket: int, task: ChunkTask) -> None:
-        """Start a chunk on a worker."""
+    def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
+        """Start a chunk on a worker: `run(task)`."""
         ...
 
     def wait(self, seconds: float) -> list[Outcome]:
@@ -73,20 +74,20 @@ class InProcessExecutor:
     slots = 1
 
     def __init__(self) -> None:
-        self._submitted: list[tuple[int, ChunkTask]] = []
+        self._submitted: list[tuple[int, Any, Callable[[Any], Any]]] = []
 
     def workers(self) -> list[str]:
         return ["this process"]
 
-    def submit(self, worker: str, ticket: int, task: ChunkTask) -> None:
-        self._submitted.append((ticket, task))
+    def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
+        self._submitted.append((ticket, task, run))
 
     def wait(self, seconds: float) -> list[Outcome]:
         outcomes = []
         while self._submitted:
-            ticket, task = self._submitted.pop(0)
+            ticket, task, run = self._submitted.pop(0)
             try:
-                outcomes.append(Outcome(ticket, run_chunk(task)))
+                outcomes.append(Outcome(ticket, run(task)))
             except Exception as error:  # any trial may raise anything: it is the engine's to isolate
                 outcomes.append(Outcome(ticket, None, describe(error)))
         return outcomes
@@ -132,9 +133,9 @@ class DaskExecutor:
         if self._workers:
             self._seen = self._asked
 
-    def submit(self, worker: str, ticket: int, task: ChunkTask) -> None:
+    def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
         future = self._client.submit(
-            run_chunk,
+            run,
             task,
             workers=[worker],
             allow_other_workers=True,  # that worker may be gone by the time this arrives

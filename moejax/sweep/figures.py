@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ LABELS = {
 }
 QUANTITIES = {
     "recovery_error": "recovery error 1 − min cos",
+    "gating_error": "relative error of the gates",
     "success_rate": "success rate (error < 0.02)",
 }
 
@@ -91,6 +93,49 @@ def make_figures(summary: pd.DataFrame) -> list[NamedFigure]:
     for quantity in (SUCCESS_METRIC, "success_rate"):
         figures += _split(table, rest, 2, quantity, "lines", [x_name])
     return figures
+
+
+def line_figure(
+    summary: pd.DataFrame,
+    x: str,
+    *,
+    columns: str | None = None,
+    rows: str | None = None,
+    quantity: str = SUCCESS_METRIC,
+    title: str = "",
+    wrap: int | None = None,
+) -> Figure:
+    """Medians of a metric, or the success rate, against one field: a line per method, bars of one standard error.
+
+    Args:
+        summary: of `summary.estimates` (or `summary.summarise`, one metric's rows).
+        x: the field along the axis.
+        columns: field of the panels side by side.
+        rows: field of the panels below each other.
+        quantity: the metric, or "success_rate".
+        title: over all panels.
+        wrap: with `columns` alone, how many panels stand side by side before the next row begins.
+    """
+    figure, _ = _lines(summary, [x], [columns, rows], quantity, wrap)
+    if title:
+        figure.legends[0].set_title(title, {"size": 11})
+    return figure
+
+
+def heat_map_figure(
+    summary: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    rows: str | None = None,
+    quantity: str = "success_rate",
+    title: str = "",
+) -> Figure:
+    """A map of two fields for every method side by side; arguments as of `line_figure`."""
+    figure, _ = _heatmaps(summary, [y, x], [rows] if rows else [], quantity)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def write_figures(figures: list[NamedFigure], folder: Path) -> list[Path]:
@@ -145,19 +190,28 @@ def _new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
 
 
-def _lines(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: str) -> tuple[Figure, str]:
+def _lines(
+    table: pd.DataFrame,
+    axes: list[str],
+    panels: Sequence[str | None],
+    quantity: str,
+    wrap: int | None = None,
+) -> tuple[Figure, str]:
     x_name = axes[0]
     column_name, row_name = [*panels, None, None][:2]
     columns = _values(table[column_name]) if column_name else [None]
     rows = _values(table[row_name]) if row_name else [None]
-    figure, grid = _new_figure(len(rows), len(columns))
-    estimate = "median" if quantity == SUCCESS_METRIC else quantity
+    width = min(wrap or len(columns), len(columns))
+    figure, grid = _new_figure(len(rows) * -(-len(columns) // width), width)
+    for axis in grid.flat[len(rows) * len(columns) :]:
+        axis.set_visible(False)
+    estimate = quantity if quantity == "success_rate" else "median"
     methods = list(dict.fromkeys(table[METHOD_FIELD]))
-    logarithmic = quantity == SUCCESS_METRIC and bool((table[estimate].dropna() > 0).all())
+    logarithmic = estimate == "median" and bool((table[estimate].dropna() > 0).all())
     categories = None if _is_numeric(table[x_name]) else _values(table[x_name])
     slope = hollow = False
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        axis: Axes = grid[i, j]
+        axis: Axes = grid[i + j // width, j % width]
         here = _where(_where(table, row_name, row), column_name, column)
         for number, method in enumerate(methods):
             part = here[(here[METHOD_FIELD] == method) & np.isfinite(here[estimate])]
@@ -198,11 +252,11 @@ def _lines(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: st
             axis.set_yscale("log")
         if quantity == SUCCESS_METRIC and x_name == "num_samples" and logarithmic:
             slope |= _reference_slope(axis, here, x_name, estimate)
-        if quantity != SUCCESS_METRIC:
+        if estimate == "success_rate":
             axis.set_ylim(-0.04, 1.04)
         _x_axis(axis, table[x_name], x_name, categories)
         axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
-        if i == 0 and column_name:
+        if column_name and (i == 0 or wrap):
             axis.set_title(_panel_title(column_name, column), fontsize=10)
         if row_name and j == len(columns) - 1:
             axis.annotate(

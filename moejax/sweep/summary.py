@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,28 @@ def summarise(folder: Path | str) -> pd.DataFrame:
         )
     summary = pd.concat(parts).sort_values("position", kind="stable", ignore_index=True)
     return summary.drop(columns="position")
+
+
+def estimates(table: pd.DataFrame, by: Sequence[str], metric: str = SUCCESS_METRIC) -> pd.DataFrame:
+    """Estimates of one metric from a tidy table of trials: a row per combination of the fields, the figures' input.
+
+    Args:
+        table: of `tables.load`, or a table.csv read back.
+        by: fields that name a row; the method is added.
+        metric: the column that is estimated.
+
+    Returns:
+        The fields, `method`, `metric`, `trials`, `failed`, and the columns `mean` .. `success_rate_mcse` of `summarise`. Success
+        is of the recovery error, and empty for other metrics.
+    """
+    fields = list(dict.fromkeys([*by, METHOD_FIELD]))
+    groups = table.groupby(fields, sort=False, dropna=False)
+    frame = groups.agg(
+        trials=("status", "size"), failed=("status", lambda status: (status != 0).sum())
+    ).reset_index()
+    rows = table[[metric]].assign(position=groups.ngroup()).sort_values("position", kind="stable")
+    columns = _estimates(metric, rows, len(frame))
+    return frame.assign(metric=metric, **columns)
 
 
 def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | None) -> pd.DataFrame:

@@ -29,7 +29,9 @@ def store_path(folder: Path) -> Path:
     return folder if folder.is_file() else folder / STORE_NAME
 
 
-def load(folder: Path | str, *, all_specs: bool = False) -> pd.DataFrame:
+def load(
+    folder: Path | str, *, all_specs: bool = False, seconds: bool = False, result_hash: bool = False
+) -> pd.DataFrame:
     """The table of trials: one row per trial that was run, failed ones too, in the order of the spec.
 
     Columns: every field, `trial`, `method`, the metrics (NaN where a trial failed), `status` (0 is ok),
@@ -38,6 +40,8 @@ def load(folder: Path | str, *, all_specs: bool = False) -> pd.DataFrame:
     Args:
         folder: a run folder.
         all_specs: also rows of cells that are not in the folder's latest spec.
+        seconds: also `seconds`, the compute time of the trial (its chunk's mean, compilation apart).
+        result_hash: also `result_hash`, which with `trial` is the key of recorded arrays and timings.
 
     Raises:
         StoreError: no store there, or it cannot be read.
@@ -51,15 +55,21 @@ def load(folder: Path | str, *, all_specs: bool = False) -> pd.DataFrame:
         fields[[METHOD_FIELD]],
         rows[[*metric_columns(rows), "status"]],
     ]
-    return pd.concat(parts, axis=1).assign(reason=status_words(rows["status"], rows["reason"]))
+    table = pd.concat(parts, axis=1).assign(reason=status_words(rows["status"], rows["reason"]))
+    keys = cells["result_hash"].take(rows["position"].to_numpy()).to_numpy()
+    if seconds:
+        times = load_timings(folder).set_index(["result_hash", "trial"])["seconds"]
+        index = pd.MultiIndex.from_arrays([keys, rows["trial"]])
+        table.insert(table.columns.get_loc("status"), "seconds", times.reindex(index).to_numpy())
+    return table.assign(result_hash=keys) if result_hash else table
 
 
 def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cells and trials apart: what `load` joins.
 
     Returns:
-        cells: every field, the method, `bucket`, `first_trials`, `most_trials`; one row per cell, in the
-            spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
+        cells: every field, the method, `bucket`, `first_trials`, `most_trials`, `result_hash`; one row per cell,
+            in the spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
             status), metrics; sorted.
     """
     path = store_path(Path(folder))
@@ -95,7 +105,7 @@ def status_words(status: pd.Series, reason: pd.Series) -> pd.Series:
 def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
     join = "LEFT JOIN" if all_specs else "JOIN"
     rows = connection.execute(
-        "SELECT cell, fields, bucket, first_trials, most_trials "
+        "SELECT cell, fields, bucket, first_trials, most_trials, result_hash "
         f"FROM cells {join} plan USING (cell) ORDER BY position IS NULL, position, cell"
     ).fetchall()
     records = [json.loads(row[1]) for row in rows]
@@ -107,6 +117,7 @@ def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
         bucket=[row[2] for row in rows],
         first_trials=[row[3] for row in rows],
         most_trials=[row[4] for row in rows],
+        result_hash=[row[5] for row in rows],
     )
 
 
@@ -129,6 +140,13 @@ def load_timings(folder: Path | str) -> pd.DataFrame:
             connection,
         )
     return frame.drop(columns=["trials"]).assign(seconds=frame["execute_seconds"] / frame["size"])
+
+
+def load_chunks(folder: Path | str) -> pd.DataFrame:
+    """Times, sizes and hosts of every chunk that was run."""
+    path = store_path(Path(folder))
+    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
+        return pd.read_sql_query("SELECT * FROM chunks WHERE process > 0 ORDER BY chunk", connection)
 
 
 def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, int], np.ndarray]:

@@ -1,0 +1,149 @@
+"""Every number in a sentence of README.md and results/README.md names the file it comes from, and is what that file says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from moejax.claims import read_results, render
+from moejax.reproduce import load_experiments
+
+ROOT = Path(__file__).parents[1]
+CLAIMS = sorted((ROOT / "results").glob("*/claims.json"))
+
+NOT_MEASURED = [
+    r"https?://\S+",
+    r"`[^`]*`",  # code and commands
+    r"\]\([^)]*\)",  # targets of links
+    r"!\[[^\]]*\]",  # pictures' names
+    r"Python 3\.\d+( or later)?",
+    r"\b(ICML|arXiv|JASA) ?\d+",
+    r"\b(19|20)\d\d\b",  # years
+    r"\border[- ]\d( or \d)?",
+    r"\b[dkRnσ](/d)? = [\d.]+(, [\d.]+)*( (and|or|to) [\d.]+)?",  # settings
+    r"‖w‖ = [\d.]+",
+    r"\b1/n\b|\bE\[l²\]",
+    r"float(32|64)",
+    r"error below 0\.02|error < 0\.02|error of 0\.02",  # what success means
+    r"\bnorm \d+",
+    r"starts? of norm \d+",
+    r"\b\d+ (samples|random starts|x \d+-fold)",
+    r"best of \d+",
+]
+"""What is no result: settings of an experiment, definitions, names."""
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of a Markdown page; code blocks, indented code, tables and headings apart."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    blocks = re.split(r"\n\s*\n|\n(?=- )", text)
+    blocks = [block for block in blocks if not re.match(r"( {4}|#|\||!\[)", block.strip("\n"))]
+    joined = [" ".join(block.split()) for block in blocks]
+    # a link that follows a sentence belongs to it
+    return [
+        part
+        for block in joined
+        for part in re.split(r"(?<=[.!?])\s+(?=[A-Z`*])|(?<=\))\s+(?=[A-Z])", block)
+        if part
+    ]
+
+
+def measured(sentence: str) -> str:
+    """What is left of a sentence without settings, names and code."""
+    for pattern in NOT_MEASURED:
+        sentence = re.sub(pattern, " ", sentence)
+    return sentence
+
+
+def cited(sentence: str, page: Path) -> list[Path]:
+    targets = re.findall(r"\]\(([^)]+claims\.json)\)", sentence)
+    return [(page.parent / target).resolve() for target in targets]
+
+
+def pages() -> list[Path]:
+    return [page for page in (ROOT / "README.md", ROOT / "results" / "README.md") if page.is_file()]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_number_names_its_file_and_is_what_the_file_says(page):
+    for sentence in sentences(page.read_text(encoding="utf-8")):
+        rest = measured(sentence)
+        numbers = re.findall(r"\d[\d.,]*(?:e-?\d+)?", rest)
+        if not numbers:
+            continue
+        files = cited(sentence, page)
+        assert files, f"{page.name}: no file is named for the numbers {numbers} in: {sentence}"
+        said = " ".join(
+            number["text"] for file in files for number in json.loads(file.read_text())["numbers"].values()
+        )
+        known = set(re.findall(r"\d[\d.,]*(?:e-?\d+)?", said))
+        for number in numbers:
+            assert number.rstrip(".,") in known, f"{page.name}: {number} is not in {files}: {sentence}"
+
+
+def test_claims_are_what_their_tables_say():
+    """Recomputed from the committed files by pandas and scipy alone."""
+    for path in CLAIMS:
+        check_claims(path)
+
+
+def check_claims(path: Path) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for name, number in content["numbers"].items():
+        rows = pd.read_csv(path.parent / number["file"])
+        rows = rows.query(number["rows"]) if number["rows"] else rows
+        assert len(rows), name
+        values = rows[number["column"]].dropna()
+        if number["statistic"] == "success_rate":
+            value = (rows[number["column"]] < 0.02).mean()
+            mcse = np.sqrt(value * (1 - value) / len(rows))
+        elif number["statistic"] == "mean":
+            value, mcse = values.mean(), values.sem()
+        elif number["statistic"] == "median":
+            value = values.median()
+            mcse = scipy.stats.mstats.mjci(values.to_numpy(), [0.5])[0]  # Maritz and Jarrett
+        elif number["statistic"] == "value":
+            (value,) = values
+            mcse = np.nan if number["error"] is None else rows[number["error"]].iloc[0]
+        else:
+            value, mcse = getattr(values, {"minimum": "min", "maximum": "max"}[number["statistic"]])(), np.nan
+        assert number["value"] == pytest.approx(value, rel=1e-9), name
+        if number["mcse"] is not None:
+            assert number["mcse"] == pytest.approx(mcse, rel=0.1), name  # mjci approximates the same weights
+        assert number["text"] in content["text"], name
+
+
+def test_sentences_are_those_of_the_experiments():
+    """The committed page is what `moejax reproduce` would write from the committed tables."""
+    for path in CLAIMS:
+        check_sentence(path)
+
+
+def check_sentence(path: Path) -> None:
+    (experiment,) = [e for e in load_experiments(ROOT) if e.name == path.parent.name]
+    tables = read_results(path.parent)
+    sentence, _ = render(experiment.get("SHOWS"), experiment.get("NUMBERS"), tables)
+    assert json.loads(path.read_text(encoding="utf-8"))["text"] == sentence
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert sentence in page
+    assert experiment.get("SHOWS_NOT") in page
+    summary = experiment.get("summary")
+    if summary is not None:
+        again = summary(tables["table.csv"])
+        pd.testing.assert_frame_equal(tables["summary.csv"], again, rtol=1e-5, check_dtype=False)
+
+
+def test_the_check_would_notice():
+    assert re.findall(r"\d", measured("It is 3 times faster with k = 5.")) == ["3"]
+    assert not re.search(r"\d", measured("With k = 3 and d = 10 see `n=4` (ICML 2019), order 4."))
+    first, second, third = sentences("One has 2. Two has 3. [a](b/claims.json) Three.")
+    assert (first, third) == ("One has 2.", "Three.")
+    assert cited(first, ROOT / "README.md") == []
+    assert cited(second, ROOT / "README.md") == [ROOT / "b" / "claims.json"]

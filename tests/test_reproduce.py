@@ -1,0 +1,465 @@
+"""`moejax reproduce`: experiments as one run, equal to the sweeps run alone; resumable; honest about what failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from moejax import cli
+from moejax.claims import Number, compute, render
+from moejax.reproduce import load_experiments, override_texts, reproduce
+from moejax.sweep import commands, load
+from moejax.sweep.plan import make_plan
+from moejax.sweep.spec import parse_spec, read_spec
+from moejax.sweep.study import load_experiment, read_study
+from moejax.sweep.summary import estimates
+from moejax.sweep.together import join_plans
+
+ROOT = Path(__file__).parents[1]
+
+SWEEP = """
+name = "NAME"
+methods = ["joint_em"]
+trials = 3
+dim = 3
+num_experts = 2
+max_iterations = 4
+
+[grid]
+num_samples = [100, 200]
+noise_std = [0.1, 0.5]
+"""
+EXPERIMENT = """
+from matplotlib.figure import Figure
+from moejax.claims import Number
+SPEC = "sweeps/NAME.toml"
+QUICK = {QUICK}
+NUMBERS = {"error": Number("noise_std == 0.1")}
+SHOWS = "The median error is {error}."
+SHOWS_NOT = "It does not show much."
+SECONDS = True
+def figure(table):
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot(table["num_samples"], table["recovery_error"], "o")
+    return figure
+"""
+STUDY = """
+import os
+import pandas as pd
+from matplotlib.figure import Figure
+SPEC = "sweeps/study.toml"
+PROGRAM = ("group",)
+def run_cell(cell):
+    import jax.numpy as jnp
+    if cell["value"] == 3:
+        raise RuntimeError("no threes")
+    with open(os.environ["STUDY_LOG"], "a") as log:
+        log.write(f"{cell['group']}{cell['value']}\\n")
+    return pd.DataFrame({"square": [cell["value"] ** 2, 0], "precision": str(jnp.zeros(1).dtype)})
+def figure(table):
+    return Figure()
+"""
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Environment variables as they were: a sweep sets those of its workers."""
+    before = dict(os.environ)
+    yield monkeypatch
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def make_root(folder: Path, names=("first", "second"), quick=None) -> Path:
+    for name in ("experiments", "sweeps"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        own = {"trials": 2 + number, "num_samples": [100 + number]} if quick is None else quick
+        text = EXPERIMENT.replace("{QUICK}", repr(own)).replace("NAME", name)
+        (folder / "experiments" / f"{name}.py").write_text(text)
+        (folder / "sweeps" / f"{name}.toml").write_text(SWEEP.replace("NAME", name))
+    return folder
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["reproduce", *arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    return error
+
+
+def test_refusals_are_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOEJAX_CACHE_DIR", "")
+    assert "no experiments" in refused(capsys, "--root", str(tmp_path / "nowhere"))
+    make_root(tmp_path)
+    error = refused(capsys, "frist", "--root", str(tmp_path))
+    assert "frist" in error
+    assert "did you mean first" in error
+    (tmp_path / "experiments" / "third.py").write_text('SPEC = "sweeps/first.toml"\n')
+    assert "no figure" in refused(capsys, "third", "--root", str(tmp_path))
+    (tmp_path / "experiments" / "third.py").unlink()
+    (tmp_path / "sweeps" / "first.toml").unlink()
+    assert "first.toml" in refused(capsys, "first", "--root", str(tmp_path))
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plans_are_joined_by_shape():
+    first, second = (
+        make_plan(parse_spec(SWEEP.replace("NAME", name), overrides=overrides))
+        for name, overrides in (("first", ()), ("second", ("trials=5", "num_samples=[200, 300, 600]")))
+    )
+    joint = join_plans([first, second])
+    assert joint.offsets == (0, 4)
+    assert joint.targets == (3,) * 4 + (5,) * 6
+    # padded to 256 (four cells of the first, two of the second), 512 and 1024
+    assert [len(bucket.cells) for bucket in joint.plan.buckets] == [6, 2, 2]
+    for position, cell in enumerate(joint.plan.cells):
+        assert position in joint.plan.buckets[cell.bucket].cells
+    for bucket in joint.plan.buckets:
+        trials = sum(joint.targets[position] for position in bucket.cells)
+        assert bucket.chunk_size * -(-trials // bucket.chunk_size) < trials + bucket.chunk_size
+    assert join_plans([first]).plan is first
+    other_seed = make_plan(parse_spec(SWEEP, overrides=("seed=1",)))
+    with pytest.raises(ValueError, match="seed"):
+        join_plans([first, other_seed])
+    precise = make_plan(
+        parse_spec(
+            SWEEP,
+            overrides=('precision.target={metric="recovery_error", mcse=0.1}', "precision.max_trials=9"),
+        )
+    )
+    with pytest.raises(ValueError, match="runs alone"):
+        join_plans([first, precise])
+
+
+@pytest.fixture(scope="module")
+def quick_root(tmp_path_factory):
+    """A root whose two experiments have run once, quick; and what reproduce said."""
+    before = dict(os.environ)
+    root = make_root(tmp_path_factory.mktemp("root"))
+    said = reproduce(root=root, quick=True, workers=1, quiet=True)
+    yield root, said
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_rows_are_those_of_the_sweeps_alone(quick_root, tmp_path, variables):
+    root, said = quick_root
+    assert said["programs"] == 1  # both experiments' sizes are padded to 256
+    for number, name in enumerate(("first", "second")):
+        table = load(root / "runs" / name)
+        assert len(table) == 2 * (2 + number)
+        overrides = (f"trials={2 + number}", f"num_samples=[{100 + number}]")
+        commands.sweep(
+            root / "sweeps" / f"{name}.toml", out=tmp_path / name, set=overrides, workers=1, quiet=True
+        )
+        pd.testing.assert_frame_equal(load(tmp_path / name), table, rtol=1e-6)
+    first, second = (load(root / "runs" / name) for name in ("first", "second"))
+    assert not np.isin(first["recovery_error"], second["recovery_error"]).any()
+
+
+def test_results_say_where_they_come_from(quick_root):
+    root, _ = quick_root
+    for name in ("first", "second"):
+        folder = root / "results" / name
+        table = pd.read_csv(folder / "table.csv")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["rows"] == len(table)
+        assert manifest["not_ok"] == (table["status"] != 0).sum() == sum(manifest["not_ok_reasons"].values())
+        assert manifest["quick"]
+        assert manifest["command"] == f"moejax reproduce {name} --quick"
+        assert manifest["spec_file"] == f"sweeps/{name}.toml"
+        assert manifest["spec_text"] == (root / "sweeps" / f"{name}.toml").read_text()
+        assert (
+            manifest["spec"]["grid"]["num_samples"]
+            == tomllib.loads(
+                "\n".join(line for line in manifest["overrides"] if line.startswith("num_samples"))
+            )["num_samples"]
+        )
+        assert {"git", "versions", "precision", "processor", "wall_seconds", "compile_seconds"} <= set(
+            manifest
+        )
+        assert str(root) not in json.dumps(manifest)
+        assert (table["seconds"] > 0).all()
+        assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
+        claims = json.loads((folder / "claims.json").read_text())
+        median = table.loc[table["noise_std"] == 0.1, "recovery_error"].median()
+        assert claims["numbers"]["error"]["value"] == pytest.approx(median, rel=1e-12)
+        gallery = (root / "results" / "README.md").read_text()
+        assert claims["text"] in gallery
+        assert f"{name}/figure.png" in gallery
+
+
+def test_a_second_call_runs_nothing_and_gives_the_same_bytes(quick_root, variables):
+    root, _ = quick_root
+    kept = ("table.csv", "figure.png", "figure.pdf", "claims.json")
+    before = {path: path.read_bytes() for path in root.glob("results/*/*") if path.name in kept}
+    assert len(before) == 8
+    again = reproduce(root=root, quick=True, workers=1, quiet=True)
+    assert again["compilations"] == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_quick_run_does_not_replace_a_full_one(quick_root, variables):
+    root, _ = quick_root
+    full = reproduce(["first"], root=root, workers=1, quiet=True)
+    assert full["results"] == str(root / "results")
+    manifest = json.loads((root / "results" / "first" / "manifest.json").read_text())
+    assert not manifest["quick"]
+    assert manifest["rows"] == 12
+    quick = reproduce(["first"], root=root, quick=True, workers=1, quiet=True)
+    assert Path(quick["results"]) == root / "runs" / "quick" / "results"
+    assert json.loads((root / "results" / "first" / "manifest.json").read_text()) == manifest
+    seeded = reproduce(["first"], root=root, quick=True, seed=5, workers=1, quiet=True)
+    assert Path(seeded["results"]) == root / "runs" / "seed-5" / "results"
+    ours, theirs = (pd.read_csv(Path(said["results"]) / "first" / "table.csv") for said in (quick, seeded))
+    assert not np.isclose(ours["recovery_error"], theirs["recovery_error"]).any()
+
+
+def test_an_experiment_whose_figure_fails_does_not_stop_the_others(quick_root, variables):
+    root, _ = quick_root
+    broken = EXPERIMENT.replace("{QUICK}", repr({"trials": 2, "num_samples": [100]})).replace("NAME", "first")
+    (root / "experiments" / "broken.py").write_text(broken + "    raise KeyError('nothing')\n")
+    text = (root / "experiments" / "broken.py").read_text().replace("    return figure\n", "")
+    (root / "experiments" / "broken.py").write_text(text)
+    try:
+        with pytest.raises(ValueError, match="broken: KeyError: 'nothing'"):
+            reproduce(["broken", "second"], root=root, quick=True, workers=1, quiet=True)
+    finally:
+        (root / "experiments" / "broken.py").unlink()
+    assert (root / "runs" / "quick" / "results" / "second" / "table.csv").is_file() or (
+        root / "results" / "second" / "table.csv"
+    ).is_file()
+
+
+def test_studies_resume_cell_by_cell(tmp_path, variables):
+    make_root(tmp_path, names=())
+    log = tmp_path / "log"
+    variables.setenv("STUDY_LOG", str(log))
+    (tmp_path / "experiments" / "study.py").write_text(STUDY)
+    spec = tmp_path / "sweeps" / "study.toml"
+    spec.write_text('name = "study"\nfixed = [1, 2]\n[grid]\ngroup = ["a", "b"]\nvalue = [1, 2]\n')
+    said = reproduce(root=tmp_path, workers=1, quiet=True)
+    assert said["programs"] == 2  # one for each group
+    assert log.read_text().split() == ["a1", "a2", "b1", "b2"]
+    table = pd.read_csv(tmp_path / "results" / "study" / "table.csv")
+    assert table["square"].tolist() == [1, 0, 4, 0] * 2
+    assert set(table["precision"]) == {"float64"}
+    # a larger grid runs only what is missing, and a cell that raises is a row with its reason
+    spec.write_text('name = "study"\nfixed = [1, 2]\n[grid]\ngroup = ["a", "b"]\nvalue = [1, 2, 3]\n')
+    reproduce(root=tmp_path, workers=1, quiet=True)
+    assert log.read_text().split() == ["a1", "a2", "b1", "b2"]
+    table = pd.read_csv(tmp_path / "results" / "study" / "table.csv")
+    assert table.loc[table["status"] != 0, "reason"].tolist() == ["RuntimeError: no threes"] * 2
+    assert json.loads((tmp_path / "results" / "study" / "manifest.json").read_text())["not_ok"] == 2
+    with pytest.raises(ValueError, match="valeu: unknown key; did you mean value"):
+        read_study(spec, {"valeu": [1]})
+
+
+def test_every_experiment_of_the_repository_has_a_plan_and_the_quick_ones_share_their_programs():
+    full, quick = load_experiments(ROOT), load_experiments(ROOT, quick=True)
+    assert {
+        "quickstart", "convergence", "sample-size", "noise", "dimension", "num-experts", "gating-scale", "non-linearity",
+        "gating-em", "input-distribution", "phase-diagram", "restarts", "real-data",
+    } <= {experiment.name for experiment in full}  # fmt: skip
+    for experiment in (*full, *quick):
+        assert experiment.get("SHOWS", "").count(".") >= 1, experiment.name
+        assert experiment.get("SHOWS_NOT", "").startswith("It does not show"), experiment.name
+        if not experiment.is_study:
+            spec = read_spec(experiment.spec_path, override_texts(experiment.overrides))
+            assert spec.name == experiment.name
+            assert spec.precision is None  # it could not run with the others
+            assert (spec.trials <= 20) == (experiment in quick) or experiment.name == "convergence"
+    done = subprocess.run(
+        [sys.executable, "-m", "moejax.cli", "reproduce", "--quick", "--dry-run", "--quiet", "--json"],
+        capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert json.loads(done.stdout)["programs"] <= 40
+
+
+@pytest.mark.slow
+def test_another_seed_agrees_within_monte_carlo_error(tmp_path, variables):
+    """Means of log errors and success rates of the quick form of one experiment, on two seeds, within 4 standard errors."""
+    tables = []
+    for seed in (1, 2):
+        reproduce(
+            ["gating-scale"],
+            root=_root_with(tmp_path, "gating_scale"),
+            quick=True,
+            seed=seed,
+            workers=1,
+            quiet=True,
+        )
+        folder = tmp_path / "runs" / f"seed-{seed}" / "results" / "gating-scale"
+        table = pd.read_csv(folder / "table.csv")
+        tables.append(table.assign(log_error=np.log(table["recovery_error"])))
+    by = ["gating_angle", "gating_norm"]
+    for metric, estimate in (("log_error", "mean"), ("log_likelihood_per_sample", "mean")):
+        first, second = (estimates(table, by, metric) for table in tables)
+        pd.testing.assert_frame_equal(first[[*by, "method"]], second[[*by, "method"]])
+        gap = (first[estimate] - second[estimate]).abs()
+        error = np.hypot(first[f"{estimate}_mcse"], second[f"{estimate}_mcse"])
+        assert (error > 0).all()
+        assert (gap < 4 * error).all(), (metric, (gap / error).max())
+    # and it would notice: moments alone differ from the polish by far more
+    first = estimates(tables[0], by, "log_error").pivot_table(
+        index=by, columns="method", values=["mean", "mean_mcse"]
+    )
+    difference = first["mean"]["spectral"] - first["mean"]["spectral_em"]
+    assert (
+        difference > 4 * np.hypot(first["mean_mcse"]["spectral"], first["mean_mcse"]["spectral_em"])
+    ).all()
+
+
+def _root_with(folder: Path, name: str) -> Path:
+    """A root with one of the repository's experiments."""
+    for kind, file in (("experiments", f"{name}.py"), ("sweeps", f"{name.replace('_', '-')}.toml")):
+        (folder / kind).mkdir(exist_ok=True)
+        (folder / kind / file).write_text((ROOT / kind / file).read_text())
+    return folder
+
+
+@pytest.mark.slow
+def test_new_activation_goes_from_definition_to_figure(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, str(ROOT / "docs" / "new_activation.py"), "--quick", "--workers", "1",
+            "--out", str(tmp_path / "run"),
+        ],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "MOEJAX_CACHE_DIR": str(jax.config.values["jax_compilation_cache_dir"])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "soft_threshold" in done.stdout
+    assert (tmp_path / "run" / "sample_size.png").read_bytes().startswith(b"\x89PNG")
+    table = load(tmp_path / "run")
+    assert set(table["activation"]) == {"soft_threshold"}
+    polished = table[(table["method"] == "spectral_em") & (table["num_samples"] == 4000)]
+    assert (polished["recovery_error"] < 0.02).mean() > 0.5
+
+
+def experiment_module(name: str):
+    return load_experiment(ROOT / "experiments" / f"{name}.py")
+
+
+def test_predicted_contraction_is_that_of_the_em_map():
+    """I - I_complete^-1 I_observed, with the observed information by automatic differentiation of the log-likelihood."""
+    module = experiment_module("gating_em")
+    rng = np.random.default_rng(0)
+    x, experts = rng.normal(size=(300, 5)), rng.normal(size=(3, 5))
+    gating = np.concatenate([rng.normal(size=(2, 5)), np.zeros((1, 5))])
+    y = np.tanh((x * experts[rng.integers(3, size=300)]).sum(axis=1)) + 0.7 * rng.normal(size=300)
+    means = np.tanh(x @ experts.T)
+
+    def value(gates):
+        logits = jnp.concatenate([x @ gates.reshape(2, 5).T, np.zeros((300, 1))], axis=1)
+        evidence = jax.nn.logsumexp(logits - 0.5 * ((y[:, None] - means) / 0.7) ** 2, axis=1)
+        return jnp.mean(evidence - jax.nn.logsumexp(logits, axis=1))
+
+    observed = -np.asarray(jax.jit(jax.hessian(value))(gating[:2].reshape(-1)))
+    prior = np.exp(x @ gating.T)
+    prior = (prior / prior.sum(axis=1, keepdims=True))[:, :2]
+    products = [np.kron(np.diag(p) - np.outer(p, p), np.outer(r, r)) for p, r in zip(prior, x, strict=True)]
+    missing = np.eye(10) - np.linalg.solve(np.mean(products, axis=0), observed)
+    expected = np.linalg.eigvals(missing).real.max()
+    assert module.predicted_rate(gating, experts, x, y, "tanh", 0.7) == pytest.approx(expected, rel=1e-9)
+    history = -1000.0 - 50.0 * 0.6 ** (
+        2.0 * np.arange(60)
+    )  # the distance shrinks by 0.6 a step, its square by 0.36
+    assert module.measured_rate(history) == pytest.approx(0.6, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_one_expert_is_linear_regression_on_every_fold():
+    from sklearn.linear_model import LinearRegression
+
+    module = experiment_module("real_data")
+    cell = {"dataset": "diabetes", "model": "joint_em", "num_experts": 1, "repeats": 2, "folds": 5, "seed": 0}
+    x, y = module.load("diabetes")
+    weights = module.fold_weights(len(y), cell)
+    assert (weights == 0).sum(axis=0).tolist() == [2] * len(y)  # each row is held out once a repeat
+    assert np.linalg.matrix_rank(x) == x.shape[1] == 10
+    rows = module.run_cell(cell | {"num_starts": 1, "max_iterations": 20})
+    for row, weight in zip(rows.itertuples(), weights, strict=True):
+        train = weight > 0
+        model = LinearRegression().fit(x[train], y[train])
+        error = (y[~train] - model.predict(x[~train])) / y[train].std()
+        sigma = np.sqrt(np.mean((y[train] - model.predict(x[train])) ** 2)) / y[train].std()
+        log_likelihood = np.mean(-0.5 * (error / sigma) ** 2) - np.log(sigma * np.sqrt(2 * np.pi))
+        bic = 12 * np.log(train.sum()) + train.sum() * (1 + np.log(2 * np.pi * sigma**2))
+        assert row.rmse == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
+        assert row.held_out_log_likelihood == pytest.approx(log_likelihood, rel=1e-6)
+        assert row.bic == pytest.approx(bic, rel=1e-6)
+
+
+def test_real_data_takes_k_by_bic_and_pairs_folds():
+    module = experiment_module("real_data")
+    rng = np.random.default_rng(0)
+    rows = []
+    for repeat in range(2):
+        for fold in range(5):
+            line = rng.normal(1.0, 0.1)
+            place = {"dataset": "d", "repeat": repeat, "fold": fold, "folds": 5, "seconds": 1.0}
+            rows.append(place | {"model": "linear_regression", "num_experts": 1, "rmse": line, "bic": np.nan})
+            for k, rmse, bic in ((1, line, 10.0), (2, line - 0.1, 9.0), (3, line + 5.0, 11.0)):
+                rows.append(place | {"model": "joint_em", "num_experts": k, "rmse": rmse, "bic": bic})
+    table = pd.DataFrame(rows).assign(held_out_log_likelihood=0.0)
+    summary = module.summary(table).set_index("model")
+    assert summary.loc["joint_em", "median_num_experts"] == 2
+    assert summary.loc["joint_em", "rmse_gain"] == pytest.approx(-0.1)
+    assert summary.loc["joint_em", "rmse_gain_se"] == pytest.approx(0.0, abs=1e-12)
+    lines = table.loc[table["model"] == "linear_regression", "rmse"]
+    expected = np.sqrt((1 / 10 + 1 / 4) * lines.var())
+    assert summary.loc["linear_regression", "rmse_se"] == pytest.approx(expected)
+
+
+def test_slopes_and_sample_sizes_are_recovered_from_tables_that_have_them():
+    rng = np.random.default_rng(1)
+    sizes = np.repeat([2000, 4000, 16000, 64000], 50)
+    error = 300.0 / sizes * np.exp(0.2 * rng.normal(size=sizes.size))
+    table = pd.DataFrame(
+        {
+            "activation": "relu", "method": "spectral", "transform": "weighted", "num_samples": sizes,
+            "trial": np.tile(np.arange(50), 4), "recovery_error": error,
+        }
+    )  # fmt: skip
+    slope = experiment_module("sample_size").summary(table).iloc[0]
+    assert abs(slope["slope"] + 1.0) < 4 * slope["slope_se"]
+    assert slope["slope_se"] == pytest.approx(0.2 / np.log(sizes).std() / np.sqrt(sizes.size), rel=0.15)
+    needed = experiment_module("non_linearity").summary(table).iloc[0]
+    assert abs(needed["samples_needed"] - 300.0 / 0.02) < 4 * needed["samples_needed_se"]
+    assert not needed["extrapolated"]
+
+
+def test_numbers_are_statistics_of_the_rows_they_name():
+    errors = np.array([0.01, 0.03, 0.015, 0.5, 0.005])
+    tables = {"table.csv": pd.DataFrame({"method": list("aaaab"), "recovery_error": errors})}
+    median = compute(Number("method == 'a'"), tables)
+    assert median.value == pytest.approx(np.median(errors[:4]))
+    share = compute(Number("method == 'a'", statistic="success_rate"), tables)
+    assert (share.value, share.text) == (0.5, "50 ± 25 %")
+    assert compute(Number("method == 'c'"), tables) is None
+    with pytest.raises(ValueError, match="one row"):
+        compute(Number("method == 'a'", statistic="value"), tables)
+    with pytest.raises(ValueError, match="unknown statistic 'modus'"):
+        compute(Number("method == 'a'", statistic="modus"), tables)
+    sentence, found = render(
+        "{x} of {y}", {"x": Number("method == 'b'", statistic="count"), "y": Number("method == 'c'")}, tables
+    )
+    assert sentence == "1 of —"
+    assert set(found) == {"x"}
