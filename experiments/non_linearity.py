@@ -14,7 +14,8 @@ QUICK = {
     "trials": 10,
     "activation": ["tanh"],
     "num_samples": [2400, 4000],
-    "transform": ["polynomial", "least_norm", "weighted"],
+    "transform": ["polynomial", "weighted"],
+    "methods": ["spectral_power", "spectral"],
 }
 TARGET = 0.02
 REPLICATES = 200

@@ -8,7 +8,14 @@ from moejax.sweep.figures import COLOURS, MARKERS
 from moejax.sweep.summary import estimates
 
 SPEC = "sweeps/restarts.toml"
-QUICK = {"trials": 10, "dim": 10, "num_experts": 3, "num_samples": 4000, "num_starts": [1, 2]}
+QUICK = {
+    "trials": 10,
+    "dim": 10,
+    "num_experts": 3,
+    "num_samples": 4000,
+    "num_starts": [1, 2],
+    "methods": ["joint_em", "spectral_em"],
+}
 SECONDS = True
 
 _RANDOM = "method == 'joint_em' and num_starts == {}"

@@ -121,7 +121,7 @@ def figure(table):
     )
     slopes = summary(table)
     bound = table.groupby(["activation", "num_samples"], sort=False)["cramer_rao_error"].first()
-    for axis in figure.axes:
+    for axis in (axis for axis in figure.axes if axis.get_visible()):
         line = bound[axis.get_title().removeprefix("g = ")].sort_index()
         axis.plot(line.index, line, color="black", linestyle=":", linewidth=1.4, zorder=4)
         here = slopes[slopes["activation"] == axis.get_title().removeprefix("g = ")]

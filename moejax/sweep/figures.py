@@ -203,8 +203,9 @@ def _lines(
     rows = _values(table[row_name]) if row_name else [None]
     width = min(wrap or len(columns), len(columns))
     figure, grid = _new_figure(len(rows) * -(-len(columns) // width), width)
-    for axis in grid.flat[len(rows) * len(columns) :]:
-        axis.set_visible(False)
+    for place in range(len(columns) if wrap else grid.size, grid.size):
+        grid.flat[place].set_visible(False)
+        grid.flat[place - width].tick_params(labelbottom=True)
     estimate = quantity if quantity == "success_rate" else "median"
     methods = list(dict.fromkeys(table[METHOD_FIELD]))
     logarithmic = estimate == "median" and bool((table[estimate].dropna() > 0).all())
