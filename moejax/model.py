@@ -80,6 +80,20 @@ def expert_means(params: MoEParams, x: jax.Array, activation: ActivationLike) ->
     return apply_activation(get_activation(activation), predictors).T
 
 
+def _means_and_logits(
+    params: MoEParams, x: jax.Array, activation: ActivationLike
+) -> tuple[jax.Array, jax.Array]:
+    """(k, n) g(a_i . x + b_i) and (k, n) w_i . x + c_i.
+
+    One product for both: of two that share x, XLA's CPU compiler (jaxlib 0.10.2) got some rows wrong at n = 20000.
+    """
+    rows = jnp.concatenate([params.experts, params.gating])
+    biases = jnp.concatenate([params.expert_bias, params.gating_bias])
+    predictors = rows @ x.T + biases[:, None]
+    k = params.experts.shape[0]
+    return apply_activation(get_activation(activation), predictors[:k]), predictors[k:]
+
+
 def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n, k): log P(z = i, y | x), in nats."""
     return _log_joint_rows(params, x, y, activation).T
@@ -87,9 +101,10 @@ def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: Activat
 
 def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
     """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
-    residual = (y[None] - expert_means(params, x, activation).T) / params.noise_std[:, None]
+    means, logits = _means_and_logits(params, x, activation)
+    residual = (y[None] - means) / params.noise_std[:, None]
     scale = jnp.log(params.noise_std)[:, None] + 0.5 * LOG_TWO_PI
-    return jax.nn.log_softmax(gate_logits(params, x).T, axis=0) - 0.5 * residual**2 - scale
+    return jax.nn.log_softmax(logits, axis=0) - 0.5 * residual**2 - scale
 
 
 def log_likelihood_per_sample(
@@ -117,8 +132,8 @@ def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: 
 
 def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n,): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
-    gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
-    return jnp.sum(gates * expert_means(params, x, activation).T, axis=0)
+    means, logits = _means_and_logits(params, x, activation)
+    return jnp.sum(jax.nn.softmax(logits, axis=0) * means, axis=0)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -154,11 +169,12 @@ def sample_labels(
 ) -> tuple[jax.Array, jax.Array]:
     """y (n,) and z (n,) given inputs x (n, d)."""
     z_key, noise_key = jax.random.split(key)
-    cumulative = jnp.cumsum(jax.nn.softmax(gate_logits(params, x).T, axis=0)[:-1], axis=0)
+    means, logits = _means_and_logits(params, x, activation)
+    cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=0)[:-1], axis=0)
     z = jnp.sum(jax.random.uniform(z_key, x.shape[:1], x.dtype)[None] >= cumulative, axis=0)
     noise = jax.random.normal(noise_key, z.shape, x.dtype)
     is_chosen = z[None] == jnp.arange(cumulative.shape[0] + 1)[:, None]
-    chosen = jnp.sum(jnp.where(is_chosen, expert_means(params, x, activation).T, 0), axis=0)
+    chosen = jnp.sum(jnp.where(is_chosen, means, 0), axis=0)
     return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
 
 
