@@ -130,7 +130,10 @@ def move(key: jax.Array, parent: MoEParams, other: MoEParams) -> MoEParams:
     dtype = parent.experts.dtype
     # gates without a reference expert, so that those of two parents can stand side by side
     parent, other = (
-        p._replace(gating=p.gating - p.gating.mean(axis=0, keepdims=True), gating_bias=p.gating_bias - p.gating_bias.mean())
+        p._replace(
+            gating=p.gating - p.gating.mean(axis=0, keepdims=True),
+            gating_bias=p.gating_bias - p.gating_bias.mean(),
+        )
         for p in (parent, other)
     )
     order = jax.random.permutation(choice_key, k)

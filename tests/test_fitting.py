@@ -31,7 +31,9 @@ def data(truth):
 
 @pytest.fixture(scope="module")
 def fitted(data):
-    return moejax.fit(jax.random.key(2), *data, num_experts=NUM_EXPERTS, activation="tanh")
+    return moejax.fit(
+        jax.random.key(2), *data, num_experts=NUM_EXPERTS, activation="tanh", method="spectral_em"
+    )
 
 
 def scipy_log_likelihood(params, x, y, g):
@@ -152,14 +154,18 @@ def test_a_users_function_works_like_a_name(data):
         return jnp.tanh(1.5 * t)
 
     x, y = data
-    named = moejax.fit(jax.random.key(0), x, y, num_experts=NUM_EXPERTS, activation=steep_tanh)
+    named = moejax.fit(
+        jax.random.key(0), x, y, num_experts=NUM_EXPERTS, activation=steep_tanh, method="spectral_em"
+    )
     assert named.diagnostics["activation"] == "steep_tanh"
     assert named.status == "ok"
 
 
 @pytest.mark.slow
 def test_float32_agrees_with_float64(data, fitted, single_precision):
-    result = moejax.fit(jax.random.key(2), *data, num_experts=NUM_EXPERTS, activation="tanh")
+    result = moejax.fit(
+        jax.random.key(2), *data, num_experts=NUM_EXPERTS, activation="tanh", method="spectral_em"
+    )
     assert result.params.experts.dtype == jnp.float32
     assert abs(result.log_likelihood - fitted.log_likelihood) < 0.5
 
@@ -204,7 +210,7 @@ def with_value(array, place, value):
 )
 def test_bad_input_is_one_line_that_names_it(x, y, options, words):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words are checked below
-        moejax.fit(jax.random.key(0), x, y, **({"num_experts": 2} | options))
+        moejax.fit(jax.random.key(0), x, y, **({"num_experts": 2, "method": "spectral_em"} | options))
     message = str(caught.value)
     assert "\n" not in message
     for word in words:

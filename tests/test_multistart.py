@@ -1,0 +1,122 @@
+"""The search for the global maximum, against brute force by many random starts, and its parts one by one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import moejax
+from moejax import multistart
+from moejax.em import joint_em
+from moejax.methods import MethodConfig, Problem, get_method, random_starts
+from moejax.model import MoEParams, make_params, regauge
+
+K, D, N = 3, 2, 240
+CONFIG = MethodConfig(
+    fn=moejax.activations.get_activation("linear"), num_experts=K, order=0, fit_intercept=True
+)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Labels that no mixture of three linear experts made: many local maxima."""
+    x_key, y_key = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(x_key, (N, D))
+    y = jnp.sin(2.0 * x[:, 0]) + jnp.abs(x[:, 1]) + 0.2 * jax.random.normal(y_key, (N,))
+    return Problem(x, y, jnp.ones(N), jnp.asarray(0.3), None)
+
+
+@pytest.fixture(scope="module")
+def optima(problem):
+    """(200,) log-likelihoods, with their ridge, where EM from random starts ends."""
+    starts = random_starts(jax.random.key(1), problem, CONFIG, 200, jnp.std(problem.y))
+
+    @jax.jit
+    def climb(starts):
+        def run(start):
+            return joint_em(
+                start, problem.x, problem.y, problem.weights, fn=CONFIG.fn, num_steps=800, fit_intercept=True
+            ).history
+
+        return jax.lax.map(run, starts)
+
+    return np.nanmax(np.asarray(climb(starts)), axis=1)
+
+
+@pytest.mark.slow
+def test_reaches_the_best_of_many_random_starts(problem, optima):
+    assert np.median(optima) < optima.max() - 2.0, "the problem is too easy to show anything"
+    run = jax.jit(get_method("multistart"), static_argnums=2)
+    for seed in range(3):
+        result = run(jax.random.key(seed), problem, CONFIG)
+        assert np.nanmax(result.history) > optima.max() - 0.05
+        assert int(result.status) == 0
+        values = np.asarray(result.optima)
+        assert np.all(np.diff(values[np.isfinite(values)]) <= 0)
+
+
+@pytest.mark.slow
+def test_weights_of_zero_are_no_samples(problem):
+    few = dataclasses.replace(CONFIG, num_starts=2, num_experts=2)
+    run = jax.jit(get_method("multistart"), static_argnums=2)
+    padded = Problem(
+        jnp.concatenate([problem.x, jnp.full((N, D), 7.0)]),
+        jnp.concatenate([problem.y, jnp.full(N, -50.0)]),
+        jnp.concatenate([problem.weights, jnp.zeros(N)]),
+        problem.noise_std,
+        None,
+    )
+    plain, other = run(jax.random.key(0), problem, few), run(jax.random.key(0), padded, few)
+    np.testing.assert_allclose(np.nanmax(other.history), np.nanmax(plain.history), atol=1e-3)
+
+
+def test_keep_best_ranks_and_puts_repetitions_last():
+    values = jnp.asarray([1.0, 5.0, 4.9999, 3.0, -jnp.inf])
+    params = MoEParams(*(jnp.arange(5.0) for _ in MoEParams._fields))
+    kept, kept_values = multistart.keep_best(params, values, 3)
+    np.testing.assert_array_equal(kept.experts, [1.0, 2.0, 3.0])
+    kept, kept_values = multistart.keep_best(params, values, 3, jnp.asarray(0.01))
+    np.testing.assert_array_equal(kept.experts, [1.0, 3.0, 0.0])
+    np.testing.assert_array_equal(kept_values, [5.0, 3.0, 1.0])
+
+
+def test_children_differ_from_their_parent_in_at_most_two_experts():
+    draws = jax.random.normal(jax.random.key(0), (4, 5, 3))
+    parent, other = (regauge(make_params(draws[i], draws[i + 2], 0.1, draws[i, :, 0])) for i in (0, 1))
+    children = jax.jit(jax.vmap(multistart.move, (0, None, None)))(
+        jax.random.split(jax.random.key(1), 200), parent, other
+    )
+    changed = np.any(np.asarray(children.experts) != np.asarray(parent.experts), axis=2).sum(axis=1)
+    assert set(changed.tolist()) == {1, 2}
+    np.testing.assert_array_equal(children.gating[:, -1], 0.0)
+    np.testing.assert_allclose(children.noise_std, 0.1 * multistart.NOISE_OF_CHILDREN)
+    from_other = (
+        (np.asarray(children.experts)[:, :, None] == np.asarray(other.experts)).all(axis=3).any(axis=(1, 2))
+    )
+    assert 0.2 < from_other.mean() < 0.5
+
+
+def test_split_halves_keep_the_mean_of_their_parent():
+    parent = make_params(jnp.eye(3), jnp.eye(3), 0.1)
+    children = jax.vmap(multistart.move, (0, None, None))(
+        jax.random.split(jax.random.key(2), 60), parent, parent
+    )
+    experts = np.asarray(children.experts)
+    two = np.any(experts != np.eye(3), axis=2).sum(axis=1) == 2
+    for child in experts[two]:
+        moved = np.any(child != np.eye(3), axis=1)
+        mean = child[moved].mean(axis=0)
+        assert np.abs(np.eye(3) - mean).max(axis=1).min() < 1e-12  # one of the parent's experts
+
+
+def test_large_samples_are_searched_by_a_random_part():
+    n = multistart.SEARCH_SAMPLES + 1000
+    x = jnp.arange(n, dtype=float)[:, None]
+    weights = (jnp.arange(n) % 2).astype(float)
+    small = multistart.search_sample(jax.random.key(0), Problem(x, x[:, 0], weights, jnp.asarray(1.0), None))
+    assert small.x.shape == (multistart.SEARCH_SAMPLES, 1)
+    assert len(np.unique(small.x)) == multistart.SEARCH_SAMPLES
+    np.testing.assert_array_equal(small.x[:, 0], small.y)
+    assert float(small.weights.sum()) == float(weights.sum())  # all that count fit in
