@@ -52,10 +52,11 @@ class Fit:
     """A data set by name instead of a file: airfoil, concrete, stock_portfolio or diabetes."""
     data_dir: Path | None = None
     """Folder that holds the data set's file; default: MOEJAX_DATA_DIR, then the cache, then a download from UCI."""
-    num_experts: int = 3
+    num_experts: str = "3"
+    """A number, several ("2,3,4" or "1-5"), or "auto"; of several, the one with the least BIC is kept."""
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
-    method: str = "spectral_em"
+    method: str = "multistart"
     noise: Literal["shared", "per_expert"] = "shared"
     noise_std: float | None = None
     """Known noise, in units of the standardised target; default: estimated."""
@@ -63,8 +64,10 @@ class Fit:
     """Biases in experts and gates."""
     standardise: bool = True
     """Scale the inputs and the target to mean 0 and standard deviation 1 before the fit."""
-    num_starts: int = 1
-    """Random starts of joint_em."""
+    covariance: Literal["observed", "sandwich"] = "observed"
+    """Of the standard errors: "observed" takes the model for true, "sandwich" does not."""
+    num_starts: int | None = None
+    """Random starts; default: the method's own number."""
     max_iterations: int = 500
     seed: int = 0
     out: Path | None = None

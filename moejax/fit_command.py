@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from moejax.activations import get_activation
 from moejax.datasets import Dataset, load, read_table
 from moejax.em import NoiseModel
 from moejax.fitting import FitResult, fit
+from moejax.information import CovarianceKind
 from moejax.methods import get_method
 from moejax.model import predict, responsibilities
 
@@ -29,14 +31,15 @@ def fit_command(
     target: str | None,
     dataset: str | None,
     data_dir: Path | None,
-    num_experts: int,
+    num_experts: str,
     activation: str,
     method: str,
     noise: NoiseModel,
     noise_std: float | None,
     intercept: bool,
     standardise: bool,
-    num_starts: int,
+    num_starts: int | None,
+    covariance: CovarianceKind,
     max_iterations: int,
     seed: int,
     out: Path | None,
@@ -73,13 +76,14 @@ def fit_command(
         jax.random.key(seed),
         x,
         y,
-        num_experts=num_experts,
+        num_experts=parse_num_experts(num_experts),
         activation=fn,
         noise_std=noise_std,
         noise=noise,
         fit_intercept=intercept,
         method=method,
         num_starts=num_starts,
+        covariance=covariance,
         max_iterations=max_iterations,
     )
     predicted = np.asarray(predict(result.params, x, fn))
@@ -88,7 +92,7 @@ def fit_command(
     summary["settings"] = {
         "data": str(data) if data is not None else dataset,
         "target": table.target_name,
-        "num_experts": num_experts,
+        "num_experts": len(result.params.noise_std),
         "activation": activation,
         "method": method,
         "noise": noise,
@@ -100,6 +104,7 @@ def fit_command(
         "moejax": moejax.__version__,
         "jax": jax.__version__,
     }
+    summary = _without_nan(summary)
     if not quiet:
         _print(summary, table)
     if out is not None:
@@ -107,8 +112,38 @@ def fit_command(
         if not quiet:
             Console().print(
                 f"written to {out}: fit.json, parameters.parquet, samples.parquet, convergence.png"
+                + (", selection.png" if result.selection is not None else "")
             )
     return summary
+
+
+def parse_num_experts(text: str) -> int | str | list[int]:
+    """ "3", "2,3,4", "1-5" or "auto", as `fit` takes it.
+
+    Raises:
+        ValueError: another form.
+    """
+    if text == "auto":
+        return text
+    first, dash, last = text.partition("-")
+    try:
+        if dash:
+            return list(range(int(first), int(last) + 1))
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f'--num-experts {text}: expected a number, several such as 2,3,4 or 1-5, or "auto"'
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _without_nan(value: Any) -> Any:
+    """The same document with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scaling(table: Dataset, standardise: bool) -> dict[str, Any]:
@@ -132,6 +167,7 @@ def _summary(
     scaling: dict[str, Any],
 ) -> dict[str, Any]:
     params = jax.tree.map(np.asarray, result.params)
+    errors = None if result.standard_errors is None else jax.tree.map(np.asarray, result.standard_errors)
     effective = posterior.sum(axis=0)
     experts = []
     for i in range(params.experts.shape[0]):
@@ -148,6 +184,14 @@ def _summary(
                 "gating_bias": float(params.gating_bias[i]),
             }
         )
+        if errors is not None:
+            experts[-1] |= {
+                "coefficient_errors": dict(zip(table.input_names, errors.experts[i].tolist(), strict=True)),
+                "gating_errors": dict(zip(table.input_names, errors.gating[i].tolist(), strict=True)),
+                "noise_std_error": float(errors.noise_std[i]),
+                "bias_error": float(errors.expert_bias[i]),
+                "gating_bias_error": float(errors.gating_bias[i]),
+            }
     return {
         "log_likelihood": result.log_likelihood,
         "log_likelihood_per_sample": result.log_likelihood / len(y),
@@ -158,13 +202,32 @@ def _summary(
         "status": result.status,
         "experts": experts,
         "scaling": {name: np.asarray(value).tolist() for name, value in scaling.items()},
+        "selection": None if result.selection is None else result.selection.to_dict("records"),
         "diagnostics": result.diagnostics,
     }
 
 
-def _strongest(values: dict[str, float], count: int = 3) -> str:
+def _strongest(values: dict[str, float], errors: dict[str, float] | None, count: int = 3) -> str:
     ranked = sorted(values.items(), key=lambda item: -abs(item[1]))[:count]
-    return ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
+    if errors is None:
+        return ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
+    return ", ".join(f"{name} {value:+.2f}±{errors[name]:.2f}" for name, value in ranked)
+
+
+def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
+    out = Table(title="How many experts (less is better; * least BIC)", box=box.SIMPLE)
+    for name in ("experts", "log-likelihood", "parameters", "AIC", "BIC", "ICL", "T2 eigengap"):
+        out.add_column(name, justify="right")
+    for row in selection:
+        gap = "—" if row["t2_eigengap"] is None else f"{row['t2_eigengap']:.3f}"
+        out.add_row(
+            f"{row['num_experts']}{'*' if row['chosen'] else ' '}",
+            *(f"{row[name]:.1f}" for name in ("log_likelihood",)),
+            str(row["num_parameters"]),
+            *(f"{row[name]:.1f}" for name in ("aic", "bic", "icl")),
+            gap,
+        )
+    console.print(out)
 
 
 def _print(summary: dict[str, Any], table: Dataset) -> None:
@@ -187,7 +250,7 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
         "noise std",
         "mean target",
         "bias",
-        "strongest inputs",
+        "strongest inputs ± standard error",
         "chosen where (gate, against the last)",
     ):
         out.add_column(
@@ -200,10 +263,16 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
             f"{expert['noise_std']:.4f}",
             f"{expert['mean_target']:+.3f}",
             f"{expert['bias']:+.3f}",
-            _strongest(expert["coefficients"]),
-            _strongest(expert["gating"]) if any(expert["gating"].values()) else "reference",
+            _strongest(expert["coefficients"], expert.get("coefficient_errors")),
+            _strongest(expert["gating"], expert.get("gating_errors"))
+            if any(expert["gating"].values())
+            else "reference",
         )
     console.print(out)
+    if summary["selection"] is not None:
+        _print_selection(console, summary["selection"])
+    for note in summary["diagnostics"]["notes"]:
+        console.print(f"note: {note}")
 
 
 def _save(
@@ -215,7 +284,7 @@ def _save(
     predicted: np.ndarray,
     y: np.ndarray,
 ) -> None:
-    from moejax.plotting import convergence_figure
+    from moejax.plotting import convergence_figure, selection_figure
 
     out.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -223,13 +292,22 @@ def _save(
             "expert": e["expert"],
             "input": name,
             "coefficient": e["coefficients"][name],
+            "coefficient_error": e.get("coefficient_errors", {}).get(name),
             "gating": e["gating"][name],
+            "gating_error": e.get("gating_errors", {}).get(name),
         }
         for e in summary["experts"]
         for name in table.input_names
     ]
     rows += [
-        {"expert": e["expert"], "input": "(intercept)", "coefficient": e["bias"], "gating": e["gating_bias"]}
+        {
+            "expert": e["expert"],
+            "input": "(intercept)",
+            "coefficient": e["bias"],
+            "coefficient_error": e.get("bias_error"),
+            "gating": e["gating_bias"],
+            "gating_error": e.get("gating_bias_error"),
+        }
         for e in summary["experts"]
     ]
     pd.DataFrame(rows).to_parquet(out / "parameters.parquet", index=False)
@@ -239,5 +317,7 @@ def _save(
     samples.to_parquet(out / "samples.parquet", index=False)
     units = "standard deviations" if summary["settings"]["standardise"] else "the data's units"
     convergence_figure(result.history, y, predicted, posterior.argmax(axis=1), units, out / "convergence.png")
+    if result.selection is not None:
+        selection_figure(result.selection, out / "selection.png")
     document = summary | {"history": result.history.tolist()}
     (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -53,5 +54,41 @@ def convergence_figure(
     right.set_title("Labels, by their most responsible expert")
     right.legend(fontsize=8, framealpha=0.9)
     right.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def selection_figure(table: pd.DataFrame, path: Path) -> None:
+    """Two panels over the number of experts: the criteria above their least value, and the eigenvalues of T2.
+
+    Args:
+        table: of `moejax.selection.selection_table`.
+        path: PNG file to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    number = table["num_experts"]
+    for name, colour, marker in zip(("aic", "bic", "icl"), PALETTE, "osD", strict=False):
+        left.plot(number, table[name] - table[name].min(), marker=marker, color=colour, label=name.upper())
+    left.set_yscale("symlog", linthresh=10.0)
+    left.set_ylabel("criterion above its least value (nats × 2)")
+    left.set_title("Information criteria (less is better)")
+    left.legend()
+    values = table["t2_eigenvalue"]
+    if values.notna().any():
+        right.bar(number, values, color=PALETTE[0])
+        right.axhline(0.0, color="0.4", linewidth=1)
+    else:
+        right.text(0.5, 0.5, "no moments were used", ha="center", va="center", transform=right.transAxes)
+    right.set_ylabel("k-th eigenvalue of T2")
+    right.set_title("Second moment: k positive ones in theory")
+    for axes in (left, right):
+        axes.set_xticks(number)
+        axes.set_xlabel("number of experts k")
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
