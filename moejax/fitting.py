@@ -317,7 +317,7 @@ def fit(
     }
     status = METHOD_STATUS[int(result.status)]
     collapsed = diagnostics["collapsed_experts"]
-    if status == "ok" and collapsed:
+    if collapsed:
         status = f"the noise of expert {', '.join(map(str, collapsed))} ran off to zero: the likelihood has no maximum there"
     return FitResult(
         params_in_input_units(result.params, mean, matrix),

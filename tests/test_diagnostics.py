@@ -1,0 +1,81 @@
+"""What a fit says in words, on data that break one assumption each."""
+
+import jax
+import numpy as np
+import pytest
+
+import moejax
+from moejax.diagnostics import _gate_angle
+
+QUICK = {"num_experts": 2, "fit_intercept": True, "method": "spectral_em", "noise_std": None}
+
+
+def sample(n=3000, *, gate=(0.0, 0.0, 1.5), second=(0.0, 1.0, 0.0)):
+    truth = moejax.make_params(np.array([[1.0, 0.0, 0.0], second]), np.array([gate, (0.0, 0.0, 0.0)]), 0.1)
+    x, y, _ = moejax.sample(jax.random.key(0), truth, "linear", n)
+    return np.asarray(x), np.asarray(y)
+
+
+def test_angle_of_a_gate_to_the_experts():
+    experts = np.eye(3)[:2]
+    assert _gate_angle(experts, np.array([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]])) == pytest.approx(90.0)
+    assert _gate_angle(experts, np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])) == pytest.approx(45.0)
+    assert np.isnan(_gate_angle(experts, np.zeros((2, 3))))
+
+
+@pytest.mark.slow
+def test_notes_name_the_assumption_that_fails():
+    good = moejax.fit(jax.random.key(1), *sample(), **QUICK)
+    assert good.diagnostics["notes"] == []
+    assert good.diagnostics["gate_angle_degrees"] > 80
+    assert sum(good.diagnostics["effective_samples"]) == pytest.approx(3000)
+    # linear: l = He_m(y / s) / s^m up to scale, s^2 = 1 + sigma^2, so the correlation with He_m(Z) is s^-m
+    signal = good.diagnostics["transform_signal"]
+    for order in (2, 3):
+        # the weighted kind gives up some of it for variance where that pays
+        assert 0.8 * 1.01 ** (-order / 2) < signal[order] <= 1.01 ** (-order / 2) + 1e-6
+
+    oblique = moejax.fit(jax.random.key(1), *sample(gate=(1.2, 0.0, 1.2)), **QUICK)
+    assert any("a gate is at" in note for note in oblique.diagnostics["notes"])
+    uneven = moejax.fit(jax.random.key(1), *sample(second=(0.0, 2.0, 0.0)), **QUICK)
+    assert any("norms" in note for note in uneven.diagnostics["notes"])
+    x, y = sample()
+    heavy = np.sign(x) * np.abs(x) ** 1.5
+    labels = np.where(np.arange(len(y)) % 2, heavy[:, 0], heavy[:, 1]) + 0.1 * np.random.default_rng(
+        0
+    ).normal(size=len(y))
+    tails = moejax.fit(jax.random.key(1), heavy, labels, **QUICK)
+    assert any("not normal" in note for note in tails.diagnostics["notes"])
+
+
+@pytest.mark.slow
+def test_noise_that_runs_off_to_zero_is_reported():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 1))
+    y = np.where(x[:, 0] > 1.0, 3.0 * x[:, 0], rng.normal(size=300))  # exact on one side
+    result = moejax.fit(
+        jax.random.key(0), x, y, num_experts=2, fit_intercept=True, noise="per_expert", num_starts=20
+    )
+    assert len(result.diagnostics["collapsed_experts"]) == 1
+    assert "ran off to zero" in result.status
+    assert result.standard_errors is None
+    with pytest.raises(ValueError, match="no standard errors"):
+        result.intervals()
+
+
+@pytest.mark.slow
+def test_standard_errors_of_one_linear_expert_are_those_of_least_squares():
+    x, y = sample(500)
+    result = moejax.fit(jax.random.key(0), 3.0 * x + 1.0, y, num_experts=1, fit_intercept=True, num_starts=1)
+    design = np.concatenate([3.0 * x + 1.0, np.ones((500, 1))], axis=1)
+    coefficients, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
+    variance = residual[0] / 500
+    expected = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    np.testing.assert_allclose(result.standard_errors.experts[0], expected[:3], rtol=1e-3)
+    np.testing.assert_allclose(result.standard_errors.expert_bias[0], expected[3], rtol=1e-3)
+    np.testing.assert_allclose(result.standard_errors.noise_std[0], np.sqrt(variance / 1000), rtol=1e-3)
+    lower, upper = result.intervals(0.9)
+    np.testing.assert_allclose(lower.experts[0], coefficients[:3] - 1.6448536 * expected[:3], rtol=1e-3)
+    np.testing.assert_allclose(
+        np.log(upper.noise_std / lower.noise_std), 2 * 1.6448536 / np.sqrt(1000), rtol=1e-3
+    )
