@@ -41,7 +41,7 @@ from moejax.spectral import SpectralEstimate
 
 DEFAULT_STARTS = 256
 """Random starts where `num_starts` says nothing."""
-SEARCH_SAMPLES = 4096
+SEARCH_SAMPLES = 2048
 POPULATION = 12
 NEWCOMERS = 60
 """In each generation, beside the population."""
