@@ -47,7 +47,7 @@ def coverage_of_trial(key, scales, transforms, *, config, even, num_samples):
     shares = {}
     for kind in COVARIANCE_KINDS:
         errors = standard_errors(covariance(aligned, x, y, fn, kind=kind, **free), aligned, **free)
-        lower, upper = confidence_intervals(aligned, errors, LEVEL)
+        lower, upper = confidence_intervals(aligned, errors, LEVEL, **free)
         inside = jax.tree.map(lambda low, high, true: (low <= true) & (true <= high), lower, upper, truth)
         blocks = {"experts": inside.experts, "gates": inside.gating[:-1], "noise": inside.noise_std[:1]}
         if config.fit_intercept:
@@ -95,10 +95,13 @@ def main() -> None:
                 shares, failed = jax.jit(run)(keys, scales, transforms)
             for kind, blocks in shares.items():
                 cells = []
-                for values in map(np.asarray, blocks.values()):
+                for block in ("experts", "gates", "noise", "biases"):
+                    if block not in blocks:
+                        cells.append("-")
+                        continue
+                    values = np.asarray(blocks[block])
                     error = values.std(ddof=1) / np.sqrt(values.size)
                     cells.append(f"{100 * values.mean():.2f} ± {100 * error:.2f}%")
-                cells += ["-"] * (4 - len(cells))
                 with_intercepts = "yes" if fit_intercept else "no"
                 print(
                     f"| {name} | {with_intercepts} | {kind} | {int(failed.sum())} | {' | '.join(cells)} |",

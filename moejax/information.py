@@ -329,25 +329,43 @@ def standard_errors(
 
 
 def confidence_intervals(
-    params: MoEParams, errors: MoEParams, level: float = 0.95
+    params: MoEParams,
+    errors: MoEParams,
+    level: float = 0.95,
+    *,
+    noise: NoiseModel,
+    fit_intercept: bool,
+    num_inputs: int | None = None,
 ) -> tuple[MoEParams, MoEParams]:
-    """(lower, upper) ends of Wald intervals for every parameter; those of sigma are symmetric in log sigma.
+    """(lower, upper) ends of Wald intervals for every parameter.
+
+    The maximum-likelihood sigma is too small by the degrees of freedom that the means take: log sigma is low by m / 2n to first
+    order, m coefficients fitted to n residuals (exact in regression). That is m times the squared standard error of log sigma,
+    also where posteriors are uncertain, to within 12% in what was measured. Intervals of sigma are symmetric in log sigma
+    about the corrected value; uncorrected, those at 95% hold 92 to 94%.
 
     Args:
         params: the estimate.
         errors: its standard errors.
         level: probability that an interval holds its parameter, each by itself.
+        noise: the noise model of the fit; "shared" has the coefficients of all experts for one sigma.
+        fit_intercept: whether biases were fitted.
+        num_inputs: rank of the inputs; None for d.
 
     Raises:
         ValueError: the level is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level!r}")
+    num_experts, dim = params.experts.shape
+    coefficients = (dim if num_inputs is None else num_inputs) + int(fit_intercept)
+    coefficients *= num_experts if noise == "shared" else 1
     quantile = jax.scipy.special.ndtri(jnp.asarray(0.5 + 0.5 * level, params.experts.dtype))
+    log_error = errors.noise_std / params.noise_std
 
     def end(sign: float) -> MoEParams:
         ends = jax.tree.map(lambda value, error: value + sign * quantile * error, params, errors)
-        factor = jnp.exp(sign * quantile * errors.noise_std / params.noise_std)
+        factor = jnp.exp(coefficients * log_error**2 + sign * quantile * log_error)
         return ends._replace(noise_std=params.noise_std * factor)
 
     return end(-1.0), end(1.0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from moejax import make_params, sample
 from moejax.activations import get_activation
@@ -352,16 +352,35 @@ def test_blocks_cover_the_free_parameters():
 def test_intervals():
     params = truth()
     errors = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.1), params)
-    low, high = confidence_intervals(params, errors, 0.9)
+    free = {"noise": "shared", "fit_intercept": False}
+    low, high = confidence_intervals(params, errors, 0.9, **free)
     quantile = stats.norm.ppf(0.95)
     np.testing.assert_allclose(low.experts, params.experts - 0.1 * quantile, rtol=1e-12)
     np.testing.assert_allclose(high.gating_bias, params.gating_bias + 0.1 * quantile, rtol=1e-12)
-    np.testing.assert_allclose(high.noise_std, 0.3 * np.exp(quantile * 0.1 / 0.3), rtol=1e-12)
-    np.testing.assert_allclose(low.noise_std * high.noise_std, 0.09, rtol=1e-12)
+    np.testing.assert_allclose(jnp.log(high.noise_std / low.noise_std), 2 * quantile / 3, rtol=1e-12)
+    known = confidence_intervals(
+        params, errors._replace(noise_std=jnp.zeros(K)), noise="known", fit_intercept=False
+    )
+    for end in known:
+        np.testing.assert_array_equal(end.noise_std, params.noise_std)
     with pytest.raises(ValueError, match="level: expected a number between 0 and 1, got 95"):
-        confidence_intervals(params, errors, 95)
+        confidence_intervals(params, errors, 95, **free)
     with pytest.raises(ValueError, match="kind: expected 'observed' or 'sandwich', got 'hessian'"):
         covariance(params, *drawn(), "tanh", noise="shared", fit_intercept=True, kind="hessian")
+
+
+def test_noise_interval_is_about_the_unbiased_estimate():
+    """In regression, E log sigma_hat = log sigma + (digamma((n - p) / 2) - log(n / 2)) / 2; the interval's centre corrects it."""
+    n, p = 500, D + 1
+    params = make_params(jnp.ones((1, D)), jnp.zeros((1, D)), 0.3, 1.0)
+    x = jax.random.normal(jax.random.key(8), (n, D))
+    information = fisher(params, x, jnp.ones(n), "linear", "shared", True)
+    errors = standard_errors(cramer_rao_bound(information), params, noise="shared", fit_intercept=True)
+    low, high = confidence_intervals(params, errors, noise="shared", fit_intercept=True)
+    shift = float(0.5 * jnp.log(low.noise_std * high.noise_std / 0.3**2)[0])
+    bias = 0.5 * (special.digamma((n - p) / 2) - np.log(n / 2))
+    assert bias == pytest.approx(-5 / 1000, rel=0.02)  # the fifth is the variance of the logarithm itself
+    assert shift == pytest.approx(p / (2 * n), rel=1e-9)
 
 
 def test_single_precision(single_precision):
@@ -380,7 +399,7 @@ def test_single_precision(single_precision):
         expected_bound = cramer_rao_bound(fisher(params, double[0], jnp.ones(len(y))))
         expected_errors = standard_errors(expected, params, noise="shared", fit_intercept=True)
     np.testing.assert_allclose(bound.condition, expected_bound.condition, rtol=1e-3)
-    np.testing.assert_allclose(jnp.diag(bound.matrix), jnp.diag(expected_bound.matrix), rtol=1e-3)
+    np.testing.assert_allclose(*(np.diag(np.asarray(b.matrix)) for b in (bound, expected_bound)), rtol=1e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), errors, expected_errors)
 
 
@@ -401,9 +420,13 @@ def test_the_maximum_is_efficient_and_covered(name):
             held = []
             for kind in ("observed", "sandwich"):
                 errors = standard_errors(covariance(fitted, x, y, name, kind=kind, **free), fitted, **free)
-                low, high = confidence_intervals(fitted, errors, 0.9)
-                inside = jax.tree.map(lambda a, b, t: (a <= t) & (t <= b), low, high, params)
-                held.append(free_parameters(jax.tree.map(lambda a: a.astype(x.dtype), inside), **free))
+                low, high = confidence_intervals(fitted, errors, 0.9, **free)
+                inside = jax.tree.map(
+                    lambda a, b, t: ((a <= t) & (t <= b)).astype(x.dtype), low, high, params
+                )
+                # free_parameters takes the logarithm of the noise
+                inside = inside._replace(noise_std=jnp.exp(inside.noise_std))
+                held.append(free_parameters(inside, **free))
             return error @ information @ error / error.size, jnp.stack(held)
 
         return jax.lax.map(trial, keys)
@@ -411,7 +434,7 @@ def test_the_maximum_is_efficient_and_covered(name):
     ratios, held = map(np.asarray, run(jax.random.split(jax.random.key(6), trials), params))
     assert abs(ratios.mean() - 1) < 4 * ratios.std() / np.sqrt(trials) + 0.02
     blocks = parameter_blocks(K, D, **free)
-    predictors = np.concatenate([blocks[b] for b in ("experts", "gates", "biases")])
-    share = held[:, :, predictors].mean(axis=2)  # (trials, 2)
-    error = share.std(axis=0) / np.sqrt(trials)
-    assert np.all(np.abs(share.mean(axis=0) - 0.9) < 4 * error + 0.005)
+    for at in blocks.values():
+        share = held[:, :, at].mean(axis=2)  # (trials, 2)
+        error = share.std(axis=0) / np.sqrt(trials)
+        assert np.all(np.abs(share.mean(axis=0) - 0.9) < 4 * error + 0.005)
