@@ -95,7 +95,14 @@ class FitResult:
         """
         if self.standard_errors is None:
             raise ValueError(f"intervals: this fit has no standard errors; its status is {self.status!r}")
-        return confidence_intervals(self.params, self.standard_errors, level)
+        return confidence_intervals(
+            self.params,
+            self.standard_errors,
+            level,
+            noise=self.diagnostics["noise"],
+            fit_intercept=self.diagnostics["fit_intercept"],
+            num_inputs=self.params.experts.shape[1] - self.diagnostics["collinear_directions_dropped"],
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("method", "config"))
@@ -306,6 +313,8 @@ def fit(
     diagnostics = {
         "activation": activation_name(activation),
         "method": method,
+        "noise": config.noise,
+        "fit_intercept": fit_intercept,
         "order": orders[0] if orders else None,
         "order_choice": order_reason,
         "moment_noise_std": start_noise,
