@@ -124,7 +124,12 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
     """
     spread = label_spread(problem)
     data = (problem.x, problem.y, problem.weights)
-    common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
+    common = {
+        "fn": config.fn,
+        "fit_intercept": config.fit_intercept,
+        "ridge": config.ridge,
+        "record_path": config.record_path,
+    }
 
     def run(start: MoEParams) -> EMRun:
         if config.start == "kmeans":

@@ -280,7 +280,12 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
     """
     start = spectral(key, problem, config)
     data = (problem.x, problem.y, problem.weights)
-    common = {"fn": config.fn, "fit_intercept": config.fit_intercept, "ridge": config.ridge}
+    common = {
+        "fn": config.fn,
+        "fit_intercept": config.fit_intercept,
+        "ridge": config.ridge,
+        "record_path": config.record_path,
+    }
     if not config.polish:
         run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
         num_steps = MOMENT_PASSES + run.num_steps
@@ -313,7 +318,7 @@ def finish(
     return MethodResult(params, mean_gates(params, problem), history, num_iterations, status, spectral)
 
 
-def with_path(result: MethodResult, config: MethodConfig, *stages: MoEParams) -> MethodResult:
+def with_path(result: MethodResult, config: MethodConfig, *stages: MoEParams | None) -> MethodResult:
     """The result with the paths of its stages, leaves (h_s, ..), one after another, if the configuration asks for them."""
     if not config.record_path:
         return result

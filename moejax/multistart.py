@@ -268,6 +268,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
             noise=config.noise,
             fit_intercept=config.fit_intercept,
             ridge=config.ridge,
+            record_path=config.record_path,
         )
 
     finalists = jax.tree.map(lambda leaf: leaf[: min(NUM_FINALISTS, size)], population)

@@ -65,7 +65,7 @@ class PolishRun(NamedTuple):
     """() bool: the next damped Newton step promises less than the tolerance."""
     curvature: Curvature
     """At `params`."""
-    path: MoEParams
+    path: MoEParams | None
     """Leaves (num_steps, ..): the point of which `history` says the value; NaN after convergence."""
 
 
@@ -311,6 +311,7 @@ def polish(
     fit_intercept: bool = False,
     ridge: float = 0.0,
     tolerance: float = 1e-4,
+    record_path: bool = False,
 ) -> PolishRun:
     """Damped Newton ascent of the observed log-likelihood; it never decreases.
 
@@ -323,6 +324,7 @@ def polish(
         fit_intercept: whether biases are fitted.
         ridge: on the gates, relative to the sample size.
         tolerance: in nats: converged when the next step promises less than this; 1e-4 is a hundredth of a standard error.
+        record_path: keep every point.
     """
     total_ridge = ridge * weights.sum()
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
@@ -340,7 +342,7 @@ def polish(
             width=width if kinked else None,
         )
 
-    def advance(state: _Ascent) -> tuple[_Ascent, tuple[jax.Array, jax.Array], jax.Array]:
+    def advance(state: _Ascent) -> tuple[_Ascent, tuple[jax.Array, jax.Array | None], jax.Array]:
         free, now, damping, (step, promised, used, found), count = state
         width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
         candidate = curvature_at(free + step, width)
@@ -356,7 +358,11 @@ def polish(
         settled = (width <= widest / KINK_RANGE) if kinked else True
         # short of the maximum by what the next step promises; a step shortened after a failure promises less than that
         done = settled & step.found & (accept | (promised < tolerance)) & (step.promised < tolerance)
-        return _Ascent(free, now, damping, step, count + 1), (now.log_likelihood, free), done
+        return (
+            _Ascent(free, now, damping, step, count + 1),
+            (now.log_likelihood, free if record_path else None),
+            done,
+        )
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / weights.sum())
@@ -369,5 +375,5 @@ def polish(
     def params_at(free: jax.Array) -> MoEParams:
         return params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
 
-    fitted, path = params_at(end.free), jax.vmap(params_at)(path)
-    return PolishRun(fitted, end.now.log_likelihood, history, count, done, end.now, path)
+    path = None if path is None else jax.vmap(params_at)(path)
+    return PolishRun(params_at(end.free), end.now.log_likelihood, history, count, done, end.now, path)
