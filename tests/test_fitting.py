@@ -92,10 +92,22 @@ def test_units_and_correlations_of_the_inputs_do_not_matter(data, fitted):
     mixing = rng.normal(size=(DIM, DIM)) * np.array([1e3, 1.0, 1e-3, 1.0, 1.0])
     shifted = x @ mixing + np.array([5e3, 0.0, 0.0, -3.0, 1.0])
     result = moejax.fit(
-        jax.random.key(2), shifted, y, num_experts=NUM_EXPERTS, activation="tanh", fit_intercept=True
+        jax.random.key(2),
+        shifted,
+        y,
+        num_experts=NUM_EXPERTS,
+        activation="tanh",
+        fit_intercept=True,
+        method="spectral_em",
     )
     plain = moejax.fit(
-        jax.random.key(2), x, y, num_experts=NUM_EXPERTS, activation="tanh", fit_intercept=True
+        jax.random.key(2),
+        x,
+        y,
+        num_experts=NUM_EXPERTS,
+        activation="tanh",
+        fit_intercept=True,
+        method="spectral_em",
     )
     assert abs(result.log_likelihood - plain.log_likelihood) < 0.01
     back = np.asarray(result.params.experts) @ mixing.T
@@ -106,7 +118,13 @@ def test_collinear_inputs_are_dropped_and_said(data):
     x, y = data
     collinear = np.concatenate([x, x[:, :1] + x[:, 1:2]], axis=1)
     result = moejax.fit(
-        jax.random.key(2), collinear, y, num_experts=NUM_EXPERTS, activation="tanh", fit_intercept=True
+        jax.random.key(2),
+        collinear,
+        y,
+        num_experts=NUM_EXPERTS,
+        activation="tanh",
+        fit_intercept=True,
+        method="spectral_em",
     )
     assert result.diagnostics["collinear_directions_dropped"] == 1
     assert result.status == "ok"
@@ -142,7 +160,13 @@ def test_row_order_rotation_chunks_and_zero_weights_change_rounding_only(data):
 def test_even_activation_by_order_four(truth):
     x, y, _ = moejax.sample(jax.random.key(5), truth, "abs", 4000)
     result = moejax.fit(
-        jax.random.key(6), x, y, num_experts=NUM_EXPERTS, activation="abs", noise_std=NOISE_STD
+        jax.random.key(6),
+        x,
+        y,
+        num_experts=NUM_EXPERTS,
+        activation="abs",
+        noise_std=NOISE_STD,
+        method="spectral_em",
     )
     assert result.diagnostics["order"] == 4
     assert moejax.recovery_error(truth.experts, result.params.experts, even=True) < 1e-3
