@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-fast lint types bench clean
+.PHONY: env demo test test-fast lint types bench bench-estimate clean
 
 env: $(STAMP)
 
@@ -40,6 +40,15 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/likelihood_gap.py
 	$(BIN)/python benchmarks/spectral_accuracy.py rates
 	$(BIN)/python benchmarks/spectral_accuracy.py mse
+
+# the studies behind docs/efficiency.md and docs/estimate.md; hours on two cores
+bench-estimate: $(STAMP)
+	$(BIN)/python benchmarks/efficiency.py
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/global_optimum.py
+	$(BIN)/python benchmarks/residual_passes.py errors
+	$(BIN)/python benchmarks/residual_passes.py variance
+	$(BIN)/python benchmarks/baselines.py
 
 clean:
 	rm -rf $(VENV) runs
