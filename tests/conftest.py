@@ -23,3 +23,11 @@ def single_precision():
     """JAX's default precision, for the tests of float32."""
     with jax.enable_x64(False):
         yield
+
+
+@pytest.fixture(autouse=True)
+def double_precision_again():
+    """The command line sets the precision of its process: a test that calls it must not change that of the next one."""
+    yield
+    if not jax.config.values["jax_enable_x64"]:
+        jax.config.update("jax_enable_x64", True)
