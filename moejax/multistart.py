@@ -14,7 +14,6 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,15 +110,13 @@ def climb(
 
 
 def keep_best(
-    params: MoEParams, values: jax.Array, count: int, same: Any = None
+    params: MoEParams, values: jax.Array, count: int, same: jax.Array | float
 ) -> tuple[MoEParams, jax.Array]:
-    """The `count` best of (s, ...) mixtures, best first; with `same` (), those within it of a better one come last."""
+    """The `count` best of (s, ...) mixtures, best first, but those within `same` of a better one last."""
     order = jnp.argsort(-values)
     ranked = values[order]
-    if same is not None:
-        repeated = jnp.concatenate([jnp.zeros(1, bool), ranked[:-1] - ranked[1:] < same])
-        order = order[jnp.argsort(repeated, stable=True)]
-    kept = order[:count]
+    repeated = jnp.concatenate([jnp.zeros(1, bool), ranked[:-1] - ranked[1:] < same])
+    kept = order[jnp.argsort(repeated, stable=True)][:count]
     return jax.tree.map(lambda leaf: leaf[kept], params), values[kept]
 
 
@@ -209,8 +206,9 @@ def spectral_starts(
 def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """The best of spectral and random starts and of moves from there, polished (see the module).
 
-    `config.num_starts` random starts (None: DEFAULT_STARTS), `config.max_iterations` passes of each polish. With fewer than
-    FEWEST_FOR_CHILDREN random starts, no moves are made.
+    At least `config.num_starts` random starts (None: DEFAULT_STARTS; beyond the first population they come in whole generations),
+    `config.max_iterations` passes of each polish. With fewer than FEWEST_FOR_CHILDREN, no moves are made. Passes over the search's
+    sample count as whole ones in `num_iterations`, also where it is a small part of the data.
     """
     sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
     num_starts = DEFAULT_STARTS if config.num_starts is None else config.num_starts

@@ -75,7 +75,7 @@ def test_weights_of_zero_are_no_samples(problem):
 def test_keep_best_ranks_and_puts_repetitions_last():
     values = jnp.asarray([1.0, 5.0, 4.9999, 3.0, -jnp.inf])
     params = MoEParams(*(jnp.arange(5.0) for _ in MoEParams._fields))
-    kept, kept_values = multistart.keep_best(params, values, 3)
+    kept, _ = multistart.keep_best(params, values, 3, 0.0)
     np.testing.assert_array_equal(kept.experts, [1.0, 2.0, 3.0])
     kept, kept_values = multistart.keep_best(params, values, 3, jnp.asarray(0.01))
     np.testing.assert_array_equal(kept.experts, [1.0, 3.0, 0.0])
