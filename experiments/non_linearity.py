@@ -9,7 +9,6 @@ from moejax.claims import Number
 from moejax.sweep.figures import COLOURS, MARKERS
 
 SPEC = "sweeps/non-linearity.toml"
-PLUGINS = ("experiments/methods/spectral_power.py",)
 QUICK = {
     "trials": 10,
     "activation": ["tanh"],

@@ -9,7 +9,7 @@ An experiment is one Python file:
     def figure(table): ...                # results/NAME/table.csv, read back -> a matplotlib Figure
 
 and may have `SHOWS` and `SHOWS_NOT` (a sentence each, for the gallery), `NUMBERS` (those in its sentences, see `moejax.claims`),
-`summary(table) -> DataFrame` (summary.csv), `PLUGINS` (files that register methods), `SECONDS = True` (a column of compute
+`summary(table) -> DataFrame` (summary.csv), `SECONDS = True` (a column of compute
 seconds), `extend(table, folder)` (columns from the store's arrays, by `result_hash` and `trial`), or `run_cell(cell) ->
 DataFrame` with `PROGRAM`, `PRECISION` and `compiles` where it is no recovery sweep (see `moejax.sweep.study`).
 
@@ -213,7 +213,7 @@ class _Session:
     ):
         from moejax.sweep.commands import ACCELERATOR_VMAP_WIDTH, worker_settings
         from moejax.sweep.plan import make_plan
-        from moejax.sweep.plugins import read_plugin, run_plugin
+        from moejax.sweep.plugins import run_plugins
         from moejax.sweep.spec import read_spec
         from moejax.sweep.study import read_study, study_units
 
@@ -231,10 +231,7 @@ class _Session:
         self.plans: dict[str, Plan] = {}
         for experiment in self.sweeps:
             spec = read_spec(experiment.spec_path, override_texts(experiment.overrides))
-            plugins = tuple(read_plugin(root / path) for path in experiment.get("PLUGINS", ()))
-            for plugin in plugins:
-                run_plugin(plugin)
-            self.plans[experiment.name] = make_plan(spec, plugins, **self.limits)
+            self.plans[experiment.name] = make_plan(spec, run_plugins(spec.plugins), **self.limits)
         self.settings = {name: worker_settings(plan) for name, plan in self.plans.items()}
         self.study_specs: dict[str, StudySpec] = {}
         self.units: dict[str, list[StudyUnit]] = {}

@@ -253,7 +253,9 @@ def test_studies_resume_cell_by_cell(tmp_path, variables):
     variables.setenv("STUDY_LOG", str(log))
     (tmp_path / "experiments" / "study.py").write_text(STUDY)
     spec = tmp_path / "sweeps" / "study.toml"
-    spec.write_text('name = "study"\nfixed = [1, 2]\n[grid]\ngroup = ["a", "b"]\nvalue = [1, 2]\n')
+    spec.write_text(
+        'name = "study"\nstudy = true\nfixed = [1, 2]\n[grid]\ngroup = ["a", "b"]\nvalue = [1, 2]\n'
+    )
     said = reproduce(root=tmp_path, workers=1, quiet=True)
     assert said["programs"] == 2  # one for each group
     assert log.read_text().split() == ["a1", "a2", "b1", "b2"]
@@ -261,7 +263,9 @@ def test_studies_resume_cell_by_cell(tmp_path, variables):
     assert table["square"].tolist() == [1, 0, 4, 0] * 2
     assert set(table["precision"]) == {"float64"}
     # a larger grid runs only what is missing, and a cell that raises is a row with its reason
-    spec.write_text('name = "study"\nfixed = [1, 2]\n[grid]\ngroup = ["a", "b"]\nvalue = [1, 2, 3]\n')
+    spec.write_text(
+        'name = "study"\nstudy = true\nfixed = [1, 2]\n[grid]\ngroup = ["a", "b"]\nvalue = [1, 2, 3]\n'
+    )
     reproduce(root=tmp_path, workers=1, quiet=True)
     assert log.read_text().split() == ["a1", "a2", "b1", "b2"]
     table = pd.read_csv(tmp_path / "results" / "study" / "table.csv")

@@ -8,7 +8,9 @@ import pytest
 
 from moejax import trial as core
 from moejax.sweep.fields import DATA_FIELDS, FIELDS
+from moejax.sweep.plugins import run_plugins
 from moejax.sweep.spec import SpecError, parse_spec, read_spec
+from moejax.sweep.study import read_study
 
 GOOD = """name = "good"
 methods = ["spectral", "joint_em"]
@@ -212,17 +214,35 @@ def test_all_cells_excluded_is_said(tmp_path):
 SPECS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.toml"))
 
 
+STUDIES = {"gating-em", "real-data"}
+
+
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
 def test_the_shipped_specs_are_sound_and_say_what_they_show_and_cost(path):
-    spec = read_spec(path)
-    assert spec.name == path.stem
     comment = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     assert "Shows:" in comment
     assert "Costs:" in comment
+    if path.stem in STUDIES:
+        assert read_study(path, {}).name == path.stem
+        with pytest.raises(SpecError, match=f"not a sweep: run it by moejax reproduce {path.stem}"):
+            read_spec(path)
+        return
+    spec = read_spec(path)
+    assert spec.name == path.stem
+    run_plugins(spec.plugins)
     for values in spec.settings():
         data = core.DataSettings(**{name: values[name] for name in values if name in DATA_FIELDS})
         algorithm = core.AlgorithmSettings(**{n: v for n, v in values.items() if n not in DATA_FIELDS})
         core.check_settings(data, algorithm)
+
+
+def test_plugins_of_a_spec_lie_beside_it():
+    spec = parse_spec(GOOD.replace("dim", 'plugins = ["mine.py"]\ndim', 1), "folder/good.toml")
+    assert spec.plugins == (Path("folder/mine.py"),)
+    with pytest.raises(SpecError, match=r'plugins: "mine\.py" is not accepted'):
+        parse_spec(GOOD.replace("dim", 'plugins = "mine.py"\ndim', 1), "good.toml")
+    with pytest.raises(ValueError, match=r"plugin nowhere\.py: cannot be read"):
+        run_plugins([Path("nowhere.py")])
 
 
 def test_all_the_sweeps_are_there():

@@ -20,7 +20,7 @@ from rich.console import Console
 from moejax.sweep.chunk import WorkerSettings, configure
 from moejax.sweep.executors import Executor, InProcessExecutor, use_single_thread
 from moejax.sweep.plan import Plan, make_plan
-from moejax.sweep.plugins import read_plugin, run_plugin
+from moejax.sweep.plugins import run_plugins
 from moejax.sweep.spec import read_spec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def sweep(
         pilot: with dry_run, time one chunk of every program and estimate the whole.
         workers: processes on this machine; 1: this process. Default: one per core, or one per GPU.
         set: KEY=VALUE overrides of the spec.
-        plugin: Python files that register activations, methods, input distributions or metrics.
+        plugin: Python files that register activations, methods, input distributions or metrics; besides the spec's own.
         cluster: tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
         vmap_width: trials that run side by side in one program; default 1 on CPUs.
         retry_failed: run trials again that raised, or whose worker died.
@@ -81,14 +81,11 @@ def sweep(
     if pilot and not dry_run:
         raise ValueError("--pilot: goes with --dry-run")
     checked = read_spec(spec, set)
-    plugins = tuple(read_plugin(path) for path in plugin)
     place = Place(workers, cluster, dry_run)
     place.prepare()
-    for each in plugins:
-        run_plugin(each)
     plan = make_plan(
         checked,
-        plugins,
+        run_plugins((*checked.plugins, *plugin)),
         vmap_width=vmap_width or (ACCELERATOR_VMAP_WIDTH if place.accelerated else 1),
         worker_memory_bytes=place.memory_bytes,
     )

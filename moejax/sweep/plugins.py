@@ -38,11 +38,11 @@ def read_plugin(path: Path) -> Plugin:
     try:
         source = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--plugin {path}: cannot be read: {error}") from None
+        raise ValueError(f"plugin {path}: cannot be read: {error}") from None
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise ValueError(f"--plugin {path}:{error.lineno}: not valid Python: {error.msg}") from None
+        raise ValueError(f"plugin {path}:{error.lineno}: not valid Python: {error.msg}") from None
     digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
     return Plugin(str(path), source, digest)
 
@@ -62,7 +62,19 @@ def run_plugin(plugin: Plugin) -> None:
         exec(compile(plugin.source, plugin.path, "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[plugin.module_name]
-        raise ValueError(f"--plugin {plugin.path}: raised {type(error).__name__}: {error}") from error
+        raise ValueError(f"plugin {plugin.path}: raised {type(error).__name__}: {error}") from error
+
+
+def run_plugins(paths: Sequence[Path]) -> tuple[Plugin, ...]:
+    """Read plugins, equal ones once, and run them in this process.
+
+    Raises:
+        ValueError: see `read_plugin` and `run_plugin`.
+    """
+    plugins = {plugin.digest: plugin for plugin in map(read_plugin, paths)}
+    for plugin in plugins.values():
+        run_plugin(plugin)
+    return tuple(plugins.values())
 
 
 def plugins_digest(plugins: Sequence[Plugin]) -> str:

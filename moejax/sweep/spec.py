@@ -2,6 +2,7 @@
 
 name = "sample-complexity"
 methods = ["spectral", "joint_em"]
+plugins = ["mine.py"]             # optional: files that register what the spec names; paths from this file's folder
 trials = 100                      # or [precision] target = {metric = "recovery_error", mcse = 0.002}
 seed = 0
 dim = 10                          # a field fixed for the whole sweep
@@ -32,7 +33,9 @@ from moejax.sweep.stopping import PRECISION_KEYS, PrecisionRule, parse_precision
 
 __all__ = ["Spec", "SpecError", "parse_spec", "read_spec"]
 
-TOP_LEVEL = ("name", "methods", "trials", "seed", "precision", "grid", "zip", "exclude")
+TOP_LEVEL = ("name", "methods", "plugins", "trials", "seed", "precision", "grid", "zip", "exclude")
+STUDY_KEY = "study"
+"""Set to true in the spec of what is no sweep (`moejax.sweep.study`)."""
 MAX_SEED = 2**63 - 1
 
 
@@ -42,6 +45,8 @@ class Spec:
 
     name: str
     methods: tuple[str, ...]
+    plugins: tuple[Path, ...]
+    """Python files to run before the cells are checked."""
     trials: int
     """Trials of every cell; 0 with [precision]."""
     precision: PrecisionRule | None
@@ -102,6 +107,7 @@ class Spec:
         content = {
             "name": self.name,
             "methods": self.methods,
+            "plugins": [path.name for path in self.plugins],
             "trials": self.trials,
             "precision": None if self.precision is None else dataclasses.asdict(self.precision),
             "seed": self.seed,
@@ -151,6 +157,10 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     overridden = apply_overrides(document, overrides)
     places = Places(path, text, overridden)
+    if STUDY_KEY in document:
+        raise places.error(
+            f"not a sweep: run it by moejax reproduce {_name(places, document, path)}", key=STUDY_KEY
+        )
 
     fixed: dict[str, Any] = {}
     for key, value in document.items():
@@ -180,7 +190,8 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
         precision = parse_precision(_table(places, document, "precision"), places)
     return Spec(
         name=_name(places, document, path),
-        methods=_methods(places, document),
+        methods=_names(places, document, "methods", 'missing: for example methods = ["spectral_em"]'),
+        plugins=tuple(Path(path).parent / name for name in _names(places, document, "plugins")),
         trials=trials,
         precision=precision,
         seed=_whole(places, "seed", document.get("seed", 0), 0, MAX_SEED),
@@ -201,15 +212,18 @@ def _name(places: Places, document: Mapping[str, Any], path: Path | str) -> str:
     return name
 
 
-def _methods(places: Places, document: Mapping[str, Any]) -> tuple[str, ...]:
-    methods = document.get("methods")
-    if methods is None:
-        raise places.error('missing: for example methods = ["spectral_em"]', key="methods")
-    if not isinstance(methods, list) or not methods or not all(isinstance(name, str) for name in methods):
-        raise places.error(
-            f"{show(methods)} is not accepted: expected a list of one or more names", key="methods"
-        )
-    return tuple(dict.fromkeys(methods))
+def _names(
+    places: Places, document: Mapping[str, Any], key: str, missing: str | None = None
+) -> tuple[str, ...]:
+    """A list of names, each once; () where `document` has none and that is not `missing`."""
+    names = document.get(key)
+    if names is None:
+        if missing:
+            raise places.error(missing, key=key)
+        return ()
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise places.error(f"{show(names)} is not accepted: expected a list of one or more names", key=key)
+    return tuple(dict.fromkeys(names))
 
 
 def _whole(places: Places, key: str, value: Any, least: int, most: int) -> int:

@@ -28,6 +28,7 @@ from moejax.sweep.executors import Executor, describe
 from moejax.sweep.fields import nearest, show
 from moejax.sweep.hashing import canonical_json
 from moejax.sweep.places import SpecError
+from moejax.sweep.spec import STUDY_KEY
 
 POLL_SECONDS = 0.5
 
@@ -53,7 +54,7 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> StudySpec:
         overrides: key -> value, or list of values of an axis, that replaces what the file says.
 
     Raises:
-        SpecError: not readable, not TOML, an axis that is no list, or an override of a key that is not there.
+        SpecError: not readable, not TOML, not called a study, an axis that is no list, or an override of a key that is not there.
     """
     try:
         document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -61,6 +62,8 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> StudySpec:
         raise SpecError(f"{path}: cannot read the spec: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
+    if document.pop(STUDY_KEY, None) is not True:
+        raise SpecError(f"{path}: missing: {STUDY_KEY} = true, which says that it is no sweep")
     grid = dict(document.pop("grid", {}))
     for key, value in overrides.items():
         name = key.removeprefix("grid.")
