@@ -139,7 +139,7 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
             return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
 
         def stage(params: MoEParams, noise_known: jax.Array):
-            known = jnp.full_like(params.noise_std, problem.noise_std)
+            known = jnp.broadcast_to(problem.noise_std, params.noise_std.shape)
             params = params._replace(noise_std=jnp.where(noise_known, known, params.noise_std))
             budget = max(config.max_iterations // 2, 1)
             run = joint_em(params, *data, num_steps=budget, noise="shared", hold_noise=noise_known, **common)
@@ -549,7 +549,7 @@ def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     return result._replace(status=jnp.where(deficient, RANK_DEFICIENT, result.status))
 
 
-register_method("joint_em", joint_em_starts, moments="none")
+register_method("joint_em", joint_em_starts, moments="none", several_outputs=True)
 register_method("gradient_nll", gradient_nll, moments="none")
 register_method("gradient_mse", gradient_mse, moments="none")
 register_method("gated_losses", gated_losses, moments="required", order=4)

@@ -1,7 +1,8 @@
 r"""What EM and the polish share: linear predictors of a mixture, samples in blocks, and sums over them.
 
 A mixture has 2 k - 1 linear predictors: u_i = a_i . x + b_i of the experts, v_i = w_i . x + c_i of the gates but the last, which is
-zero. Their coefficients are the rows of one (2k - 1, D) matrix, D = d or, with fitted intercepts, d + 1.
+zero. Their coefficients are the rows of one (2k - 1, D) matrix, D = d or, with fitted intercepts, d + 1. With m outputs k m
+predictors are of the experts, all of an expert's together, and there are (k (m + 1) - 1, D) rows.
 
 Samples lie in blocks of (D, B) with the samples last, so that reductions over experts are vectorised and a block's products
 stay in cache. Only blocks that have a sample of positive weight are visited: padding costs memory, not time.
@@ -30,7 +31,7 @@ class SampleBlocks(NamedTuple):
     design: jax.Array
     """(b, D, B): x transposed, with a last row of ones where there are intercepts; zero where the weight is."""
     y: jax.Array
-    """(b, B); zero where the weight is."""
+    """(b, B), or (b, m, B); zero where the weight is."""
     weights: jax.Array
     """(b, B)"""
     num_used: jax.Array
@@ -40,7 +41,7 @@ class SampleBlocks(NamedTuple):
 def sample_blocks(
     x: jax.Array, y: jax.Array, weights: jax.Array, *, fit_intercept: bool, block_size: int | None = None
 ) -> SampleBlocks:
-    """Cut x (n, d), y (n,), weights (n,) into blocks; None takes the device's block size."""
+    """Cut x (n, d), y (n,) or (n, m), weights (n,) into blocks; None takes the device's block size."""
     if block_size is None:
         block_size = BLOCK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_SIZE
     n = x.shape[0]
@@ -53,10 +54,13 @@ def sample_blocks(
 
     used = weights > 0
     design = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) if fit_intercept else x
-    design, y = jnp.where(used[:, None], design, 0), jnp.where(used, y, 0)
+    design = jnp.where(used[:, None], design, 0)
+    y = jnp.where(used if y.ndim == 1 else used[:, None], y, 0)
     in_block = blocks(used).any(axis=1)
     num_used = jnp.max(jnp.where(in_block, jnp.arange(1, num_blocks + 1, dtype=jnp.int32), 0))
-    return SampleBlocks(blocks(design).transpose(0, 2, 1), blocks(y), blocks(weights), num_used)
+    return SampleBlocks(
+        blocks(design).transpose(0, 2, 1), blocks(y).swapaxes(1, -1), blocks(weights), num_used
+    )
 
 
 def sum_over_blocks(sums_of: Callable[..., Any], blocks: SampleBlocks) -> Any:
@@ -88,8 +92,8 @@ class Predictors(NamedTuple):
 
 def predictors_of(params: MoEParams, *, fit_intercept: bool) -> Predictors:
     """The predictors of a mixture whose last gate is zero."""
-    rows = jnp.concatenate([params.experts, params.gating[:-1]])
-    biases = jnp.concatenate([params.expert_bias, params.gating_bias[:-1]])
+    rows = jnp.concatenate([params.experts.reshape(-1, params.experts.shape[-1]), params.gating[:-1]])
+    biases = jnp.concatenate([params.expert_bias.reshape(-1), params.gating_bias[:-1]])
     if fit_intercept:
         return Predictors(jnp.concatenate([rows, biases[:, None]], axis=1), jnp.zeros_like(biases))
     return Predictors(rows, biases)
@@ -97,12 +101,13 @@ def predictors_of(params: MoEParams, *, fit_intercept: bool) -> Predictors:
 
 def params_of(predictors: Predictors, noise_std: jax.Array, *, fit_intercept: bool) -> MoEParams:
     """The inverse of `predictors_of`."""
-    k = noise_std.shape[0]
+    shape, size = noise_std.shape, noise_std.size
     rows, biases = predictors
     if fit_intercept:
         rows, biases = rows[:, :-1], rows[:, -1]
-    gating, gating_bias = (jnp.concatenate([a[k:], jnp.zeros_like(a[:1])]) for a in (rows, biases))
-    return MoEParams(rows[:k], gating, noise_std, biases[:k], gating_bias)
+    gating, gating_bias = (jnp.concatenate([a[size:], jnp.zeros_like(a[:1])]) for a in (rows, biases))
+    experts, expert_bias = (a[:size].reshape(*shape, *a.shape[1:]) for a in (rows, biases))
+    return MoEParams(experts, gating, noise_std, expert_bias, gating_bias)
 
 
 def weighted_gram(design: jax.Array, coefficients: jax.Array) -> jax.Array:

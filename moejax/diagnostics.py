@@ -10,7 +10,6 @@ import numpy as np
 
 from moejax.activations import activation_facts
 from moejax.methods import MethodConfig, MethodResult, Problem
-from moejax.model import responsibilities
 from moejax.spectral import SPECTRAL_STATUS
 from moejax.whitening import InputMap
 
@@ -23,36 +22,40 @@ _STANDARD_ERRORS = 5.0
 
 
 def diagnose(
-    result: MethodResult, problem: Problem, whitening: InputMap, config: MethodConfig
+    result: MethodResult, problem: Problem, posterior: np.ndarray, whitening: InputMap, config: MethodConfig
 ) -> dict[str, Any]:
     """Numbers by name, and `notes`: which assumption fails and what that costs.
 
     Keys: `inputs_standard_normal`, `collinear_directions_dropped`, `input_kurtosis` (mean of (z'z)^2 over that of a normal
-    distribution), `effective_samples` (sums of responsibilities), `expert_norms` and `gate_angle_degrees` for whitened inputs
+    distribution), `effective_samples` (sums of responsibilities), `classification_entropy` (theirs, in nats),
+    `expert_norms` and `gate_angle_degrees` for whitened inputs
     (least angle between a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`; with moments,
     `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`,
     `spectral_status`; from a search, `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
+
+    `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), result.params)
     x, y, weights = (np.asarray(a, np.float64) for a in (problem.x, problem.y, problem.weights))
-    posterior = np.asarray(responsibilities(result.params, problem.x, problem.y, config.fn), np.float64)
     counts = weights @ posterior
     total, dim, k = weights.sum(), x.shape[1], config.num_experts
-    spread = math.sqrt(weights @ (y - weights @ y / total) ** 2 / total)
+    spread = np.sqrt(weights @ (y - weights @ y / total) ** 2 / total)
+    entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
     squares = np.sum(x**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
-    norms = np.linalg.norm(params.experts, axis=1)
+    norms = np.linalg.norm(params.experts, axis=-1)
     found: dict[str, Any] = {
         "inputs_standard_normal": whitening.identity,
         "collinear_directions_dropped": whitening.dropped,
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
+        "classification_entropy": entropy,
         "expert_norms": norms.tolist(),
-        "gate_angle_degrees": _gate_angle(params.experts, params.gating),
+        "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
         "collapsed_experts": [
             i + 1
             for i in range(k)
-            if config.noise != "known" and params.noise_std[i] < COLLAPSED_NOISE * spread
+            if config.noise != "known" and np.any(params.noise_std[i] < COLLAPSED_NOISE * spread)
         ],
     }
     if result.spectral is not None and problem.transforms is not None:

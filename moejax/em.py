@@ -69,11 +69,14 @@ class Point(NamedTuple):
 
     predictors: Predictors
     noise_std: jax.Array
-    """(k,)"""
+    """(k,), or (k, m)"""
 
 
 class Expectation(NamedTuple):
-    """The sums over samples that one E-step leaves to the M-step; r are responsibilities times sample weights."""
+    """The sums over samples that one E-step leaves to the M-step; r are responsibilities times sample weights.
+
+    With m outputs, what is of each expert is of each output of each expert: k m for k.
+    """
 
     log_likelihood: jax.Array
     """()"""
@@ -93,20 +96,26 @@ class Expectation(NamedTuple):
 
 def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, experts_free: bool) -> Expectation:
     """The E-step at a point, in one pass over the data."""
-    k = point.noise_std.shape[0]
+    k, noise_std = point.noise_std.shape[0], point.noise_std.reshape(-1)
     rows, columns = np.triu_indices(k - 1)
     on_diagonal = (rows == columns).astype(blocks.y.dtype)[:, None]
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> Expectation:
         predictors = point.predictors(design)
-        mean, slope = activation_and_slope(fn, predictors[:k])
-        error = y[None] - mean
-        logits = jnp.concatenate([predictors[k:], jnp.zeros_like(y)[None]])
-        joint = logits + log_normal(error**2, point.noise_std)
+        mean, slope = activation_and_slope(fn, predictors[: noise_std.size])
+        error = (y[None] if y.ndim == 1 else jnp.tile(y, (k, 1))) - mean
+        logits = jnp.concatenate([predictors[noise_std.size :], jnp.zeros_like(weights)[None]])
+        log_densities = log_normal(error**2, noise_std)
+        if y.ndim == 2:
+            log_densities = log_densities.reshape(k, *y.shape).sum(axis=1)
+        joint = logits + log_densities
         evidence, gate_evidence = jax.nn.logsumexp(joint, axis=0), jax.nn.logsumexp(logits, axis=0)
         r = weights[None] * jnp.exp(joint - evidence[None])
         prior = jnp.exp(logits[:-1] - gate_evidence[None])
         weighted_prior = weights[None] * prior
+        r_free = r[:-1]
+        if y.ndim == 2:
+            r = jnp.repeat(r, y.shape[0], axis=0)
         coefficients = weighted_prior[rows] * (on_diagonal - prior[columns])
         if experts_free:
             coefficients = jnp.concatenate([coefficients, r * slope**2])
@@ -114,7 +123,7 @@ def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, exper
         gate_grams = grams[: rows.size]
         return Expectation(
             log_likelihood=(evidence - gate_evidence) @ weights,
-            gate_gradient=(r[:-1] - weighted_prior) @ design.T,
+            gate_gradient=(r_free - weighted_prior) @ design.T,
             gate_information=block_matrix(gate_grams),
             counts=r.sum(axis=1),
             squares=jnp.sum(r * error**2, axis=1),
@@ -167,15 +176,15 @@ def maximisation(
         noise: which noise is updated.
         hold_noise: () bool, traced: whether it stays after all.
     """
-    k = point.noise_std.shape[0]
     (rows, offsets), noise_std = point
-    size = rows.shape[1]
-    experts, gates, promised = rows[:k], rows[k:], jnp.zeros((), rows.dtype)
+    k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]
+    experts, gates, promised = rows[:num_rows], rows[num_rows:], jnp.zeros((), rows.dtype)
     if k > 1:
         centring = gate_centring(k, rows.dtype)
         gradient = (sums.gate_gradient - total_ridge * (centring @ gates)).reshape(-1)
         hessian = sums.gate_information + total_ridge * jnp.kron(centring, jnp.eye(size, dtype=rows.dtype))
-        step = _trusted_step(hessian, gradient, bound, damping, sums.counts.sum())
+        total = sums.counts.sum() / (num_rows // k)
+        step = _trusted_step(hessian, gradient, bound, damping, total)
         gates = gates + step.reshape(k - 1, size)
         promised = step @ gradient - 0.5 * step @ hessian @ step
     squares = sums.squares
@@ -186,12 +195,13 @@ def maximisation(
         fall = fall - jnp.einsum("id,ide,ie->i", step, sums.expert_information, step)
         # what rounding leaves of an exact fit is no noise level
         squares = jnp.maximum(squares - fall, 10 * jnp.finfo(squares.dtype).eps * squares)
-    updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, sums.counts, squares, noise))
+    counts, before, after = (a.reshape(noise_std.shape) for a in (sums.counts, sums.squares, squares))
+    updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise))
 
     def noise_loss(squares: jax.Array, noise_std: jax.Array) -> jax.Array:
-        return jnp.sum(0.5 * squares / noise_std**2 + sums.counts * jnp.log(noise_std))
+        return jnp.sum(0.5 * squares / noise_std**2 + counts * jnp.log(noise_std))
 
-    promised = promised + noise_loss(sums.squares, noise_std) - noise_loss(squares, updated)
+    promised = promised + noise_loss(before, noise_std) - noise_loss(after, updated)
     return MStep(Point(Predictors(jnp.concatenate([experts, gates]), offsets), updated), promised)
 
 
@@ -223,11 +233,11 @@ def _least_squares(gram: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def noise_m_step(noise_std: jax.Array, counts: jax.Array, squares: jax.Array, noise: NoiseModel) -> jax.Array:
-    """(k,): the noise that maximises the expected log-likelihood; `noise_std` itself where it is known."""
+    """(k,), or (k, m): the noise that maximises the expected log-likelihood; `noise_std` itself where it is known."""
     if noise == "known":
         return noise_std
-    if noise == "shared":
-        squares, counts = jnp.full_like(squares, squares.sum()), jnp.full_like(counts, counts.sum())
+    if noise == "shared":  # by the experts; every output has its own
+        squares, counts = (jnp.zeros_like(a) + a.sum(axis=0, keepdims=True) for a in (squares, counts))
     tiny = jnp.finfo(squares.dtype).tiny
     return jnp.sqrt(jnp.maximum(squares / jnp.maximum(counts, tiny), tiny))
 
@@ -302,7 +312,8 @@ def _run(
     def advance(state: _Climb) -> tuple[_Climb, tuple[jax.Array, Point | None], jax.Array]:
         point, promised = state.candidate
         sums = expect(point)
-        objective = sums.log_likelihood - total_ridge * gate_penalty(point.predictors.rows[k:])
+        gates = point.predictors.rows[point.noise_std.size :]
+        objective = sums.log_likelihood - total_ridge * gate_penalty(gates)
         gain = objective - state.objective
         # the likelihood gains no less than its bound; the first pass gains infinitely; False where not finite
         accept = gain >= PROMISE_KEPT * jnp.maximum(promised, 0.0)
@@ -365,7 +376,7 @@ def gating_em(
     Args:
         params: experts (k, d) that stay, gates to start from, noise_std; biases stay unless the intercepts are fitted.
         x: (n, d).
-        y: (n,).
+        y: (n,), or (n, m).
         weights: (n,) sample weights.
         fn: the activation g.
         num_steps: budget of passes over the data; the first evaluates the start.

@@ -3,7 +3,7 @@ r"""`MoERegressor`: a mixture of experts as a scikit-learn estimator.
 p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2),   P = softmax(w . x + c),   m_i(x) = shift + scale g(a_i . x + b_i).
 
 `shift` and `scale` are 0 and 1 for linear experts, which take up the target's units themselves; an activation with a range of its
-own is fitted to the standardised target.
+own is fitted to the standardised target. Several targets share the gates: given the expert they are independent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import Tags, check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -34,6 +34,7 @@ from moejax.fitting import DEFAULT_METHOD, FitResult
 from moejax.label_transforms import TransformKind
 from moejax.methods import get_method
 from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
+from moejax.selection import num_free_parameters
 from moejax.whitening import InputMap, params_in_input_units
 
 ENTROPY_NODES = 64
@@ -54,10 +55,10 @@ class _Inputs(NamedTuple):
 
 
 class _Target(NamedTuple):
-    """The fitted target is (y - shift) / scale."""
+    """The fitted target is (y - shift) / scale, of each output."""
 
-    shift: float
-    scale: float
+    shift: float | np.ndarray
+    scale: float | np.ndarray
 
 
 def _several_experts(estimator: MoERegressor) -> bool:
@@ -76,7 +77,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         num_experts: k.
         activation: g, a registered name or a scalar JAX function.
         noise: one sigma for all experts, "shared", or one each, "per_expert".
-        noise_std: sigma where it is known, in units of y; None estimates it.
+        noise_std: sigma where it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
         method: a registered method. One linear expert is least squares.
         standardise: fit the target less its mean, in units of its standard deviation (without an intercept: of its root mean
@@ -95,6 +96,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         coef_, intercept_: (k, d), (k,) of `params_`, the experts; gating_coef_, gating_intercept_: of the gates, the last 0.
         noise_std_: (k,) in units of y.
         target_shift_, target_scale_: 0 and 1 unless the target was standardised and g is not linear.
+            With m targets, coef_ is (k, m, d), intercept_ and noise_std_ (k, m), shift and scale (m,).
         num_experts_: how many were fitted.
         method_: by which method.
         n_parameters_: free parameters, those of dropped directions not counted, nor shift and scale.
@@ -137,19 +139,15 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MoERegressor:
-        """Fit to X (n, d), y (n,) and non-negative weights (n,); an integer weight counts as so many equal rows.
+        """Fit to X (n, d), y (n,) or (n, m), and non-negative weights (n,); an integer weight counts as so many equal rows.
 
         Raises:
             ValueError: arrays or settings that cannot be fitted, in one line.
         """
         fn = get_activation(self.activation)
         get_method(self.method)
-        good = self.noise_std is None or (
-            isinstance(self.noise_std, int | float | np.number)
-            and math.isfinite(self.noise_std)
-            and self.noise_std > 0
-        )
-        if not good:
+        levels = np.asarray(1.0 if self.noise_std is None else self.noise_std)
+        if levels.dtype.kind not in "fiu" or not np.all(np.isfinite(levels) & (levels > 0)):
             raise ValueError(f"noise_std: expected a positive finite number or None, got {self.noise_std!r}")
         if self.noise not in fitting.NOISE_MODELS:
             models = " or ".join(map(repr, fitting.NOISE_MODELS))
@@ -163,12 +161,13 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         X, y = validate_data(
             self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2
         )
-        if y.ndim == 2 and y.shape[1] > 1:
+        if y.ndim == 1 or y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        y = y.astype(np.float64)
+        if levels.shape not in ((), y.shape[1:]):
             raise ValueError(
-                f"y: expected one column, got shape {y.shape}; fit the columns apart, or with "
-                "sklearn.multioutput.MultiOutputRegressor"
+                f"noise_std: expected one number or one for each target, got shape {levels.shape}"
             )
-        y = column_or_1d(y, warn=True).astype(np.float64)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if not weights.sum() > 0:
             raise ValueError("sample_weight: expected a positive sum, got zeros only")
@@ -179,10 +178,12 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         num_experts, inputs = self._supported(x, y, weights, linear)
         target = self._target(y, weights, inputs.intercept)
         nothing = inputs.map.matrix.shape[1] == 0
-        if linear and num_experts == 1 and (self.method == DEFAULT_METHOD or nothing or target.scale == 0.0):
+        constant = bool(np.any(target.scale == 0.0))
+        alone = linear and num_experts == 1 and y.ndim == 1
+        if alone and (self.method == DEFAULT_METHOD or nothing or constant):
             method, target = "least squares", _Target(0.0, 1.0)
             result = _least_squares(x, y, weights, inputs, self.noise_std)
-        elif nothing or target.scale == 0.0:
+        elif nothing or constant:
             what = "X" if nothing else "y"
             raise ValueError(
                 f"{what}: expected values that vary, in 4 or more distinct samples, to fit experts"
@@ -192,9 +193,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         params = MoEParams(*(np.asarray(leaf, np.float64) for leaf in result.params))
         self.target_shift_, self.target_scale_ = target
         if linear:
-            self.target_shift_, self.target_scale_ = 0.0, 1.0
+            self.target_shift_, self.target_scale_ = 0.0 * target.shift, 1.0 + 0.0 * target.scale
             params = MoEParams(
-                experts=target.scale * params.experts,
+                experts=np.asarray(target.scale)[..., None] * params.experts,
                 gating=params.gating,
                 noise_std=target.scale * params.noise_std,
                 expert_bias=target.shift + target.scale * params.expert_bias
@@ -210,10 +211,14 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.noise_std_ = self.target_scale_ * self.params_.noise_std
         self.num_experts_ = num_experts
         self.method_ = method
-        width = inputs.map.matrix.shape[1] + int(inputs.intercept)
-        num_noise = 0 if self.noise_std is not None else {"shared": 1, "per_expert": num_experts}[self.noise]
-        self.n_parameters_ = (2 * num_experts - 1) * width + num_noise
-        self.log_likelihood_ = result.log_likelihood - float(weights.sum()) * math.log(target.scale)
+        self.n_parameters_ = num_free_parameters(
+            num_experts,
+            inputs.map.matrix.shape[1],
+            self.noise if self.noise_std is None else "known",
+            inputs.intercept,
+            num_outputs=1 if y.ndim == 1 else y.shape[1],
+        )
+        self.log_likelihood_ = result.log_likelihood - float(weights.sum() * np.log(target.scale).sum())
         self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
         self.n_iter_ = int(result.diagnostics.get("num_passes", 0))
         if result.status != "ok":
@@ -221,31 +226,30 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """(n,): E[y | x] = sum_i P_i(x) m_i(x)."""
+        """(n,), or (n, m): E[y | x] = sum_i P_i(x) m_i(x)."""
         log_gates, means = self._mixture(X)
-        return np.sum(np.exp(log_gates) * means, axis=1)
+        return _averaged(np.exp(log_gates), means)
 
     def predict_std(
         self, X: ArrayLike, *, components: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(n,): standard deviation of y given x under the mixture, in units of y.
+        """(n,), or (n, m): standard deviation of y given x under the mixture, in units of y.
 
         Its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, what they differ by.
 
         Args:
             X: (n, d).
-            components: return the total, the part within and the part between the experts, each (n,).
+            components: return the total, the part within and the part between the experts.
         """
         log_gates, means = self._mixture(X)
         gates = np.exp(log_gates)
-        centre = np.sum(gates * means, axis=1, keepdims=True)
         within = gates @ self.noise_std_**2
-        between = np.sum(gates * (means - centre) ** 2, axis=1)
+        between = _averaged(gates, (means - _averaged(gates, means)[:, None]) ** 2)
         total = np.sqrt(within + between)
         return (total, np.sqrt(within), np.sqrt(between)) if components else total
 
     def predict_experts(self, X: ArrayLike) -> np.ndarray:
-        """(n, k): m_i(x), what each expert predicts."""
+        """(n, k), or (n, k, m): m_i(x), what each expert predicts."""
         return self._mixture(X)[1]
 
     def gate_probabilities(self, X: ArrayLike) -> np.ndarray:
@@ -265,13 +269,13 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return scipy.special.softmax(self._log_joint(X, y), axis=1)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
-        """(n,): one draw of y given each row of X."""
+        """(n,), or (n, m): one draw of y given each row of X."""
         generator = check_random_state(random_state)
         log_gates, means = self._mixture(X)
         cumulative = np.cumsum(np.exp(log_gates), axis=1)
         uniform = generator.uniform(size=(len(means), 1))
         chosen = np.sum(uniform >= cumulative[:, :-1], axis=1)
-        noise = generator.standard_normal(len(means))
+        noise = generator.standard_normal((len(means), *means.shape[2:]))
         return means[np.arange(len(means)), chosen] + self.noise_std_[chosen] * noise
 
     def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
@@ -279,16 +283,22 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
         Without y, its expectation under the mixture itself, minus the entropy of y given x, by Gauss-Hermite quadrature of each
         expert: in the mean over a sample, the two agree where the model is right.
+
+        Raises:
+            ValueError: several targets without y, or a y of another shape.
         """
         if y is not None:
             return scipy.special.logsumexp(self._log_joint(X, y), axis=1)
         log_gates, means = self._mixture(X)
+        if means.ndim == 3:
+            raise ValueError("y: needed to score several targets; the quadrature without it is for one")
         nodes, weights = hermegauss(ENTROPY_NODES)
         weights = weights / weights.sum()
         expected = np.zeros(len(means))
         for i, noise_std in enumerate(self.noise_std_):
             values = means[:, i, None] + noise_std * nodes
-            joint = log_gates[:, :, None] + self._log_normal(values[:, None] - means[:, :, None])
+            residual = values[:, None] - means[:, :, None]
+            joint = log_gates[:, :, None] + _log_normal(residual, self.noise_std_[:, None])
             expected += np.exp(log_gates[:, i]) * (scipy.special.logsumexp(joint, axis=1) @ weights)
         return expected
 
@@ -314,7 +324,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         width = rank + int(intercept)
         supported = 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1)
         num_experts = min(int(self.num_experts), supported)
-        same = y.min() == y.max() and (intercept or y[0] == 0.0)
+        same = bool(np.all(y == y[0])) and (intercept or not y[0].any())
         if linear and (same or rank == 0):
             num_experts = 1  # there is nothing by which to tell more
         directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(intercept), 0))
@@ -337,9 +347,13 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def _target(self, y: np.ndarray, weights: np.ndarray, intercept: bool) -> _Target:
         share = weights / weights.sum()
-        mean = float(share @ y) if intercept else 0.0
-        spread = math.sqrt(float(share @ (y - mean) ** 2)) if y.min() < y.max() or not intercept else 0.0
-        return _Target(mean, spread) if self.standardise or spread == 0.0 else _Target(0.0, 1.0)
+        mean = share @ y if intercept else 0.0 * y[0]
+        spread = np.sqrt(share @ (y - mean) ** 2)
+        if intercept:
+            spread = np.where(y.min(axis=0) < y.max(axis=0), spread, 0.0)
+        if not self.standardise and np.all(spread > 0.0):
+            mean, spread = 0.0 * mean, 1.0 + 0.0 * spread
+        return _Target(mean, spread) if y.ndim == 2 else _Target(float(mean), float(spread))
 
     def _run(
         self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, inputs: _Inputs, target: _Target, k: int
@@ -380,7 +394,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         )
 
     def _mixture(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """log P_i(x) and m_i(x), both (n, k)."""
+        """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m)."""
         check_is_fitted(self)
         x = validate_data(self, X, dtype=np.float64, reset=False)
         padded = np.pad(x, [(0, _padded(len(x)) - len(x)), (0, 0)])
@@ -397,14 +411,28 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
         y = np.asarray(y, np.float64)
-        if y.shape not in ((len(means),), (len(means), 1)):
-            raise ValueError(f"y: expected shape ({len(means)},) to go with X, got {y.shape}")
-        return log_gates + self._log_normal((y.reshape(-1, 1) - means)[:, :, None])[:, :, 0]
+        if y.shape == (len(means), 1) and means.ndim == 2:
+            y = y[:, 0]
+        expected = means[:, 0].shape
+        if y.shape != expected:
+            raise ValueError(f"y: expected shape {expected} to go with X, got {y.shape}")
+        log_densities = _log_normal(y[:, None] - means, self.noise_std_)
+        return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 
-    def _log_normal(self, residual: np.ndarray) -> np.ndarray:
-        """(n, k, q): log N(residual; 0, sigma_i^2) of residuals (n, k, q)."""
-        noise_std = self.noise_std_[:, None]
-        return -0.5 * (residual / noise_std) ** 2 - np.log(noise_std) - 0.5 * LOG_TWO_PI
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _averaged(gates: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(n, ..): the mean over experts of (n, k, ..) by gates (n, k)."""
+    return np.einsum("ni,ni...->n...", gates, values)
+
+
+def _log_normal(residual: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
+    """log N(residual; 0, sigma^2)."""
+    return -0.5 * (residual / noise_std) ** 2 - np.log(noise_std) - 0.5 * LOG_TWO_PI
 
 
 class _PrincipalInputs(NamedTuple):

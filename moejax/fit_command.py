@@ -211,7 +211,11 @@ def _strongest(values: dict[str, float], errors: dict[str, float] | None, count:
     ranked = sorted(values.items(), key=lambda item: -abs(item[1]))[:count]
     if errors is None:
         return ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
-    return ", ".join(f"{name} {value:+.2f}±{errors[name]:.2f}" for name, value in ranked)
+
+    def error(name: str) -> str:
+        return "±?" if errors[name] is None else f"±{errors[name]:.2f}"  # the data leave it undetermined
+
+    return ", ".join(f"{name} {value:+.2f}{error(name)}" for name, value in ranked)
 
 
 def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:

@@ -49,10 +49,11 @@ from moejax.methods import (
     Problem,
     Start,
     get_method,
+    lookup_method,
+    method_names,
     moments_of,
-    required_order,
 )
-from moejax.model import MoEParams, log_likelihood, responsibilities
+from moejax.model import MoEParams, log_joint, weighted_sum
 from moejax.noise import estimate_noise_std
 from moejax.polish import likelihood_curvature
 from moejax.selection import criteria, num_free_parameters, num_rows_needed, numbers_to_try, selection_table
@@ -101,7 +102,7 @@ class FitResult:
             level,
             noise=self.diagnostics["noise"],
             fit_intercept=self.diagnostics["fit_intercept"],
-            num_inputs=self.params.experts.shape[1] - self.diagnostics["collinear_directions_dropped"],
+            num_inputs=self.params.experts.shape[-1] - self.diagnostics["collinear_directions_dropped"],
         )
 
 
@@ -114,6 +115,15 @@ def _run_method(key: jax.Array, problem: Problem, method: str, config: MethodCon
 @functools.partial(jax.jit, static_argnames=("fn", "smallest", "largest"))
 def _estimate_noise(y, weights, fn, smallest, largest):
     return estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
+
+
+@functools.partial(jax.jit, static_argnames="fn")
+def _evaluate(params: MoEParams, problem: Problem, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
+    """() log-likelihood and (n, k) responsibilities."""
+    with jax.default_matmul_precision("highest"):
+        joint = log_joint(params, problem.x, problem.y, fn)
+    value = weighted_sum(jax.nn.logsumexp(joint, axis=1), problem.weights)
+    return value, jax.nn.softmax(joint, axis=1)
 
 
 class _Uncertainty(NamedTuple):
@@ -183,15 +193,18 @@ def fit(
 ) -> FitResult:
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
+    Several outputs (n, m) share the gates; each has its own experts and noise, and given z and x they are independent. They are
+    fitted without moments, by "multistart" or "joint_em", and have no standard errors.
+
     Args:
         key: PRNG key of random restarts and starts.
         x: (n, d) inputs, any units; they are whitened inside.
-        y: (n,) labels, in the units of g's values.
+        y: (n,) labels, or (n, m), in the units of g's values.
         num_experts: k; for a method of moments, up to the rank of the inputs. Several (a range or list), or "auto" for 1 to 6:
             each is fitted, and the one with the least BIC is the result.
         activation: g, a registered name or a scalar JAX function.
-        noise_std: sigma where it is known; None estimates it, from the labels' marginal likelihood for the moments and then
-            jointly with the rest.
+        noise_std: sigma where it is known, () or (m,); None estimates it, from the labels' marginal likelihood for the moments and
+            then jointly with the rest.
         noise: where it is estimated, one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases.
         method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
@@ -207,7 +220,7 @@ def fit(
         max_iterations: budget of passes of the last stage.
         ridge: on the gates, in units of the total weight, for whitened inputs.
         chunk_size: samples that the moments take at once; None takes all.
-        num_residual_passes: of "spectral_residual" (default 3), or after the moments of "spectral" (default 0).
+        num_residual_passes: of "spectral_residual" (default 5), or after the moments of "spectral" (default 0).
         covariance: of the standard errors: "observed" (the model is true, weights count equal rows) or "sandwich" (neither is).
 
     Returns:
@@ -226,13 +239,19 @@ def fit(
     fn = get_activation(activation)
     get_method(method)
     x_host, y_host, weights_host = _checked_arrays(x, y, weights)
-    d = x_host.shape[1]
+    d, several = x_host.shape[1], y_host.ndim == 2
+    if several and not lookup_method(method).several_outputs:
+        able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
+        raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
+    _require(not several or start == "random", "start", "'random' for several outputs", start)
     needs_moments = moments_of(method) == "required"
     if needs_moments:
         _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
     _require(num_experts >= 1, "num_experts", "a positive number", num_experts)
     if noise_std is not None:
-        good = isinstance(noise_std, int | float | np.floating) and math.isfinite(noise_std) and noise_std > 0
+        levels = np.asarray(noise_std)
+        good = levels.dtype.kind in "fiu" and levels.shape in ((), y_host.shape[1:])
+        good = good and bool(np.all(np.isfinite(levels) & (levels > 0)))
         _require(good, "noise_std", "a positive finite number, or None to estimate it", noise_std)
     _require(noise in NOISE_MODELS, "noise", " or ".join(map(repr, NOISE_MODELS)), noise)
     _require(transform in TRANSFORM_KINDS, "transform", f"one of {', '.join(TRANSFORM_KINDS)}", transform)
@@ -265,13 +284,22 @@ def fit(
     z = jnp.asarray((x_host - whitening.mean) @ whitening.matrix, dtype)
     labels, sample_weights = jnp.asarray(y_host, dtype), jnp.asarray(weights_host, dtype)
     smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
+    start_noise: Any
     if noise_std is not None:
-        start_noise = float(noise_std)
+        start_noise = np.zeros(y_host.shape[1:]) + np.asarray(noise_std, np.float64)
+        start_noise = start_noise if several else float(start_noise)
+    elif several:
+        share = weights_host / weights_host.sum()
+        start_noise = np.sqrt(share @ (y_host - share @ y_host) ** 2)
     elif activation_facts(fn).constant:
         start_noise = float(np.std(y_host))
     else:
         start_noise = float(_estimate_noise(labels, sample_weights, fn, smallest, largest))
-    orders, order_reason = _orders(activation, start_noise, order, transform, rank, num_experts, method, used)
+    orders, order_reason = (
+        ((), "no moments: several outputs")
+        if several
+        else _orders(activation, start_noise, order, transform, rank, num_experts, method, used)
+    )
     transforms = tuple(
         jax.tree.map(
             lambda leaf: jnp.asarray(leaf, dtype), host_transforms(fn, start_noise, m, transform, num_experts)
@@ -303,12 +331,15 @@ def fit(
         transforms[1:],
     )
     result = _run_method(key, problem, method, config)
-    value = float(log_likelihood(result.params, z, labels, fn, sample_weights))
+    value, posterior = _evaluate(result.params, problem, fn)
     mean, matrix = jnp.asarray(whitening.mean, dtype), jnp.asarray(whitening.matrix, dtype)
-    uncertainty = _uncertainty(
-        result.params, problem, mean, matrix, fn, config.noise, fit_intercept, covariance, ridge
-    )
-    at_maximum = bool(uncertainty.shortfall < LARGEST_SHORTFALL)
+    errors, shortfall, condition = None, math.nan, math.nan
+    if not several:
+        uncertainty = _uncertainty(
+            result.params, problem, mean, matrix, fn, config.noise, fit_intercept, covariance, ridge
+        )
+        shortfall, condition = float(uncertainty.shortfall), float(uncertainty.condition)
+        errors = uncertainty.errors if shortfall < LARGEST_SHORTFALL else None
     history = np.asarray(result.history)
     diagnostics = {
         "activation": activation_name(activation),
@@ -317,12 +348,12 @@ def fit(
         "fit_intercept": fit_intercept,
         "order": orders[0] if orders else None,
         "order_choice": order_reason,
-        "moment_noise_std": start_noise,
+        "moment_noise_std": np.asarray(start_noise).tolist(),
         "mixing_weights": np.asarray(result.mixing_weights).tolist(),
         "num_passes": int(result.num_iterations),
-        "nats_below_maximum": float(uncertainty.shortfall),
-        "information_condition": float(uncertainty.condition),
-        **diagnose(result, problem, whitening, config),
+        "nats_below_maximum": shortfall,
+        "information_condition": condition,
+        **diagnose(result, problem, np.asarray(posterior, np.float64), whitening, config),
     }
     status = METHOD_STATUS[int(result.status)]
     collapsed = diagnostics["collapsed_experts"]
@@ -330,11 +361,11 @@ def fit(
         status = f"the noise of expert {', '.join(map(str, collapsed))} ran off to zero: the likelihood has no maximum there"
     return FitResult(
         params_in_input_units(result.params, mean, matrix),
-        value,
+        float(value),
         history[np.isfinite(history)],
         diagnostics,
         status,
-        uncertainty.errors if at_maximum and not collapsed else None,
+        None if collapsed else errors,
     )
 
 
@@ -345,20 +376,23 @@ def _fit_several(
     shape, intercept = np.shape(x), settings["fit_intercept"]
     candidates = numbers_to_try(num_experts, shape, intercept)
     results = {k: fit(key, x, y, num_experts=k, **settings) for k in candidates}
-    weights = np.ones(shape[0]) if settings["weights"] is None else np.asarray(settings["weights"], float)
+    weights = np.ones(shape[0]) if settings["weights"] is None else settings["weights"]
     noise = "known" if settings["noise_std"] is not None else settings["noise"]
     rows = []
     for k, result in results.items():
-        posterior = responsibilities(result.params, jnp.asarray(x), jnp.asarray(y), settings["activation"])
         rows.append(
             criteria(
                 k,
                 result.log_likelihood,
                 num_free_parameters(
-                    k, shape[1] - result.diagnostics["collinear_directions_dropped"], noise, intercept
+                    k,
+                    shape[1] - result.diagnostics["collinear_directions_dropped"],
+                    noise,
+                    intercept,
+                    num_outputs=1 if np.ndim(y) == 1 else np.shape(y)[1],
                 ),
-                np.asarray(posterior),
-                weights,
+                result.diagnostics["classification_entropy"],
+                float(np.sum(weights)),
                 result.diagnostics.get("second_moment_eigenvalues"),
                 result.status,
             )
@@ -375,7 +409,7 @@ def _require(good: bool, name: str, expected: str, got: object) -> None:
 
 
 def _checked_arrays(x: Any, y: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (n, d), y (n,) and weights (n,) in double precision.
+    """x (n, d), y (n,) or (n, m), and weights (n,) in double precision.
 
     Raises:
         ValueError: as `fit` says.
@@ -392,10 +426,9 @@ def _checked_arrays(x: Any, y: Any, weights: Any) -> tuple[np.ndarray, np.ndarra
             raise ValueError(f"{name}: expected numbers, got {error}") from error
     x, y, weights = arrays["x"], arrays["y"], arrays["weights"]
     _require(x.ndim == 2 and x.size > 0, "x", "an array (n, d)", x.shape)
-    for name in ("y", "weights"):
-        _require(
-            arrays[name].shape == x.shape[:1], name, f"shape {x.shape[:1]} to go with x", arrays[name].shape
-        )
+    several = y.ndim == 2 and y.shape[1] > 1 and y.shape[0] == x.shape[0]
+    _require(several or y.shape == x.shape[:1], "y", f"shape {x.shape[:1]} to go with x", y.shape)
+    _require(weights.shape == x.shape[:1], "weights", f"shape {x.shape[:1]} to go with x", weights.shape)
     for name, value in arrays.items():
         if not np.isfinite(value).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
@@ -441,7 +474,7 @@ def _orders(
     fn, name = get_activation(activation), activation_name(activation)
     noise_std = transform_noise_std(fn, noise_std)
     where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
-    asked = required_order(method) or order
+    asked = lookup_method(method).order or order
     if asked is not None:
         reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, asked)
         if reason:

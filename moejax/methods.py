@@ -45,11 +45,11 @@ class Problem(NamedTuple):
     x: jax.Array
     """(n, d) inputs."""
     y: jax.Array
-    """(n,) labels."""
+    """(n,) labels, or (n, m)."""
     weights: jax.Array
     """(n,) sample weights, zero for padding."""
     noise_std: jax.Array
-    """() sigma, known or estimated beforehand: the label transforms are for it, and EM starts from it."""
+    """() sigma, or (m,), known or estimated beforehand: the label transforms are for it, and EM starts from it."""
     transforms: SpectralTransforms | None
     """Label transforms of the fitted activation at that noise; None for a method that uses no moments."""
     more_transforms: tuple[SpectralTransforms, ...] = ()
@@ -108,10 +108,23 @@ class MethodResult(NamedTuple):
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
 Moments = Literal["required", "optional", "none"]
-_REGISTRY: dict[str, tuple[Method, Moments, int | None]] = {}
 
 
-def register_method(name: str, method: Method, *, moments: Moments, order: int | None = None) -> Method:
+class Registered(NamedTuple):
+    """A method and what it takes (`register_method`)."""
+
+    method: Method
+    moments: Moments
+    order: int | None
+    several_outputs: bool
+
+
+_REGISTRY: dict[str, Registered] = {}
+
+
+def register_method(
+    name: str, method: Method, *, moments: Moments, order: int | None = None, several_outputs: bool = False
+) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
     Args:
@@ -120,6 +133,7 @@ def register_method(name: str, method: Method, *, moments: Moments, order: int |
         moments: whether `problem.transforms` must be there ("required": an activation without a usable order is refused), are used
             where there is a usable order ("optional"), or are never there ("none").
         order: of the moments, where the method takes no other; None leaves it to the user or to the predicted error.
+        several_outputs: whether labels may be (n, m).
 
     Raises:
         ValueError: the name is no identifier, `method` is not callable, or `moments` is another word.
@@ -128,7 +142,7 @@ def register_method(name: str, method: Method, *, moments: Moments, order: int |
         raise ValueError(f"method: expected an identifier and a function, got {name!r} and {method!r}")
     if moments not in get_args(Moments):
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
-    _REGISTRY[name] = (method, moments, order)
+    _REGISTRY[name] = Registered(method, moments, order, several_outputs)
     return method
 
 
@@ -143,20 +157,20 @@ def get_method(name: str) -> Method:
     Raises:
         ValueError: it is not registered; the message names the nearest.
     """
-    return _lookup(name)[0]
+    return lookup_method(name).method
 
 
 def moments_of(name: str) -> Moments:
     """Whether the method needs label transforms."""
-    return _lookup(name)[1]
+    return lookup_method(name).moments
 
 
-def required_order(name: str) -> int | None:
-    """The one order of moments that the method takes, where there is one."""
-    return _lookup(name)[2]
+def lookup_method(name: str) -> Registered:
+    """The method behind a name, and what it takes.
 
-
-def _lookup(name: str) -> tuple[Method, Moments, int | None]:
+    Raises:
+        ValueError: it is not registered; the message names the nearest.
+    """
     if name in _REGISTRY:
         return _REGISTRY[name]
     near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
@@ -165,29 +179,41 @@ def _lookup(name: str) -> tuple[Method, Moments, int | None]:
 
 
 def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
-    """Experts (k, d) with one noise level (), zero gates and no biases."""
-    zeros = jnp.zeros(experts.shape[0], experts.dtype)
-    return MoEParams(experts, jnp.zeros_like(experts), jnp.full_like(zeros, noise_std), zeros, zeros)
+    """Experts (k, d) with one noise level (), or (k, m, d) with (m,); zero gates and no biases."""
+    zeros = jnp.zeros(experts.shape[:-1], experts.dtype)
+    gates = jnp.zeros((experts.shape[0], experts.shape[-1] + 1), experts.dtype)
+    return MoEParams(experts, gates[:, :-1], jnp.broadcast_to(noise_std, zeros.shape), zeros, gates[:, -1])
 
 
 def label_spread(problem: Problem) -> jax.Array:
-    """(): the weighted standard deviation of the labels."""
-    total, y = problem.weights.sum(), jnp.where(problem.weights > 0, problem.y, 0)
-    mean = y @ problem.weights / total
-    return jnp.sqrt((y - mean) ** 2 @ problem.weights / total)
+    """(), or (m,): the weighted standard deviation of the labels."""
+    share = problem.weights / problem.weights.sum()
+    centred = problem.y - jnp.broadcast_to(label_mean(problem), problem.y.shape)
+    return jnp.sqrt(share @ jnp.where(_per_row(problem.weights > 0, centred), centred, 0) ** 2)
+
+
+def label_mean(problem: Problem) -> jax.Array:
+    """(), or (m,): the weighted mean of the labels."""
+    share = problem.weights / problem.weights.sum()
+    return share @ jnp.where(_per_row(problem.weights > 0, problem.y), problem.y, 0)
+
+
+def _per_row(values: jax.Array, like: jax.Array) -> jax.Array:
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
 def random_starts(
     key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int, noise_std: jax.Array
 ) -> MoEParams:
-    """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level ().
+    """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level (), or (m,) for several outputs.
 
     Where there are more experts than inputs, they are normal instead, with normal biases if there are intercepts: on a sphere of
     few dimensions random experts coincide, and EM keeps equal experts equal.
     """
     dim = problem.x.shape[1]
     crowded = config.num_experts > dim
-    draws = standard_normal(key, (num_starts, config.num_experts, dim + int(crowded)), problem.x.dtype)
+    shape = (num_starts, config.num_experts, *problem.y.shape[1:], dim + int(crowded))
+    draws = standard_normal(key, shape, problem.x.dtype)
     starts = jax.vmap(zero_gates, (0, None))(draws[..., :dim] if crowded else unit_rows(draws), noise_std)
     return starts._replace(expert_bias=draws[..., -1]) if crowded and config.fit_intercept else starts
 

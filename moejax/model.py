@@ -18,7 +18,11 @@ LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
 class MoEParams(NamedTuple):
-    """Parameters of a mixture of k experts in d dimensions. Gates are gauged so that the last one is zero."""
+    """Parameters of a mixture of k experts in d dimensions. Gates are gauged so that the last one is zero.
+
+    With m outputs that share the gates, y (n, m), each has its own experts and noise: experts (k, m, d), noise_std and expert_bias
+    (k, m).
+    """
 
     experts: jax.Array
     """(k, d) a_i, in units of g's argument per unit of x."""
@@ -75,23 +79,23 @@ def gate_logits(params: MoEParams, x: jax.Array) -> jax.Array:
 
 
 def expert_means(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
-    """(n, k): g(a_i . x + b_i)."""
-    predictors = params.experts @ x.T + params.expert_bias[:, None]
-    return apply_activation(get_activation(activation), predictors).T
+    """(n, k), or (n, k, m): g(a_i . x + b_i)."""
+    return jnp.moveaxis(_means_and_logits(params, x, activation)[0], -1, 0)
 
 
 def _means_and_logits(
     params: MoEParams, x: jax.Array, activation: ActivationLike
 ) -> tuple[jax.Array, jax.Array]:
-    """(k, n) g(a_i . x + b_i) and (k, n) w_i . x + c_i.
+    """(k, n), or (k, m, n), g(a_i . x + b_i) and (k, n) w_i . x + c_i.
 
     One product for both: of two that share x, XLA's CPU compiler (jaxlib 0.10.2) got some rows wrong at n = 20000.
     """
-    rows = jnp.concatenate([params.experts, params.gating])
-    biases = jnp.concatenate([params.expert_bias, params.gating_bias])
+    shape, size = params.expert_bias.shape, params.expert_bias.size
+    rows = jnp.concatenate([params.experts.reshape(size, -1), params.gating])
+    biases = jnp.concatenate([params.expert_bias.reshape(-1), params.gating_bias])
     predictors = rows @ x.T + biases[:, None]
-    k = params.experts.shape[0]
-    return apply_activation(get_activation(activation), predictors[:k]), predictors[k:]
+    means = apply_activation(get_activation(activation), predictors[:size])
+    return means.reshape(*shape, -1), predictors[size:]
 
 
 def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
@@ -102,9 +106,12 @@ def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: Activat
 def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
     """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
     means, logits = _means_and_logits(params, x, activation)
-    residual = (y[None] - means) / params.noise_std[:, None]
-    scale = jnp.log(params.noise_std)[:, None] + 0.5 * LOG_TWO_PI
-    return jax.nn.log_softmax(logits, axis=0) - 0.5 * residual**2 - scale
+    residual = (y.T[None] - means) / params.noise_std[..., None]
+    scale = jnp.log(params.noise_std)[..., None] + 0.5 * LOG_TWO_PI
+    log_densities = -0.5 * residual**2 - scale
+    if y.ndim == 2:
+        log_densities = log_densities.sum(axis=1)
+    return jax.nn.log_softmax(logits, axis=0) + log_densities
 
 
 def log_likelihood_per_sample(
@@ -131,9 +138,9 @@ def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: 
 
 
 def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
-    """(n,): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
+    """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
     means, logits = _means_and_logits(params, x, activation)
-    return jnp.sum(jax.nn.softmax(logits, axis=0) * means, axis=0)
+    return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
@@ -156,10 +163,10 @@ def sample(
         num_samples: n.
 
     Returns:
-        x (n, d) ~ N(0, I); y (n,); z (n,) int32, the expert that made each y.
+        x (n, d) ~ N(0, I); y (n,), or (n, m); z (n,) int32, the expert that made each y.
     """
     x_key, label_key = jax.random.split(key)
-    x = standard_normal(x_key, (num_samples, params.experts.shape[1]), params.experts.dtype)
+    x = standard_normal(x_key, (num_samples, params.experts.shape[-1]), params.experts.dtype)
     y, z = sample_labels(label_key, params, activation, x)
     return x, y, z
 
@@ -167,14 +174,16 @@ def sample(
 def sample_labels(
     key: jax.Array, params: MoEParams, activation: ActivationLike, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """y (n,) and z (n,) given inputs x (n, d)."""
+    """y (n,), or (n, m), and z (n,) given inputs x (n, d)."""
     z_key, noise_key = jax.random.split(key)
     means, logits = _means_and_logits(params, x, activation)
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=0)[:-1], axis=0)
     z = jnp.sum(jax.random.uniform(z_key, x.shape[:1], x.dtype)[None] >= cumulative, axis=0)
-    noise = jax.random.normal(noise_key, z.shape, x.dtype)
+    noise = jax.random.normal(noise_key, z.shape + means.shape[1:-1], x.dtype)
     is_chosen = z[None] == jnp.arange(cumulative.shape[0] + 1)[:, None]
-    chosen = jnp.sum(jnp.where(is_chosen, means, 0), axis=0)
+    if means.ndim == 3:
+        is_chosen = is_chosen[:, None]
+    chosen = jnp.sum(jnp.where(is_chosen, means, 0), axis=0).T
     return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
 
 

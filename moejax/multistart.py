@@ -8,18 +8,19 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
 2. In the later ones the free places go to children of the population, by moves that EM itself cannot make: an expert dropped and
    another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture.
 3. The last few are polished to their maxima on the whole sample (the generations see at most SEARCH_SAMPLES of it, chosen at
-   random), and the best is the result.
+   random), and the best is the result. Several outputs are polished by EM.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
 from moejax.activations import activation_facts
-from moejax.em import gating_em, joint_em
+from moejax.em import EMRun, gating_em, joint_em
 from moejax.gaussian import standard_normal
 from moejax.methods import (
     GATING_STEPS,
@@ -28,6 +29,7 @@ from moejax.methods import (
     MethodResult,
     Problem,
     finish,
+    label_mean,
     label_spread,
     random_starts,
     register_method,
@@ -50,6 +52,8 @@ FEWEST_FOR_CHILDREN = 16
 PASSES = 40
 """EM passes of a generation."""
 NUM_FINALISTS = 3
+EM_STEPS_FOR_ONE = 10
+"""EM passes allowed for each pass of the polish, where EM takes its place."""
 SAME_OPTIMUM = 1e-3
 """Optima whose log-likelihoods differ by less than this, in nats per square root of the number of samples, count as one."""
 NOISE_OF_CHILDREN = 1.5
@@ -67,19 +71,19 @@ def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_st
     starts = random_starts(key, problem, config, num_starts, spread)
     if not facts.homogeneous:
         return starts
-    scale = spread / facts.standard_deviation
-    starts = starts._replace(experts=scale * starts.experts, expert_bias=scale * starts.expert_bias)
+    shape = starts.expert_bias.shape
+    scale = jnp.broadcast_to(spread / facts.standard_deviation, shape)
+    bias = scale * starts.expert_bias
     if config.fit_intercept:
-        mean = problem.y @ problem.weights / problem.weights.sum()
-        starts = starts._replace(expert_bias=starts.expert_bias + mean)
-    return starts
+        bias = bias + jnp.broadcast_to(label_mean(problem), shape)
+    return starts._replace(experts=scale[..., None] * starts.experts, expert_bias=bias)
 
 
 def search_sample(key: jax.Array, problem: Problem) -> Problem:
     """The problem on at most SEARCH_SAMPLES rows, those of positive weight drawn without replacement."""
     if problem.x.shape[0] <= SEARCH_SAMPLES:
         return problem
-    draw = jax.random.uniform(key, problem.y.shape, problem.y.dtype)
+    draw = jax.random.uniform(key, problem.weights.shape, problem.weights.dtype)
     _, rows = jax.lax.top_k(jnp.where(problem.weights > 0, draw, -1.0), SEARCH_SAMPLES)
     return problem._replace(x=problem.x[rows], y=problem.y[rows], weights=problem.weights[rows])
 
@@ -120,50 +124,70 @@ def keep_best(
     return jax.tree.map(lambda leaf: leaf[kept], params), values[kept]
 
 
-def move(key: jax.Array, parent: MoEParams, other: MoEParams) -> MoEParams:
-    """A child of a mixture: one expert dropped and another split, or an expert drawn anew, or experts of two parents."""
-    kind_key, choice_key, draw_key = jax.random.split(key, 3)
-    k, d = parent.experts.shape
-    dtype = parent.experts.dtype
+def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
+    """`count` children of a population (s, ..), the parents taken in turn: leaves (count, ..).
+
+    Each has an expert dropped and another split, or an expert drawn anew, or one of its experts from another of the population.
+    """
+    normal_key, uniform_key = jax.random.split(key)
+    size, k = population.gating.shape[:2]
+    dtype = population.gating.dtype
     # gates without a reference expert, so that those of two parents can stand side by side
-    parent, other = (
-        p._replace(
-            gating=p.gating - p.gating.mean(axis=0, keepdims=True),
-            gating_bias=p.gating_bias - p.gating_bias.mean(),
-        )
-        for p in (parent, other)
+    population = population._replace(
+        gating=population.gating - population.gating.mean(axis=1, keepdims=True),
+        gating_bias=population.gating_bias - population.gating_bias.mean(axis=1, keepdims=True),
     )
-    order = jax.random.permutation(choice_key, k)
-    dropped, chosen = order[0], order[-1]
-    draws = standard_normal(draw_key, (4, d + 1), dtype)
+    uniform = jax.random.uniform(uniform_key, (4, count), dtype)
+    bounds = jnp.asarray([size - 1, 3, k, k - 1], jnp.int32)[:, None]
+    draw = jnp.clip((uniform * bounds.astype(dtype)).astype(jnp.int32), 0, bounds - 1)
+    away, kind, dropped, shift = draw
+    mine = jnp.arange(count, dtype=jnp.int32) % size
+    other = (mine + 1 + away) % size
+    parents, others = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], population) for rows in (mine, other))
+    shape = population.experts.shape[2:]
+    draws = standard_normal(normal_key, (count, 2, math.prod(shape) + shape[-1]), dtype)
+    experts, gates = draws[:, :, : -shape[-1]].reshape(count, 2, *shape), draws[:, 0, -shape[-1] :]
+    return jax.vmap(_child)(kind, dropped, (dropped + 1 + shift) % k, experts, gates, parents, others)
+
+
+def _child(
+    kind: jax.Array,
+    dropped: jax.Array,
+    chosen: jax.Array,
+    expert_draws: jax.Array,
+    gate_draw: jax.Array,
+    parent: MoEParams,
+    other: MoEParams,
+) -> MoEParams:
+    dtype = parent.experts.dtype
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
+    dim = jnp.asarray(parent.gating.shape[-1], dtype)
 
-    def split(p: MoEParams) -> MoEParams:
-        """Two copies of an expert, apart by a random direction of its coefficients and of its gate."""
-        expert, gate = 0.5 * size * draws[0, :d], draws[1, :d]
-        return p._replace(
-            experts=p.experts.at[dropped].set(p.experts[chosen] - expert).at[chosen].add(expert),
-            gating=p.gating.at[dropped].set(p.gating[chosen] - gate).at[chosen].add(gate),
-            expert_bias=p.expert_bias.at[dropped].set(p.expert_bias[chosen]),
-            gating_bias=p.gating_bias.at[dropped].set(p.gating_bias[chosen]),
-        )
+    def one(p: MoEParams) -> MoEParams:
+        return jax.tree.map(lambda leaf: leaf[chosen], p)
 
-    def redraw(p: MoEParams) -> MoEParams:
-        """An expert in a random direction, chosen everywhere alike."""
-        return p._replace(
-            experts=p.experts.at[dropped].set(
-                jnp.sqrt(jnp.asarray(d, dtype)) * size * unit_rows(draws[2, :d])
-            ),
-            gating=p.gating.at[dropped].set(0.0),
-            expert_bias=p.expert_bias.at[dropped].set(p.expert_bias.mean()),
-            gating_bias=p.gating_bias.at[dropped].set(0.0),
-        )
-
-    def cross(p: MoEParams) -> MoEParams:
-        """One expert replaced by one of another mixture."""
-        return MoEParams(*(mine.at[dropped].set(yours[chosen]) for mine, yours in zip(p, other, strict=True)))
-
-    child = jax.lax.switch(jax.random.randint(kind_key, (), 0, 3), [split, redraw, cross], parent)
+    # two copies of an expert, apart by a random direction of its coefficients and of its gate
+    apart = one(parent)._replace(experts=0.5 * size * expert_draws[0], gating=gate_draw)
+    first = one(parent)._replace(
+        experts=one(parent).experts - apart.experts, gating=one(parent).gating - apart.gating
+    )
+    second = one(parent)._replace(
+        experts=one(parent).experts + apart.experts, gating=one(parent).gating + apart.gating
+    )
+    # an expert in a random direction, chosen everywhere alike
+    drawn = first._replace(
+        experts=jnp.sqrt(dim) * size * unit_rows(expert_draws[1]),
+        gating=jnp.zeros_like(gate_draw),
+        expert_bias=parent.expert_bias.mean(axis=0),
+        gating_bias=jnp.zeros((), dtype),
+    )
+    put = jax.tree.map(
+        lambda a, b, c: jnp.where(kind == 0, a, jnp.where(kind == 1, b, c)), first, drawn, one(other)
+    )
+    kept = jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), second, one(parent))
+    child = jax.tree.map(
+        lambda leaf, new, old: leaf.at[dropped].set(new).at[chosen].set(old), parent, put, kept
+    )
     return regauge(child._replace(noise_std=NOISE_OF_CHILDREN * parent.noise_std))
 
 
@@ -176,15 +200,10 @@ def spectral_starts(
         The starts; the moments' diagnostics, of the first order; () int32 passes over the data.
     """
     starts, estimates, num_passes = [], [], jnp.asarray(0, jnp.int32)
-    given = () if problem.transforms is None else ((config.order, problem.transforms),)
-    for order, transforms in (*given, *zip(config.more_orders, problem.more_transforms, strict=True)):
-        start = spectral(
-            key,
-            problem._replace(transforms=transforms),
-            dataclasses.replace(config, order=order, record_path=False),
-        )
-        gates = gating_em(
-            start.params,
+
+    def with_gates(start: MoEParams) -> EMRun:
+        return gating_em(
+            start,
             small.x,
             small.y,
             small.weights,
@@ -195,12 +214,28 @@ def spectral_starts(
             fit_intercept=config.fit_intercept,
             ridge=config.ridge,
         )
-        starts.append(gates.params)
+
+    given = () if problem.transforms is None else ((config.order, problem.transforms),)
+    for order, transforms in (*given, *zip(config.more_orders, problem.more_transforms, strict=True)):
+        start = spectral(
+            key,
+            problem._replace(transforms=transforms),
+            dataclasses.replace(config, order=order, record_path=False),
+        )
+        starts.append(start.params)
         estimates.append(start.spectral)
-        num_passes = num_passes + start.num_iterations + gates.num_steps
+        num_passes = num_passes + start.num_iterations
     if not starts:
         return None, None, num_passes
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimates[0], num_passes
+    runs = jax.lax.map(with_gates, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
+    return runs.params, estimates[0], num_passes + runs.num_steps.sum(dtype=jnp.int32)
+
+
+def _distinct(values: jax.Array) -> jax.Array:
+    """Values in the order of `keep_best`, with minus infinity for the repetitions at their end."""
+    lowest = jax.lax.cummin(values)
+    falls = jnp.concatenate([jnp.ones(1, bool), values[1:] < lowest[:-1]])
+    return jnp.where(falls, values, -jnp.inf)
 
 
 def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -219,7 +254,6 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
 
     num_fresh = max(-(-(num_starts - POPULATION + num_led) // NEWCOMERS), 0)
     has_children = num_starts >= FEWEST_FOR_CHILDREN and config.num_experts > 1
-    num_newcomers = NEWCOMERS if has_children or num_fresh else 0
     size = min(POPULATION, num_starts + num_led)
     parents = scaled_starts(start_key, small, config, size)
     if led is not None:
@@ -227,22 +261,15 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
 
     def advance(parents: MoEParams, inputs: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, jax.Array]:
         key, is_fresh = inputs
-        candidates = parents
-        if num_newcomers:
-            fresh_key, other_key, move_key = jax.random.split(key, 3)
-            fresh = scaled_starts(fresh_key, small, config, num_newcomers)
-            others = jax.random.randint(other_key, (num_newcomers,), 0, size)
-            mine = jnp.arange(num_newcomers, dtype=others.dtype) % size
-            pairs = (
-                jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], parents) for chosen in (mine, others)
-            )
-            children = jax.vmap(move)(jax.random.split(move_key, num_newcomers), *pairs)
-            candidates = jax.tree.map(
-                lambda old, new, child: jnp.concatenate([old, jnp.where(is_fresh, new, child)]),
-                parents,
-                fresh,
-                children,
-            )
+        fresh_key, child_key = jax.random.split(key)
+        newcomers = []
+        if num_fresh:
+            newcomers.append(scaled_starts(fresh_key, small, config, NEWCOMERS))
+        if has_children:
+            newcomers.append(children_of(child_key, parents, NEWCOMERS))
+        if len(newcomers) == 2:
+            newcomers = [jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), *newcomers)]
+        candidates = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), parents, *newcomers)
         best, values = keep_best(*climb(candidates, small, config, PASSES), size, same)
         return best, values
 
@@ -251,18 +278,19 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     population, values = jax.lax.scan(
         advance, parents, (jax.random.split(search_key, num_generations), are_fresh)
     )
-    num_passes = num_passes + num_generations * (size + num_newcomers) * PASSES
+    num_passes = num_passes + num_generations * (size + NEWCOMERS * (has_children or num_fresh > 0)) * PASSES
 
-    def finish_one(params: MoEParams) -> PolishRun:
+    def finish_one(params: MoEParams) -> PolishRun | EMRun:
         if config.noise == "known":
-            params = params._replace(noise_std=jnp.full_like(params.noise_std, problem.noise_std))
-        return polish(
+            params = params._replace(noise_std=jnp.broadcast_to(problem.noise_std, params.noise_std.shape))
+        maximise = polish if problem.y.ndim == 1 else joint_em
+        return maximise(
             params,
             problem.x,
             problem.y,
             problem.weights,
             fn=config.fn,
-            num_steps=config.max_iterations,
+            num_steps=config.max_iterations * (1 if maximise is polish else EM_STEPS_FOR_ONE),
             noise=config.noise,
             fit_intercept=config.fit_intercept,
             ridge=config.ridge,
@@ -275,7 +303,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     run = jax.tree.map(lambda leaf: leaf[best], runs)
     num_passes = num_passes + runs.num_steps.sum(dtype=jnp.int32)
     result = finish(run.params, run.history, num_passes, run.converged, problem, estimate)
-    return with_path(result._replace(optima=values[-1]), config, run.path)
+    return with_path(result._replace(optima=_distinct(values[-1])), config, run.path)
 
 
-register_method("multistart", multistart, moments="optional")
+register_method("multistart", multistart, moments="optional", several_outputs=True)

@@ -22,10 +22,13 @@ LARGEST_TRIED = 6
 CRITERIA = ("aic", "bic", "icl")
 
 
-def num_free_parameters(num_experts: int, dim: int, noise: NoiseModel, fit_intercept: bool) -> int:
-    """P: experts, gates but one, biases, noise levels."""
+def num_free_parameters(
+    num_experts: int, dim: int, noise: NoiseModel, fit_intercept: bool, num_outputs: int = 1
+) -> int:
+    """P: experts of each output, gates but one, biases, noise levels of each output."""
     levels = {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
-    return (2 * num_experts - 1) * (dim + int(fit_intercept)) + levels
+    rows = (num_outputs + 1) * num_experts - 1
+    return rows * (dim + int(fit_intercept)) + num_outputs * levels
 
 
 def num_rows_needed(num_experts: int, dim: int, fit_intercept: bool) -> int:
@@ -58,8 +61,8 @@ def criteria(
     num_experts: int,
     log_likelihood: float,
     num_parameters: int,
-    posterior: np.ndarray,
-    weights: np.ndarray,
+    entropy: float,
+    num_samples: float,
     second_moment_eigenvalues: Sequence[float] | None,
     status: str,
 ) -> dict[str, Any]:
@@ -69,13 +72,12 @@ def criteria(
         num_experts: k.
         log_likelihood: in nats, maximised.
         num_parameters: P.
-        posterior: (n, k) responsibilities.
-        weights: (n,).
+        entropy: sum over samples of the entropy of their responsibilities, in nats.
+        num_samples: sum of the weights.
         second_moment_eigenvalues: (d,) of T2, decreasing; None where there are no moments.
         status: of the fit.
     """
-    entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
-    bic = -2.0 * log_likelihood + num_parameters * np.log(weights.sum())
+    bic = -2.0 * log_likelihood + num_parameters * np.log(num_samples)
     values = second_moment_eigenvalues or ()
     here = values[num_experts - 1] if num_experts <= len(values) else np.nan
     below = values[num_experts] if num_experts < len(values) else np.nan

@@ -34,8 +34,8 @@ from moejax.methods import (
     Problem,
     Start,
     get_method,
+    lookup_method,
     moments_of,
-    required_order,
 )
 from moejax.metrics import (
     Metric,
@@ -319,7 +319,7 @@ def _order(
         return 0
     fn = get_activation(activation)
     noise_std = transform_noise_std(fn, noise_std)
-    order = required_order(algorithm.method) or algorithm.order
+    order = lookup_method(algorithm.method).order or algorithm.order
     if order is not None:
         reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
         if reason:

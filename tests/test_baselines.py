@@ -26,9 +26,9 @@ from moejax.methods import (
     MethodConfig,
     Problem,
     get_method,
+    lookup_method,
     method_names,
     moments_of,
-    required_order,
 )
 from moejax.model import InstanceScales, random_params, sample
 from moejax.moments import second_moment, whitened_moment
@@ -290,7 +290,7 @@ def test_clusterwise_regression_is_least_squares_on_the_samples_nearest_to_each_
 def test_the_registry_knows_which_methods_take_one_order_only():
     assert set(NAMES) < set(method_names())
     assert [moments_of(name) for name in NAMES] == ["none", "none", "none", "required"]
-    assert [required_order(name) for name in (*NAMES, "spectral_em")] == [None, None, None, 4, None]
+    assert [lookup_method(name).order for name in (*NAMES, "spectral_em")] == [None, None, None, 4, None]
     data = DataSettings(activation="tanh", dim=4, num_experts=2, num_samples=900, noise_std=0.1)
     algorithm = AlgorithmSettings(method="gated_losses", order=3)
     spec, hyperparameters = prepare(data, algorithm)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from moejax import cli
+from moejax.fit_command import _strongest
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,20 @@ def test_without_arguments_it_prints_the_commands():
 @pytest.mark.slow
 def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
     out = tmp_path / "out"
-    printed = run(capsys, "fit", "--dataset", "diabetes", "--num-experts", "2", "--out", str(out))
+    printed = run(
+        capsys,
+        "fit",
+        "--dataset",
+        "diabetes",
+        "--num-experts",
+        "2",
+        "--method",
+        "joint_em",
+        "--num-starts",
+        "4",
+        "--out",
+        str(out),
+    )
     assert "What each expert does" in printed
     document = json.loads((out / "fit.json").read_text())
     assert document["num_samples"] == 442
@@ -88,6 +102,10 @@ def test_fit_of_a_file_as_json(capsys, tmp_path):
     document = json.loads(printed)
     assert {expert["expert"] for expert in document["experts"]} == {1, 2}
     assert set(document["experts"][0]["coefficients"]) == {"left", "right"}
+
+
+def test_a_coefficient_without_a_standard_error_is_printed():
+    assert _strongest({"a": 2.0, "b": -3.0}, {"a": None, "b": 0.25}) == "b -3.00±0.25, a +2.00±?"
 
 
 def test_activations_json_has_the_fixed_fields(capsys):

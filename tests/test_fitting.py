@@ -77,7 +77,7 @@ def test_history_ends_at_the_log_likelihood(fitted):
 @pytest.mark.slow
 def test_one_linear_expert_is_linear_regression(data):
     x, y = data
-    result = moejax.fit(jax.random.key(0), x, y, num_experts=1, fit_intercept=True)
+    result = moejax.fit(jax.random.key(0), x, y, num_experts=1, fit_intercept=True, method="joint_em")
     reference = LinearRegression().fit(x, y)
     np.testing.assert_allclose(result.params.experts[0], reference.coef_, atol=1e-6)
     np.testing.assert_allclose(result.params.expert_bias[0], reference.intercept_, atol=1e-6)
