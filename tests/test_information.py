@@ -72,6 +72,10 @@ def differentiated(params, x, y, name, noise, fit_intercept, hessian):
     return jax.vmap(derivative, (None, 0, 0))(free, x, y)
 
 
+bound_of = jax.jit(cramer_rao_bound)
+errors_of = jax.jit(standard_errors, static_argnames=("noise", "fit_intercept", "transform"))
+
+
 @pytest.mark.parametrize(
     ("name", "noise", "fit_intercept"),
     [("tanh", "per_expert", True), ("relu", "shared", False), ("square", "known", False)],
@@ -131,8 +135,8 @@ def test_linear_regression_has_its_closed_form(fit_intercept):
     expected[:-1, :-1], expected[-1, -1] = gram / sigma**2, 2 * w.sum()
     np.testing.assert_allclose(information, expected, atol=1e-10 * expected.max())
 
-    errors_of = functools.partial(standard_errors, params=params, noise="shared", fit_intercept=fit_intercept)
-    observed = errors_of(covariance_of(params, *arrays, "linear", "shared", fit_intercept))
+    regression = functools.partial(errors_of, params=params, noise="shared", fit_intercept=fit_intercept)
+    observed = regression(covariance_of(params, *arrays, "linear", "shared", fit_intercept))
     inverse = np.linalg.inv(gram)
     classical = sigma * np.sqrt(np.diag(inverse))
     np.testing.assert_allclose(observed.experts[0], classical[:D], rtol=1e-10)
@@ -141,7 +145,7 @@ def test_linear_regression_has_its_closed_form(fit_intercept):
     assert not np.any(observed.gating)
     assert not np.any(observed.gating_bias)
 
-    sandwich = errors_of(covariance_of(params, *arrays, "linear", "shared", fit_intercept, "sandwich"))
+    sandwich = regression(covariance_of(params, *arrays, "linear", "shared", fit_intercept, "sandwich"))
     white = inverse @ ((design * (w * residual)[:, None] ** 2).T @ design) @ inverse  # White's HC0
     np.testing.assert_allclose(sandwich.experts[0], np.sqrt(np.diag(white))[:D], rtol=1e-9)
 
@@ -247,8 +251,8 @@ def test_errors_in_other_units_are_those_of_the_model_in_those_units():
     in_x = params_in_input_units(params, *units)
     for kind in ("observed", "sandwich"):
         of_z = covariance_of(params, z, y, ones, noise="per_expert", kind=kind)
-        carried = standard_errors(of_z, params, **free, transform=lambda p: params_in_input_units(p, *units))
-        direct = standard_errors(covariance_of(in_x, x, y, ones, noise="per_expert", kind=kind), in_x, **free)
+        carried = errors_of(of_z, params, **free, transform=lambda p: params_in_input_units(p, *units))
+        direct = errors_of(covariance_of(in_x, x, y, ones, noise="per_expert", kind=kind), in_x, **free)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7), carried, direct)
 
 
@@ -259,7 +263,7 @@ def test_collinear_inputs_through_the_map():
     ones, free = jnp.ones(300), {"noise": "shared", "fit_intercept": False}
     of_z = covariance_of(params, z, y, ones, fit_intercept=False)
     units = (jnp.zeros(3), jnp.asarray(matrix))
-    carried = standard_errors(of_z, params, **free, transform=lambda p: params_in_input_units(p, *units))
+    carried = errors_of(of_z, params, **free, transform=lambda p: params_in_input_units(p, *units))
     block = np.asarray(of_z.matrix)[2:4, 2:4]  # of the second expert
     np.testing.assert_allclose(carried.experts[1], np.sqrt(np.diag(matrix @ block @ matrix.T)), rtol=1e-9)
     jacobian = np.zeros((3, len(of_z.matrix)))
@@ -272,7 +276,7 @@ def test_collinear_inputs_through_the_map():
     of_x = covariance_of(in_x, x, y, ones, fit_intercept=False)
     assert np.isinf(of_x.condition)
     assert np.isfinite(of_z.condition)
-    direct = standard_errors(of_x, in_x, **free)
+    direct = errors_of(of_x, in_x, **free)
     assert np.isnan(direct.experts).all()
     np.testing.assert_allclose(direct.noise_std, carried.noise_std, rtol=1e-7)
     # what is identified keeps its error: the predictors along the inputs' own plane
@@ -286,14 +290,14 @@ def test_collinear_inputs_through_the_map():
 def test_a_repeated_column_loses_its_own_errors_only():
     params, (x, y) = truth(), drawn()
     ones = jnp.ones(len(y))
-    whole = standard_errors(covariance_of(params, x, y, ones), params, noise="shared", fit_intercept=True)
+    whole = errors_of(covariance_of(params, x, y, ones), params, noise="shared", fit_intercept=True)
     half = params._replace(
         experts=jnp.concatenate([params.experts[:, :2], params.experts[:, 2:].repeat(2, 1) / 2], axis=1),
         gating=jnp.concatenate([params.gating[:, :2], params.gating[:, 2:].repeat(2, 1) / 2], axis=1),
     )
     repeated = jnp.concatenate([x, x[:, 2:]], axis=1)
     of_repeated = covariance_of(half, repeated, y, ones)
-    got = standard_errors(of_repeated, half, noise="shared", fit_intercept=True)
+    got = errors_of(of_repeated, half, noise="shared", fit_intercept=True)
     assert np.isinf(of_repeated.condition)
     assert np.isnan(got.experts[:, 2:]).all()
     assert np.isnan(got.gating[0, 2:]).all()
@@ -301,18 +305,18 @@ def test_a_repeated_column_loses_its_own_errors_only():
     np.testing.assert_allclose(got.gating[0, :2], whole.gating[0, :2], rtol=1e-7)
     np.testing.assert_allclose(got.noise_std, whole.noise_std, rtol=1e-7)
     np.testing.assert_allclose(got.gating_bias, whole.gating_bias, rtol=1e-7)
-    bound = cramer_rao_bound(fisher(half, repeated, ones))
+    bound = bound_of(fisher(half, repeated, ones))
     assert np.isinf(bound.condition)
-    assert np.isnan(standard_errors(bound, half, noise="shared", fit_intercept=True).experts[:, 2:]).all()
+    assert np.isnan(errors_of(bound, half, noise="shared", fit_intercept=True).experts[:, 2:]).all()
 
 
 def test_what_cannot_be_inverted_is_not_identified():
     params = truth()
     size = len(free_parameters(params, noise="shared", fit_intercept=True))
     for information in (jnp.zeros((size, size)), jnp.full((size, size), jnp.nan), -jnp.eye(size)):
-        bound = cramer_rao_bound(information)
+        bound = bound_of(information)
         assert np.isinf(bound.condition)
-        errors = standard_errors(bound, params, noise="shared", fit_intercept=True)
+        errors = errors_of(bound, params, noise="shared", fit_intercept=True)
         assert np.isnan(errors.experts).all()
         assert np.isnan(errors.noise_std).all()
         assert not np.any(errors.gating[-1])
@@ -323,16 +327,16 @@ def test_order_of_the_experts_does_not_matter():
     params = params._replace(noise_std=jnp.asarray([0.3, 0.5]))
     order, ones = jnp.asarray([1, 0]), jnp.ones(len(y))
     free = {"noise": "per_expert", "fit_intercept": True}
-    carried = standard_errors(
+    carried = errors_of(
         covariance_of(params, x, y, ones, noise="per_expert"),
         params,
         **free,
         transform=lambda p: permute_experts(p, order),
     )
     permuted = permute_experts(params, order)
-    direct = standard_errors(covariance_of(permuted, x, y, ones, noise="per_expert"), permuted, **free)
+    direct = errors_of(covariance_of(permuted, x, y, ones, noise="per_expert"), permuted, **free)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), carried, direct)
-    bounds = [cramer_rao_bound(fisher(p, x, ones, noise="per_expert")).matrix for p in (params, permuted)]
+    bounds = [bound_of(fisher(p, x, ones, noise="per_expert")).matrix for p in (params, permuted)]
     assert np.linalg.slogdet(bounds[0])[1] == pytest.approx(np.linalg.slogdet(bounds[1])[1], abs=1e-6)
 
 
@@ -375,7 +379,7 @@ def test_noise_interval_is_about_the_unbiased_estimate():
     params = make_params(jnp.ones((1, D)), jnp.zeros((1, D)), 0.3, 1.0)
     x = jax.random.normal(jax.random.key(8), (n, D))
     information = fisher(params, x, jnp.ones(n), "linear", "shared", True)
-    errors = standard_errors(cramer_rao_bound(information), params, noise="shared", fit_intercept=True)
+    errors = errors_of(bound_of(information), params, noise="shared", fit_intercept=True)
     low, high = confidence_intervals(params, errors, noise="shared", fit_intercept=True)
     shift = float(0.5 * jnp.log(low.noise_std * high.noise_std / 0.3**2)[0])
     bias = 0.5 * (special.digamma((n - p) / 2) - np.log(n / 2))
@@ -389,15 +393,15 @@ def test_single_precision(single_precision):
     params, x, y = arrays
     with jax.default_matmul_precision("highest"):
         single = covariance_of(params, x, y, jnp.ones(len(y), jnp.float32), kind="sandwich")
-        bound = cramer_rao_bound(fisher(params, x, jnp.ones(len(y), jnp.float32)))
-        errors = standard_errors(single, params, noise="shared", fit_intercept=True)
+        bound = bound_of(fisher(params, x, jnp.ones(len(y), jnp.float32)))
+        errors = errors_of(single, params, noise="shared", fit_intercept=True)
     assert single.matrix.dtype == bound.matrix.dtype == jnp.float32
     with jax.enable_x64(True):
         double = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, y)]
         params = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), params)
         expected = covariance_of(params, *double, jnp.ones(len(y)), kind="sandwich")
-        expected_bound = cramer_rao_bound(fisher(params, double[0], jnp.ones(len(y))))
-        expected_errors = standard_errors(expected, params, noise="shared", fit_intercept=True)
+        expected_bound = bound_of(fisher(params, double[0], jnp.ones(len(y))))
+        expected_errors = errors_of(expected, params, noise="shared", fit_intercept=True)
     np.testing.assert_allclose(bound.condition, expected_bound.condition, rtol=1e-3)
     np.testing.assert_allclose(*(np.diag(np.asarray(b.matrix)) for b in (bound, expected_bound)), rtol=1e-3)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), errors, expected_errors)
@@ -419,7 +423,7 @@ def test_the_maximum_is_efficient_and_covered(name):
             information = fisher_information(params, x, name, num_nodes=41, **free)
             held = []
             for kind in ("observed", "sandwich"):
-                errors = standard_errors(covariance(fitted, x, y, name, kind=kind, **free), fitted, **free)
+                errors = errors_of(covariance(fitted, x, y, name, kind=kind, **free), fitted, **free)
                 low, high = confidence_intervals(fitted, errors, 0.9, **free)
                 inside = jax.tree.map(
                     lambda a, b, t: ((a <= t) & (t <= b)).astype(x.dtype), low, high, params
