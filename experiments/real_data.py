@@ -19,7 +19,7 @@ from moejax import datasets
 from moejax.activations import get_activation
 from moejax.claims import Number
 from moejax.label_transforms import transform_noise_std
-from moejax.methods import MethodConfig, Problem, get_method, moments_of, required_order
+from moejax.methods import MethodConfig, Problem, get_method, lookup_method, moments_of
 from moejax.model import log_likelihood_per_sample, predict
 from moejax.noise import estimate_noise_std
 from moejax.spectral import traced_transforms
@@ -174,7 +174,7 @@ def run_cell(cell):
     config = MethodConfig(
         fn=get_activation("linear"),
         num_experts=cell["num_experts"],
-        order=required_order(cell["model"]) or 3,
+        order=lookup_method(cell["model"]).order or 3,
         noise="shared",
         fit_intercept=True,
         num_starts=cell["num_starts"],
