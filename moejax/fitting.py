@@ -34,6 +34,7 @@ from moejax.information import (
     covariance,
     standard_errors,
 )
+from moejax.inputs import get_log_density
 from moejax.label_transforms import (
     TRANSFORM_KINDS,
     TransformKind,
@@ -56,6 +57,7 @@ from moejax.methods import (
 from moejax.model import MoEParams, log_joint, weighted_sum
 from moejax.noise import estimate_noise_std
 from moejax.polish import likelihood_curvature
+from moejax.score_tensors import AffineLogDensity, LogDensity
 from moejax.selection import criteria, num_free_parameters, num_rows_needed, numbers_to_try, selection_table
 from moejax.spectral import host_transforms
 from moejax.whitening import input_map, params_in_input_units
@@ -190,6 +192,7 @@ def fit(
     chunk_size: int | None = None,
     num_residual_passes: int | None = None,
     covariance: CovarianceKind = "observed",
+    log_density: LogDensity | str | None = None,
 ) -> FitResult:
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
@@ -222,6 +225,9 @@ def fit(
         chunk_size: samples that the moments take at once; None takes all.
         num_residual_passes: of "spectral_residual" (default 5), or after the moments of "spectral" (default 0).
         covariance: of the standard errors: "observed" (the model is true, weights count equal rows) or "sandwich" (neither is).
+        log_density: x (d,) -> () log p(x), up to a constant, of inputs that are not normal, or the name of a registered input
+            distribution: moments are then of its score tensors, in place of those of a normal density with the inputs' mean and
+            covariance.
 
     Returns:
         FitResult.
@@ -236,7 +242,7 @@ def fit(
             name: value for name, value in locals().items() if name not in ("key", "x", "y", "num_experts")
         }
         return _fit_several(key, x, y, num_experts, settings)
-    fn = get_activation(activation)
+    fn, density = get_activation(activation), _log_density(log_density)
     get_method(method)
     x_host, y_host, weights_host = _checked_arrays(x, y, weights)
     d, several = x_host.shape[1], y_host.ndim == 2
@@ -272,6 +278,13 @@ def fit(
         f"{used} rows",
     )
 
+    if density is not None:
+        try:
+            value = np.asarray(density(jnp.asarray(x_host[0])))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"log_density: failed at x[0]: {error}") from error
+        good = value.shape == () and bool(np.isfinite(value))
+        _require(good, "log_density", "a finite number () at x[0]", value)
     whitening = input_map(x_host, weights_host, centre=fit_intercept)
     rank = whitening.matrix.shape[1]
     _require(
@@ -302,7 +315,8 @@ def fit(
     )
     transforms = tuple(
         jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, dtype), host_transforms(fn, start_noise, m, transform, num_experts)
+            lambda leaf: jnp.asarray(leaf, dtype),
+            host_transforms(fn, start_noise, m, transform, num_experts, normal_inputs=density is None),
         )
         for m in orders
     )
@@ -321,6 +335,7 @@ def fit(
         ridge=ridge,
         chunk_size=chunk_size,
         num_residual_passes=num_residual_passes,
+        log_density=None if density is None else AffineLogDensity(density, whitening.mean, whitening.matrix),
     )
     problem = Problem(
         z,
@@ -401,6 +416,22 @@ def _fit_several(
     return dataclasses.replace(
         results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
     )
+
+
+def _log_density(log_density: LogDensity | str | None) -> LogDensity | None:
+    if not isinstance(log_density, str):
+        good = log_density is None or callable(log_density)
+        _require(
+            good,
+            "log_density",
+            "a function of x (d,), the name of an input distribution, or None",
+            log_density,
+        )
+        return log_density
+    named = get_log_density(log_density)
+    if named is None:
+        raise ValueError(f"log_density: input distribution {log_density!r} has no density")
+    return named
 
 
 def _require(good: bool, name: str, expected: str, got: object) -> None:

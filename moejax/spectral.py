@@ -43,21 +43,33 @@ class SpectralTransforms(NamedTuple):
     high: LabelTransform
     """Order 3 or 4, for the decomposition."""
     first: LabelTransform | None
-    """Order 1, for the signs of experts found at order 4; None where signs are known (order 3) or free (even g)."""
+    """Order 1, for the signs of experts found at order 4, or from inputs that are not normal; None where signs are known (order 3)
+    or free (even g)."""
 
 
-def needs_signs(fn: ScalarFunction, order: int) -> bool:
-    """Whether an order-1 moment must tell the signs of the experts: order 4 of a function that is not even."""
-    return order == 4 and activation_facts(fn).parity != "even"
+def needs_signs(fn: ScalarFunction, order: int, *, normal_inputs: bool = True) -> bool:
+    """Whether an order-1 moment must tell the signs of the experts, of a function that is not even.
+
+    At order 4 the tensor does not tell them; at order 3 the mean of l's third derivative is positive for normal inputs, but may be
+    negative for others.
+    """
+    return (order == 4 or not normal_inputs) and activation_facts(fn).parity != "even"
 
 
 def host_transforms(
-    activation: ActivationLike, noise_std: float, order: int, kind: TransformKind, num_experts: int
+    activation: ActivationLike,
+    noise_std: float,
+    order: int,
+    kind: TransformKind,
+    num_experts: int,
+    *,
+    normal_inputs: bool = True,
 ) -> SpectralTransforms:
     """The transforms of a spectral estimate at a noise level that is a number; NumPy leaves in double precision."""
     fn = get_activation(activation)
     noise_std = transform_noise_std(fn, noise_std)
-    first = transform_on_host(fn, noise_std, 1, kind, num_experts) if needs_signs(fn, order) else None
+    signs = needs_signs(fn, order, normal_inputs=normal_inputs)
+    first = transform_on_host(fn, noise_std, 1, kind, num_experts) if signs else None
     second, high = (transform_on_host(fn, noise_std, m, kind, num_experts) for m in (2, order))
     return SpectralTransforms(second, high, first)
 

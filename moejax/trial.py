@@ -136,7 +136,8 @@ class TrialSpec:
     fit_activation: str
     fit_num_experts: int
     noise_knowledge: str
-    transform: TransformKind
+    transform: TransformKind | None
+    """Of the transforms made in the trial, where the noise is estimated; those of a known noise are traced tables of any kind."""
     order: int
     num_restarts: int
     num_starts: int | None
@@ -353,7 +354,9 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         fit_activation=fit_activation,
         fit_num_experts=fit_num_experts,
         noise_knowledge=algorithm.noise_knowledge,
-        transform=cast(TransformKind, algorithm.transform),
+        transform=cast(TransformKind, algorithm.transform)
+        if algorithm.noise_knowledge == "estimated"
+        else None,
         order=_order(
             fit_activation, data.noise_std, algorithm, data.dim, fit_num_experts, registry_generation()
         ),
@@ -380,7 +383,11 @@ def prepare(data: DataSettings, algorithm: AlgorithmSettings) -> tuple[TrialSpec
     transforms = None
     if spec.order and spec.noise_knowledge == "known":
         transforms = host_transforms(
-            spec.fit_activation, data.noise_std, spec.order, spec.transform, spec.fit_num_experts
+            spec.fit_activation,
+            data.noise_std,
+            spec.order,
+            cast(TransformKind, algorithm.transform),
+            spec.fit_num_experts,
         )
         transforms = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), transforms)
     scales = InstanceScales(
@@ -415,7 +422,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         smallest = transform_noise_std(fn, 0.0)
         largest = transform_noise_std(fn, math.inf)
         noise_std = estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
-        if spec.order:
+        if spec.order and spec.transform is not None:
             transforms = traced_transforms(fn, noise_std, spec.order, spec.transform, spec.fit_num_experts)
     config = MethodConfig(
         fn=fn,

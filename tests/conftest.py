@@ -1,5 +1,6 @@
 """Tests run in double precision with strict promotion: a silent float32 or a silent broadcast is an error."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+gc.set_threshold(
+    100_000, 20, 100
+)  # the objects of compiled programs live on; looking for garbage among them takes a tenth of the time
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax import fit, recovery_error
 from moejax.inputs import get_input_distribution, get_log_density, normal, normal_mixture
+from moejax.model import make_params, sample_labels
 from moejax.moments import first_moment, second_moment, whitened_moment
 from moejax.score_tensors import (
     AffineLogDensity,
@@ -147,3 +149,48 @@ def test_density_of_whitened_inputs():
     assert hash(whitened) == hash(AffineLogDensity(log_density, MEAN.copy(), matrix.copy()))
     assert whitened != AffineLogDensity(log_density, MEAN + 1.0, matrix)
     assert whitened != AffineLogDensity(MIXTURE.log_density, MEAN, matrix)
+
+
+@pytest.mark.slow
+def test_fit_takes_a_density_in_the_users_units():
+    """Two clusters of inputs, where moments of a normal density have a bias."""
+    offset = np.array([1.2, 0.0, 0.0, 0.0])
+    inputs = normal_mixture([0.5, 0.5], [offset, -offset], [0.5 * np.eye(4)] * 2)
+    experts = jnp.asarray([[0.6, 0.8, 0.0, 0.0], [0.6, -0.8, 0.0, 0.0]])
+    truth = make_params(experts, jnp.asarray([[0.0, 0.0, 1.0, 0.0], [0.0] * 4]), 0.1)
+    x = inputs.sampler(jax.random.key(0), 100_000, 4, jnp.float64)
+    y, _ = sample_labels(jax.random.key(1), truth, "linear", x)
+    units = jnp.asarray([1.0, 10.0, 0.1, 3.0])
+
+    def log_density(x):
+        return inputs.log_density(x / units)
+
+    errors = []
+    for density in (None, log_density):
+        result = fit(
+            jax.random.key(2),
+            x * units[None],
+            y,
+            num_experts=2,
+            noise_std=0.1,
+            method="spectral",
+            log_density=density,
+        )
+        errors.append(float(recovery_error(experts, result.params.experts * units[None])))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("density", "words"),
+    [
+        (3.0, "log_density: expected a function"),
+        ("uniform", "log_density: input distribution 'uniform' has no density"),
+        ("uniformly", "nearest: uniform"),
+        (lambda x: x, r"log_density: expected a finite number \(\) at x"),
+        (lambda x: jnp.log(0.0 * x.sum()), "log_density: expected a finite number"),
+    ],
+)
+def test_what_is_no_density_is_refused(density, words):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    with pytest.raises(ValueError, match=words):
+        fit(jax.random.key(0), x, x[:, 0], num_experts=2, method="spectral", log_density=density)

@@ -126,6 +126,22 @@ def test_sample_size_noise_and_scales_cost_no_compilation(loop):
     assert not np.allclose(again.recovery_error, loop[2].recovery_error, rtol=1e-3)
 
 
+def test_the_kind_of_transform_costs_no_compilation(loop):
+    spec, hyperparameters = stacked(CELLS, dataclasses.replace(ALGORITHM, transform="polynomial"))
+    assert spec == loop[0]
+    assert not np.allclose(hyperparameters.transforms.high.coefficients, loop[1].transforms.high.coefficients)
+    with compilations() as events:
+        again = run_trials(KEYS, hyperparameters, spec)
+        jax.block_until_ready(again)
+    assert not events
+    # where the trial estimates the noise it makes its own
+    specs = {
+        prepare(DATA, dataclasses.replace(ALGORITHM, noise_knowledge="estimated", transform=kind))[0]
+        for kind in ("polynomial", "weighted")
+    }
+    assert len(specs) == 2
+
+
 @pytest.mark.parametrize(("num_samples", "padded"), [(100, 256), (900, 1024), (1024, 1024), (1025, 2048)])
 def test_samples_are_padded_to_a_power_of_two(num_samples, padded):
     data = dataclasses.replace(DATA, num_samples=num_samples)
