@@ -100,6 +100,7 @@ def random_weights():
     return jnp.asarray(np.random.default_rng(1).uniform(0.0, 2.0, N))
 
 
+@pytest.mark.slow
 def test_gating_em_never_lowers_the_likelihood_and_reaches_scipys_maximum():
     params, x, y = drawn("tanh")
     weights = random_weights()
@@ -197,6 +198,7 @@ def test_separable_gates_stay_finite():
     assert history[-1] > history[0] + 0.5 * N * np.log(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["known", pytest.param("shared", marks=pytest.mark.slow), "per_expert"])
 def test_joint_em_never_lowers_the_likelihood(noise):
     params, x, y = drawn("relu")

@@ -79,6 +79,7 @@ def test_it_is_imported_on_first_use_only():
     assert done.stdout == "ok\n", done.stderr
 
 
+@pytest.mark.slow
 def test_parameters_are_in_the_users_units(fitted):
     order = np.argsort(-fitted.coef_[:, 0])
     # standard errors of weighted least squares on some 240 samples: 3 / (sqrt(240) spread), five of them
@@ -136,6 +137,7 @@ def test_densities_and_moments_are_scipys(which, request, data):
     assert within.min() >= model.noise_std_.min() * (1 - 1e-12)
 
 
+@pytest.mark.slow
 def test_log_likelihood_and_information_criteria(fitted, data):
     value = fitted.score_samples(*data).sum()
     assert fitted.log_likelihood_ == pytest.approx(value, abs=1e-6)
@@ -156,6 +158,7 @@ def test_a_target_of_an_activation_with_a_range_of_its_own(bounded, data):
     assert bounded.n_parameters_ == 3 * 4 + 2
 
 
+@pytest.mark.slow
 def test_sample_has_the_models_moments_and_a_seed(fitted, data):
     x = np.repeat(data[0][:3], 20000, axis=0)
     y = fitted.sample(x, random_state=1).reshape(3, 20000)

@@ -44,6 +44,7 @@ def scipy_log_likelihood(params, x, y, g):
     return scipy.special.logsumexp(log_gate + density, axis=1)
 
 
+@pytest.mark.slow
 def test_recovers_the_truth_and_its_noise(fitted, truth):
     assert fitted.status == "ok"
     assert moejax.recovery_error(truth.experts, fitted.params.experts) < 1e-3
@@ -52,6 +53,7 @@ def test_recovers_the_truth_and_its_noise(fitted, truth):
     assert np.all(np.asarray(fitted.params.gating)[-1] == 0)
 
 
+@pytest.mark.slow
 def test_log_likelihood_is_scipys_and_a_maximum(fitted, data):
     x, y = data
     per_sample = scipy_log_likelihood(fitted.params, x, y, np.tanh)
@@ -68,6 +70,7 @@ def test_log_likelihood_is_scipys_and_a_maximum(fitted, data):
     assert -better.fun - fitted.log_likelihood < 0.01
 
 
+@pytest.mark.slow
 def test_history_ends_at_the_log_likelihood(fitted):
     assert np.isfinite(fitted.history).all()
     # the history is of the objective, which carries a ridge of 1e-6 n ||gates||^2 / 2
@@ -114,6 +117,7 @@ def test_units_and_correlations_of_the_inputs_do_not_matter(data, fitted):
     assert float(moejax.recovery_error(jnp.asarray(back), plain.params.experts)) < 1e-6
 
 
+@pytest.mark.slow
 def test_collinear_inputs_are_dropped_and_said(data):
     x, y = data
     collinear = np.concatenate([x, x[:, :1] + x[:, 1:2]], axis=1)

@@ -25,6 +25,8 @@ from moejax.model import log_likelihood_per_sample, permute_experts, sample_labe
 from moejax.polish import free_parameters, params_from_free, polish
 from moejax.whitening import params_in_input_units
 
+pytestmark = pytest.mark.slow
+
 D, K = 3, 2
 STATIC = ("name", "noise", "fit_intercept")
 
@@ -407,7 +409,6 @@ def test_single_precision(single_precision):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), errors, expected_errors)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tanh", "relu"])
 def test_the_maximum_is_efficient_and_covered(name):
     """error' I error / P has mean 1, and 90% intervals hold nine truths of ten, over 300 samples of a small model."""

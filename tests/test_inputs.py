@@ -86,6 +86,7 @@ def scipy_density(name):
     }[name]
 
 
+@pytest.mark.slow
 def test_log_densities():
     x = np.random.default_rng(0).normal(size=(20, D)) * 1.5
     for name in input_distribution_names():

@@ -403,6 +403,7 @@ def test_predicted_mse_is_near_the_measured(name, noise_std, measured):
 # ---- tracing
 
 
+@pytest.mark.slow
 def test_traced_noise_agrees_with_concrete_under_jit_and_vmap():
     fn = get_activation("relu")
     levels = jnp.asarray([0.05, 0.2, 1.0])

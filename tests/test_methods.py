@@ -56,6 +56,7 @@ def test_spectral_em_reaches_the_maximum_next_to_the_truth(problem, at_truth):
     assert np.ptp(np.asarray(result.params.noise_std)) == 0.0
 
 
+@pytest.mark.slow
 def test_without_the_polish_it_is_the_algorithm_as_published(problem):
     result = run("spectral_em", problem[1], noise="known", polish=False)
     np.testing.assert_allclose(result.params.noise_std, NOISE, rtol=1e-12)
@@ -64,6 +65,7 @@ def test_without_the_polish_it_is_the_algorithm_as_published(problem):
     assert float(jnp.abs(result.params.gating).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_joint_em_keeps_the_best_of_its_starts_and_needs_no_moments(problem, at_truth):
     data = problem[1]._replace(transforms=None)
     result = run("joint_em", data, num_starts=4)

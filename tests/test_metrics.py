@@ -117,6 +117,7 @@ def random_mixture(rng, k=3, d=4):
     return make_params(*(jnp.asarray(a) for a in arrays))
 
 
+@pytest.mark.slow
 def test_matching_maximises_the_sum_of_cosines():
     rng = np.random.default_rng(2)
     for _ in range(5):
@@ -127,6 +128,7 @@ def test_matching_maximises_the_sum_of_cosines():
         assert distance[np.arange(4), found].sum() == pytest.approx(distance[rows, columns].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("even", [False, True])
 def test_alignment_undoes_order_gauge_and_signs(even):
     rng = np.random.default_rng(3)

@@ -49,6 +49,7 @@ def joint_density(params, x, y):
     return gates * stats.norm.pdf(np.asarray(y)[:, None], means, np.asarray(params.noise_std)), gates, means
 
 
+@pytest.mark.slow
 def test_likelihood_responsibilities_and_prediction(params, data):
     joint, gates, means = joint_density(params, *data)
     np.testing.assert_allclose(
@@ -64,6 +65,7 @@ def test_likelihood_responsibilities_and_prediction(params, data):
     np.testing.assert_allclose(predict(params, data[0], "tanh"), (gates * means).sum(axis=1), rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_zero_weight_removes_a_sample_whatever_its_value(params, data):
     x, y = data
     plain = log_likelihood(params, x, y, "tanh", jnp.ones(N))
@@ -111,6 +113,7 @@ def test_sampled_labels_follow_the_model(params):
         assert stats.kstest(standardised, "norm").pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 def test_compiled_labels_are_those_of_single_operations(dtype):
     """XLA once compiled the products of x with experts and gates into wrong rows beyond 16384."""
@@ -128,6 +131,7 @@ def test_compiled_labels_are_those_of_single_operations(dtype):
         np.testing.assert_allclose(values[1], values[0], atol=1e-3 if dtype == jnp.float32 else 1e-10)
 
 
+@pytest.mark.slow
 def test_sample_draws_standard_normal_inputs(params):
     x, y, z = sample(jax.random.key(1), params, "tanh", 5000)
     assert x.shape == (5000, D)

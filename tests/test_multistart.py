@@ -86,6 +86,7 @@ def population_of(*mixtures):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixtures)
 
 
+@pytest.mark.slow
 def test_children_differ_from_their_parent_in_at_most_two_experts():
     draws = jax.random.normal(jax.random.key(0), (4, 5, 3))
     parents = [regauge(make_params(draws[i], draws[i + 2], 0.1, draws[i, :, 0])) for i in (0, 1)]
@@ -102,6 +103,7 @@ def test_children_differ_from_their_parent_in_at_most_two_experts():
     assert 0.2 < taken / 200 < 0.5
 
 
+@pytest.mark.slow
 def test_split_halves_keep_the_mean_of_their_parent():
     parent = make_params(jnp.eye(3), jnp.eye(3), 0.1)
     experts = np.asarray(multistart.children_of(jax.random.key(2), population_of(parent), 60).experts)

@@ -14,6 +14,8 @@ from moejax.em import joint_em
 from moejax.methods import MethodConfig, Problem, random_starts
 from moejax.model import MoEParams, predict, responsibilities, sample_labels
 
+pytestmark = pytest.mark.slow
+
 N, D, K, M = 500, 3, 2, 2
 TRUTH = MoEParams(
     experts=jnp.asarray([[[1.0, 0.0, 0.5], [0.0, 2.0, 0.0]], [[-1.0, 0.5, 0.0], [0.0, 1.0, -1.0]]]),
@@ -59,7 +61,6 @@ def test_labels_have_the_models_means_and_noise(data):
         assert abs(np.corrcoef(residual.T)[0, 1]) < 5 / np.sqrt(len(residual))
 
 
-@pytest.mark.slow
 def test_the_fit_is_scipys_likelihood_and_a_maximum(data, fitted):
     x, y, _ = data
     params = MoEParams(*(np.asarray(leaf) for leaf in fitted.params))
@@ -91,7 +92,6 @@ def test_the_fit_is_scipys_likelihood_and_a_maximum(data, fitted):
     assert fitted.standard_errors is None
 
 
-@pytest.mark.slow
 def test_responsibilities_and_predictions_are_those_of_bayes(data, fitted):
     x, y, z = data
     params = jax.tree.map(np.asarray, fitted.params)
@@ -131,7 +131,6 @@ def test_one_expert_is_least_squares_of_each_output(data):
     np.testing.assert_allclose(result.params.noise_std[0], spread, rtol=1e-8)
 
 
-@pytest.mark.slow
 def test_the_estimator_gives_targets_back_in_their_units(data, fitted):
     x, y, _ = data
     units, shift = np.array([0.1, 50.0]), np.array([7.0, -300.0])

@@ -84,6 +84,7 @@ def differentiated(params, x, y, weights, ridge, name, noise, fit_intercept):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "fit_intercept"),
     [pytest.param(*m, marks=() if m in FAST else pytest.mark.slow) for m in MODELS],
@@ -146,6 +147,7 @@ def perturbed(params, size, seed=0):
     return params._replace(experts=experts, gating=gating - gating[-1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["known", "per_expert"])
 def test_polish_reaches_scipys_maximum(noise):
     params, x, y = drawn("tanh")
@@ -184,6 +186,7 @@ def test_polish_reaches_scipys_maximum(noise):
     assert gradient @ np.linalg.solve(np.asarray(ended.curvature.observed), gradient) < 1e-3
 
 
+@pytest.mark.slow
 def test_polish_never_decreases_from_far_away_in_any_lane():
     params, x, y = drawn("tanh")
     starts = jax.tree.map(
@@ -203,6 +206,7 @@ def test_polish_never_decreases_from_far_away_in_any_lane():
     assert len(set(np.asarray(ended.num_steps).tolist())) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["relu", pytest.param("abs", marks=pytest.mark.slow)])
 def test_a_kinked_activation_reaches_the_same_maximum_from_two_starts(name):
     params, x, y = drawn(name, n=4000)

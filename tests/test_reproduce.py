@@ -158,6 +158,7 @@ def quick_root(tmp_path_factory):
     os.environ.update(before)
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_sweeps_alone(quick_root, tmp_path, variables):
     root, said = quick_root
     assert said["programs"] == 1  # both experiments' sizes are padded to 256
@@ -216,6 +217,7 @@ def test_a_second_call_runs_nothing_and_gives_the_same_bytes(quick_root, variabl
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_quick_run_does_not_replace_a_full_one(quick_root, variables):
     root, _ = quick_root
     full = reproduce(["first"], root=root, workers=1, quiet=True)
@@ -276,6 +278,7 @@ def test_studies_resume_cell_by_cell(tmp_path, variables):
         read_study(spec, {"valeu": [1]})
 
 
+@pytest.mark.slow
 def test_every_experiment_of_the_repository_has_a_plan_and_the_quick_ones_share_their_programs():
     full, quick = load_experiments(ROOT), load_experiments(ROOT, quick=True)
     assert {

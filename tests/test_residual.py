@@ -22,6 +22,8 @@ from moejax.spectral import (
     spectral_estimate,
 )
 
+pytestmark = pytest.mark.slow
+
 D, K, NOISE = 5, 2, 0.1
 KEY = jax.random.key(0)
 
@@ -187,7 +189,6 @@ def test_the_method_restores_a_known_noise_and_takes_padding():
     np.testing.assert_allclose(results[0].params.gating, results[1].params.gating, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_order_four_has_residual_passes_with_signs():
     x, y, weights = drawn("softplus", 100_000)
     found = estimate(x, y, weights, transforms_of("softplus", 4), jnp.asarray(NOISE), "softplus", order=4)
@@ -195,7 +196,6 @@ def test_order_four_has_residual_passes_with_signs():
     assert errors[-1] < min(3e-4, errors[0])
 
 
-@pytest.mark.slow
 def test_the_noise_of_each_expert_is_found():
     params = truth()._replace(noise_std=jnp.asarray([0.1, 0.5]))
     x, y, _ = sample(jax.random.key(4), params, "tanh", 100_000)

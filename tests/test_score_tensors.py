@@ -18,6 +18,8 @@ from moejax.score_tensors import (
     score_whitened_moment,
 )
 
+pytestmark = pytest.mark.slow
+
 D, K, N = 3, 2, 101
 MEAN = np.array([0.4, -1.0, 0.2])
 ROOT = np.array([[1.2, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.4, 0.6]])
@@ -151,7 +153,6 @@ def test_density_of_whitened_inputs():
     assert whitened != AffineLogDensity(MIXTURE.log_density, MEAN, matrix)
 
 
-@pytest.mark.slow
 def test_fit_takes_a_density_in_the_users_units():
     """Two clusters of inputs, where moments of a normal density have a bias."""
     offset = np.array([1.2, 0.0, 0.0, 0.0])

@@ -143,12 +143,14 @@ def test_chunks_and_padding(baseline):
     same(baseline, estimate(KEY, padded_x, padded_y, transforms, padded_weights))
 
 
+@pytest.mark.slow
 def test_score_tensors_of_the_normal_density_change_nothing(baseline):
     _, x, y, weights = drawn("relu")
     log_density = get_log_density("standard_normal")
     same(baseline, estimate(KEY, x, y, transforms_of("relu"), weights, log_density=log_density))
 
 
+@pytest.mark.slow
 def test_inputs_of_a_known_normal_density_need_not_be_whitened():
     """x = R z + mu, y from z: a_z . z = (R^-T a_z) . (x - mu), and the score tensors of x find those directions."""
     params, z, y, weights = drawn("relu")
@@ -168,6 +170,7 @@ def test_restarts_do_not_matter_on_good_data(baseline):
     same(baseline, estimate(jax.random.key(99), x, y, transforms_of("relu"), weights))
 
 
+@pytest.mark.slow
 def test_statuses_on_hopeless_data():
     _, x, y, weights = drawn("relu")
     transforms = transforms_of("relu")

@@ -112,6 +112,7 @@ def test_rows_do_not_depend_on_order_nor_on_the_rest_of_the_spec(fake, tmp_path)
     pd.testing.assert_frame_equal(canonical(large[kept]), canonical(small), check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_larger_spec_adds_to_the_same_folder(fake, tmp_path):
     sweep(fake, tmp_path / "run", "noise_std=0.1")
     more = sweep(fake, tmp_path / "run", "trials=35")
@@ -305,6 +306,7 @@ def test_export(fake, tmp_path, capsys):
         commands.export(tmp_path / "run", tmp_path / "t.xlsx")
 
 
+@pytest.mark.slow
 def test_precision_stops_cells_at_fixed_looks(fake, tmp_path):
     toml, plugin = fake
     text = toml.read_text().replace("trials = 30", "")

@@ -63,6 +63,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_trials_recover_the_experts(loop):
     _, _, result = loop
     assert np.all(np.asarray(result.status) == 0)
@@ -92,6 +93,7 @@ def test_side_by_side_equals_one_after_another(loop):
     close(run_trials(KEYS, hyperparameters, spec, vmap_width=2), result)
 
 
+@pytest.mark.slow
 def test_a_trial_does_not_depend_on_its_neighbours_or_the_chunk(loop):
     spec, hyperparameters, result = loop
     order = np.array([2, 0, 3, 1])
@@ -107,11 +109,13 @@ def test_a_trial_does_not_depend_on_its_neighbours_or_the_chunk(loop):
     close(jax.tree.map(lambda leaf: leaf[others], failed), result, others)
 
 
+@pytest.mark.slow
 def test_key_data_and_keys_are_the_same(loop):
     spec, hyperparameters, result = loop
     close(run_trials(jax.random.key_data(KEYS), hyperparameters, spec), result)
 
 
+@pytest.mark.slow
 def test_sample_size_noise_and_scales_cost_no_compilation(loop):
     other = [
         dataclasses.replace(c, num_samples=c.num_samples - 80, gating_norm=2.0, expert_correlation=0.2)
@@ -126,6 +130,7 @@ def test_sample_size_noise_and_scales_cost_no_compilation(loop):
     assert not np.allclose(again.recovery_error, loop[2].recovery_error, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_kind_of_transform_costs_no_compilation(loop):
     spec, hyperparameters = stacked(CELLS, dataclasses.replace(ALGORITHM, transform="polynomial"))
     assert spec == loop[0]
@@ -172,6 +177,7 @@ def test_estimated_noise():
     assert np.all(np.asarray(result.noise_error) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fitted", [1, 2, 3])
 def test_metrics_with_more_or_fewer_experts_than_true_ones(fitted):
     rng = np.random.default_rng(0)
