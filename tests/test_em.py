@@ -220,6 +220,7 @@ def test_joint_em_never_lowers_the_likelihood(noise):
     assert not bool(run.converged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [pytest.param("shared", marks=pytest.mark.slow), "per_expert"])
 def test_one_joint_step_of_linear_experts_is_weighted_least_squares(noise):
     params, x, y = drawn("linear")

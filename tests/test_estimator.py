@@ -103,7 +103,8 @@ def by_hand(model, x, g=lambda t: t):
     return log_gates, model.target_shift_ + model.target_scale_ * means
 
 
-@pytest.mark.parametrize("which", ["fitted", pytest.param("bounded", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["fitted", "bounded"])
 def test_densities_and_moments_are_scipys(which, request, data):
     model = request.getfixturevalue(which)
     x, y = (a[:40] for a in data)
