@@ -174,6 +174,7 @@ def test_rows_are_those_of_the_sweeps_alone(quick_root, tmp_path, variables):
     assert not np.isin(first["recovery_error"], second["recovery_error"]).any()
 
 
+@pytest.mark.slow
 def test_results_say_where_they_come_from(quick_root):
     root, _ = quick_root
     for name in ("first", "second"):
@@ -207,6 +208,7 @@ def test_results_say_where_they_come_from(quick_root):
         assert f"{name}/figure.png" in gallery
 
 
+@pytest.mark.slow
 def test_a_second_call_runs_nothing_and_gives_the_same_bytes(quick_root, variables):
     root, _ = quick_root
     kept = ("table.csv", "figure.png", "figure.pdf", "claims.json")
@@ -234,6 +236,7 @@ def test_a_quick_run_does_not_replace_a_full_one(quick_root, variables):
     assert not np.isclose(ours["recovery_error"], theirs["recovery_error"]).any()
 
 
+@pytest.mark.slow
 def test_an_experiment_whose_figure_fails_does_not_stop_the_others(quick_root, variables):
     root, _ = quick_root
     broken = EXPERIMENT.replace("{QUICK}", repr({"trials": 2, "num_samples": [100]})).replace("NAME", "first")
