@@ -43,13 +43,13 @@ from moejax.spectral import SpectralEstimate
 DEFAULT_STARTS = 256
 """Random starts where `num_starts` says nothing."""
 SEARCH_SAMPLES = 2048
-POPULATION = 12
-NEWCOMERS = 60
+POPULATION = 24
+NEWCOMERS = 48
 """In each generation, beside the population."""
-GENERATIONS_OF_CHILDREN = 7
+GENERATIONS_OF_CHILDREN = 14
 FEWEST_FOR_CHILDREN = 16
 """Random starts below which there are no children: then it is a spectral start beside a few random ones."""
-PASSES = 40
+PASSES = 20
 """EM passes of a generation."""
 NUM_FINALISTS = 3
 EM_STEPS_FOR_ONE = 10
