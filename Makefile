@@ -50,6 +50,7 @@ bench-estimate: $(STAMP)
 	$(BIN)/python benchmarks/residual_passes.py errors
 	$(BIN)/python benchmarks/residual_passes.py variance
 	$(BIN)/python benchmarks/baselines.py
+	$(BIN)/python benchmarks/estimator_checks.py
 
 clean:
 	rm -rf $(VENV) runs

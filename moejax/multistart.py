@@ -159,32 +159,27 @@ def _child(
     parent: MoEParams,
     other: MoEParams,
 ) -> MoEParams:
+    """A child of kind () 0 (split), 1 (drawn anew) or 2 (of the other); expert_draws (2, d) or (2, m, d), gate_draw (d,)."""
     dtype = parent.experts.dtype
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
     dim = jnp.asarray(parent.gating.shape[-1], dtype)
 
-    def one(p: MoEParams) -> MoEParams:
-        return jax.tree.map(lambda leaf: leaf[chosen], p)
-
+    mine, theirs = (jax.tree.map(lambda leaf: leaf[chosen], p) for p in (parent, other))
     # two copies of an expert, apart by a random direction of its coefficients and of its gate
-    apart = one(parent)._replace(experts=0.5 * size * expert_draws[0], gating=gate_draw)
-    first = one(parent)._replace(
-        experts=one(parent).experts - apart.experts, gating=one(parent).gating - apart.gating
-    )
-    second = one(parent)._replace(
-        experts=one(parent).experts + apart.experts, gating=one(parent).gating + apart.gating
-    )
+    apart = 0.5 * size * expert_draws[0]
+    first = mine._replace(experts=mine.experts - apart, gating=mine.gating - gate_draw)
+    second = mine._replace(experts=mine.experts + apart, gating=mine.gating + gate_draw)
     # an expert in a random direction, chosen everywhere alike
-    drawn = first._replace(
+    drawn = mine._replace(
         experts=jnp.sqrt(dim) * size * unit_rows(expert_draws[1]),
         gating=jnp.zeros_like(gate_draw),
         expert_bias=parent.expert_bias.mean(axis=0),
         gating_bias=jnp.zeros((), dtype),
     )
     put = jax.tree.map(
-        lambda a, b, c: jnp.where(kind == 0, a, jnp.where(kind == 1, b, c)), first, drawn, one(other)
+        lambda a, b, c: jnp.where(kind == 0, a, jnp.where(kind == 1, b, c)), first, drawn, theirs
     )
-    kept = jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), second, one(parent))
+    kept = jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), second, mine)
     child = jax.tree.map(
         lambda leaf, new, old: leaf.at[dropped].set(new).at[chosen].set(old), parent, put, kept
     )

@@ -13,6 +13,12 @@ import moejax
 from moejax.model import InstanceScales, random_params
 
 DIM, NUM_EXPERTS, NOISE_STD = 5, 2, 0.1
+WITH_INTERCEPTS = {
+    "num_experts": NUM_EXPERTS,
+    "activation": "tanh",
+    "fit_intercept": True,
+    "method": "spectral_em",
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,24 +100,7 @@ def test_units_and_correlations_of_the_inputs_do_not_matter(data, fitted):
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(DIM, DIM)) * np.array([1e3, 1.0, 1e-3, 1.0, 1.0])
     shifted = x @ mixing + np.array([5e3, 0.0, 0.0, -3.0, 1.0])
-    result = moejax.fit(
-        jax.random.key(2),
-        shifted,
-        y,
-        num_experts=NUM_EXPERTS,
-        activation="tanh",
-        fit_intercept=True,
-        method="spectral_em",
-    )
-    plain = moejax.fit(
-        jax.random.key(2),
-        x,
-        y,
-        num_experts=NUM_EXPERTS,
-        activation="tanh",
-        fit_intercept=True,
-        method="spectral_em",
-    )
+    result, plain = (moejax.fit(jax.random.key(2), inputs, y, **WITH_INTERCEPTS) for inputs in (shifted, x))
     assert abs(result.log_likelihood - plain.log_likelihood) < 0.01
     back = np.asarray(result.params.experts) @ mixing.T
     assert float(moejax.recovery_error(jnp.asarray(back), plain.params.experts)) < 1e-6
@@ -121,15 +110,7 @@ def test_units_and_correlations_of_the_inputs_do_not_matter(data, fitted):
 def test_collinear_inputs_are_dropped_and_said(data):
     x, y = data
     collinear = np.concatenate([x, x[:, :1] + x[:, 1:2]], axis=1)
-    result = moejax.fit(
-        jax.random.key(2),
-        collinear,
-        y,
-        num_experts=NUM_EXPERTS,
-        activation="tanh",
-        fit_intercept=True,
-        method="spectral_em",
-    )
+    result = moejax.fit(jax.random.key(2), collinear, y, **WITH_INTERCEPTS)
     assert result.diagnostics["collinear_directions_dropped"] == 1
     assert result.status == "ok"
     assert np.abs(result.params.experts).max() < 10

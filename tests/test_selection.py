@@ -8,6 +8,7 @@ import scipy.stats
 from sklearn.linear_model import LinearRegression
 
 import moejax
+from moejax.model import responsibilities
 from moejax.selection import criteria, num_free_parameters, num_rows_needed, numbers_to_try, selection_table
 
 
@@ -67,5 +68,8 @@ def test_fit_finds_the_number_of_experts():
     expected = scipy.stats.norm.logpdf(residual, scale=residual.std()).sum()
     assert table.loc[1, "log_likelihood"] == pytest.approx(expected, abs=1e-4)
     assert table.loc[1, "bic"] == pytest.approx(-2 * expected + 5 * np.log(400), abs=1e-3)
+    posterior = responsibilities(result.params, jnp.asarray(x), jnp.asarray(y), "linear")
+    entropy = scipy.stats.entropy(np.asarray(posterior), axis=1).sum()
+    assert table.loc[2, "icl"] - table.loc[2, "bic"] == pytest.approx(2 * entropy, rel=1e-6)
     assert (np.diff(table["log_likelihood"]) > -1e-6).all()  # a larger model is no worse
     assert moejax.recovery_error(jnp.asarray(experts), result.params.experts) < 1e-2

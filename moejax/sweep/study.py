@@ -1,8 +1,9 @@
 """Studies that are no recovery sweep: an experiment's own function, run on a grid of cells, on the sweep's workers.
 
-The experiment's file has `run_cell(cell) -> DataFrame`; its spec is a TOML file of plain values, lists in [grid] being axes. A
-finished cell is a Parquet file in the run folder, named by what it depends on (the cell and the experiment's source): the same
-command again runs only what is missing. Cells that share a compiled program run one after the other in one process.
+The experiment's file has `run_cell(cell) -> DataFrame`; its spec is a TOML file with `study = true` and plain values, lists in
+[grid] being axes. A finished cell is a Parquet file in the run folder, named by what it depends on (the cell and the experiment's
+source): the same command again runs only what is missing. Cells that share a compiled program run one after the other, in one
+process.
 """
 
 from __future__ import annotations
