@@ -45,7 +45,8 @@ PROMISE_KEPT = 0.25
 TRUSTED_CHANGE = 2.0
 """Root mean square change of the logits, in nats, up to which a Newton step of the gates is tried: from saturated gates, a longer
 one may raise the likelihood by accident and lead to where they are more saturated still."""
-_DAMPING_LADDER = np.array([0.0, 1 / 64, 1 / 16, 1 / 4, 1.0])
+LEAST_DAMPING = 1 / 64
+"""The first mu of the gates' steps after one that was cut."""
 
 
 class EMRun(NamedTuple):
@@ -108,10 +109,9 @@ def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, exper
         log_densities = log_normal(error**2, noise_std)
         if y.ndim == 2:
             log_densities = log_densities.reshape(k, *y.shape).sum(axis=1)
-        joint = logits + log_densities
-        evidence, gate_evidence = jax.nn.logsumexp(joint, axis=0), jax.nn.logsumexp(logits, axis=0)
-        r = weights[None] * jnp.exp(joint - evidence[None])
-        prior = jnp.exp(logits[:-1] - gate_evidence[None])
+        evidence, r = _log_sum_and_shares(logits + log_densities)
+        gate_evidence, prior = _log_sum_and_shares(logits)
+        r, prior = weights[None] * r, prior[:-1]
         weighted_prior = weights[None] * prior
         r_free = r[:-1]
         if y.ndim == 2:
@@ -134,6 +134,14 @@ def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, exper
     return sum_over_blocks(sums_of, blocks)
 
 
+def _log_sum_and_shares(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(n,) log sum exp and (k, n) softmax over the rows of (k, n), with one exponential each."""
+    largest = logits.max(axis=0)
+    terms = jnp.exp(logits - largest[None])
+    total = terms.sum(axis=0)
+    return largest + jnp.log(total), terms / total[None]
+
+
 def log_normal(squared_residual: jax.Array, noise_std: jax.Array) -> jax.Array:
     """(k, n): log N(residual; 0, sigma_i^2) from squared residuals (k, n) and noise_std (k,)."""
     scaled = squared_residual * (0.5 / noise_std**2)[:, None]
@@ -153,6 +161,8 @@ class MStep(NamedTuple):
     point: Point
     promised: jax.Array
     """() its gain of the expected log-likelihood, were g linear and the gates' objective quadratic."""
+    shortened: jax.Array
+    """() bool: the gates' step went beyond where it can be trusted and was cut there."""
 
 
 def maximisation(
@@ -160,6 +170,7 @@ def maximisation(
     sums: Expectation,
     *,
     damping: jax.Array,
+    caution: jax.Array,
     bound: jax.Array,
     total_ridge: jax.Array,
     noise: NoiseModel,
@@ -171,6 +182,7 @@ def maximisation(
         point: of the E-step.
         sums: of the E-step.
         damping: () mu >= 0.
+        caution: () mu of the gates' step alone, where it is more.
         bound: of `boehning_bound`.
         total_ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2.
         noise: which noise is updated.
@@ -179,12 +191,13 @@ def maximisation(
     (rows, offsets), noise_std = point
     k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]
     experts, gates, promised = rows[:num_rows], rows[num_rows:], jnp.zeros((), rows.dtype)
+    shortened = jnp.asarray(False)
     if k > 1:
         centring = gate_centring(k, rows.dtype)
         gradient = (sums.gate_gradient - total_ridge * (centring @ gates)).reshape(-1)
         hessian = sums.gate_information + total_ridge * jnp.kron(centring, jnp.eye(size, dtype=rows.dtype))
         total = sums.counts.sum() / (num_rows // k)
-        step = _trusted_step(hessian, gradient, bound, damping, total)
+        step, shortened = _trusted_step(hessian, gradient, bound, jnp.maximum(damping, caution), total)
         gates = gates + step.reshape(k - 1, size)
         promised = step @ gradient - 0.5 * step @ hessian @ step
     squares = sums.squares
@@ -202,24 +215,24 @@ def maximisation(
         return jnp.sum(0.5 * squares / noise_std**2 + counts * jnp.log(noise_std))
 
     promised = promised + noise_loss(before, noise_std) - noise_loss(after, updated)
-    return MStep(Point(Predictors(jnp.concatenate([experts, gates]), offsets), updated), promised)
+    point = Point(Predictors(jnp.concatenate([experts, gates]), offsets), updated)
+    return MStep(point, promised, shortened)
 
 
 def _trusted_step(
-    hessian: jax.Array, gradient: jax.Array, bound: jax.Array, damping: jax.Array, total: jax.Array
-) -> jax.Array:
-    """The step (H + mu B)^-1 gradient of the gates, with the least mu >= damping for which it can be trusted.
+    hessian: jax.Array, gradient: jax.Array, bound: jax.Array, mu: jax.Array, total: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The step (H + mu B)^-1 gradient of the gates, cut to where it can be trusted, and whether it was.
 
     The quadratic model of a softmax holds over a few nats of the logits, whose change is measured in B; with mu >= 1 it is a bound.
     """
-
-    def solve(mu: jax.Array) -> jax.Array:
-        return jax.scipy.linalg.solve(hessian + mu * bound, gradient, assume_a="pos")
-
-    ladder = jnp.maximum(damping, jnp.asarray(_DAMPING_LADDER, gradient.dtype))
-    steps = jax.vmap(solve)(ladder)
-    change = jnp.sqrt(jnp.einsum("ma,ab,mb->m", steps, bound, steps) / total)
-    return steps[jnp.argmax((change <= TRUSTED_CHANGE) | (ladder >= 1.0))]
+    # what rounding may take from a Hessian that saturated gates leave nearly singular
+    rounding = gradient.size * jnp.finfo(gradient.dtype).eps * jnp.diag(jnp.diag(hessian))
+    factor = jnp.linalg.cholesky(hessian + rounding + mu * bound)
+    step = jax.scipy.linalg.cho_solve((factor, True), gradient)
+    change = jnp.sqrt(step @ bound @ step / total)
+    shortened = (change > TRUSTED_CHANGE) & (mu < 1.0)
+    return jnp.where(shortened, TRUSTED_CHANGE / change, 1.0) * step, shortened
 
 
 def _least_squares(gram: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -281,6 +294,7 @@ class _Climb(NamedTuple):
     objective: jax.Array
     candidate: MStep
     damping: jax.Array
+    caution: jax.Array
 
 
 def _run(
@@ -310,7 +324,7 @@ def _run(
         return expectation(point, blocks, fn=fn, experts_free=experts_free)
 
     def advance(state: _Climb) -> tuple[_Climb, tuple[jax.Array, Point | None], jax.Array]:
-        point, promised = state.candidate
+        point, promised, shortened = state.candidate
         sums = expect(point)
         gates = point.predictors.rows[point.noise_std.size :]
         objective = sums.log_likelihood - total_ridge * gate_penalty(gates)
@@ -327,19 +341,25 @@ def _run(
             jnp.where(state.damping > 0.1, 0.25 * state.damping, 0.0),
             jnp.maximum(4.0 * state.damping, 1.0),
         )
+        caution = jnp.where(
+            shortened,
+            jnp.clip(4.0 * state.caution, LEAST_DAMPING, 1.0),
+            jnp.where(state.caution > LEAST_DAMPING, 0.25 * state.caution, 0.0),
+        )
         # a loss within rounding, or of a step that promised next to nothing, ends the run as a small gain does
         flat = accept | (gain > -rounding * jnp.abs(objective)) | (promised < total_tolerance)
         candidate = maximisation(
             best,
             sums,
             damping=damping,
+            caution=caution,
             bound=bound,
             total_ridge=total_ridge,
             noise=noise,
             hold_noise=hold_noise,
         )
         return (
-            _Climb(best, sums, objective, candidate, damping),
+            _Climb(best, sums, objective, candidate, damping, caution),
             (objective, best if record_path else None),
             flat & (gain < total_tolerance),
         )
@@ -347,7 +367,9 @@ def _run(
     start = Point(predictors_of(params, fit_intercept=fit_intercept), params.noise_std)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(expect, start))
     zero = jnp.zeros((), x.dtype)
-    first = _Climb(start, nothing, jnp.full_like(zero, -jnp.inf), MStep(start, zero), zero)
+    first = _Climb(
+        start, nothing, jnp.full_like(zero, -jnp.inf), MStep(start, zero, jnp.asarray(False)), zero, zero
+    )
     end, (history, path), count, done = frozen_scan(advance, first, num_steps)
 
     def params_at(point: Point) -> MoEParams:

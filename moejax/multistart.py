@@ -6,7 +6,8 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
 1. The first generations are spectral starts and random ones (unit-norm experts, zero gates). After every few passes only the best
    distinct ones go on, as the population: successive halving (Jamieson and Talwalkar 2016) with fresh starts in the free places.
 2. In the later ones the free places go to children of the population, by moves that EM itself cannot make: an expert dropped and
-   another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture.
+   another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture. Newcomers compete among
+   themselves first and with the population one generation later, when they have had time to climb.
 3. The last few are polished to their maxima on the whole sample (the generations see at most SEARCH_SAMPLES of it, chosen at
    random), and the best is the result. Several outputs are polished by EM.
 """
@@ -44,12 +45,14 @@ DEFAULT_STARTS = 256
 """Random starts where `num_starts` says nothing."""
 SEARCH_SAMPLES = 2048
 POPULATION = 24
+YOUNG = 24
+"""Survivors of the last newcomers, beside the population."""
 NEWCOMERS = 48
-"""In each generation, beside the population."""
-GENERATIONS_OF_CHILDREN = 14
+"""Of each generation, beside both."""
+GENERATIONS_OF_CHILDREN = 20
 FEWEST_FOR_CHILDREN = 16
 """Random starts below which there are no children: then it is a spectral start beside a few random ones."""
-PASSES = 20
+PASSES = 15
 """EM passes of a generation."""
 NUM_FINALISTS = 3
 EM_STEPS_FOR_ONE = 10
@@ -88,6 +91,16 @@ def search_sample(key: jax.Array, problem: Problem) -> Problem:
     return problem._replace(x=problem.x[rows], y=problem.y[rows], weights=problem.weights[rows])
 
 
+def _rows(params: MoEParams, rows: slice | jax.Array) -> MoEParams:
+    """Those of mixtures side by side."""
+    return jax.tree.map(lambda leaf: leaf[rows], params)
+
+
+def _together(*params: MoEParams) -> MoEParams:
+    """Mixtures side by side, (s, ..) and (t, ..) as (s + t, ..)."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *params)
+
+
 def climb(
     starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: int
 ) -> tuple[MoEParams, jax.Array]:
@@ -121,7 +134,7 @@ def keep_best(
     ranked = values[order]
     repeated = jnp.concatenate([jnp.zeros(1, bool), ranked[:-1] - ranked[1:] < same])
     kept = order[jnp.argsort(repeated, stable=True)][:count]
-    return jax.tree.map(lambda leaf: leaf[kept], params), values[kept]
+    return _rows(params, kept), values[kept]
 
 
 def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
@@ -143,7 +156,7 @@ def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
     away, kind, dropped, shift = draw
     mine = jnp.arange(count, dtype=jnp.int32) % size
     other = (mine + 1 + away) % size
-    parents, others = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], population) for rows in (mine, other))
+    parents, others = _rows(population, mine), _rows(population, other)
     shape = population.experts.shape[2:]
     draws = standard_normal(normal_key, (count, 2, math.prod(shape) + shape[-1]), dtype)
     experts, gates = draws[:, :, : -shape[-1]].reshape(count, 2, *shape), draws[:, 0, -shape[-1] :]
@@ -164,7 +177,7 @@ def _child(
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
     dim = jnp.asarray(parent.gating.shape[-1], dtype)
 
-    mine, theirs = (jax.tree.map(lambda leaf: leaf[chosen], p) for p in (parent, other))
+    mine, theirs = _rows(parent, chosen), _rows(other, chosen)
     # two copies of an expert, apart by a random direction of its coefficients and of its gate
     apart = 0.5 * size * expert_draws[0]
     first = mine._replace(experts=mine.experts - apart, gating=mine.gating - gate_draw)
@@ -247,31 +260,36 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     led, estimate, num_passes = spectral_starts(spectral_key, problem, small, config)
     num_led = 0 if led is None else led.noise_std.shape[0]
 
-    num_fresh = max(-(-(num_starts - POPULATION + num_led) // NEWCOMERS), 0)
     has_children = num_starts >= FEWEST_FOR_CHILDREN and config.num_experts > 1
-    size = min(POPULATION, num_starts + num_led)
-    parents = scaled_starts(start_key, small, config, size)
+    size = min(POPULATION + YOUNG, num_starts + num_led)
+    num_fresh = max(-(-(num_starts + num_led - size) // NEWCOMERS), 0)
+    starts = scaled_starts(start_key, small, config, size)
     if led is not None:
-        parents = jax.tree.map(lambda first, rest: jnp.concatenate([first, rest])[:size], led, parents)
+        starts = _rows(_together(led, starts), slice(size))
+    num_parents = min(POPULATION, size)
 
-    def advance(parents: MoEParams, inputs: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, jax.Array]:
+    def advance(grown: MoEParams, inputs: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, jax.Array]:
         key, is_fresh = inputs
         fresh_key, child_key = jax.random.split(key)
-        newcomers = []
+        born = []
         if num_fresh:
-            newcomers.append(scaled_starts(fresh_key, small, config, NEWCOMERS))
+            born.append(scaled_starts(fresh_key, small, config, NEWCOMERS))
         if has_children:
-            newcomers.append(children_of(child_key, parents, NEWCOMERS))
-        if len(newcomers) == 2:
-            newcomers = [jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), *newcomers)]
-        candidates = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), parents, *newcomers)
-        best, values = keep_best(*climb(candidates, small, config, PASSES), size, same)
-        return best, values
+            born.append(children_of(child_key, _rows(grown, slice(num_parents)), NEWCOMERS))
+        if len(born) == 2:
+            born = [jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), *born)]
+        climbed, values = climb(_together(grown, *born), small, config, PASSES)
+        parents, parent_values = keep_best(_rows(climbed, slice(size)), values[:size], num_parents, same)
+        if not born:
+            return parents, parent_values
+        # what was just born competes with its like, and only a generation later with those that had more passes
+        young, _ = keep_best(_rows(climbed, slice(size, None)), values[size:], size - num_parents, same)
+        return _together(parents, young), parent_values
 
     num_generations = max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1)
     are_fresh = jnp.arange(num_generations) < num_fresh
     population, values = jax.lax.scan(
-        advance, parents, (jax.random.split(search_key, num_generations), are_fresh)
+        advance, starts, (jax.random.split(search_key, num_generations), are_fresh)
     )
     num_passes = num_passes + num_generations * (size + NEWCOMERS * (has_children or num_fresh > 0)) * PASSES
 
@@ -292,7 +310,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
             record_path=config.record_path,
         )
 
-    finalists = jax.tree.map(lambda leaf: leaf[: min(NUM_FINALISTS, size)], population)
+    finalists = _rows(population, slice(min(NUM_FINALISTS, num_parents)))
     runs = jax.lax.map(finish_one, finalists)
     best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
     run = jax.tree.map(lambda leaf: leaf[best], runs)
