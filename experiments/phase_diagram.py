@@ -12,8 +12,8 @@ from moejax.sweep.summary import estimates
 
 SPEC = "sweeps/phase-diagram.toml"
 QUICK = {
+    "methods": ["spectral", "spectral_em", "joint_em"],
     "trials": 10,
-    "dim": 10,
     "activation": ["linear"],
     "num_experts": [2, 3],
     "noise_std": [0.1, 0.4],
@@ -21,35 +21,47 @@ QUICK = {
 }
 NOISE_STD = 0.1
 """Of the maps over k."""
+SPECTRAL_START, RANDOM_START = "spectral_em", "joint_em"
+DIFFERENCE_MAP = "PuOr"
 
-_HARD = "num_experts == 8 and noise_std == 0.1"
+_CELL = (
+    "num_experts == {} and noise_std == 0.1 and num_samples == {} and activation == '{}' and method == '{}'"
+)
 NUMBERS = {
-    f"{method}_{activation}": Number(
-        f"{_HARD} and num_samples == 16000 and activation == '{activation}' and method == '{method}'",
-        statistic="success_rate",
-    )
-    for method in ("spectral_em", "joint_em")
+    f"{method}_{activation}": Number(_CELL.format(8, 8000, activation, method), statistic="success_rate")
+    for method in ("spectral_em", "joint_em", "gradient_nll", "gated_losses")
     for activation in ("linear", "tanh")
 }
 NUMBERS |= {
-    f"{method}_few": Number(
-        f"num_experts == 4 and noise_std == 0.1 and num_samples == 1000 and activation == 'tanh' and method == '{method}'",
-        statistic="success_rate",
-    )
+    f"{method}_few": Number(_CELL.format(4, 500, "tanh", method), statistic="success_rate")
     for method in ("spectral_em", "joint_em")
 }
 SHOWS = (
-    "At k = 8 and n/d = 800 the shares of successful trials are {spectral_em_linear} (linear) and {spectral_em_tanh} "
-    "(tanh) for spectral_em and {joint_em_linear} and {joint_em_tanh} for joint EM from one random start; with few "
-    "samples, at k = 4, n/d = 50 and tanh, they are {spectral_em_few} and {joint_em_few}."
+    "At k = 8 and n/d = 800 the shares of successful trials (linear, tanh) are {spectral_em_linear}, {spectral_em_tanh} "
+    "for spectral_em, {joint_em_linear}, {joint_em_tanh} for joint EM from one random start, {gradient_nll_linear}, "
+    "{gradient_nll_tanh} for gradient descent on the likelihood and {gated_losses_linear}, {gated_losses_tanh} for the "
+    "gated losses; with few samples, at k = 4, n/d = 50 and tanh, spectral_em has {spectral_em_few} and joint EM {joint_em_few}."
 )
-SHOWS_NOT = "It does not show several random starts, nor another dimension: every map is at one d."
+SHOWS_NOT = "It does not show several random starts of joint EM or of the gradient methods, nor another dimension: every map is at one d."
 
 
 def _map_over_noise(table):
     """The rows of the maps over noise: those of the k that has several noise levels."""
     counts = table.groupby("num_experts")["noise_std"].nunique()
     return table[table["num_experts"] == counts.idxmax()]
+
+
+def _heat_map(axis, image, texts, norm, cmap, is_light):
+    """Cells with their values written in; `image` by field (rows) and samples per dimension (columns)."""
+    axis.set_facecolor("#eeeeee")  # a missing cell stays grey
+    axis.pcolormesh(image.to_numpy(dtype=float), cmap=cmap, norm=norm, edgecolors="white", linewidth=0.5)
+    for (y, x), value in np.ndenumerate(image.to_numpy(dtype=float)):
+        colour = "black" if is_light(value) else "white"
+        axis.text(x + 0.5, y + 0.5, texts(value), ha="center", va="center", fontsize=7, color=colour)
+    axis.set_xticks(
+        np.arange(len(image.columns)) + 0.5, [f"{ratio:g}" for ratio in image.columns], fontsize=8
+    )
+    axis.set_yticks(np.arange(len(image.index)) + 0.5, [f"{value:g}" for value in image.index], fontsize=8)
 
 
 def figure(table):
@@ -60,39 +72,38 @@ def figure(table):
         ("noise_std", _map_over_noise(table), f"k = {k}", "noise σ"),
     ]
     rows = [(activation, *kind) for kind in kinds for activation in activations]
-    figure = Figure(figsize=(2.6 * len(methods) + 2.2, 2.3 * len(rows) + 0.8), layout="constrained")
+    figure = Figure(figsize=(2.1 * (len(methods) + 1) + 1.6, 1.75 * len(rows) + 1.3), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(rows), len(methods), squeeze=False)
+    grid = figure.subplots(len(rows), len(methods) + 1, squeeze=False)
+    share, difference = Normalize(0, 1), Normalize(-1, 1)
     for i, (activation, field, part, fixed, label) in enumerate(rows):
         summary = estimates(part[part["activation"] == activation], [field, "num_samples", "dim"])
         summary = summary.assign(ratio=summary["num_samples"] / summary["dim"])
-        for j, method in enumerate(methods):
-            axis = grid[i, j]
-            here = summary[summary["method"] == method]
-            image = here.pivot_table(index=field, columns="ratio", values="success_rate")
-            values = image.to_numpy(dtype=float)
-            axis.pcolormesh(values, cmap=HEAT_MAP, norm=Normalize(0, 1), edgecolors="white", linewidth=0.5)
-            for (y, x), value in np.ndenumerate(values):
-                colour = "black" if value > 0.55 else "white"
-                axis.text(
-                    x + 0.5, y + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour
-                )
-            axis.set_xticks(
-                np.arange(len(image.columns)) + 0.5, [f"{ratio:g}" for ratio in image.columns], fontsize=8
-            )
-            axis.set_yticks(
-                np.arange(len(image.index)) + 0.5, [f"{value:g}" for value in image.index], fontsize=8
-            )
-            axis.set_title(f"{method}: g = {activation}, {fixed}", fontsize=9)
-            if j == 0:
-                axis.set_ylabel(label)
-            if i == len(rows) - 1:
-                axis.set_xlabel("samples per dimension n/d")
-    trials, d = (
-        int(table.groupby(["method", "activation", "num_experts", "noise_std", "num_samples"]).size().min()),
-        table["dim"].iloc[0],
-    )
-    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT_MAP), ax=grid, shrink=0.6)
-    bar.set_label(f"success rate (error < 0.02); MCSE at most {0.5 / trials**0.5:.2f}")
+        images = {
+            method: here.pivot_table(index=field, columns="ratio", values="success_rate")
+            for method, here in summary.groupby("method")
+        }
+        for axis, method in zip(grid[i], methods, strict=False):
+            _heat_map(axis, images[method], lambda v: f"{100 * v:.0f}", share, HEAT_MAP, lambda v: v > 0.55)
+            if i == 0:
+                axis.set_title(method, fontsize=10)
+        gain = images[SPECTRAL_START] - images[RANDOM_START]
+        _heat_map(
+            grid[i, -1],
+            gain,
+            lambda v: f"{100 * v:+.0f}",
+            difference,
+            DIFFERENCE_MAP,
+            lambda v: abs(v) < 0.6,
+        )
+        grid[i, 0].set_ylabel(f"g = {activation}, {fixed}\n{label}", fontsize=9)
+    grid[0, -1].set_title(f"{SPECTRAL_START} less\n{RANDOM_START}", fontsize=10)
+    figure.supxlabel("samples per dimension n/d", fontsize=10)
+    keys = ["method", "activation", "num_experts", "noise_std", "num_samples"]
+    trials, d = int(table.groupby(keys).size().min()), table["dim"].iloc[0]
+    bar = figure.colorbar(ScalarMappable(share, HEAT_MAP), ax=grid, shrink=0.6)
+    bar.set_label(f"success rate (error < 0.02); Monte Carlo standard error at most {0.5 / trials**0.5:.2f}")
+    bar = figure.colorbar(ScalarMappable(difference, DIFFERENCE_MAP), ax=grid, shrink=0.6)
+    bar.set_label("difference of two success rates, paired by data")
     figure.suptitle(f"Share of {trials} trials that succeed, in % (d = {d})", fontsize=11)
     return figure

@@ -61,8 +61,8 @@ SAME_OPTIMUM = 1e-3
 """Optima whose log-likelihoods differ by less than this, in nats per square root of the number of samples, count as one."""
 NOISE_OF_CHILDREN = 1.5
 """The noise of a child, relative to its parent's: samples then find their way to another expert."""
-SIDE_BY_SIDE = 8
-"""Mixtures in one batch of EM: their arrays still fit a core's cache together."""
+SIDE_BY_SIDE = 4
+"""Mixtures in one batch of EM on a CPU: wider, and XLA would split its small loops over threads, at a loss. Elsewhere all are."""
 
 
 def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int) -> MoEParams:
@@ -123,7 +123,9 @@ def climb(
         )
         return end.params, jnp.where(jnp.isfinite(end.log_likelihood), end.log_likelihood, -jnp.inf)
 
-    return jax.lax.map(run, starts, batch_size=min(SIDE_BY_SIDE, starts.noise_std.shape[0]))
+    count = starts.noise_std.shape[0]
+    batch_size = min(SIDE_BY_SIDE, count) if jax.default_backend() == "cpu" else count
+    return jax.lax.map(run, starts, batch_size=batch_size)
 
 
 def keep_best(
