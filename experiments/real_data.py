@@ -24,6 +24,7 @@ from moejax.model import log_likelihood_per_sample, predict
 from moejax.noise import estimate_noise_std
 from moejax.spectral import traced_transforms
 from moejax.sweep.figures import COLOURS
+from moejax.whitening import input_map
 
 SPEC = "sweeps/real-data.toml"
 PROGRAM = ("dataset", "model", "num_experts")
@@ -72,10 +73,8 @@ def load(name):
     data = datasets.load(name)
     if name in TARGETS:
         data = data.with_target(TARGETS[name])
-    x = data.x - data.x.mean(axis=0)
-    left, values, _ = np.linalg.svd(x / x.std(axis=0), full_matrices=False)
-    kept = values > 1e-8 * values[0]  # shares that sum to one are one column too many
-    return left[:, kept] * math.sqrt(len(x)), np.asarray(data.y, float)
+    inputs = input_map(data.x, np.ones(len(data.x)), centre=True)  # shares that sum to one lose a direction
+    return (data.x - inputs.mean) @ inputs.matrix, np.asarray(data.y, float)
 
 
 def fold_weights(n, cell):

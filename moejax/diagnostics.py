@@ -26,8 +26,8 @@ def diagnose(
 ) -> dict[str, Any]:
     """Numbers by name, and `notes`: which assumption fails and what that costs.
 
-    Keys: `inputs_standard_normal`, `collinear_directions_dropped`, `input_kurtosis` (mean of (z'z)^2 over that of a normal
-    distribution), `effective_samples` (sums of responsibilities), `classification_entropy` (theirs, in nats),
+    Keys: `inputs_standard_normal`, `collinear_directions_dropped`, `collinear_inputs` (the columns of each, from 0),
+    `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of responsibilities), `classification_entropy` (theirs, in nats),
     `expert_norms` and `gate_angle_degrees` for whitened inputs
     (least angle between a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`; with moments,
     `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`,
@@ -47,6 +47,7 @@ def diagnose(
     found: dict[str, Any] = {
         "inputs_standard_normal": whitening.identity,
         "collinear_directions_dropped": whitening.dropped,
+        "collinear_inputs": [list(columns) for columns in whitening.dependent],
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
@@ -97,10 +98,11 @@ def _notes(
             f"the noise of expert {expert} ran off to zero, where the likelihood is unbounded: it fits a few samples exactly; "
             'use fewer experts or noise="shared"'
         )
-    if found["collinear_directions_dropped"]:
+    for columns in found["collinear_inputs"]:
+        named = ", ".join(str(column + 1) for column in columns)
         notes.append(
-            f"{found['collinear_directions_dropped']} directions of the inputs do not vary and were dropped: "
-            "coefficients along them are zero by choice"
+            f"a combination of the inputs {named} does not vary by more than rounding and was dropped: "
+            "coefficients along it are zero by choice"
         )
     rows = dim + int(config.fit_intercept)
     for expert, count in enumerate(found["effective_samples"]):

@@ -35,11 +35,9 @@ from moejax.label_transforms import TransformKind
 from moejax.methods import get_method
 from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
 from moejax.selection import num_free_parameters
-from moejax.whitening import InputMap, params_in_input_units
+from moejax.whitening import InputMap, params_in_input_units, varying
 
 ENTROPY_NODES = 64
-_COLLINEAR = 1e-10
-"""Directions with less than this share of the largest variance of the scaled inputs are left out."""
 _SMALLEST_SHAPE = 64
 
 
@@ -456,7 +454,7 @@ def _principal_inputs(
     scaled = (x - mean) * scale
     values, vectors = np.linalg.eigh((scaled * share[:, None]).T @ scaled)
     values, vectors = values[::-1], vectors[:, ::-1]
-    kept = values > _COLLINEAR * max(values[0], np.finfo(float).tiny)
+    kept = varying(values, vectors, scaled)
     return _PrincipalInputs(mean, scale[:, None] * vectors[:, kept], int(varies.sum() - kept.sum()), scale)
 
 

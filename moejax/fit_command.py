@@ -277,6 +277,9 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
         _print_selection(console, summary["selection"])
     for note in summary["diagnostics"]["notes"]:
         console.print(f"note: {note}")
+    names = list(summary["experts"][0]["coefficients"])
+    for columns in summary["diagnostics"]["collinear_inputs"]:
+        console.print("dependent inputs: " + ", ".join(names[column] for column in columns))
 
 
 def _save(

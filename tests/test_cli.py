@@ -88,6 +88,7 @@ def test_fit_of_one_target_of_a_data_set_in_a_folder(capsys, tmp_path):
     document = json.loads(run(capsys, *where, *options))
     assert document["settings"]["target"] == "total_risk"
     assert document["diagnostics"]["collinear_directions_dropped"] == 1
+    assert document["diagnostics"]["collinear_inputs"] == [[0, 1, 2, 3, 4, 5]]
     assert document["r_squared"] > 0.999999  # the target is linear in the inputs
 
 

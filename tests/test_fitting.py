@@ -111,7 +111,8 @@ def test_collinear_inputs_are_dropped_and_said(data):
     x, y = data
     collinear = np.concatenate([x, x[:, :1] + x[:, 1:2]], axis=1)
     result = moejax.fit(jax.random.key(2), collinear, y, **WITH_INTERCEPTS)
-    assert result.diagnostics["collinear_directions_dropped"] == 1
+    assert result.diagnostics["collinear_inputs"] == [[0, 1, DIM]]
+    assert f"inputs 1, 2, {DIM + 1} " in result.diagnostics["notes"][0]
     assert result.status == "ok"
     assert np.abs(result.params.experts).max() < 10
 
