@@ -42,7 +42,10 @@ SHOWS = (
     "{gradient_nll_tanh} for gradient descent on the likelihood and {gated_losses_linear}, {gated_losses_tanh} for the "
     "gated losses; with few samples, at k = 4, n/d = 50 and tanh, spectral_em has {spectral_em_few} and joint EM {joint_em_few}."
 )
-SHOWS_NOT = "It does not show several random starts of joint EM or of the gradient methods, nor another dimension: every map is at one d."
+SHOWS_NOT = (
+    "It does not show several random starts of joint EM or of the gradient methods, nor another dimension: all maps "
+    "are at one d."
+)
 
 
 def _map_over_noise(table):

@@ -27,11 +27,11 @@ def diagnose(
     """Numbers by name, and `notes`: which assumption fails and what that costs.
 
     Keys: `inputs_standard_normal`, `collinear_directions_dropped`, `collinear_inputs` (the columns of each, from 0),
-    `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of responsibilities), `classification_entropy` (theirs, in nats),
-    `expert_norms` and `gate_angle_degrees` for whitened inputs
-    (least angle between a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`; with moments,
-    `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`,
-    `spectral_status`; from a search, `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
+    `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of responsibilities),
+    `classification_entropy` (theirs, in nats), `expert_norms` and `gate_angle_degrees` for whitened inputs (least angle between
+    a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`; with moments, `transform_signal` by order
+    (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search,
+    `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
 
     `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
     """
