@@ -44,7 +44,9 @@ def test_likelihood_and_maximum_are_those_of_flexmix(tmp_path):
     assert done.returncode == 0, done.stderr
 
     theirs = float(done.stdout)
-    table = np.loadtxt(tmp_path / "parameters.txt")  # bias, coefficients, sigma, bias and coefficients of gates
+    table = np.loadtxt(
+        tmp_path / "parameters.txt"
+    )  # bias, coefficients, sigma, bias and coefficients of gates
     params = moejax.MoEParams(table[1:4].T, table[6:9].T, table[4], table[0], table[5])
     with jax.enable_x64(True):
         assert abs(float(moejax.log_likelihood(params, x, y, "linear")) - theirs) < 1e-6 * N**0.5

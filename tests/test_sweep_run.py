@@ -514,9 +514,9 @@ def test_killed_coordinators_resume(fake, tmp_path):
 @pytest.mark.slow
 def test_many_kills(fake, tmp_path):
     # the suite has minutes, so a few; MOEJAX_KILLS=30 for the whole trial
-    kill_and_resume(fake, tmp_path, kills=int(os.environ.get("MOEJAX_KILLS", "6")), workers=1)
+    kill_and_resume(fake, tmp_path, kills=int(os.environ.get("MOEJAX_KILLS", "4")), workers=1)
 
 
 @pytest.mark.slow
 def test_kills_with_worker_processes(fake, tmp_path):
-    kill_and_resume(fake, tmp_path, kills=3, workers=2)
+    kill_and_resume(fake, tmp_path, kills=2, workers=2)
