@@ -265,35 +265,43 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     has_children = num_starts >= FEWEST_FOR_CHILDREN and config.num_experts > 1
     size = min(POPULATION + YOUNG, num_starts + num_led)
     num_fresh = max(-(-(num_starts + num_led - size) // NEWCOMERS), 0)
-    starts = scaled_starts(start_key, small, config, size)
+    # one draw for all: each costs compile time
+    drawn = scaled_starts(start_key, small, config, size + num_fresh * NEWCOMERS)
+    starts = _rows(drawn, slice(size))
     if led is not None:
         starts = _rows(_together(led, starts), slice(size))
-    num_parents = min(POPULATION, size)
+    num_generations = max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1)
+    num_newcomers = NEWCOMERS if num_fresh or has_children else 0
+    num_parents = min(POPULATION, size) if num_newcomers else size
+    no_more = [(0, num_generations - num_fresh)]
 
-    def advance(grown: MoEParams, inputs: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, jax.Array]:
-        key, is_fresh = inputs
-        fresh_key, child_key = jax.random.split(key)
-        born = []
-        if num_fresh:
-            born.append(scaled_starts(fresh_key, small, config, NEWCOMERS))
+    def by_generation(leaf: jax.Array) -> jax.Array:
+        fresh = leaf[size:].reshape(num_fresh, NEWCOMERS, *leaf.shape[1:])
+        return jnp.pad(fresh, no_more + [(0, 0)] * leaf.ndim)
+
+    def advance(
+        grown: MoEParams, inputs: tuple[jax.Array, jax.Array, MoEParams]
+    ) -> tuple[MoEParams, jax.Array]:
+        key, is_fresh, born = inputs
+        if not num_newcomers:
+            return keep_best(*climb(grown, small, config, PASSES), size, same)
         if has_children:
-            born.append(children_of(child_key, _rows(grown, slice(num_parents)), NEWCOMERS))
-        if len(born) == 2:
-            born = [jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), *born)]
-        climbed, values = climb(_together(grown, *born), small, config, PASSES)
+            children = children_of(key, _rows(grown, slice(num_parents)), NEWCOMERS)
+            born = jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), born, children)
+        climbed, values = climb(_together(grown, born), small, config, PASSES)
         parents, parent_values = keep_best(_rows(climbed, slice(size)), values[:size], num_parents, same)
-        if not born:
-            return parents, parent_values
         # what was just born competes with its like, and only a generation later with those that had more passes
         young, _ = keep_best(_rows(climbed, slice(size, None)), values[size:], size - num_parents, same)
         return _together(parents, young), parent_values
 
-    num_generations = max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1)
     are_fresh = jnp.arange(num_generations) < num_fresh
-    population, values = jax.lax.scan(
-        advance, starts, (jax.random.split(search_key, num_generations), are_fresh)
+    generations = (
+        jax.random.split(search_key, num_generations),
+        are_fresh,
+        jax.tree.map(by_generation, drawn),
     )
-    num_passes = num_passes + num_generations * (size + NEWCOMERS * (has_children or num_fresh > 0)) * PASSES
+    population, values = jax.lax.scan(advance, starts, generations)
+    num_passes = num_passes + num_generations * (size + num_newcomers) * PASSES
 
     def finish_one(params: MoEParams) -> PolishRun | EMRun:
         if config.noise == "known":

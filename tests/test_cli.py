@@ -99,8 +99,8 @@ def test_fit_of_a_file_as_json(capsys, tmp_path):
     table = pd.DataFrame(x, columns=["left", "right"])
     table["y"] = np.where(rng.random(400) < 0.5, x[:, 0], x[:, 1]) + 0.1 * rng.normal(size=400)
     table.to_csv(tmp_path / "data.csv", index=False)
-    printed = run(capsys, "fit", str(tmp_path / "data.csv"), "--target", "y", "--num-experts", "2", "--json")
-    document = json.loads(printed)
+    options = ["--target", "y", "--num-experts", "2", "--method", "joint_em", "--json"]
+    document = json.loads(run(capsys, "fit", str(tmp_path / "data.csv"), *options))
     assert {expert["expert"] for expert in document["experts"]} == {1, 2}
     assert set(document["experts"][0]["coefficients"]) == {"left", "right"}
 

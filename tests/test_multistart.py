@@ -61,15 +61,20 @@ def test_reaches_the_best_of_many_random_starts(problem, optima):
 def test_weights_of_zero_are_no_samples(problem):
     few = dataclasses.replace(CONFIG, num_starts=2, num_experts=2)
     run = jax.jit(get_method("multistart"), static_argnums=2)
-    padded = Problem(
-        jnp.concatenate([problem.x, jnp.full((N, D), 7.0)]),
-        jnp.concatenate([problem.y, jnp.full(N, -50.0)]),
-        jnp.concatenate([problem.weights, jnp.zeros(N)]),
-        problem.noise_std,
-        None,
-    )
-    plain, other = run(jax.random.key(0), problem, few), run(jax.random.key(0), padded, few)
+
+    def padded(x, y):
+        return Problem(
+            jnp.concatenate([problem.x, jnp.full((N, D), x)]),
+            jnp.concatenate([problem.y, jnp.full(N, y)]),
+            jnp.concatenate([problem.weights, jnp.zeros(N)]),
+            problem.noise_std,
+            None,
+        )
+
+    plain, other = (run(jax.random.key(0), padded(*values), few) for values in ((0.0, 0.0), (7.0, -50.0)))
     np.testing.assert_allclose(np.nanmax(other.history), np.nanmax(plain.history), atol=1e-3)
+    expected = moejax.log_likelihood(plain.params, problem.x, problem.y, CONFIG.fn)
+    np.testing.assert_allclose(np.nanmax(plain.history), expected, atol=0.1)  # but for the ridge
 
 
 def test_keep_best_ranks_and_puts_repetitions_last():

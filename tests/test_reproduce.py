@@ -295,7 +295,10 @@ def test_every_experiment_of_the_repository_has_a_plan_and_the_quick_ones_share_
             spec = read_spec(experiment.spec_path, override_texts(experiment.overrides))
             assert spec.name == experiment.name
             assert spec.precision is None  # it could not run with the others
-            assert (spec.trials <= 20) == (experiment in quick) or experiment.name == "convergence"
+            assert (spec.trials <= 20) == (experiment in quick) or experiment.name in (
+                "convergence",
+                "phase-diagram",
+            )
     done = subprocess.run(
         [sys.executable, "-m", "moejax.cli", "reproduce", "--quick", "--dry-run", "--quiet", "--json"],
         capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},

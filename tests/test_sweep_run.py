@@ -508,11 +508,6 @@ def kill_and_resume(fake, tmp_path: Path, kills: int, workers: int) -> None:
 
 @pytest.mark.slow
 def test_killed_coordinators_resume(fake, tmp_path):
-    kill_and_resume(fake, tmp_path, kills=3, workers=1)
-
-
-@pytest.mark.slow
-def test_many_kills(fake, tmp_path):
     # the suite has minutes, so a few; MOEJAX_KILLS=30 for the whole trial
     kill_and_resume(fake, tmp_path, kills=int(os.environ.get("MOEJAX_KILLS", "4")), workers=1)
 
