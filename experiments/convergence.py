@@ -29,13 +29,13 @@ LABELS = {
 
 NUMBERS = {
     f"{method}_{activation}": Number(
-        f"activation == '{activation}' and num_experts == 3 and method == '{method}'", "passes"
+        f"activation == '{activation}' and num_experts == 3 and method == '{method}'", "passes", "mean"
     )
     for method in ("spectral_em", "joint_em")
     for activation in ("linear", "relu", "sigmoid")
 }
 SHOWS = (
-    "With k = 3 the median number of passes is {spectral_em_linear} (linear), {spectral_em_relu} (relu) and "
+    "With k = 3 the mean number of passes is {spectral_em_linear} (linear), {spectral_em_relu} (relu) and "
     "{spectral_em_sigmoid} (sigmoid) for spectral_em, and {joint_em_linear}, {joint_em_relu} and {joint_em_sigmoid} for "
     "joint EM from one random start."
 )
