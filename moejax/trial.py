@@ -342,24 +342,47 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
     Raises:
         ValueError: the fitted activation has no usable order at this noise.
     """
-    fit_activation = algorithm.fit_activation or data.activation
-    fit_num_experts = _num_fitted(data, algorithm)
+    return _static_spec(
+        data.activation,
+        data.dim,
+        data.num_experts,
+        max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
+        data.input_distribution,
+        data.noise_std,
+        algorithm,
+        registry_generation(),
+        tuple(registered_metrics().items()),
+    )
+
+
+@functools.lru_cache(maxsize=8192)  # the cells of a sweep share few
+def _static_spec(
+    activation: str,
+    dim: int,
+    num_experts: int,
+    padded_num_samples: int,
+    input_distribution: str,
+    noise_std: float,
+    algorithm: AlgorithmSettings,
+    generation: int,
+    metrics: tuple[tuple[str, Metric], ...],
+) -> TrialSpec:
+    fit_activation = algorithm.fit_activation or activation
+    fit_num_experts = num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
     return TrialSpec(
         method=algorithm.method,
-        activation=data.activation,
-        dim=data.dim,
-        num_experts=data.num_experts,
-        padded_num_samples=max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
-        input_distribution=data.input_distribution,
+        activation=activation,
+        dim=dim,
+        num_experts=num_experts,
+        padded_num_samples=padded_num_samples,
+        input_distribution=input_distribution,
         fit_activation=fit_activation,
         fit_num_experts=fit_num_experts,
         noise_knowledge=algorithm.noise_knowledge,
         transform=cast(TransformKind, algorithm.transform)
         if algorithm.noise_knowledge == "estimated"
         else None,
-        order=_order(
-            fit_activation, data.noise_std, algorithm, data.dim, fit_num_experts, registry_generation()
-        ),
+        order=_order(fit_activation, noise_std, algorithm, dim, fit_num_experts, generation),
         num_restarts=algorithm.num_restarts,
         num_starts=algorithm.num_starts,
         start=cast(Start, algorithm.start),
@@ -367,8 +390,8 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         max_iterations=algorithm.max_iterations,
         record_history="history" in algorithm.record,
         record_path="path" in algorithm.record,
-        registry_generation=registry_generation(),
-        metrics=tuple(registered_metrics().items()),
+        registry_generation=generation,
+        metrics=metrics,
     )
 
 

@@ -141,15 +141,22 @@ def _make_plan(
     cells: list[Cell] = []
     buckets: list[Bucket] = []
     duplicates = 0
+    data_values: tuple[Any, ...] | None = None
     for values in spec.settings():
-        data = core.DataSettings(**{name: values[name] for name in DATA_FIELDS if name in values})
-        chosen = tuple((name, values[name]) for name in values if name not in DATA_FIELDS)
+        if data_values is None:  # every cell has values of the same fields
+            data_names = [name for name in DATA_FIELDS if name in values]
+            other_names = [name for name in values if name not in DATA_FIELDS]
+        these = tuple([values[name] for name in data_names])
+        if these != data_values:  # methods, the last axis, share data
+            data_values = these
+            data = core.DataSettings(**dict(zip(data_names, these, strict=True)))
+            hashed = data_hashes.get(data)
+            if hashed is None:
+                hashed = data_hashes[data] = data_hash(data)
+        chosen = tuple([(name, values[name]) for name in other_names])
         algorithm = algorithms.get(chosen)
         if algorithm is None:
             algorithm = algorithms[chosen] = core.AlgorithmSettings(**dict(chosen))
-        hashed = data_hashes.get(data)
-        if hashed is None:
-            hashed = data_hashes[data] = data_hash(data)
         key = result_hash(hashed, algorithm, spec.seed, digest)
         if key in seen:
             duplicates += 1
