@@ -138,6 +138,26 @@ def test_equal_cells_run_once(fake, tmp_path):
     assert len(load(tmp_path / "run")) == 360
 
 
+def test_what_the_persistent_cache_holds_is_not_a_compilation():
+    constant = int.from_bytes(os.urandom(4)) / 2**32  # a program that no earlier run has left in the cache
+
+    def program(x):
+        return jax.numpy.sin(x) + constant
+
+    shortest = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        counts = []
+        for _ in range(2):
+            before, _ = chunk.compilations_so_far()
+            jax.jit(program)(np.ones(3))
+            counts.append(chunk.compilations_so_far()[0] - before)
+            jax.clear_caches()
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
+    assert counts == [1, 0]
+
+
 def test_compilations_are_counted_and_few(fake, tmp_path):
     """4 noise levels x 5 sample sizes in one bucket x 100 seeds: one compilation for each method."""
     bucket = ("noise_std=[0.1, 0.2, 0.3, 0.4]", "num_samples=[33, 40, 50, 60, 64]")

@@ -18,6 +18,8 @@ from moejax.sweep.hashing import trial_key
 from moejax.sweep.plugins import Plugin, run_plugin
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+"""A program was compiled, or loaded from the persistent cache: then it comes after the other event."""
+CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 RAISED = -1
 """Status of a trial whose chunk raised until the trial was alone (the core's own codes are not negative)."""
@@ -88,19 +90,24 @@ class ChunkResult:
 
 
 class _CompileClock:
-    """Counts the compilations of this process, and their seconds."""
+    """Counts the compilations of this process; the seconds are also those of loading from the persistent cache."""
 
     def __init__(self) -> None:
         import jax.monitoring
 
         self.seconds = 0.0
         self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        jax.monitoring.register_event_listener(self._on_event)
 
-    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+    def _on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILE_EVENT:
             self.seconds += duration_secs
             self.count += 1
+
+    def _on_event(self, event: str, **_: str | int) -> None:
+        if event == CACHE_HIT_EVENT:
+            self.count -= 1
 
 
 @functools.cache
@@ -109,7 +116,7 @@ def _compile_clock() -> _CompileClock:
 
 
 def compilations_so_far() -> tuple[int, float]:
-    """Compilations of this process since it first asked, and their seconds."""
+    """Compilations of this process since it first asked; seconds of them and of loading from the persistent cache."""
     clock = _compile_clock()
     return clock.count, clock.seconds
 

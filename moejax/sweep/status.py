@@ -29,7 +29,7 @@ _BUCKET_TIMES = """
 SELECT bucket,
        coalesce(sum(warm * size), sum(size)) AS size,
        coalesce(sum(warm * seconds), sum(seconds)) AS seconds
-FROM (SELECT bucket, size, wall_seconds - compile_seconds AS seconds, nullif(compilations = 0, 0) AS warm
+FROM (SELECT bucket, size, wall_seconds - compile_seconds AS seconds, nullif(compile_seconds = 0, 0) AS warm
       FROM chunks WHERE process > 0)
 GROUP BY bucket"""
 # A bucket's first chunk also traces and imports: it counts only while there is no other.
