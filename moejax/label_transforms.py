@@ -114,7 +114,8 @@ def posterior_table(noise_std: Array, labels: Array, *, xp: ModuleType) -> Poste
         log_density = log_prior[None] - 0.5 * ((block[:, None] - labels[None]) / noise_std) ** 2
         # e^-80 is nothing beside 1, and exponentials that underflow are slow
         density = xp.exp(xp.maximum(log_density - log_density.max(axis=1, keepdims=True), -80.0))
-        means.append(functions @ density.T / density.sum(axis=1)[None])
+        # not `functions @ density.T`: BLAS would use all cores for it, and wait for those that others are using
+        means.append(xp.einsum("fn,yn->fy", functions, density) / density.sum(axis=1)[None])
     table = xp.concatenate(means, axis=1)
     return PosteriorTable(start, step, table[:4], table[4], table[5:])
 

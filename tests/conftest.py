@@ -5,6 +5,9 @@ import os
 import tempfile
 from pathlib import Path
 
+# Read when NumPy is imported. The threads of two processes on two cores would wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax
 import jaxlib
 import pytest
