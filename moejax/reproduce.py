@@ -78,7 +78,7 @@ class RunFacts:
 
     spec_json: str
     runs: list[dict[str, Any]]
-    """Commit, dirty flag and trials of every run that contributed rows."""
+    """Commit, dirty flag, trials and XLA's flags of every run that contributed rows."""
     started: float
     wall_seconds: float
     worker_seconds: float
@@ -396,7 +396,7 @@ class _Session:
         chunks = load_chunks(folder)
         return table, RunFacts(
             spec_json=self.plans[experiment.name].spec.to_json(),
-            runs=[{"git": run["git"], "trials": run["trials"]} for run in runs],
+            runs=[{name: run[name] for name in ("git", "trials", "xla_flags")} for run in runs],
             started=runs[0]["started"] if runs else time.time(),
             wall_seconds=sum(run["wall_seconds"] or 0.0 for run in runs),
             worker_seconds=float(chunks["wall_seconds"].sum()),
@@ -416,7 +416,13 @@ class _Session:
         table = run.table if extend is None else extend(run.table, self.folder(experiment))
         return table, RunFacts(
             spec_json=self.study_specs[experiment.name].to_json(),
-            runs=[{"git": git_state(Path(__file__).parent), "trials": len(run.table)}],
+            runs=[
+                {
+                    "git": git_state(Path(__file__).parent),
+                    "trials": len(run.table),
+                    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+                }
+            ],
             started=run.started,
             wall_seconds=time.monotonic() - started,
             worker_seconds=run.worker_seconds,
