@@ -109,6 +109,6 @@ def figure(table):
         ncols=3,
         frameon=False,
         fontsize=9,
-        title="hollow: extrapolated (d = 10, k = 3, σ = 0.1)",
+        title="Label transform and refinement (d = 10, k = 3, σ = 0.1); hollow: extrapolated",
     )
     return figure
