@@ -2,17 +2,6 @@
 # (pandas has no annotations of its own that tell a Series from a DataFrame)
 """`moejax reproduce`: every figure and table of experiments/, from nothing but the repository.
 
-An experiment is one Python file:
-
-    SPEC = "sweeps/noise.toml"            # relative to the root
-    QUICK = {"trials": 10, ...}           # what --quick changes in it
-    def figure(table): ...                # results/NAME/table.csv, read back -> a matplotlib Figure
-
-and may have `SHOWS` and `SHOWS_NOT` (a sentence each, for the gallery), `NUMBERS` (those in its sentences, see `moejax.claims`),
-`summary(table) -> DataFrame` (summary.csv), `SECONDS = True` (a column of compute
-seconds), `extend(table, folder)` (columns from the store's arrays, by `result_hash` and `trial`), or `run_cell(cell) ->
-DataFrame` with `PROGRAM`, `PRECISION` and `compiles` where it is no recovery sweep (see `moejax.sweep.study`).
-
 Stores are in runs/NAME, where a second call finds what is done; results are in results/NAME: table.csv, figure.png, figure.pdf,
 claims.json, manifest.json. A quick run does not replace the results of a full one: it then writes to runs/quick/results.
 """
@@ -20,15 +9,10 @@ claims.json, manifest.json. A quick run does not replace the results of a full o
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import time
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from moejax.sweep.fields import nearest
-from moejax.sweep.places import SpecError
+from moejax.experiment import Experiment, load_experiments, override_texts
+from moejax.results import RunFacts, read_manifest, write_gallery, write_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,99 +29,7 @@ if TYPE_CHECKING:
     from moejax.sweep.plan import Plan
     from moejax.sweep.study import StudySpec, StudyUnit
 
-EXPERIMENTS_FOLDER, RESULTS_FOLDER, RUNS_FOLDER = "experiments", "results", "runs"
-MANIFEST_NAME = "manifest.json"
-PACKAGES = ("moejax", "jax", "jaxlib", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "optax")
-SIGNIFICANT_DIGITS = 7
-"""Of numbers in table.csv: what single precision holds."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """One file of experiments/, checked, with its spec as it will be run."""
-
-    module: types.ModuleType
-    path: Path
-    spec_path: Path
-    overrides: dict[str, Any]
-    name: str
-
-    @property
-    def is_study(self) -> bool:
-        """Whether it brings its own function instead of a sweep."""
-        return hasattr(self.module, "run_cell")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An optional name of the module."""
-        return getattr(self.module, name, default)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunFacts:
-    """How the rows of an experiment were made."""
-
-    spec_json: str
-    runs: list[dict[str, Any]]
-    """Commit, dirty flag, trials and XLA's flags of every run that contributed rows."""
-    started: float
-    wall_seconds: float
-    worker_seconds: float
-    compile_seconds: float
-    compilations: int
-    precision: str
-    workers: str
-
-
-def load_experiments(
-    root: Path, names: Sequence[str] = (), *, quick: bool = False, seed: int | None = None
-) -> list[Experiment]:
-    """The experiments of a root folder, or those that are named, in alphabetical order.
-
-    Raises:
-        ValueError: there are none, a name is unknown, or a file has no SPEC or figure.
-    """
-    from moejax.sweep.study import load_experiment
-
-    files = sorted((root / EXPERIMENTS_FOLDER).glob("*.py"))
-    files = [file for file in files if not file.name.startswith("_")]
-    if not files:
-        raise ValueError(
-            f"--root {root}: no experiments there: expected {EXPERIMENTS_FOLDER}/*.py, each with SPEC and figure(table)"
-        )
-    known = {file.stem.replace("_", "-"): file for file in files}
-    asked = [name.replace("_", "-") for name in names]
-    for name, given in zip(asked, names, strict=True):
-        if name not in known:
-            raise ValueError(f"{given}: no such experiment; {nearest(name, known)}")
-    experiments = []
-    for name, file in known.items():
-        if asked and name not in asked:
-            continue
-        module = load_experiment(file)
-        for needed in ("SPEC", "figure"):
-            if not hasattr(module, needed):
-                raise ValueError(f"{file}: expected SPEC and figure(table), got no {needed}")
-        spec_path = _spec_path(module.SPEC, root, file, name)
-        overrides = dict(getattr(module, "QUICK", {})) if quick else {}
-        if seed is not None:
-            overrides["seed"] = seed
-        experiments.append(Experiment(module, file, spec_path, overrides, name))
-    return experiments
-
-
-def _spec_path(spec: Any, root: Path, file: Path, name: str) -> Path:
-    """The file that SPEC names, relative to the root or to the experiment."""
-    if not isinstance(spec, str | Path):
-        raise SpecError(f"{file}: SPEC: expected the path of a TOML file, got {type(spec).__name__}")
-    for folder in (root, file.parent):
-        if (folder / spec).is_file():
-            return folder / spec
-    raise SpecError(f"{root / spec}: cannot read the spec of the experiment {name}: no such file")
-
-
-def override_texts(overrides: dict[str, Any]) -> tuple[str, ...]:
-    """The overrides as `moejax sweep --set` takes them."""
-    return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+RESULTS_FOLDER, RUNS_FOLDER = "results", "runs"
 
 
 def reproduce(
@@ -307,7 +199,7 @@ class _Session:
     def _last_time(self, experiment: Experiment) -> str:
         from moejax.sweep.progress import duration
 
-        manifest = _read_manifest(self.root / RESULTS_FOLDER / experiment.name)
+        manifest = read_manifest(self.root / RESULTS_FOLDER / experiment.name)
         if manifest is None or manifest.get("quick") or "wall_seconds" not in manifest:
             return ""
         return duration(manifest["wall_seconds"])
@@ -326,7 +218,13 @@ class _Session:
 
         def finish(experiment: Experiment, table: pd.DataFrame, facts: RunFacts) -> None:
             try:
-                written.append(self._write(experiment, table, facts, folder / experiment.name))
+                command = shlex.join(_canonical_command([experiment.name], self.quick, self.seed))
+                results = folder / experiment.name
+                write_results(
+                    experiment, table, facts, results, command=command, quick=self.quick, root=self.root
+                )
+                written.append(results)
+                self.notes.print(f"  written: {results}", soft_wrap=True)
             except Exception as error:  # an experiment's own code may raise anything: the others go on
                 if os.environ.get("MOEJAX_TRACEBACK"):
                     raise
@@ -353,7 +251,7 @@ class _Session:
             executor.end()
         if self.place.workers > 1:  # else this process is the worker, and its compilations are counted
             compilations += compilations_so_far()[0] - compiled_before
-        write_gallery(folder, load_experiments(self.root, quick=self.quick), self.root)
+        write_gallery(folder, load_experiments(self.root, quick=self.quick))
         seconds = time.monotonic() - started
         self.tables.print(
             f"{len(written)} experiments in {duration(seconds)}, {compilations} compilations; "
@@ -439,64 +337,10 @@ class _Session:
         if self.seed is not None:
             return self.root / RUNS_FOLDER / f"seed-{self.seed}" / RESULTS_FOLDER
         folder = self.root / RESULTS_FOLDER
-        manifests = [_read_manifest(folder / experiment.name) for experiment in self.sweeps + self.studies]
+        manifests = [read_manifest(folder / experiment.name) for experiment in self.sweeps + self.studies]
         if self.quick and any(manifest is not None and not manifest.get("quick") for manifest in manifests):
             return self.root / RUNS_FOLDER / "quick" / RESULTS_FOLDER
         return folder
-
-    def _write(self, experiment: Experiment, table: pd.DataFrame, facts: RunFacts, folder: Path) -> Path:
-        """table.csv first; everything else is made from it, read back."""
-        from moejax.claims import SUMMARY_NAME, TABLE_NAME, claims_json, read_results, render
-
-        folder.mkdir(parents=True, exist_ok=True)
-        write_table(table, folder / TABLE_NAME)
-        table = read_results(folder)[TABLE_NAME]
-        summary = experiment.get("summary")
-        if summary is not None:
-            write_table(summary(table), folder / SUMMARY_NAME)
-        save_figure(experiment.module.figure(table), folder)
-        sentence, claims = render(
-            experiment.get("SHOWS", ""), experiment.get("NUMBERS", {}), read_results(folder)
-        )
-        _write_json(folder / "claims.json", claims_json(sentence, claims))
-        _write_json(folder / MANIFEST_NAME, self._manifest(experiment, table, facts))
-        self.notes.print(f"  written: {folder}", soft_wrap=True)
-        return folder
-
-    def _manifest(self, experiment: Experiment, table: pd.DataFrame, facts: RunFacts) -> dict[str, Any]:
-        from moejax.sweep.provenance import git_state, processor_name
-
-        text = experiment.spec_path.read_text(encoding="utf-8")
-        reasons = table.loc[table["status"] != 0, "reason"] if "status" in table else None
-        failed = 0 if reasons is None else len(reasons)
-        counted = {} if reasons is None else {str(k): int(v) for k, v in reasons.value_counts().items()}
-        started = datetime.datetime.fromtimestamp(facts.started, datetime.UTC)
-        return {
-            "name": experiment.name,
-            "command": shlex.join(_canonical_command([experiment.name], self.quick, self.seed)),
-            "quick": self.quick,
-            "spec_file": _relative(experiment.spec_path, self.root),
-            "spec_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "spec_text": text,
-            "overrides": list(override_texts(experiment.overrides)),
-            "spec": json.loads(facts.spec_json),
-            "git": git_state(Path(__file__).parent),
-            "runs": facts.runs,
-            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-            "precision": facts.precision,
-            "system": platform.platform(),
-            "processor": processor_name(),
-            "cores": os.cpu_count(),
-            "workers": facts.workers,
-            "rows": len(table),
-            "not_ok": failed,
-            "not_ok_reasons": counted,
-            "started": started.isoformat(timespec="seconds"),
-            "wall_seconds": round(facts.wall_seconds, 1),
-            "worker_seconds": round(facts.worker_seconds, 1),
-            "compile_seconds": round(facts.compile_seconds, 1),
-            "compilations": facts.compilations,
-        }
 
 
 def _plain_worker_settings() -> Any:
@@ -508,90 +352,3 @@ def _plain_worker_settings() -> Any:
         enable_x64=bool(jax.config.values["jax_enable_x64"]),
         compilation_cache_dir=jax.config.values["jax_compilation_cache_dir"],
     )
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """A CSV with seven significant digits; lists as text."""
-    for name in table:
-        if table[name].map(lambda value: isinstance(value, tuple | list)).any():
-            table = table.assign(
-                **{
-                    str(name): table[name].map(
-                        lambda v: json.dumps(list(v)) if isinstance(v, tuple | list) else v
-                    )
-                }
-            )
-    table.to_csv(path, index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
-
-
-def save_figure(figure: Any, folder: Path) -> None:
-    """figure.png and figure.pdf, the same bytes for the same figure.
-
-    Raises:
-        ValueError: it is no matplotlib Figure.
-    """
-    from matplotlib.figure import Figure
-
-    if not isinstance(figure, Figure):
-        raise ValueError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
-    figure.savefig(folder / "figure.png", dpi=150, metadata={"Software": None})
-    figure.savefig(folder / "figure.pdf", metadata={"CreationDate": None})
-
-
-def write_gallery(folder: Path, experiments: Sequence[Experiment], root: Path) -> None:
-    """README.md of a results folder: every figure that is there, with what it shows and does not show."""
-    from moejax.claims import MISSING
-
-    lines = [
-        "# Results",
-        "",
-        "Made by `moejax reproduce`; this page too. Every number is followed by its Monte Carlo standard error and comes from",
-        "the table that is named beside it; `claims.json` says which rows.",
-        "",
-    ]
-    for experiment in experiments:
-        results = folder / experiment.name
-        manifest = _read_manifest(results)
-        if manifest is None or not (results / "claims.json").is_file():
-            continue
-        shows = json.loads((results / "claims.json").read_text(encoding="utf-8"))["text"]
-        shows = "" if MISSING in shows else shows  # a quick run may lack the rows
-        name, quick = experiment.name, " (quick run)" if manifest["quick"] else ""
-        source = f"[{name}/claims.json]({name}/claims.json)"
-        lines += [
-            f"## {name}{quick}",
-            "",
-            f"![{name}]({name}/figure.png)",
-            "",
-            *([f"{shows} {source}", ""] if shows else []),
-            *([experiment.get("SHOWS_NOT"), ""] if experiment.get("SHOWS_NOT") else []),
-            f"`{manifest['command']}` · [table]({name}/table.csv) · [PDF]({name}/figure.pdf) · [manifest]({name}/{MANIFEST_NAME})",
-            "",
-        ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a results folder."""
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(
-        json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-
-
-def _relative(path: Path, root: Path) -> str:
-    path, root = path.resolve(), root.resolve()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from moejax.claims import read_results, render
-from moejax.reproduce import load_experiments
+from moejax.experiment import load_experiments
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = sorted((ROOT / "results").glob("*/claims.json"))

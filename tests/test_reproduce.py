@@ -18,7 +18,8 @@ import pytest
 
 from moejax import cli
 from moejax.claims import Number, compute, render
-from moejax.reproduce import load_experiments, override_texts, reproduce
+from moejax.experiment import load_experiments, override_texts
+from moejax.reproduce import reproduce
 from moejax.sweep import commands, load
 from moejax.sweep.plan import make_plan
 from moejax.sweep.spec import parse_spec, read_spec
