@@ -20,7 +20,10 @@ SHOWS = (
     "{joint_em_tanh} (tanh) for joint EM from one random start, {spectral_em_linear} and {spectral_em_tanh} for "
     "spectral_em, and {spectral_linear} and {spectral_tanh} for moments alone."
 )
-SHOWS_NOT = "It does not show what more random starts would buy: that is the experiment restarts."
+SHOWS_NOT = (
+    "It does not show what more random starts would buy, or more than the 100 passes that each method has here: "
+    "that is the experiment restarts."
+)
 
 
 def figure(table):
