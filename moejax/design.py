@@ -63,6 +63,31 @@ def sample_blocks(
     )
 
 
+class SampleScale(NamedTuple):
+    """What the weights w of a sample say of its size."""
+
+    mean_weight: jax.Array
+    """() sum w^2 / sum w, by weight."""
+    effective: jax.Array
+    """() (sum w)^2 / sum w^2 samples, whatever the scale of the weights (Kish 1965)."""
+
+    @property
+    def unit(self) -> jax.Array:
+        """() nats that count as one sample's: 1, or less where weights are no counts but a share each."""
+        return jnp.minimum(self.mean_weight, 1.0)
+
+    @property
+    def num_samples(self) -> jax.Array:
+        """() samples, with a weight above 1 as a number of equal rows."""
+        return self.effective * jnp.maximum(self.mean_weight, 1.0)
+
+
+def sample_scale(weights: jax.Array) -> SampleScale:
+    """The scale of weights (n,), of which one at least is positive."""
+    total, squares = weights.sum(), jnp.sum(weights**2)
+    return SampleScale(squares / total, total**2 / squares)
+
+
 def sum_over_blocks(sums_of: Callable[..., Any], blocks: SampleBlocks) -> Any:
     """The sum over the used blocks of `sums_of(design (D, B), y (B,), weights (B,))`, a pytree."""
 

@@ -24,7 +24,7 @@ from moejax.activations import (
     activation_name,
     get_activation,
 )
-from moejax.design import sample_blocks
+from moejax.design import sample_blocks, sample_scale
 from moejax.diagnostics import diagnose
 from moejax.em import RIDGE, NoiseModel
 from moejax.information import (
@@ -86,7 +86,8 @@ class FitResult:
     """"ok", or why the result is not to be trusted."""
     standard_errors: MoEParams | None = None
     """Of every parameter, in its unit: 0 where it was not estimated, NaN where the data leave it undetermined. None where the
-    estimate is not at a maximum of the likelihood, for which they are derived."""
+    estimate is not at a maximum of the likelihood, for which they are derived. Along directions in which the inputs do not vary
+    (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice: the errors are of the rest."""
     selection: pd.DataFrame | None = None
     """Where several numbers of experts were tried: a row for each with its criteria (see `moejax.selection`)."""
 
@@ -136,7 +137,8 @@ class _Uncertainty(NamedTuple):
     condition: jax.Array
     """() of the observed information."""
     shortfall: jax.Array
-    """() nats by which the estimate is below the maximum of the likelihood with its ridge, by a quadratic model."""
+    """() nats by which the estimate is below the maximum of the likelihood with its ridge, by a quadratic model; of a sample of
+    mean weight one with the sandwich, whose weights have no scale."""
 
 
 @functools.partial(jax.jit, static_argnames=("fn", "noise", "fit_intercept", "kind", "ridge"))
@@ -156,7 +158,11 @@ def _uncertainty(
         of = covariance(params, problem.x, problem.y, fn, weights=problem.weights, kind=kind, **free)
         blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=fit_intercept)
         curvature = likelihood_curvature(params, blocks, fn=fn, ridge=ridge * problem.weights.sum(), **free)
-        shortfall = 0.5 * curvature.gradient @ of.matrix @ curvature.gradient
+        observed = of
+        if kind != "observed":
+            observed = covariance(params, problem.x, problem.y, fn, weights=problem.weights, **free)
+        shortfall = 0.5 * curvature.gradient @ observed.matrix @ curvature.gradient
+        shortfall = shortfall / (1.0 if kind == "observed" else sample_scale(problem.weights).mean_weight)
         errors = standard_errors(
             of, params, transform=lambda p: params_in_input_units(p, mean, matrix), **free
         )

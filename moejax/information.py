@@ -33,7 +33,14 @@ from moejax.activations import (
     activation_facts,
     get_activation,
 )
-from moejax.design import block_matrix, predictors_of, sample_blocks, sum_over_blocks, weighted_gram
+from moejax.design import (
+    block_matrix,
+    predictors_of,
+    sample_blocks,
+    sample_scale,
+    sum_over_blocks,
+    weighted_gram,
+)
 from moejax.em import NoiseModel
 from moejax.gaussian import gaussian_grid
 from moejax.model import MoEParams
@@ -205,16 +212,18 @@ def observed_information(
     *,
     noise: NoiseModel,
     fit_intercept: bool,
+    num_samples: jax.Array | None = None,
 ) -> jax.Array:
     """(P, P): H = minus the Hessian of sum_j weights_j log p(y_j | x_j), without ridge.
 
-    For a g with kinks, its derivatives are averaged over the standard error of a linear predictor (see the module).
+    For a g with kinks, its derivatives are averaged over the standard error of a linear predictor (see the module), that of
+    `num_samples` () samples; None: a weight is a number of equal rows.
     """
     fn = get_activation(activation)
     width = None
     if activation_facts(fn).kinked:
-        effective = weights.sum() ** 2 / jnp.sum(weights**2)
-        width = params.noise_std.min() * jnp.sqrt(params.experts.size / effective)
+        num_samples = sample_scale(weights).num_samples if num_samples is None else num_samples
+        width = params.noise_std.min() * jnp.sqrt(params.experts.size / num_samples)
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     curvature = likelihood_curvature(
         params, blocks, fn=fn, noise=noise, fit_intercept=fit_intercept, width=width
@@ -275,9 +284,10 @@ def covariance(
         raise ValueError(f"kind: expected {' or '.join(map(repr, COVARIANCE_KINDS))}, got {kind!r}")
     weights = jnp.ones_like(y) if weights is None else weights
     free: dict[str, Any] = {"noise": noise, "fit_intercept": fit_intercept}
-    bread = _inverse(observed_information(params, x, y, weights, activation, **free))
     if kind == "observed":
-        return bread
+        return _inverse(observed_information(params, x, y, weights, activation, **free))
+    size = sample_scale(weights).effective
+    bread = _inverse(observed_information(params, x, y, weights, activation, num_samples=size, **free))
     filling = score_outer_products(params, x, y, weights**2, activation, **free)
     return bread._replace(matrix=bread.matrix @ filling @ bread.matrix)
 

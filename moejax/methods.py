@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from moejax.activations import ScalarFunction
 from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
 from moejax.gaussian import standard_normal
-from moejax.model import MoEParams, gate_logits, unit_rows
+from moejax.model import MoEParams, unit_rows
 from moejax.polish import polish
-from moejax.residual import NUM_PASSES, residual_estimate
+from moejax.residual import NUM_PASSES, mean_gates, residual_estimate
 from moejax.score_tensors import LogDensity
 from moejax.spectral import (
     NOT_FINITE,
@@ -218,12 +218,6 @@ def random_starts(
     return starts._replace(expert_bias=draws[..., -1]) if crowded and config.fit_intercept else starts
 
 
-def mean_gates(params: MoEParams, problem: Problem) -> jax.Array:
-    """(k,): the weighted mean over the sample of P_i(x)."""
-    probabilities = jax.nn.softmax(gate_logits(params, problem.x).T, axis=0)
-    return probabilities @ problem.weights / problem.weights.sum()
-
-
 MOMENT_PASSES = 2
 """Over the data: the second moment, then the tensor that it whitens."""
 
@@ -341,7 +335,9 @@ def finish(
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, OK, NOT_CONVERGED)
     status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
-    return MethodResult(params, mean_gates(params, problem), history, num_iterations, status, spectral)
+    return MethodResult(
+        params, mean_gates(params, problem.x, problem.weights), history, num_iterations, status, spectral
+    )
 
 
 def with_path(result: MethodResult, config: MethodConfig, *stages: MoEParams | None) -> MethodResult:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.activations import activation_facts
+from moejax.design import sample_scale
 from moejax.em import EMRun, gating_em, joint_em
 from moejax.gaussian import standard_normal
 from moejax.methods import (
@@ -131,12 +132,12 @@ def climb(
 def keep_best(
     params: MoEParams, values: jax.Array, count: int, same: jax.Array | float
 ) -> tuple[MoEParams, jax.Array]:
-    """The `count` best of (s, ...) mixtures, best first, but those within `same` of a better one last."""
+    """The `count` best of (s, ...) mixtures, best first; those within `same` of a better one come last, with minus infinity."""
     order = jnp.argsort(-values)
     ranked = values[order]
     repeated = jnp.concatenate([jnp.zeros(1, bool), ranked[:-1] - ranked[1:] < same])
-    kept = order[jnp.argsort(repeated, stable=True)][:count]
-    return _rows(params, kept), values[kept]
+    kept = jnp.argsort(repeated, stable=True)[:count]
+    return _rows(params, order[kept]), jnp.where(repeated, -jnp.inf, ranked)[kept]
 
 
 def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
@@ -241,13 +242,6 @@ def spectral_starts(
     return runs.params, estimates[0], num_passes + runs.num_steps.sum(dtype=jnp.int32)
 
 
-def _distinct(values: jax.Array) -> jax.Array:
-    """Values in the order of `keep_best`, with minus infinity for the repetitions at their end."""
-    lowest = jax.lax.cummin(values)
-    falls = jnp.concatenate([jnp.ones(1, bool), values[1:] < lowest[:-1]])
-    return jnp.where(falls, values, -jnp.inf)
-
-
 def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """The best of spectral and random starts and of moves from there, polished (see the module).
 
@@ -258,7 +252,8 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
     num_starts = DEFAULT_STARTS if config.num_starts is None else config.num_starts
     small = search_sample(sample_key, problem)
-    same = SAME_OPTIMUM * jnp.sqrt(small.weights.sum())
+    scale = sample_scale(small.weights)
+    same = SAME_OPTIMUM * scale.unit * jnp.sqrt(scale.num_samples)
     led, estimate, num_passes = spectral_starts(spectral_key, problem, small, config)
     num_led = 0 if led is None else led.noise_std.shape[0]
 
@@ -272,7 +267,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
         starts = _rows(_together(led, starts), slice(size))
     num_generations = max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1)
     num_newcomers = NEWCOMERS if num_fresh or has_children else 0
-    num_parents = min(POPULATION, size) if num_newcomers else size
+    num_parents = min(POPULATION, size // 2) if num_newcomers else size
     no_more = [(0, num_generations - num_fresh)]
 
     def by_generation(leaf: jax.Array) -> jax.Array:
@@ -326,7 +321,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     run = jax.tree.map(lambda leaf: leaf[best], runs)
     num_passes = num_passes + runs.num_steps.sum(dtype=jnp.int32)
     result = finish(run.params, run.history, num_passes, run.converged, problem, estimate)
-    return with_path(result._replace(optima=_distinct(values[-1])), config, run.path)
+    return with_path(result._replace(optima=values[-1]), config, run.path)
 
 
 register_method("multistart", multistart, moments="optional", several_outputs=True)

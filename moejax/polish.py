@@ -31,6 +31,7 @@ from moejax.design import (
     params_of,
     predictors_of,
     sample_blocks,
+    sample_scale,
     sum_over_blocks,
     weighted_gram,
 )
@@ -323,10 +324,13 @@ def polish(
         noise: "known" keeps noise_std, "shared" fits one, "per_expert" fits k.
         fit_intercept: whether biases are fitted.
         ridge: on the gates, relative to the sample size.
-        tolerance: in nats: converged when the next step promises less than this; 1e-4 is a hundredth of a standard error.
+        tolerance: in nats: converged when the next step promises less than this; 1e-4 is a hundredth of a standard error. In
+            nats of a sample of mean weight where that is below one (see `design.SampleScale`).
         record_path: keep every point.
     """
     total_ridge = ridge * weights.sum()
+    scale = sample_scale(weights)
+    tolerance_here = jnp.asarray(tolerance, x.dtype) * scale.unit
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     kinked = activation_facts(fn).kinked
 
@@ -357,7 +361,9 @@ def polish(
         step = damped_step(now, damping)
         settled = (width <= widest / KINK_RANGE) if kinked else True
         # short of the maximum by what the next step promises; a step shortened after a failure promises less than that
-        done = settled & step.found & (accept | (promised < tolerance)) & (step.promised < tolerance)
+        short = (accept | (promised < tolerance_here)) & (step.promised < tolerance_here)
+        done = settled & step.found & short
+        done &= jnp.isfinite(now.log_likelihood)
         return (
             _Ascent(free, now, damping, step, count + 1),
             (now.log_likelihood, free if record_path else None),
@@ -365,7 +371,7 @@ def polish(
         )
 
     free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
-    widest = params.noise_std.min() * jnp.sqrt(params.experts.size / weights.sum())
+    widest = params.noise_std.min() * jnp.sqrt(params.experts.size / scale.num_samples)
     square, zero = jnp.zeros((free.shape[0],) * 2, x.dtype), jnp.zeros((), x.dtype)
     nowhere = Curvature(jnp.full_like(zero, -jnp.inf), jnp.zeros_like(free), square, square)
     no_step = DampedStep(jnp.zeros_like(free), zero, zero, jnp.asarray(False))

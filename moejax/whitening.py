@@ -62,7 +62,7 @@ def input_map(x: np.ndarray, weights: np.ndarray, *, centre: bool) -> InputMap:
     scale = np.sqrt(share @ (x - mean) ** 2)
     scaled = (x - mean) / scale
     values, vectors = np.linalg.eigh((scaled * share[:, None]).T @ scaled)
-    kept = varying(values, vectors, scaled)
+    kept = varying(values, vectors, scaled[weights > 0])
     matrix = vectors[:, kept] / np.sqrt(values[kept])
     if kept.all():  # the symmetric root keeps every input recognisable
         matrix = (vectors / np.sqrt(values)) @ vectors.T

@@ -221,6 +221,28 @@ def test_joint_em_never_lowers_the_likelihood(noise):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["tanh", "softplus"])
+def test_joint_em_ends_where_the_gradient_of_the_likelihood_vanishes(name):
+    """The history alone proves little: it is that of the best point so far."""
+    params, x, y = drawn(name)
+    start = zero_gates(params)._replace(experts=params.experts + 0.2)
+    run = run_joint(start, x, y, jnp.ones(N), jnp.asarray(1e-12), name=name, num_steps=4000)
+    assert bool(run.converged)
+
+    def objective(free):
+        gates = jnp.concatenate([free.gating, free.gating_bias[:, None]], axis=1)
+        penalty = 0.5 * jnp.sum((gates - gates.mean(axis=0, keepdims=True)) ** 2)
+        return log_likelihood(free, x, y, name) - RIDGE * N * penalty
+
+    before, after = (jax.jit(jax.grad(objective))(at) for at in (start, run.params))
+    before, after = (at._replace(noise_std=at.noise_std.sum(keepdims=True)) for at in (before, after))
+    largest = max(float(jnp.abs(leaf).max()) for leaf in before)
+    assert largest > 100
+    for leaf in after:
+        assert float(jnp.abs(leaf).max()) < 1e-4 * largest
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [pytest.param("shared", marks=pytest.mark.slow), "per_expert"])
 def test_one_joint_step_of_linear_experts_is_weighted_least_squares(noise):
     params, x, y = drawn("linear")

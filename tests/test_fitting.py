@@ -225,3 +225,28 @@ def test_bad_input_is_one_line_that_names_it(x, y, options, words):
     assert "\n" not in message
     for word in words:
         assert word in message, message
+
+
+@pytest.mark.slow
+def test_sandwich_errors_do_not_depend_on_the_scale_of_the_weights():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2))
+    means = np.where(rng.random(400) < 0.5, np.maximum(x @ [1.0, 0.5], 0), np.maximum(x @ [-1.0, 0.7], 0))
+    y = means + 0.1 * rng.normal(size=400)
+    plain, large, shares = (
+        fit(
+            jax.random.key(0),
+            x,
+            y,
+            num_experts=2,
+            activation="relu",
+            method="joint_em",
+            max_iterations=300,
+            weights=np.full(400, weight),
+            covariance="sandwich",
+        ).standard_errors
+        for weight in (1.0, 1e4, 1 / 400)
+    )
+    assert plain is not None
+    for other in (large, shares):
+        np.testing.assert_allclose(other.experts, plain.experts, rtol=1e-4)

@@ -171,6 +171,17 @@ def test_sandwich_is_its_formula(noise):
     assert float(got.condition) == pytest.approx(np.linalg.cond(information / np.outer(unit, unit)), rel=1e-6)
 
 
+def test_weights_count_rows_where_there_are_kinks():
+    params, (x, y) = truth(), drawn("relu")
+    counts = np.random.default_rng(4).integers(0, 9, len(y))
+    rows = np.repeat(np.arange(len(y)), counts)
+    weighted, repeated = (
+        covariance_of(params, x[of], y[of], jnp.asarray(weights, float), "relu").matrix
+        for of, weights in ((slice(None), counts), (rows, np.ones(len(rows))))
+    )
+    np.testing.assert_allclose(weighted, repeated, rtol=1e-9)
+
+
 def test_weights_count_rows():
     params, (x, y) = truth(), drawn()
     counts = np.random.default_rng(4).integers(0, 4, len(y))

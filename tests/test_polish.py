@@ -187,6 +187,26 @@ def test_polish_reaches_scipys_maximum(noise):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["tanh", "relu"])
+def test_weights_that_are_shares_give_the_maximum_of_weights_that_are_one(name):
+    params, x, y = drawn(name)
+    start = perturbed(params, 0.2)
+    counts, shares = (run(start, x, y, jnp.full(N, weight), name=name) for weight in (1.0, 1 / N))
+    assert int(shares.num_steps) == int(counts.num_steps)
+    assert bool(shares.converged)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), shares.params, counts.params
+    )
+
+
+def test_a_start_without_a_likelihood_does_not_converge():
+    params, x, y = drawn("tanh")
+    ended = run(params._replace(noise_std=jnp.full(K, 1e-170)), x, y, jnp.ones(N))
+    assert not np.isfinite(float(ended.log_likelihood))
+    assert not bool(ended.converged)
+
+
+@pytest.mark.slow
 def test_polish_never_decreases_from_far_away_in_any_lane():
     params, x, y = drawn("tanh")
     starts = jax.tree.map(

@@ -39,3 +39,9 @@ def test_counts_and_indicators_are_kept():
 def test_a_full_set_of_indicators_loses_a_direction():
     x = np.eye(4)[np.random.default_rng(0).integers(0, 4, N)]
     assert whitened(x).dependent == ((0, 1, 2, 3),)
+
+
+def test_rows_of_no_weight_say_nothing_of_rounding():
+    shares = np.random.default_rng(0).dirichlet(np.ones(5), size=N).round(3)
+    x = np.vstack([shares, shares[:1] + 1e-4])
+    assert input_map(x, np.append(np.ones(N), 0.0), centre=True).dropped == 1
