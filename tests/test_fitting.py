@@ -234,7 +234,7 @@ def test_sandwich_errors_do_not_depend_on_the_scale_of_the_weights():
     means = np.where(rng.random(400) < 0.5, np.maximum(x @ [1.0, 0.5], 0), np.maximum(x @ [-1.0, 0.7], 0))
     y = means + 0.1 * rng.normal(size=400)
     plain, large, shares = (
-        fit(
+        moejax.fit(
             jax.random.key(0),
             x,
             y,
