@@ -40,7 +40,7 @@ SHOWS = (
     "joint EM from one random start."
 )
 SHOWS_NOT = (
-    "It does not show the cost of the moments, which are one pass more, nor whether the likelihood that is reached is "
+    "It does not show the cost of the moments, which are two passes more, nor whether the likelihood that is reached is "
     "the best one: a run that ends at a poor optimum has converged too."
 )
 

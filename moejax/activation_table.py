@@ -102,11 +102,20 @@ def activation_rows(which: str | None, noise_std: float) -> list[dict[str, Any]]
     return [activation_row(load_function(which) if ":" in which else which, noise_std)]
 
 
-def _leading_ratio(fn: ScalarFunction, noise_std: float, order: int) -> tuple[float, ...]:
-    """(c_m of the polynomial with leading coefficient 1, then its next lower coefficients)."""
-    coefficients = transform_on_host(fn, noise_std, order, "polynomial", REFERENCE_NUM_EXPERTS).coefficients
-    leading = coefficients[order]
-    return (float(1.0 / leading), *(float(coefficients[r] / leading) for r in range(order - 1, 0, -1)))
+NO_SIGNAL = 1e12
+"""E[l^2] at c_m = 1 from which on c_m is zero but for rounding."""
+
+
+def _leading_ratio(fn: ScalarFunction, noise_std: float, order: int) -> tuple[float | None, ...]:
+    """(c_m of the polynomial with leading coefficient 1, then its next lower coefficients); None where c_m is zero."""
+    transform = transform_on_host(fn, noise_std, order, "polynomial", REFERENCE_NUM_EXPERTS)
+    leading = transform.coefficients[order]
+    if not transform.second_moment < NO_SIGNAL:
+        return (0.0, *(None for _ in range(order - 1)))
+    return (
+        float(1.0 / leading),
+        *(float(transform.coefficients[r] / leading) for r in range(order - 1, 0, -1)),
+    )
 
 
 def _second_moment(fn: ScalarFunction, noise_std: float, order: int, kind: str) -> float | None:

@@ -156,8 +156,10 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
     z = np.linspace(-HALF_WIDTH, HALF_WIDTH, 8193)
     try:
         g = values_on_host(fn, z)
-    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a user's function may raise anything
+        reason = (str(error).strip().splitlines() or [""])[0]
+        if not isinstance(error, TypeError | ValueError):
+            reason = f"{type(error).__name__}: {reason}"
         raise ValueError(
             f"activation {name}: expected a scalar JAX function, but calling it failed: {reason}"
         ) from error

@@ -21,6 +21,8 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 from moejax.cache import cache_folder
 
 USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+"""As shells have it for SIGINT."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +192,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
         _RUN[type(command)](command)
+    except KeyboardInterrupt:
+        if os.environ.get("MOEJAX_TRACEBACK"):
+            raise
+        print("moejax: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
     except (ValueError, OSError) as error:
         if os.environ.get("MOEJAX_TRACEBACK"):
             raise

@@ -403,21 +403,25 @@ def read_table(path: Path, target: str) -> Dataset:
             f"{path}: not a readable {suffix[1:]} table: {str(error).strip().splitlines()[0]}"
         ) from error
     table.columns = [str(column) for column in table.columns]
+    if suffix == ".csv":
+        _refuse_repeated_names(path)
     if target not in table.columns:
         near = difflib.get_close_matches(target, table.columns, n=3, cutoff=0.4)
         nearest = f"nearest: {', '.join(near)}; " if near else ""
         raise ValueError(f"{path}: no target column {target!r}; {nearest}columns: {', '.join(table.columns)}")
     if table.shape[1] < 2:
         raise ValueError(f"{path}: expected input columns beside the target {target!r}, got none")
+    if table.empty:
+        raise ValueError(f"{path}: expected rows below the header, got none")
     numbers = {}
     for column in table.columns:
         numbers[column] = np.asarray(pd.to_numeric(table[column], errors="coerce"), np.float64)
         bad = ~np.isfinite(numbers[column])
         if bad.any():
             row = int(np.argmax(bad))
-            raise ValueError(
-                f"{path}: column {column!r}, row {row + 1}: expected a finite number, got {table[column].iloc[row]!r}"
-            )
+            cell = table[column].iloc[row]
+            got = "an empty cell" if pd.isna(cell) else repr(cell)
+            raise ValueError(f"{path}: column {column!r}, row {row + 1}: expected a finite number, got {got}")
     inputs = [column for column in table.columns if column != target]
     x = np.stack([numbers[column] for column in inputs], axis=1)
     constant = [column for column, values in zip(inputs, x.T, strict=True) if values.min() == values.max()]
@@ -429,3 +433,11 @@ def read_table(path: Path, target: str) -> Dataset:
     if y.min() == y.max():
         raise ValueError(f"{path}: target column {target!r} is constant ({y[0]:g})")
     return Dataset(x, y, tuple(inputs), (target,), str(path))
+
+
+def _refuse_repeated_names(path: Path) -> None:
+    """pandas would give the second of two equal names another one."""
+    names = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
+    repeated = names[names.duplicated()].dropna()
+    if len(repeated):
+        raise ValueError(f"{path}: column {repeated.iloc[0]!r} is there twice; name them apart")

@@ -110,9 +110,7 @@ def _notes(
             notes.append(
                 f"expert {expert + 1} rests on {count:.1f} effective samples for {rows} coefficients: fewer experts may do"
             )
-    if "transform_signal" not in found:
-        return notes
-    theory = []
+    theory, has_moments = [], "transform_signal" in found
     error = math.sqrt(8.0 / (total * dim * (dim + 2)))
     if abs(found["input_kurtosis"] - 1.0) > max(_STANDARD_ERRORS * error, 0.05):
         theory.append(f"the inputs are not normal (kurtosis {found['input_kurtosis']:.2f} of a normal one's)")
@@ -126,12 +124,15 @@ def _notes(
     angle = found["gate_angle_degrees"]
     if has_gates and angle < 80.0:
         theory.append(f"a gate is at {angle:.0f} degrees from the experts' span, not at 90")
-    eigenvalues = found["second_moment_eigenvalues"]
+    eigenvalues = found["second_moment_eigenvalues"] if has_moments else []
     if k < len(eigenvalues) and eigenvalues[k] > 0.5 * eigenvalues[k - 1]:
         theory.append(
             f"T2 has no gap after its eigenvalue {k} ({eigenvalues[k - 1]:.3g}, then {eigenvalues[k]:.3g}): "
             "too few samples, or another k"
         )
     if theory:
-        notes.append("the moments are a start, not an estimate: " + "; ".join(theory))
+        used = "taken alone, the moments are a start, not an estimate"
+        if not has_moments:
+            used = "no moments were used, and they would be biased"
+        notes.append(f"{used}: " + "; ".join(theory))
     return notes

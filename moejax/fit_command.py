@@ -72,20 +72,21 @@ def fit_command(
         (table.x - scaling["input_mean"]) / scaling["input_std"],
         (table.y - scaling["target_mean"]) / scaling["target_std"],
     )
-    result = fit(
-        jax.random.key(seed),
-        x,
-        y,
-        num_experts=parse_num_experts(num_experts),
-        activation=fn,
-        noise_std=noise_std,
-        noise=noise,
-        fit_intercept=intercept,
-        method=method,
-        num_starts=num_starts,
-        covariance=covariance,
-        max_iterations=max_iterations,
-    )
+    with Console(stderr=True, quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
+        result = fit(
+            jax.random.key(seed),
+            x,
+            y,
+            num_experts=parse_num_experts(num_experts),
+            activation=fn,
+            noise_std=noise_std,
+            noise=noise,
+            fit_intercept=intercept,
+            method=method,
+            num_starts=num_starts,
+            covariance=covariance,
+            max_iterations=max_iterations,
+        )
     predicted = np.asarray(predict(result.params, x, fn))
     posterior = np.asarray(responsibilities(result.params, x, y, fn))
     summary = _summary(table, result, posterior, y, predicted, scaling)
@@ -207,15 +208,18 @@ def _summary(
     }
 
 
+_ERRORS = ("coefficient_errors", "gating_errors")
+
+
 def _strongest(values: dict[str, float], errors: dict[str, float] | None, count: int = 3) -> str:
     ranked = sorted(values.items(), key=lambda item: -abs(item[1]))[:count]
     if errors is None:
-        return ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
+        return "\n".join(f"{name} {value:+.2f}" for name, value in ranked)
 
     def error(name: str) -> str:
         return "±?" if errors[name] is None else f"±{errors[name]:.2f}"  # the data leave it undetermined
 
-    return ", ".join(f"{name} {value:+.2f}{error(name)}" for name, value in ranked)
+    return "\n".join(f"{name} {value:+.2f}{error(name)}" for name, value in ranked)
 
 
 def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
@@ -247,39 +251,38 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
         f"RMSE {summary['rmse']:.4f}, R^2 {summary['r_squared']:.4f}"
     )
     console.print(f"status: {summary['status']}", style=None if summary["status"] == "ok" else "bold red")
-    out = Table(title=f"What each expert does ({units})", box=box.SIMPLE)
-    for name in (
-        "expert",
-        "share",
-        "noise std",
-        "mean target",
-        "bias",
-        "strongest inputs ± standard error",
-        "chosen where (gate, against the last)",
-    ):
-        out.add_column(
-            name, justify="right" if name in ("share", "noise std", "mean target", "bias") else "left"
-        )
+    numbers = Table("expert", title=f"What each expert does ({units})", box=box.SIMPLE)
+    for name in ("share", "noise std", "mean target", "bias"):
+        numbers.add_column(name, justify="right")
+    inputs = Table("expert", box=box.SIMPLE)  # a table of its own: numbers are never cut to fit 80 columns
+    for name in ("strongest inputs ± standard error", "chosen where (gate, against the last)"):
+        inputs.add_column(name, overflow="fold")
     for expert in summary["experts"]:
-        out.add_row(
+        numbers.add_row(
             str(expert["expert"]),
             f"{expert['share']:.3f}",
             f"{expert['noise_std']:.4f}",
             f"{expert['mean_target']:+.3f}",
             f"{expert['bias']:+.3f}",
+        )
+        inputs.add_row(
+            str(expert["expert"]),
             _strongest(expert["coefficients"], expert.get("coefficient_errors")),
             _strongest(expert["gating"], expert.get("gating_errors"))
             if any(expert["gating"].values())
             else "reference",
         )
-    console.print(out)
+    console.print(numbers)
+    console.print(inputs)
+    if any(None in expert.get(key, {}).values() for expert in summary["experts"] for key in _ERRORS):
+        console.print("±?: the data leave this parameter undetermined")
     if summary["selection"] is not None:
         _print_selection(console, summary["selection"])
-    for note in summary["diagnostics"]["notes"]:
-        console.print(f"note: {note}")
     names = list(summary["experts"][0]["coefficients"])
     for columns in summary["diagnostics"]["collinear_inputs"]:
         console.print("dependent inputs: " + ", ".join(names[column] for column in columns))
+    for note in summary["diagnostics"]["notes"]:
+        console.print(f"note: {note}")
 
 
 def _save(
@@ -324,7 +327,9 @@ def _save(
     samples.to_parquet(out / "samples.parquet", index=False)
     units = "standard deviations" if summary["settings"]["standardise"] else "the data's units"
     convergence_figure(result.history, y, predicted, posterior.argmax(axis=1), units, out / "convergence.png")
-    if result.selection is not None:
+    if result.selection is None:
+        (out / "selection.png").unlink(missing_ok=True)  # of an earlier fit
+    else:
         selection_figure(result.selection, out / "selection.png")
     document = summary | {"history": result.history.tolist()}
     (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -248,6 +248,7 @@ def fit(
             name: value for name, value in locals().items() if name not in ("key", "x", "y", "num_experts")
         }
         return _fit_several(key, x, y, num_experts, settings)
+    _require(hasattr(key, "dtype"), "key", "a PRNG key such as jax.random.key(0)", key)
     fn, density = get_activation(activation), _log_density(log_density)
     get_method(method)
     x_host, y_host, weights_host = _checked_arrays(x, y, weights)
@@ -281,7 +282,7 @@ def fit(
         used >= needed,
         "x",
         f"at least {needed} rows with weight for k = {num_experts} experts of {d} inputs",
-        f"{used} rows",
+        used,
     )
 
     if density is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.activations import ActivationLike, apply_activation, get_activation
 from moejax.gaussian import Array, standard_normal
@@ -46,8 +47,10 @@ def make_params(
     """MoEParams from arrays that broadcast to (k, d) and (k,), re-gauged so that the last gate is zero.
 
     Raises:
-        ValueError: experts and gating are not both (k, d).
+        ValueError: experts and gating are not both (k, d), or a noise_std is not positive.
     """
+    if not isinstance(noise_std, jax.core.Tracer) and not np.all(np.asarray(noise_std) > 0):
+        raise ValueError(f"noise_std: expected positive numbers, got {noise_std}")
     experts, gating = jnp.asarray(experts), jnp.asarray(gating)
     if experts.ndim != 2 or experts.shape != gating.shape:
         raise ValueError(

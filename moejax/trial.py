@@ -256,7 +256,10 @@ def _check_data(data: DataSettings) -> None:
 @functools.lru_cache(maxsize=1024)
 def _check_algorithm(algorithm: AlgorithmSettings) -> None:
     if algorithm.fit_activation is not None:
-        get_activation(algorithm.fit_activation)
+        try:
+            get_activation(algorithm.fit_activation)
+        except ValueError as error:
+            raise ValueError(f"fit_{error}") from None
     get_method(algorithm.method)
     known = ("known", "estimated")
     _require(

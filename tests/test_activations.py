@@ -110,6 +110,8 @@ def test_functions_are_accepted_where_names_are(registry):
         ("whole", lambda t: jnp.asarray(1), "one real number"),
         ("logarithm", jnp.log, "finite values"),
         ("failing", lambda t: float(t), "calling it failed"),
+        ("without_result", lambda t: None, "calling it failed: AttributeError"),
+        ("without_key", lambda t: {}["a"], "calling it failed: KeyError: 'a'"),
     ],
 )
 def test_refused_registrations(registry, name, fn, message):

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 from moejax import cli
+from moejax.activation_table import activation_row
 from moejax.fit_command import _strongest
 
 
@@ -106,7 +108,7 @@ def test_fit_of_a_file_as_json(capsys, tmp_path):
 
 
 def test_a_coefficient_without_a_standard_error_is_printed():
-    assert _strongest({"a": 2.0, "b": -3.0}, {"a": None, "b": 0.25}) == "b -3.00±0.25, a +2.00±?"
+    assert _strongest({"a": 2.0, "b": -3.0}, {"a": None, "b": 0.25}) == "b -3.00±0.25\na +2.00±?"
 
 
 def test_activations_json_has_the_fixed_fields(capsys):
@@ -184,3 +186,21 @@ def test_a_bad_value_is_one_line_and_exit_status_2(capsys, tmp_path, monkeypatch
     for word in words:
         assert word in error, error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupts_end_in_one_line(monkeypatch, capsys):
+    def interrupted(command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._RUN, cli.Info, interrupted)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["info"])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "moejax: interrupted\n"
+
+
+def test_a_step_has_no_constants_and_no_warnings(recwarn):
+    row = activation_row(lambda t: jnp.where(t > 0, 1.0, 0.0), 0.1)
+    assert row["order"] is None or row["order"] == 0
+    assert (row["c2"], row["gamma"]) == (0.0, None)
+    assert not recwarn.list

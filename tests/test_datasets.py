@@ -67,7 +67,7 @@ def test_unknown_data_set():
     [
         ({}, "yeild", ["no target column 'yeild'", "nearest: yield"]),
         ({"a": "n/k"}, "yield", ["column 'a'", "row 4", "'n/k'"]),
-        ({"b": np.nan}, "yield", ["column 'b'", "row 4", "nan"]),
+        ({"b": np.nan}, "yield", ["column 'b'", "row 4", "an empty cell"]),
         ({"yield": np.inf}, "yield", ["column 'yield'", "row 4", "inf"]),
     ],
 )
@@ -82,6 +82,20 @@ def test_bad_cells_and_columns(table, tmp_path, change, target, words):
     for word in [str(path), *words]:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b,yield\n", "expected rows below the header"),
+        ("a,a,yield\n1,2,3\n2,3,1\n", "column 'a' is there twice"),
+    ],
+)
+def test_tables_without_rows_and_names_that_repeat(tmp_path, text, words):
+    path = tmp_path / "data.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_table(path, "yield")
 
 
 @pytest.mark.parametrize("column", ["a", "yield"])

@@ -190,3 +190,9 @@ def test_random_experts_have_mean_zero(many_instances):
 def test_unit_rows():
     rows = unit_rows(jnp.asarray([[3.0, 4.0], [0.0, 0.0]]))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("noise_std", [-0.1, 0.0, float("nan"), [0.1, -0.1]])
+def test_noise_is_positive(noise_std):
+    with pytest.raises(ValueError, match="noise_std: expected positive numbers"):
+        make_params(jnp.eye(2), jnp.eye(2), jnp.asarray(noise_std))

@@ -33,7 +33,8 @@ def test_python_examples_run(block, capsys):
         )
         assert "recovery error" in printed
     else:
-        assert float(printed) > 0
+        assert not printed  # the file is a plugin, and says nothing
+        assert float(namespace["moejax"].label_transform("hinge", noise_std=0.1, order=3).second_moment) > 0
 
 
 def test_sweep_example_is_a_valid_spec(tmp_path):

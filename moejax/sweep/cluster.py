@@ -51,7 +51,8 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
             "silence_logs": logging.CRITICAL,
         }
         specs[index] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "host": "127.0.0.1", "port": 0}}
+    anywhere = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}  # whatever else runs here
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, **anywhere}}
     cluster = None
     try:
         cluster = SpecCluster(workers=specs, scheduler=scheduler, name="moejax", silence_logs=False)

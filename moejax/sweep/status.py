@@ -91,7 +91,7 @@ def read_status(folder: Path | str) -> Status:
             (RECENT_SECONDS,),
         ).fetchone()
         reasons = connection.execute(
-            "SELECT status, reason, count(*) FROM trials WHERE status != 0 "
+            "SELECT status, reason, count(*) FROM trials JOIN plan USING (cell) WHERE status != 0 "
             "GROUP BY status, reason ORDER BY 3 DESC"
         ).fetchall()
         provenance = connection.execute("SELECT provenance FROM runs ORDER BY run DESC LIMIT 1").fetchone()
