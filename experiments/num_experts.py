@@ -21,7 +21,7 @@ SHOWS = (
     "spectral_em, and {spectral_linear} and {spectral_tanh} for moments alone."
 )
 SHOWS_NOT = (
-    "It does not show what more random starts would buy, or more than the 100 passes that each method has here: "
+    "It does not show what more random starts would buy, or more than the hundred passes that each method has here: "
     "that is the experiment restarts."
 )
 
