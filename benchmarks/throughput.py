@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -49,39 +50,52 @@ def steady_state(timings: pd.DataFrame) -> tuple[float, float]:
     return rate, inside / window
 
 
-def sweep(folder: Path, activation: str, trials: int, workers: int, cache: Path) -> tuple[float, float]:
-    """Run one sweep and print a line; returns the rate and the compile seconds."""
+def start(
+    folder: Path, activation: str, trials: int, workers: int, cache: Path
+) -> tuple[subprocess.Popen, Path]:
+    """Start one sweep; its process, and the folder of its rows."""
     spec = folder / f"{activation}-{workers}-{time.monotonic_ns()}.toml"
     spec.write_text(SPEC.format(activation=activation, trials=trials))
     out = spec.with_suffix("")
     command = [sys.executable, "-m", "moejax.cli", "sweep", str(spec), "--out", str(out)]
     command += ["--workers", str(workers), "--quiet"]
     environment = os.environ | {"MOEJAX_CACHE_DIR": str(cache)}
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    table, timings = load(out), load_timings(out)
-    rate, inside = steady_state(timings)
-    compile_seconds = timings.groupby("chunk")["compile_seconds"].first().sum()
-    good = (table["recovery_error"] < 1e-3).mean()
-    print(
-        f"{activation:10s} {workers} worker{'s' if workers > 1 else ' '}  {rate:6.1f} trials/s  "
-        f"{100 * inside:3.0f}% inside the program  E < 1e-3 in {100 * good:.1f}% of {len(table)}  "
-        f"compile {compile_seconds:.1f} s",
-        flush=True,
-    )
-    return rate, compile_seconds
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL), out
+
+
+def sweep(*arguments: Any, side_by_side: int = 1) -> tuple[float, float]:
+    """Run equal sweeps at the same time and print a line each; returns the sum of the rates, and the last's compile seconds."""
+    total = compile_seconds = 0.0
+    for process, out in [start(*arguments) for _ in range(side_by_side)]:
+        if process.wait() != 0:
+            raise SystemExit(f"the sweep of {out.name} ended with status {process.returncode}")
+        table, timings = load(out), load_timings(out)
+        rate, inside = steady_state(timings)
+        total += rate
+        compile_seconds = timings.groupby("chunk")["compile_seconds"].first().sum()
+        good = (table["recovery_error"] < 1e-3).mean()
+        _, activation, _, workers, _ = arguments
+        print(
+            f"{activation:10s} {workers} worker{'s' if workers > 1 else ' '}  {rate:6.1f} trials/s  "
+            f"{100 * inside:3.0f}% inside the program  E < 1e-3 in {100 * good:.1f}% of {len(table)}  "
+            f"compile {compile_seconds:.1f} s",
+            flush=True,
+        )
+    return total, compile_seconds
 
 
 def main() -> None:
-    """One worker with a cold cache, one with a warm one, then two."""
+    """One worker with a cold cache, one with a warm one, two workers, then two sweeps that know nothing of each other."""
     for activation in sys.argv[1:] or ["linear", "tanh", "relu"]:
         with tempfile.TemporaryDirectory() as name:
             folder, cache = Path(name), Path(name) / "cache"
-            one, cold = sweep(folder, activation, 1000, 1, cache)
-            _, warm = sweep(folder, activation, 1000, 1, cache)
+            _, cold = sweep(folder, activation, 1000, 1, cache)
+            one, warm = sweep(folder, activation, 1000, 1, cache)
             two, _ = sweep(folder, activation, 2000, 2, cache)
+            apart, _ = sweep(folder, activation, 1000, 1, cache, side_by_side=2)
             print(
-                f"{activation:10s} two workers / one: {two / one:.2f}x; "
-                f"compile {cold:.1f} s cold, {warm:.1f} s from the cache"
+                f"{activation:10s} two workers / one: {two / one:.2f}x; two sweeps side by side / one (the machine's own limit): "
+                f"{apart / one:.2f}x; compile {cold:.1f} s cold, {warm:.1f} s from the cache"
             )
 
 

@@ -49,7 +49,7 @@ def reproduce(
     Args:
         names: of experiments; none: all.
         root: folder with experiments/ and sweeps/; runs/ and results/ are made there.
-        quick: the small version of each, all of them as one sweep.
+        quick: the small version of each, all of them as one sweep, its programs compiled without optimisation.
         seed: another seed than the specs', into other folders.
         out: folder of the results.
         workers: processes; default: one per core, or one per GPU.
@@ -61,6 +61,7 @@ def reproduce(
         ValueError: a name, a spec, an experiment's figure; OSError: a folder or a store. SystemExit: after Ctrl-C.
     """
     from moejax.sweep.commands import INTERRUPTED_STATUS, Place
+    from moejax.sweep.executors import compile_without_optimisation
 
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: expected a number of at least 1")
@@ -68,6 +69,8 @@ def reproduce(
     experiments = load_experiments(root, names, quick=quick, seed=seed)
     place = Place(workers, None, dry_run)
     place.prepare()
+    if quick and not place.accelerated:
+        compile_without_optimisation()  # nearly all of a quick run's time is compilation
     session = _Session(root, experiments, quick, seed, out, place, quiet or as_json)
     session.print_plan()
     result: dict[str, Any] = {"programs": session.num_programs, "experiments": [e.name for e in experiments]}

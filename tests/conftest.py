@@ -9,17 +9,13 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
-import jaxlib
 import pytest
 
-# Nearly all of the suite's time goes to compilation, so programs are compiled without LLVM's optimisations, and by the older of
-# XLA's two code generators for CPUs where jaxlib has both: a trial compiles in a third of the time and runs in five times as much.
-# Processes that tests start inherit this. Flags of the caller come last and win: XLA_FLAGS=--xla_backend_optimization_level=2
-# with --xla_cpu_use_fusion_emitters=true tests the programs that users get.
-_quick = "--xla_backend_optimization_level=0"
-if tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10):
-    _quick += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{_quick} {os.environ.get('XLA_FLAGS', '')}".strip()
+from moejax.sweep.executors import compile_without_optimisation
+
+# Nearly all of the suite's time goes to compilation. Processes that tests start inherit the flags, and those of the caller win:
+# XLA_FLAGS=--xla_backend_optimization_level=2 (and --xla_cpu_use_fusion_emitters=true) tests the programs that users get.
+compile_without_optimisation()
 
 gc.set_threshold(
     100_000, 20, 100

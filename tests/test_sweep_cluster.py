@@ -16,7 +16,7 @@ from test_sweep_fake_core import command, environment, run, write_inputs
 
 from moejax.sweep import load
 from moejax.sweep.cluster import cluster_executor, slurm_job_script
-from moejax.sweep.executors import ClusterError
+from moejax.sweep.executors import ClusterError, compile_without_optimisation, single_threaded_environment
 
 SLURM = """
 workers = 64
@@ -128,3 +128,15 @@ def test_a_bad_slurm_file_is_one_line(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         slurm_job_script(file)
     assert "\n" not in str(caught.value)
+
+
+def test_flags_of_the_user_come_after_those_that_compile_fast(monkeypatch):
+    """XLA takes the last of two equal flags."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
+    compile_without_optimisation()
+    compile_without_optimisation()
+    flags = single_threaded_environment()["XLA_FLAGS"].split()
+    assert flags[0] == "--xla_backend_optimization_level=0"
+    assert flags.index("--xla_backend_optimization_level=2") > 0
+    assert flags.count("--xla_backend_optimization_level=0") == 1
+    assert "--xla_cpu_multi_thread_eigen=false" in flags
