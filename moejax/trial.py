@@ -584,7 +584,7 @@ def run_trials(
     """t trials of one spec in one compiled program: a loop over batches of `vmap_width` trials side by side.
 
     Args:
-        keys: (t,) typed keys, or (t, 2) uint32 key data.
+        keys: (t,) typed keys, or (t, 2) uint32 key data of JAX or NumPy.
         hyperparameters: stacked, each leaf with leading axis t.
         spec: static.
         vmap_width: 1 is fastest on a CPU, where an early stop then skips work; wide on an accelerator.
@@ -592,7 +592,6 @@ def run_trials(
     Returns:
         TrialResult of (t,) arrays.
     """
-    keys = jnp.asarray(keys)
     key_data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
     return _run_trials(key_data, hyperparameters, spec, vmap_width)
 
