@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,11 @@ from moejax.methods import (
     spectral,
     with_path,
 )
-from moejax.model import MoEParams, regauge, unit_rows
+from moejax.model import MoEParams, log_likelihood_per_sample, regauge, unit_rows
 from moejax.polish import PolishRun, polish
 from moejax.spectral import SpectralEstimate
+
+Pytree = TypeVar("Pytree", MoEParams, "Mixtures")
 
 DEFAULT_STARTS = 256
 """Random starts where `num_starts` says nothing."""
@@ -50,7 +53,7 @@ YOUNG = 24
 """Survivors of the last newcomers, beside the population."""
 NEWCOMERS = 48
 """Of each generation, beside both."""
-GENERATIONS_OF_CHILDREN = 20
+GENERATIONS_OF_CHILDREN = 24
 FEWEST_FOR_CHILDREN = 16
 """Random starts below which there are no children: then it is a spectral start beside a few random ones."""
 PASSES = 15
@@ -58,8 +61,12 @@ PASSES = 15
 NUM_FINALISTS = 3
 EM_STEPS_FOR_ONE = 10
 """EM passes allowed for each pass of the polish, where EM takes its place."""
-SAME_OPTIMUM = 1e-3
-"""Optima whose log-likelihoods differ by less than this, in nats per square root of the number of samples, count as one."""
+SAME_MIXTURE = 12.0
+"""Mixtures whose log-densities of the samples differ by less than this, as a sum of squares, count as one.
+
+Near an optimum that sum is about twice the log-likelihood, in nats, that separates them: two on their way to the same optimum are
+found to be one before they get there.
+"""
 NOISE_OF_CHILDREN = 1.5
 """The noise of a child, relative to its parent's: samples then find their way to another expert."""
 SIDE_BY_SIDE = 4
@@ -92,9 +99,20 @@ def search_sample(key: jax.Array, problem: Problem) -> Problem:
     return problem._replace(x=problem.x[rows], y=problem.y[rows], weights=problem.weights[rows])
 
 
-def _rows(params: MoEParams, rows: slice | jax.Array) -> MoEParams:
+class Mixtures(NamedTuple):
+    """s mixtures side by side, and what the data say of them."""
+
+    params: MoEParams
+    """Leaves (s, ..)."""
+    values: jax.Array
+    """(s,) log-likelihoods in nats; minus infinity where EM broke down, or for a repetition of a better one."""
+    profiles: jax.Array
+    """(s, n) log-densities of the samples, times the square roots of their weights: equal for a mixture and its relabelling."""
+
+
+def _rows(mixtures: Pytree, rows: slice | jax.Array) -> Pytree:
     """Those of mixtures side by side."""
-    return jax.tree.map(lambda leaf: leaf[rows], params)
+    return jax.tree.map(lambda leaf: leaf[rows], mixtures)
 
 
 def _together(*params: MoEParams) -> MoEParams:
@@ -102,15 +120,15 @@ def _together(*params: MoEParams) -> MoEParams:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *params)
 
 
-def climb(
-    starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: int
-) -> tuple[MoEParams, jax.Array]:
-    """EM from every start: (s, ...) parameters and (s,) log-likelihoods, minus infinity where it broke down.
+def climb(starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: int) -> Mixtures:
+    """EM from every start, leaves (s, ..).
 
     The noise is shared and free, known or not: a start that is far off explains its labels by noise first.
     """
+    present = problem.weights > 0
+    roots = jnp.sqrt(jnp.where(present, problem.weights, 0.0))
 
-    def run(start: MoEParams) -> tuple[MoEParams, jax.Array]:
+    def run(start: MoEParams) -> Mixtures:
         end = joint_em(
             start,
             problem.x,
@@ -122,22 +140,40 @@ def climb(
             noise="shared",
             ridge=config.ridge,
         )
-        return end.params, jnp.where(jnp.isfinite(end.log_likelihood), end.log_likelihood, -jnp.inf)
+        value = jnp.where(jnp.isfinite(end.log_likelihood), end.log_likelihood, -jnp.inf)
+        profile = log_likelihood_per_sample(end.params, problem.x, problem.y, config.fn)
+        return Mixtures(end.params, value, jnp.where(present, roots * profile, 0.0))
 
     count = starts.noise_std.shape[0]
     batch_size = min(SIDE_BY_SIDE, count) if jax.default_backend() == "cpu" else count
     return jax.lax.map(run, starts, batch_size=batch_size)
 
 
+def repetitions(profiles: jax.Array, same: jax.Array | float) -> jax.Array:
+    """(s,): which rows are within a sum of squares `same` of an earlier one that is itself no repetition."""
+    profiles = profiles - profiles[:1]  # against cancellation
+    squares = jnp.sum(profiles**2, axis=1)
+    near = squares[:, None] + squares[None] - 2.0 * profiles @ profiles.T < same
+
+    def judge(index: jax.Array | int, repeated: jax.Array) -> jax.Array:
+        earlier = (jnp.arange(repeated.size) < index) & ~repeated
+        return repeated.at[index].set(jnp.any(near[index] & earlier))
+
+    return jax.lax.fori_loop(1, profiles.shape[0], judge, jnp.zeros(profiles.shape[0], bool))
+
+
 def keep_best(
-    params: MoEParams, values: jax.Array, count: int, same: jax.Array | float
-) -> tuple[MoEParams, jax.Array]:
-    """The `count` best of (s, ...) mixtures, best first; those within `same` of a better one come last, with minus infinity."""
-    order = jnp.argsort(-values)
-    ranked = values[order]
-    repeated = jnp.concatenate([jnp.zeros(1, bool), ranked[:-1] - ranked[1:] < same])
+    mixtures: Mixtures, count: int, same: jax.Array | float, beside: jax.Array | None = None
+) -> Mixtures:
+    """The `count` best of (s, ..) mixtures, best first.
+
+    Repetitions, of a better one or of those whose profiles are `beside` (b, n), come last, with minus infinity.
+    """
+    ranked = _rows(mixtures, jnp.argsort(-mixtures.values))
+    profiles = ranked.profiles if beside is None else jnp.concatenate([beside, ranked.profiles])
+    repeated = repetitions(profiles, same)[profiles.shape[0] - ranked.values.size :]
     kept = jnp.argsort(repeated, stable=True)[:count]
-    return _rows(params, order[kept]), jnp.where(repeated, -jnp.inf, ranked)[kept]
+    return _rows(ranked._replace(values=jnp.where(repeated, -jnp.inf, ranked.values)), kept)
 
 
 def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
@@ -252,8 +288,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
     num_starts = DEFAULT_STARTS if config.num_starts is None else config.num_starts
     small = search_sample(sample_key, problem)
-    scale = sample_scale(small.weights)
-    same = SAME_OPTIMUM * scale.unit * jnp.sqrt(scale.num_samples)
+    same = SAME_MIXTURE * sample_scale(small.weights).unit
     led, estimate, num_passes = spectral_starts(spectral_key, problem, small, config)
     num_led = 0 if led is None else led.noise_std.shape[0]
 
@@ -279,15 +314,17 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     ) -> tuple[MoEParams, jax.Array]:
         key, is_fresh, born = inputs
         if not num_newcomers:
-            return keep_best(*climb(grown, small, config, PASSES), size, same)
+            kept = keep_best(climb(grown, small, config, PASSES), size, same)
+            return kept.params, kept.values
         if has_children:
             children = children_of(key, _rows(grown, slice(num_parents)), NEWCOMERS)
             born = jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), born, children)
-        climbed, values = climb(_together(grown, born), small, config, PASSES)
-        parents, parent_values = keep_best(_rows(climbed, slice(size)), values[:size], num_parents, same)
+        climbed = climb(_together(grown, born), small, config, PASSES)
+        parents = keep_best(_rows(climbed, slice(size)), num_parents, same)
         # what was just born competes with its like, and only a generation later with those that had more passes
-        young, _ = keep_best(_rows(climbed, slice(size, None)), values[size:], size - num_parents, same)
-        return _together(parents, young), parent_values
+        newcomers = _rows(climbed, slice(size, None))
+        young = keep_best(newcomers, size - num_parents, same, beside=parents.profiles)
+        return _together(parents.params, young.params), parents.values
 
     are_fresh = jnp.arange(num_generations) < num_fresh
     generations = (

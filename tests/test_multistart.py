@@ -76,17 +76,49 @@ def test_weights_of_zero_are_no_samples(problem):
     np.testing.assert_allclose(np.nanmax(plain.history), expected, atol=0.1)  # but for the ridge
 
 
+def mixtures_with(values, profiles):
+    """Those whose parameters are their number."""
+    number = jnp.arange(len(values), dtype=float)
+    return multistart.Mixtures(
+        MoEParams(*(number for _ in MoEParams._fields)), jnp.asarray(values), jnp.asarray(profiles)
+    )
+
+
 def test_keep_best_ranks_and_puts_repetitions_last():
-    values = jnp.asarray([1.0, 5.0, 4.9999, 3.0, -jnp.inf])
-    params = MoEParams(*(jnp.arange(5.0) for _ in MoEParams._fields))
-    kept, _ = multistart.keep_best(params, values, 3, 0.0)
-    np.testing.assert_array_equal(kept.experts, [1.0, 2.0, 3.0])
-    kept, kept_values = multistart.keep_best(params, values, 3, jnp.asarray(0.01))
-    np.testing.assert_array_equal(kept.experts, [1.0, 3.0, 0.0])
-    np.testing.assert_array_equal(kept_values, [5.0, 3.0, 1.0])
-    kept, kept_values = multistart.keep_best(params, values.at[0].set(4.9998), 4, jnp.asarray(0.01))
-    np.testing.assert_array_equal(kept.experts, [1.0, 3.0, 4.0, 2.0])
-    np.testing.assert_array_equal(kept_values, [5.0, 3.0, -np.inf, -np.inf])
+    profiles = 100.0 + np.array([[0.0, 3.0], [0.0, 0.0], [0.0, 0.1], [2.0, 0.0], [9.0, 9.0]])
+    mixtures = mixtures_with([1.0, 5.0, 4.0, 3.0, -np.inf], profiles)
+    kept = multistart.keep_best(mixtures, 3, 0.0)
+    np.testing.assert_array_equal(kept.params.experts, [1.0, 2.0, 3.0])
+    kept = multistart.keep_best(mixtures, 5, 0.02)
+    np.testing.assert_array_equal(kept.params.experts, [1.0, 3.0, 0.0, 4.0, 2.0])
+    np.testing.assert_array_equal(kept.values, [5.0, 3.0, 1.0, -np.inf, -np.inf])
+    np.testing.assert_array_equal(kept.profiles, profiles[[1, 3, 0, 4, 2]])
+    beside = jnp.asarray([[100.0, 103.05], [100.0, 99.99]])
+    kept = multistart.keep_best(mixtures, 2, 0.02, beside=beside)
+    np.testing.assert_array_equal(kept.params.experts, [3.0, 4.0])
+
+
+def test_a_row_near_a_repetition_alone_is_no_repetition():
+    profiles = np.random.default_rng(0).normal(size=(60, 4))
+    repeated = np.zeros(60, bool)
+    for row in range(1, 60):
+        others = profiles[:row][~repeated[:row]]
+        repeated[row] = (((others - profiles[row]) ** 2).sum(axis=1) < 2.0).any()
+    assert 5 < repeated.sum() < 55
+    np.testing.assert_array_equal(multistart.repetitions(jnp.asarray(profiles), 2.0), repeated)
+
+
+def test_two_orders_of_the_same_experts_are_one_mixture(problem):
+    starts = random_starts(jax.random.key(3), problem, CONFIG, 2, jnp.std(problem.y))
+    reversed_order = jax.tree.map(lambda leaf: leaf[:, ::-1], starts)
+    climbed = multistart.climb(
+        jax.tree.map(lambda *leaves: jnp.concatenate(leaves), starts, reversed_order), problem, CONFIG, 3
+    )
+    np.testing.assert_array_equal(multistart.repetitions(climbed.profiles, 1e-6), [False, False, True, True])
+    expected = moejax.log_likelihood(
+        jax.tree.map(lambda leaf: leaf[1], climbed.params), problem.x, problem.y, CONFIG.fn
+    )
+    np.testing.assert_allclose(climbed.profiles[1].sum(), expected, rtol=1e-12)  # the weights are 1
 
 
 @pytest.mark.slow
@@ -100,7 +132,8 @@ def test_the_best_child_is_kept_however_few_the_starts(problem, monkeypatch, num
 
     def scored(starts, *_):
         born = (starts.noise_std.reshape(starts.noise_std.shape[0], -1) == mark).all(axis=1)
-        return starts, jnp.where(born, 1.0, -1.0 - jnp.arange(born.size, dtype=float))
+        number = jnp.arange(born.size, dtype=float)
+        return multistart.Mixtures(starts, jnp.where(born, 1.0, -1.0 - number), 10.0 * number[:, None])
 
     monkeypatch.setattr(multistart, "children_of", marked)
     monkeypatch.setattr(multistart, "climb", scored)
