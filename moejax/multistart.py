@@ -4,7 +4,8 @@ The likelihood of a mixture of experts has many local maxima; from one random st
 that may be a few in a thousand. `multistart` looks for it in generations of mixtures that run EM side by side:
 
 1. The first generations are spectral starts and random ones (unit-norm experts, zero gates). After every few passes only the best
-   distinct ones go on, as the population: successive halving (Jamieson and Talwalkar 2016) with fresh starts in the free places.
+   distinct ones (by the log-densities of the samples) go on, as the population: successive halving (Jamieson and Talwalkar 2016)
+   with fresh starts in the free places.
 2. In the later ones the free places go to children of the population, by moves that EM itself cannot make: an expert dropped and
    another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture. Newcomers compete among
    themselves first and with the population one generation later, when they have had time to climb.
