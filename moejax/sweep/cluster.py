@@ -182,6 +182,11 @@ _DASK_SETTINGS = {
     "distributed.worker.daemon": True,
     "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS:.0f}s",
     "distributed.admin.tick.limit": "1h",  # a compiling coordinator is no news
+    # Dask watches itself many times a second, on cores that the workers fill.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.scheduler.active-memory-manager.start": False,
 }
 
 
