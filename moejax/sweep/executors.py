@@ -204,9 +204,8 @@ def compile_without_optimisation() -> None:
     if tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10):
         flags += " --xla_cpu_use_fusion_emitters=false"
     given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = (
-        given if flags in given else f"{flags} {given}".strip()
-    )  # the last of two flags wins
+    if flags not in given:  # XLA takes the last of two equal flags: the user's
+        os.environ["XLA_FLAGS"] = f"{flags} {given}".strip()
 
 
 def single_threaded_environment() -> dict[str, Any]:
