@@ -230,7 +230,7 @@ def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
         gap = "—" if row["t2_eigengap"] is None else f"{row['t2_eigengap']:.3f}"
         out.add_row(
             f"{row['num_experts']}{'*' if row['chosen'] else ' '}",
-            *(f"{row[name]:.1f}" for name in ("log_likelihood",)),
+            f"{row['log_likelihood']:.1f}",
             str(row["num_parameters"]),
             *(f"{row[name]:.1f}" for name in ("aic", "bic", "icl")),
             gap,
