@@ -174,6 +174,12 @@ class _Session:
 
     def print_plan(self) -> None:
         """Cells, trials and programs of every experiment, and how long the committed results took."""
+        from moejax.sweep.progress import duration
+
+        def last_time(experiment: Experiment) -> str:
+            seconds = self._last_seconds(experiment)
+            return duration(seconds) if seconds else ""
+
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("experiment", "cells", "trials", "programs", "not shared", "last full run"):
             table.add_column(name, justify="left" if name == "experiment" else "right", no_wrap=True)
@@ -187,25 +193,23 @@ class _Session:
                 f"{plan.most_trials:,}",
                 f"{len(mine)}",
                 f"{len(mine - seen)}",
-                self._last_time(experiment),
+                last_time(experiment),
             )
             seen |= mine if self.quick else set()
         for experiment in self.studies:
             count = self._study_programs(experiment)
             cells = len(self.study_specs[experiment.name].cells)
-            table.add_row(
-                experiment.name, f"{cells:,}", "", f"{count}", f"{count}", self._last_time(experiment)
-            )
+            table.add_row(experiment.name, f"{cells:,}", "", f"{count}", f"{count}", last_time(experiment))
         self.tables.print(table)
         self.tables.print(f"{self.num_programs} programs to compile on {self.place.description}")
+        times = [self._last_seconds(experiment) for experiment in (*self.sweeps, *self.studies)]
+        if len(times) > 1 and all(times):
+            self.tables.print(f"last full runs together: {duration(sum(times))}")
 
-    def _last_time(self, experiment: Experiment) -> str:
-        from moejax.sweep.progress import duration
-
+    def _last_seconds(self, experiment: Experiment) -> float:
+        """Wall time of the committed full run; 0 where there is none."""
         manifest = read_manifest(self.root / RESULTS_FOLDER / experiment.name)
-        if manifest is None or manifest.get("quick") or "wall_seconds" not in manifest:
-            return ""
-        return duration(manifest["wall_seconds"])
+        return 0.0 if manifest is None or manifest.get("quick") else manifest.get("wall_seconds", 0.0)
 
     def run(self) -> dict[str, Any]:
         """Run everything, write everything; failures of single experiments are told at the end."""

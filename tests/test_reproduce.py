@@ -119,6 +119,21 @@ def test_refusals_are_one_line(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_says_how_long_the_last_full_runs_took(capsys, tmp_path, variables):
+    make_root(tmp_path)
+    for name, seconds in (("first", 70.0), ("second", 50.4)):
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"quick": False, "wall_seconds": seconds}))
+    reproduce(root=tmp_path, workers=1, dry_run=True)
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "last full runs together: 2 min 0 s" in lines
+    assert any(line.startswith("first") and line.endswith("1 min 10 s") for line in lines)
+    (tmp_path / "results" / "second" / "manifest.json").write_text(json.dumps({"quick": True}))
+    reproduce(root=tmp_path, workers=1, dry_run=True)
+    assert "together" not in capsys.readouterr().out
+
+
 def test_plans_are_joined_by_shape():
     first, second = (
         make_plan(parse_spec(SWEEP.replace("NAME", name), overrides=overrides))
