@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 
@@ -9,6 +10,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from test_sweep_fake_core import write_inputs
 from test_sweep_run import fake as fake  # a fixture
 
@@ -23,6 +25,7 @@ from moejax.sweep.monte_carlo import (
     success_and_mcse,
 )
 from moejax.sweep.progress import duration
+from moejax.sweep.screen import print_summary
 from moejax.sweep.stopping import PrecisionRule
 from moejax.sweep.summary import ESTIMATES, summarise, swept_fields, with_error
 from moejax.sweep.tables import FIELD_COLUMNS
@@ -117,6 +120,23 @@ def test_summary_has_a_row_for_every_cell_failed_ones_too(run_folder):
     assert recovery.loc[0.1, "median"].notna().all()
     assert (recovery["missing"] == 0).all()
     assert swept_fields(summary) == ["noise_std", "num_samples"]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_narrow_summary_cuts_no_number(run_folder, width):
+    summary = summarise(run_folder)
+    wide = summary.assign(
+        expert_correlation=summary["noise_std"] / 2,
+        input_distribution=["gaussian_mixture", "student_t"] * (len(summary) // 2),
+    )
+    text = io.StringIO()
+    print_summary(Console(file=text, width=width), wide)
+    shown = text.getvalue()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    for record in wide[wide["metric"] == "recovery_error"].to_dict("records"):
+        assert with_error(record["median"], record["median_mcse"]) in shown
+        assert str(record["expert_correlation"]) in shown
 
 
 class Page(HTMLParser):

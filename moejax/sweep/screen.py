@@ -69,34 +69,51 @@ def memory(size: float) -> str:
 
 
 def print_summary(console: Console, summary: pd.DataFrame) -> None:
-    """Median recovery error and success rate, one row per setting and method."""
+    """Median recovery error and success rate, one row per setting and method; nothing is cut where it is narrow."""
     table = summary[summary["metric"] == SUCCESS_METRIC]
     axes = swept_fields(table)
+    screen = _summary_table(table, axes, in_one_column=False)
+    unlimited = console.options.update(max_width=10_000)
+    if console.measure(screen, options=unlimited).maximum > console.width:
+        screen = _summary_table(table, axes, in_one_column=True)
+    console.print(screen)
+    if len(table) > MAX_ROWS:
+        console.print(f"... and {len(table) - MAX_ROWS} more rows: see summary.csv")
+
+
+def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool) -> Table:
+    """A column for each field that is swept, or one for all of them, whose lines break between fields."""
     screen = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for name in (*(SHORT.get(name, name) for name in axes), METHOD_FIELD):
+    names = [SHORT.get(name, name) for name in axes]
+    if in_one_column:
+        screen.add_column("setting", overflow="fold")
+    for name in (*([] if in_one_column else names), METHOD_FIELD):
         screen.add_column(name, no_wrap=True)
     for name in ("median error ± MCSE", "< 0.02", "trials"):
         screen.add_column(name, justify="right", no_wrap=True)
-    before: list[str] = []
+    settings: list[tuple[list[str], list[tuple[str, ...]]]] = []
     for record in table.head(MAX_ROWS).to_dict("records"):
         setting = [_plain(record[name]) for name in axes]
-        shown = setting if setting != before else [""] * len(axes)
+        if not settings or settings[-1][0] != setting:
+            settings.append((setting, []))
         notes = [
             f"{record[name]:,} {told}"
             for name, told in (("failed", "not ok"), ("missing", "missing"))
             if record[name]
         ]
-        screen.add_row(
-            *shown,
-            record[METHOD_FIELD],
-            with_error(record["median"], record["median_mcse"]),
-            "—" if not record["trials"] else f"{record['success_rate']:.0%}",
-            ", ".join([f"{record['trials']:,}", *notes]),
+        settings[-1][1].append(
+            (
+                record[METHOD_FIELD],
+                with_error(record["median"], record["median_mcse"]),
+                "—" if not record["trials"] else f"{record['success_rate']:.0%}",
+                ", ".join([f"{record['trials']:,}", *notes]),
+            )
         )
-        before = setting
-    console.print(screen)
-    if len(table) > MAX_ROWS:
-        console.print(f"... and {len(table) - MAX_ROWS} more rows: see summary.csv")
+    for setting, methods in settings:
+        if in_one_column:
+            setting = [", ".join(f"{name}={value}" for name, value in zip(names, setting, strict=True))]
+        screen.add_row(*setting, *("\n".join(lines) for lines in zip(*methods, strict=True)))
+    return screen
 
 
 def _plain(value: object) -> str:
