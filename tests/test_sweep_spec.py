@@ -211,6 +211,22 @@ def test_all_cells_excluded_is_said(tmp_path):
         make_plan(spec)
 
 
+def test_chunks_are_about_a_second_of_work_however_large_a_trial_is():
+    from moejax.sweep.plan import make_plan
+
+    text = """
+methods = ["joint_em"]
+trials = 64
+[[zip]]
+num_samples = [1000, 16384, 16384, 16384]
+dim =         [10,   10,    20,    20]
+num_experts = [3,    3,     6,     6]
+num_starts =  [1,    1,     1,     8]
+"""
+    buckets = make_plan(parse_spec(text, "sizes.toml")).buckets
+    assert [bucket.chunk_size for bucket in buckets] == [64, 64, 16, 2]
+
+
 SPECS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.toml"))
 
 

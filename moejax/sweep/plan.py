@@ -19,9 +19,10 @@ from moejax.sweep.hashing import data_hash, result_hash
 from moejax.sweep.plugins import Plugin, plugins_digest
 from moejax.sweep.spec import Spec, SpecError
 
-SAMPLES_PER_CHUNK = 2**20
-"""A chunk holds about this many samples: a second of work on one core (d=10, k=3), so that dispatch and commits
-cost little, and little is lost at a kill."""
+WORK_PER_CHUNK = 2**20
+"""A chunk holds about this many samples of the size d=10, k=3: a second of work on one core, so that dispatch and commits
+cost little, little is lost at a kill, and no worker is left alone with the last chunk for long."""
+REFERENCE_SIZE = 10 * 3
 MAX_CHUNK = 64
 MEMORY_SHARE = 0.5
 """Share of a worker's memory that the trials of a chunk may plan to use; the estimate is only an estimate."""
@@ -55,7 +56,7 @@ class Bucket:
     """The core's TrialSpec."""
     label: str
     work: float
-    """Size of a trial in samples times dimension, for estimates of time."""
+    """Size of a trial, in samples of the size d=10, k=3 from one start: for chunks, and for estimates of time."""
     memory_bytes: int
     """Working memory of one trial."""
     cells: list[int]
@@ -193,8 +194,7 @@ def set_chunk_size(bucket: Bucket, trials: int, vmap_width: int, worker_memory_b
     if worker_memory_bytes is not None:
         fitting = int(worker_memory_bytes * MEMORY_SHARE // max(bucket.memory_bytes, 1))
         width = max(1, min(width, fitting))
-    samples = bucket.static.padded_num_samples
-    most = max(width, min(MAX_CHUNK, SAMPLES_PER_CHUNK // samples * width), 1)
+    most = max(width, min(MAX_CHUNK, int(WORK_PER_CHUNK / bucket.work) * width), 1)
     even = math.ceil(trials / math.ceil(trials / most))
     bucket.vmap_width = min(width, even)
     bucket.chunk_size = math.ceil(even / bucket.vmap_width) * bucket.vmap_width
@@ -204,12 +204,13 @@ def _new_bucket(
     index: int, static: Any, data: core.DataSettings, algorithm: core.AlgorithmSettings
 ) -> Bucket:
     samples = static.padded_num_samples
+    size = data.dim * (algorithm.fit_num_experts or data.num_experts) * (algorithm.num_starts or 1)
     label = f"{algorithm.method} {data.activation} d={data.dim} k={data.num_experts} n<={samples}"
     return Bucket(
         index=index,
         static=static,
         label=label,
-        work=float(samples * data.dim),
+        work=samples * max(size / REFERENCE_SIZE, 1.0),
         memory_bytes=int(core.trial_memory_bytes(static)),
         cells=[],
     )
