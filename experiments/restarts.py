@@ -1,4 +1,4 @@
-"""What does a second, fourth, .. random start buy, and what does it cost, where one often fails?"""
+"""What does a second, fourth, .. random start buy, and what do more passes, where a hundred passes often do not suffice?"""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,37 +14,52 @@ QUICK = {
     "num_experts": 3,
     "num_samples": 4000,
     "num_starts": [1, 2],
+    "max_iterations": [300],
     "methods": ["joint_em", "spectral_em"],
 }
 SECONDS = True
 
-_RANDOM = "method == 'joint_em' and num_starts == {}"
+_RANDOM = "method == 'joint_em' and num_starts == {} and max_iterations == {}"
 _OURS = "method == 'spectral_em'"
 NUMBERS = {
-    "one": Number(_RANDOM.format(1), statistic="success_rate"),
-    "best": Number(_RANDOM.format(8), statistic="success_rate"),
+    f"{name}_{budget}": Number(_RANDOM.format(starts, budget), statistic="success_rate")
+    for name, starts in (("one", 1), ("best", 8))
+    for budget in (100, 300)
+}
+NUMBERS |= {
+    f"{name}_{budget}_seconds": Number(_RANDOM.format(starts, budget), "seconds", "mean")
+    for name, starts in (("one", 1), ("best", 8))
+    for budget in (100, 300)
+}
+NUMBERS |= {
     "ours": Number(_OURS, statistic="success_rate"),
-    "one_seconds": Number(_RANDOM.format(1), "seconds", "mean"),
-    "best_seconds": Number(_RANDOM.format(8), "seconds", "mean"),
     "ours_seconds": Number(_OURS, "seconds", "mean"),
 }
 SHOWS = (
-    "For eight tanh experts in d = 20 dimensions joint EM succeeds in {one} of the trials from one random start "
-    "({one_seconds} s of one core) and in {best} as the best of 8 ({best_seconds} s); spectral_em succeeds in {ours} "
-    "({ours_seconds} s)."
+    "For eight tanh experts in d = 20 dimensions joint EM with 100 passes succeeds in {one_100} of the trials from one random "
+    "start ({one_100_seconds} s of one core) and in {best_100} as the best of 8 ({best_100_seconds} s); with 300 passes in "
+    "{one_300} from one ({one_300_seconds} s) and in {best_300} as the best of 8 ({best_300_seconds} s): patience buys more than "
+    "restarts. spectral_em succeeds in {ours} ({ours_seconds} s)."
 )
-SHOWS_NOT = "It does not show an easy instance, where one random start is enough; seconds are those of the manifest's processor."
+SHOWS_NOT = (
+    "It does not show an instance on which random starts end in local optima for good, nor an easy one, where one start and few "
+    "passes are enough; seconds are those of the manifest's processor."
+)
 
 
 def figure(table):
-    success = estimates(table, ["num_starts"])
-    seconds = estimates(table, ["num_starts"], "seconds")
+    table = table.assign(series=table["method"])
+    several = table.groupby("method")["max_iterations"].transform("nunique") > 1
+    told = table["method"] + ", " + table["max_iterations"].astype(str) + " passes"
+    table["series"] = table["method"].where(~several, told)
+    keys = ["series", "num_starts"]
+    success, seconds = estimates(table, keys), estimates(table, keys, "seconds")
     k, d, n = (int(table[name].iloc[0]) for name in ("num_experts", "dim", "num_samples"))
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for number, method in enumerate(dict.fromkeys(table["method"])):
-        cost, share = seconds[seconds["method"] == method], success[success["method"] == method]
+    for number, series in enumerate(dict.fromkeys(table["series"])):
+        cost, share = seconds[seconds["series"] == series], success[success["series"] == series]
         axis.errorbar(
             cost["mean"],
             share["success_rate"],
@@ -54,19 +69,27 @@ def figure(table):
             marker=MARKERS[number],
             capsize=2.5,
             linewidth=1.4,
-            label=method,
+            label=series,
         )
         if len(cost) > 1:
             for x, y, starts in zip(cost["mean"], share["success_rate"], share["num_starts"], strict=True):
                 axis.annotate(
-                    f"R = {starts}", (x, y), xytext=(5, -11), textcoords="offset points", fontsize=8
+                    f"R = {starts}",
+                    (x, y),
+                    xytext=(0, -14 if number % 2 == 0 else 9),  # neighbours on opposite sides
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=COLOURS[number],
+                    ha="center",
                 )
     axis.set_xscale("log")
-    axis.set_ylim(-0.04, 1.04)
+    axis.set_ylim(-0.04, 1.1)
+    axis.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    axis.margins(x=0.08)
     axis.set_xlabel("compute time of a trial (seconds of one core) ± MCSE")
     axis.set_ylabel("success rate (error < 0.02) ± MCSE")
     axis.grid(color="#dddddd", linewidth=0.6)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower right")
     axis.set_title(
         f"Best of R random starts, and one spectral start (tanh, d = {d}, k = {k}, n = {n})", fontsize=10
     )
