@@ -76,11 +76,10 @@ def figure(table):
                 axis.annotate(
                     f"R = {starts}",
                     (x, y),
-                    xytext=(0, -14 if number % 2 == 0 else 9),  # neighbours on opposite sides
+                    xytext=(5, -12 if number % 2 == 0 else 6),  # neighbours on opposite sides
                     textcoords="offset points",
                     fontsize=8,
                     color=COLOURS[number],
-                    ha="center",
                 )
     axis.set_xscale("log")
     axis.set_ylim(-0.04, 1.1)
