@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from moejax.sweep import schema
+from moejax.sweep.provenance import git_state
 from moejax.sweep.schema import StoreError
 from moejax.sweep.store import Store, is_running
 from moejax.sweep.tables import load
@@ -152,3 +154,24 @@ def test_a_kill_while_the_tables_are_made_leaves_a_usable_folder(tmp_path):
     (tmp_path / schema.STORE_NAME).write_bytes(b"")
     with Store(tmp_path) as store:
         assert store.previous_provenance() == []
+
+
+def test_a_checkout_is_dirty_by_its_sources_not_by_its_results(tmp_path):
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    for name in ("package/code.py", "results/table.csv", "sweeps/one.toml"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1\n")
+    assert git_state(tmp_path / "package") is None
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "all")
+    clean = git_state(tmp_path / "package")
+    assert clean is not None
+    assert not clean["dirty"]
+    (tmp_path / "results" / "table.csv").write_text("2\n")
+    assert git_state(tmp_path / "package") == clean
+    (tmp_path / "sweeps" / "one.toml").write_text("2\n")
+    assert git_state(tmp_path / "package") == clean | {"dirty": True}

@@ -78,11 +78,15 @@ def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, f
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that holds the package, and whether it was changed since; None without one."""
+    """Commit of the checkout that holds the package, and whether it was changed since; None without one.
+
+    Changes in results/ do not count: they are what `moejax reproduce` writes, and no number comes from them.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    sources = (":(top)", ":(top,exclude)results")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *sources)
     return {"commit": commit, "dirty": bool(changed)}
 
 
