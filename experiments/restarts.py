@@ -36,9 +36,9 @@ NUMBERS |= {
     "ours_seconds": Number(_OURS, "seconds", "mean"),
 }
 SHOWS = (
-    "For eight tanh experts in d = 20 dimensions joint EM with 100 passes succeeds in {one_100} of the trials from one random "
-    "start ({one_100_seconds} s of one core) and in {best_100} as the best of 8 ({best_100_seconds} s); with 300 passes in "
-    "{one_300} from one ({one_300_seconds} s) and in {best_300} as the best of 8 ({best_300_seconds} s): patience buys more than "
+    "For eight tanh experts in d = 20 dimensions joint EM with a hundred passes succeeds in {one_100} of the trials from one "
+    "random start ({one_100_seconds} s of one core) and in {best_100} as the best of 8 ({best_100_seconds} s); with three hundred "
+    "in {one_300} from one ({one_300_seconds} s) and in {best_300} as the best of 8 ({best_300_seconds} s): patience buys more than "
     "restarts. spectral_em succeeds in {ours} ({ours_seconds} s)."
 )
 SHOWS_NOT = (
