@@ -38,8 +38,8 @@ NUMBERS |= {
 SHOWS = (
     "For eight tanh experts in d = 20 dimensions joint EM with a hundred passes succeeds in {one_100} of the trials from one "
     "random start ({one_100_seconds} s of one core) and in {best_100} as the best of 8 ({best_100_seconds} s); with three hundred "
-    "in {one_300} from one ({one_300_seconds} s) and in {best_300} as the best of 8 ({best_300_seconds} s): patience buys more "
-    "than restarts. spectral_em succeeds in {ours} ({ours_seconds} s)."
+    "in {one_300} from one ({one_300_seconds} s) and in {best_300} as the best of 8 ({best_300_seconds} s). "
+    "spectral_em succeeds in {ours} ({ours_seconds} s)."
 )
 SHOWS_NOT = (
     "It does not show an instance on which random starts end in local optima for good, nor an easy one, where one start and few "

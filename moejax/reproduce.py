@@ -176,10 +176,8 @@ class _Session:
         """Cells, trials and programs of every experiment, and how long the committed results took."""
         from moejax.sweep.progress import duration
 
-        def last_time(experiment: Experiment) -> str:
-            seconds = self._last_seconds(experiment)
-            return duration(seconds) if seconds else ""
-
+        seconds = {e.name: self._last_seconds(e) for e in (*self.sweeps, *self.studies)}
+        told = {name: duration(value) if value else "" for name, value in seconds.items()}
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("experiment", "cells", "trials", "programs", "not shared", "last full run"):
             table.add_column(name, justify="left" if name == "experiment" else "right", no_wrap=True)
@@ -193,18 +191,17 @@ class _Session:
                 f"{plan.most_trials:,}",
                 f"{len(mine)}",
                 f"{len(mine - seen)}",
-                last_time(experiment),
+                told[experiment.name],
             )
             seen |= mine if self.quick else set()
         for experiment in self.studies:
             count = self._study_programs(experiment)
             cells = len(self.study_specs[experiment.name].cells)
-            table.add_row(experiment.name, f"{cells:,}", "", f"{count}", f"{count}", last_time(experiment))
+            table.add_row(experiment.name, f"{cells:,}", "", f"{count}", f"{count}", told[experiment.name])
         self.tables.print(table)
         self.tables.print(f"{self.num_programs} programs to compile on {self.place.description}")
-        times = [self._last_seconds(experiment) for experiment in (*self.sweeps, *self.studies)]
-        if len(times) > 1 and all(times):
-            self.tables.print(f"last full runs together: {duration(sum(times))}")
+        if len(seconds) > 1 and all(seconds.values()):
+            self.tables.print(f"last full runs together: {duration(sum(seconds.values()))}")
 
     def _last_seconds(self, experiment: Experiment) -> float:
         """Wall time of the committed full run; 0 where there is none."""
