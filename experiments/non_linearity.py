@@ -13,6 +13,7 @@ QUICK = {
     "trials": 10,
     "activation": ["tanh"],
     "num_samples": [2400, 4000],
+    "pad_samples_to": [],
     "transform": ["polynomial", "weighted"],
     "methods": ["spectral_power", "spectral"],
 }

@@ -18,6 +18,7 @@ QUICK = {
     "num_experts": [2, 3],
     "noise_std": [0.1, 0.4],
     "num_samples": [2400, 4000],
+    "pad_samples_to": [],
 }
 NOISE_STD = 0.1
 """Of the maps over k."""

@@ -10,7 +10,7 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
    another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture. Newcomers compete among
    themselves first and with the population one generation later, when they have had time to climb.
 3. The last few are polished to their maxima on the whole sample (the generations see at most SEARCH_SAMPLES of it, chosen at
-   random), and the best is the result. Several outputs are polished by EM.
+   random, and what they tell apart beyond doubt is not polished), and the best is the result. Several outputs are polished by EM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from moejax.activations import activation_facts
+from moejax.activations import ScalarFunction, activation_facts
 from moejax.design import sample_scale
 from moejax.em import EMRun, gating_em, joint_em
 from moejax.gaussian import standard_normal
@@ -60,6 +60,8 @@ FEWEST_FOR_CHILDREN = 16
 PASSES = 15
 """EM passes of a generation."""
 NUM_FINALISTS = 3
+RULED_OUT = 5.0
+"""Standard errors, of the difference of two log-likelihoods on the search's sample, by which a finalist behind has lost."""
 EM_STEPS_FOR_ONE = 10
 """EM passes allowed for each pass of the polish, where EM takes its place."""
 SAME_MIXTURE = 12.0
@@ -239,6 +241,19 @@ def _child(
     return regauge(child._replace(noise_std=NOISE_OF_CHILDREN * parent.noise_std))
 
 
+def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> jax.Array:
+    """(s,): which of mixtures, leaves (s, ..), may be as good as the first on the data that `sample` was drawn from.
+
+    The difference of two log-likelihoods is a sum over the sample, and has a standard error (Vuong 1989).
+    """
+    densities = jax.lax.map(lambda one: log_likelihood_per_sample(one, sample.x, sample.y, fn), params)
+    weights = sample.weights
+    behind = jnp.where(weights > 0, densities[:1] - densities, 0.0)
+    mean = behind @ weights / weights.sum()
+    variance = (behind - mean[:, None]) ** 2 @ weights**2
+    return ~(mean * weights.sum() > RULED_OUT * jnp.sqrt(variance))
+
+
 def spectral_starts(
     key: jax.Array, problem: Problem, small: Problem, config: MethodConfig
 ) -> tuple[MoEParams | None, SpectralEstimate | None, jax.Array]:
@@ -354,7 +369,20 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
         )
 
     finalists = _rows(population, slice(min(NUM_FINALISTS, num_parents)))
-    runs = jax.lax.map(finish_one, finalists)
+    if small is problem:
+        runs = jax.lax.map(finish_one, finalists)
+    else:
+        untouched = jax.eval_shape(finish_one, _rows(finalists, 0))
+
+        def lost(_: MoEParams) -> PolishRun | EMRun:
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), untouched)
+            return nothing._replace(log_likelihood=jnp.full_like(nothing.log_likelihood, -jnp.inf))
+
+        distinct = jnp.isfinite(values[-1, : finalists.noise_std.shape[0]])
+        may_win = contenders(finalists, small, config.fn) & distinct.at[0].set(True)
+        runs = jax.lax.map(
+            lambda inputs: jax.lax.cond(inputs[0], finish_one, lost, inputs[1]), (may_win, finalists)
+        )
     best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
     run = jax.tree.map(lambda leaf: leaf[best], runs)
     num_passes = num_passes + runs.num_steps.sum(dtype=jnp.int32)

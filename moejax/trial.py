@@ -74,7 +74,7 @@ NUM_HELD_OUT = 2048
 """Fresh samples on which the held-out log-likelihood and the predictive error are measured."""
 SMALLEST_PADDED = 256
 SAMPLING_BLOCK = 2048
-"""Samples drawn with one key, on every device; it divides, or is divided by, every padded sample size and NUM_HELD_OUT."""
+"""Samples drawn with one key, whatever the device and the padding; it divides NUM_HELD_OUT."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class TrialSpec:
     dim: int
     num_experts: int
     padded_num_samples: int
-    """The next power of two from num_samples: the samples beyond have weight zero."""
+    """At least num_samples: the samples beyond have weight zero."""
     input_distribution: str
     fit_activation: str
     fit_num_experts: int
@@ -339,8 +339,15 @@ def _order(
     return choice.order or 0
 
 
-def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
+def static_spec(
+    data: DataSettings, algorithm: AlgorithmSettings, padded_num_samples: int | None = None
+) -> TrialSpec:
     """The static part of a trial: what is compiled.
+
+    Args:
+        data: of the cell.
+        algorithm: of the cell.
+        padded_num_samples: the compiled sample size; None: the next power of two, and at least SMALLEST_PADDED.
 
     Raises:
         ValueError: the fitted activation has no usable order at this noise.
@@ -349,7 +356,7 @@ def static_spec(data: DataSettings, algorithm: AlgorithmSettings) -> TrialSpec:
         data.activation,
         data.dim,
         data.num_experts,
-        max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
+        padded_num_samples or max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
         data.input_distribution,
         data.noise_std,
         algorithm,
@@ -398,13 +405,17 @@ def _static_spec(
     )
 
 
-def prepare(data: DataSettings, algorithm: AlgorithmSettings) -> tuple[TrialSpec, Hyperparameters]:
+def prepare(
+    data: DataSettings, algorithm: AlgorithmSettings, padded_num_samples: int | None = None
+) -> tuple[TrialSpec, Hyperparameters]:
     """The static and the traced part of a cell's trials; label transforms are made here, once for a noise level.
+
+    Arguments are those of `static_spec`.
 
     Raises:
         ValueError: the fitted activation has no usable order at this noise.
     """
-    spec = static_spec(data, algorithm)
+    spec = static_spec(data, algorithm, padded_num_samples)
     dtype = jnp.result_type(float)
     transforms = None
     if spec.order and spec.noise_knowledge == "known":
@@ -519,14 +530,13 @@ def _draw(
 
     On a CPU a loop draws the blocks that have samples, and the rest stay zero; elsewhere all are drawn side by side.
     """
-    block_size = min(SAMPLING_BLOCK, spec.padded_num_samples)
-    num_held_out = NUM_HELD_OUT // block_size
-    num_blocks = num_held_out + spec.padded_num_samples // block_size
+    num_held_out = NUM_HELD_OUT // SAMPLING_BLOCK
+    num_blocks = num_held_out + -(-spec.padded_num_samples // SAMPLING_BLOCK)
     sampler, dtype = get_input_distribution(spec.input_distribution), truth.experts.dtype
 
     def draw(block: jax.Array) -> tuple[jax.Array, jax.Array]:
         input_key, label_key = jax.random.split(jax.random.fold_in(key, block))
-        x = sampler(input_key, block_size, spec.dim, dtype)
+        x = sampler(input_key, SAMPLING_BLOCK, spec.dim, dtype)
         return x, sample_labels(label_key, truth, spec.activation, x)[0]
 
     def put(block: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -534,15 +544,16 @@ def _draw(
 
     if jax.default_backend() == "cpu":
         nothing = (
-            jnp.zeros((num_blocks, block_size, spec.dim), dtype),
-            jnp.zeros((num_blocks, block_size), dtype),
+            jnp.zeros((num_blocks, SAMPLING_BLOCK, spec.dim), dtype),
+            jnp.zeros((num_blocks, SAMPLING_BLOCK), dtype),
         )
-        num_used = num_held_out + (num_samples + block_size - 1) // block_size
+        num_used = num_held_out + (num_samples + SAMPLING_BLOCK - 1) // SAMPLING_BLOCK
         x, y = jax.lax.fori_loop(0, num_used, put, nothing)
     else:
         x, y = jax.vmap(draw)(jnp.arange(num_blocks))
     x, y = x.reshape(-1, spec.dim), y.reshape(-1)
-    return x[NUM_HELD_OUT:], y[NUM_HELD_OUT:], x[:NUM_HELD_OUT], y[:NUM_HELD_OUT]
+    sample = slice(NUM_HELD_OUT, NUM_HELD_OUT + spec.padded_num_samples)
+    return x[sample], y[sample], x[:NUM_HELD_OUT], y[:NUM_HELD_OUT]
 
 
 def recovery_metrics(

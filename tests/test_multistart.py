@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax import multistart
+from moejax import model, multistart
 from moejax.em import joint_em
 from moejax.methods import MethodConfig, Problem, get_method, random_starts
 from moejax.model import MoEParams, make_params, regauge
@@ -184,3 +184,40 @@ def test_large_samples_are_searched_by_a_random_part():
     assert len(np.unique(small.x)) == multistart.SEARCH_SAMPLES
     np.testing.assert_array_equal(small.x[:, 0], small.y)
     assert float(small.weights.sum()) == float(weights.sum())  # all that count fit in
+
+
+def test_only_what_may_still_win_contends(problem):
+    """Against the difference's standard error in NumPy."""
+    best = make_params(jnp.asarray([[1.0, 0.0], [0.0, 1.0]]), jnp.zeros((2, D)), 0.5)
+    rivals = [best._replace(experts=best.experts + shift) for shift in (0.0, 0.01, 0.1, 0.3, 1.0)]
+    behind = np.stack(
+        [
+            np.asarray(
+                model.log_likelihood_per_sample(best, problem.x, problem.y, CONFIG.fn)
+                - model.log_likelihood_per_sample(rival, problem.x, problem.y, CONFIG.fn)
+            )
+            for rival in rivals
+        ]
+    )
+    lost = behind.sum(axis=1) > multistart.RULED_OUT * behind.std(axis=1) * N**0.5
+    assert lost.any()
+    assert not lost.all()
+    got = multistart.contenders(population_of(*rivals), problem, CONFIG.fn)
+    np.testing.assert_array_equal(got, ~lost)
+
+
+@pytest.mark.slow
+def test_what_is_ruled_out_is_not_polished(problem, monkeypatch):
+    """The search sees half of the data."""
+    monkeypatch.setattr(multistart, "SEARCH_SAMPLES", N // 2)
+    results = {}
+    for limit in (0.0, np.inf):
+        monkeypatch.setattr(multistart, "RULED_OUT", limit)
+        # of its own: traced anew
+        results[limit] = jax.jit(lambda key: get_method("multistart")(key, problem, CONFIG))(
+            jax.random.key(0)
+        )
+    one, three = results[0.0], results[np.inf]
+    assert int(one.num_iterations) < int(three.num_iterations)
+    np.testing.assert_array_equal(one.optima, three.optima)
+    assert np.nanmax(one.history) <= np.nanmax(three.history) + 1e-6

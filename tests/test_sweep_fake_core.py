@@ -67,14 +67,14 @@ def check_settings(data, algorithm):
     if data.activation not in ("linear", "relu", *FAULTS):
         raise ValueError(f"activation: unknown activation {data.activation!r}; did you mean linear or relu?")
 
-def static_spec(data, algorithm):
-    padded = 1 << (data.num_samples - 1).bit_length()
+def static_spec(data, algorithm, padded_num_samples=None):
+    padded = padded_num_samples or 1 << (data.num_samples - 1).bit_length()
     return TrialSpec(algorithm.method, data.activation, data.dim, data.num_experts, padded)
 
-def prepare(data, algorithm):
+def prepare(data, algorithm, padded_num_samples=None):
     if data.activation == "refuses" and data.noise_std > 0.4:
         raise ValueError("activation: refuses has no usable order at noise_std = 0.5")
-    return static_spec(data, algorithm), {
+    return static_spec(data, algorithm, padded_num_samples), {
         "num_samples": np.int32(data.num_samples), "noise_std": np.float32(data.noise_std)}
 
 def one_trial(key, hyperparameters, spec):

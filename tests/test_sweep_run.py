@@ -399,7 +399,7 @@ def test_a_padded_chunk_gives_the_rows_of_a_whole_one(fake):
 
     def run_some(trials: tuple[int, ...]) -> np.ndarray:
         sent = chunk.ChunkCell(cell.data, cell.algorithm, cell.data_hash)
-        task = ChunkTask((sent,), (0,) * len(trials), trials, 0, 8, 1, settings)
+        task = ChunkTask((sent,), (0,) * len(trials), trials, 0, 1024, 8, 1, settings)
         return chunk.run_chunk(task).metrics["recovery_error"]
 
     whole = run_some(tuple(range(8)))

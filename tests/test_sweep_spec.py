@@ -99,6 +99,8 @@ def test_every_field_of_the_settings_is_a_field_of_a_spec():
         ("trials = 10", "trials = 1.5", "good.toml:3: trials: 1.5 is not accepted: expected a whole number"),
         ("trials = 10", "", "good.toml: trials: missing"),
         ("trials = 10", "trials = 10\nseed = -1", "good.toml:4: seed: -1 is not accepted"),
+        ("dim = 5", "dim = 5\npad_samples_to = 64", "good.toml:5: pad_samples_to: 64 must be a list"),
+        ("dim = 5", "dim = 5\npad_samples_to = [0]", "good.toml:5: pad_samples_to: 0 is not accepted"),
         ('["spectral", "joint_em"]', '"spectral"', 'methods: "spectral" is not accepted: expected a list'),
         ('["spectral", "joint_em"]', "[]", "good.toml:2: methods: [] is not accepted"),
         ('name = "good"', 'name = "a/b"', 'good.toml:1: name: "a/b" is not accepted'),
@@ -267,3 +269,23 @@ def test_all_the_sweeps_are_there():
         "input-distribution", "phase-diagram",
     }  # fmt: skip
     assert expected <= {path.stem for path in SPECS}
+
+
+def test_sizes_that_are_padded_to_the_same_one_share_a_program():
+    from moejax.sweep.plan import make_plan
+
+    text = """
+    methods = ["spectral"]
+    trials = 2
+    pad_samples_to = [9000, 2048]
+    [grid]
+    num_samples = [300, 2000, 2048, 2049, 9000, 9001]
+    """
+    buckets = make_plan(parse_spec(text)).buckets
+    assert [bucket.static.padded_num_samples for bucket in buckets] == [2048, 9000, 16384]
+    assert [len(bucket.cells) for bucket in buckets] == [3, 2, 1]
+    plain = make_plan(parse_spec(text, overrides=("pad_samples_to=[]",)))
+    assert [bucket.static.padded_num_samples for bucket in plain.buckets] == [512, 2048, 4096, 16384]
+    assert [cell.result_hash for cell in plain.cells] == [
+        cell.result_hash for cell in make_plan(parse_spec(text)).cells
+    ]

@@ -154,6 +154,15 @@ def test_samples_are_padded_to_a_power_of_two(num_samples, padded):
 
 
 @pytest.mark.slow
+def test_padding_changes_no_number(loop):
+    """Not even where the sample is smaller than a block of draws."""
+    _, hyperparameters, expected = loop
+    result = run_trials(KEYS, hyperparameters, prepare(CELLS[0], ALGORITHM, 3000)[0])
+    for name in ("recovery_error", "gating_error", "held_out_log_likelihood", "num_iterations"):
+        np.testing.assert_allclose(getattr(result, name), getattr(expected, name), rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
 def test_the_polish_raises_the_likelihood_of_the_moments_on_the_same_data(loop):
     """Methods share an instance's data: the sample comes from the key alone."""
     spec, hyperparameters = stacked(CELLS, dataclasses.replace(ALGORITHM, method="spectral", record=()))

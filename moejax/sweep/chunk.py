@@ -60,6 +60,7 @@ class ChunkTask:
     cell_of: tuple[int, ...]
     trial_of: tuple[int, ...]
     seed: int
+    padded_num_samples: int
     size: int
     vmap_width: int
     settings: WorkerSettings
@@ -152,9 +153,9 @@ def configure(settings: WorkerSettings) -> None:
 
 
 @functools.lru_cache(maxsize=512)
-def _prepared(cell: ChunkCell, settings: WorkerSettings) -> tuple[Any, Any]:
+def _prepared(cell: ChunkCell, padded_num_samples: int, settings: WorkerSettings) -> tuple[Any, Any]:
     """(TrialSpec, Hyperparameters) of a cell; `settings` is in the key: precision changes the tables."""
-    return core.prepare(cell.data, cell.algorithm)
+    return core.prepare(cell.data, cell.algorithm, padded_num_samples)
 
 
 def run_chunk(task: ChunkTask) -> ChunkResult:
@@ -173,7 +174,7 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
     refused: dict[int, str] = {}
     for index, cell in enumerate(task.cells):
         try:
-            prepared[index] = _prepared(cell, task.settings)
+            prepared[index] = _prepared(cell, task.padded_num_samples, task.settings)
         except ValueError as error:
             refused[index] = " ".join(str(error).split())
 

@@ -170,6 +170,7 @@ class Engine:
             cell_of=tuple(positions.index(position) for position, _ in chunk.trials),
             trial_of=tuple(trial for _, trial in chunk.trials),
             seed=self._plan.spec.seed,
+            padded_num_samples=bucket.static.padded_num_samples,
             size=bucket.chunk_size,
             vmap_width=bucket.vmap_width,
             settings=self._settings,

@@ -9,7 +9,7 @@ from typing import Any
 from moejax.sweep.fields import FIELDS, METHOD_FIELD, nearest
 from moejax.sweep.places import SpecError
 
-_PLAIN = ("name", "methods", "trials", "seed")
+_PLAIN = ("name", "methods", "trials", "seed", "pad_samples_to")
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> frozenset[str]:

@@ -27,6 +27,7 @@ def time_bucket(plan: Plan, bucket: Bucket, settings: WorkerSettings) -> BucketT
         cell_of=tuple(index % len(cells) for index in range(bucket.chunk_size)),
         trial_of=tuple(index // len(cells) for index in range(bucket.chunk_size)),
         seed=plan.spec.seed,
+        padded_num_samples=bucket.static.padded_num_samples,
         size=bucket.chunk_size,
         vmap_width=bucket.vmap_width,
         settings=settings,

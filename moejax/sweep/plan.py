@@ -165,7 +165,7 @@ def _make_plan(
         seen[key] = None
         try:
             core.check_settings(data, algorithm)
-            static = core.static_spec(data, algorithm)
+            static = core.static_spec(data, algorithm, spec.padded_size(data.num_samples))
         except ValueError as error:
             raise _impossible(spec, values, str(error)) from None
         index = bucket_of.get(static)

@@ -5,6 +5,7 @@ methods = ["spectral", "joint_em"]
 plugins = ["mine.py"]             # optional: files that register what the spec names; paths from this file's folder
 trials = 100                      # or [precision] target = {metric = "recovery_error", mcse = 0.002}
 seed = 0
+pad_samples_to = [2048, 8192]     # optional: sample sizes padded to one of these share their programs; else to powers of two
 dim = 10                          # a field fixed for the whole sweep
 [grid]                            # every combination
 num_samples = [1000, 10000]
@@ -33,10 +34,22 @@ from moejax.sweep.stopping import PRECISION_KEYS, PrecisionRule, parse_precision
 
 __all__ = ["Spec", "SpecError", "parse_spec", "read_spec"]
 
-TOP_LEVEL = ("name", "methods", "plugins", "trials", "seed", "precision", "grid", "zip", "exclude")
+TOP_LEVEL = (
+    "name",
+    "methods",
+    "plugins",
+    "trials",
+    "seed",
+    "pad_samples_to",
+    "precision",
+    "grid",
+    "zip",
+    "exclude",
+)
 STUDY_KEY = "study"
 """Set to true in the spec of what is no sweep (`moejax.sweep.study`)."""
 MAX_SEED = 2**63 - 1
+MAX_SAMPLES = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Spec:
     """Trials of every cell; 0 with [precision]."""
     precision: PrecisionRule | None
     seed: int
+    pad_samples_to: tuple[int, ...]
+    """Compiled sample sizes, in rising order."""
     fixed: Mapping[str, Any]
     grid: Mapping[str, tuple[Any, ...]]
     zips: tuple[Mapping[str, tuple[Any, ...]], ...]
@@ -93,6 +108,10 @@ class Spec:
             if not any(_matches(cell, condition) for condition in self.excludes):
                 yield cell
 
+    def padded_size(self, num_samples: int) -> int | None:
+        """The compiled sample size of a cell; None: the core's choice."""
+        return next((size for size in self.pad_samples_to if size >= num_samples), None)
+
     def place_of(self, field: str) -> tuple[str, int]:
         """The table (and its index) in which a field is set, for an error message."""
         if field in self.grid:
@@ -111,6 +130,7 @@ class Spec:
             "trials": self.trials,
             "precision": None if self.precision is None else dataclasses.asdict(self.precision),
             "seed": self.seed,
+            "pad_samples_to": self.pad_samples_to,
             "fixed": dict(self.fixed),
             "grid": dict(self.grid),
             "zip": [dict(group) for group in self.zips],
@@ -195,6 +215,7 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
         trials=trials,
         precision=precision,
         seed=_whole(places, "seed", document.get("seed", 0), 0, MAX_SEED),
+        pad_samples_to=_sizes(places, "pad_samples_to", document.get("pad_samples_to", [])),
         fixed=fixed,
         grid=grid,
         zips=tuple(group for group in zips if group),
@@ -232,6 +253,12 @@ def _whole(places: Places, key: str, value: Any, least: int, most: int) -> int:
     if not least <= value <= most:
         raise places.error(f"{show(value)} is not accepted: expected {least} to {most}", key=key)
     return int(value)
+
+
+def _sizes(places: Places, key: str, values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise places.error(f"{show(values)} must be a list, for example [{show(values)}]", key=key)
+    return tuple(sorted({_whole(places, key, value, 1, MAX_SAMPLES) for value in values}))
 
 
 def _table(places: Places, document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
