@@ -29,15 +29,16 @@ SPEC = f"""
 name = "new-activation"
 methods = ["spectral", "spectral_em"]
 trials = 40
+pad_samples_to = [32768]
 activation = "{NAME}"
 dim = 10
 num_experts = 3
 noise_std = 0.1
 
 [grid]
-num_samples = [1100, 2000, 4500, 8000, 18000, 32000]
+num_samples = [1000, 2000, 4000, 8000, 16000, 32000]
 """
-QUICK = ("trials=10", "num_samples=[2400, 4000]")  # one padded size: two programs
+QUICK = ("trials=10", "num_samples=[2400, 4000]", "pad_samples_to=[4096]")
 
 
 def main() -> None:

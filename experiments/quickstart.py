@@ -5,7 +5,13 @@ from moejax.sweep.figures import line_figure
 from moejax.sweep.summary import estimates
 
 SPEC = "sweeps/quickstart.toml"
-QUICK = {"trials": 10, "activation": ["linear", "tanh"], "num_samples": [2400, 4000], "noise_std": [0.1, 0.3]}
+QUICK = {
+    "trials": 10,
+    "activation": ["linear", "tanh"],
+    "num_samples": [2400, 4000],
+    "pad_samples_to": [],
+    "noise_std": [0.1, 0.3],
+}
 
 _RELU = "activation == 'relu' and noise_std == 0.1"
 NUMBERS = {

@@ -19,6 +19,8 @@ from moejax.sweep.summary import estimates
 
 SPEC = "sweeps/sample-size.toml"
 QUICK = {"trials": 10, "activation": ["linear", "tanh"], "num_samples": [2400, 4000], "pad_samples_to": []}
+SLOPE_FROM = 2000
+"""Slopes are fitted over samples of at least this size: below, moments are of little use."""
 BOUND_INSTANCES, BOUND_DRAWS, BOUND_INPUTS = 20, 20, 8192
 """Random instances, estimates drawn for each, and inputs over which the information is averaged, of the Cramer-Rao line."""
 
@@ -98,7 +100,7 @@ def extend(table, folder):
 def summary(table):
     """Least squares of log error on log n over trials: slope, its standard error and 95 % interval."""
     rows = []
-    usable = table[table["recovery_error"] > 0]
+    usable = table[(table["num_samples"] >= SLOPE_FROM) & (table["recovery_error"] > 0)]
     for (activation, method), part in usable.groupby(["activation", "method"], sort=False):
         fit = scipy.stats.linregress(np.log(part["num_samples"]), np.log(part["recovery_error"]))
         half = scipy.stats.t.ppf(0.975, len(part) - 2) * fit.stderr
