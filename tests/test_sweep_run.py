@@ -406,6 +406,19 @@ def test_a_padded_chunk_gives_the_rows_of_a_whole_one(fake):
     np.testing.assert_array_equal(run_some((5, 2)), whole[[5, 2]])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory maps are limited on Linux")
+def test_programs_are_dropped_where_memory_maps_run_out():
+    import jax
+
+    program = jax.jit(lambda x: x + 1)
+    program(np.ones(3))
+    chunk.make_room_for_programs()
+    assert program._cache_size() == 1
+    chunk.make_room_for_programs(share=0.0)
+    assert program._cache_size() == 0
+    np.testing.assert_array_equal(program(np.ones(3)), 2.0)
+
+
 @pytest.mark.slow
 def test_one_worker_and_two_give_equal_rows(fake, tmp_path):
     toml, plugin = fake

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,23 @@ def _prepared(cell: ChunkCell, padded_num_samples: int, settings: WorkerSettings
     return core.prepare(cell.data, cell.algorithm, padded_num_samples)
 
 
+def make_room_for_programs(share: float = 0.5) -> None:
+    """Drop the compiled programs of this process when it holds more than this share of the memory maps Linux allows it.
+
+    XLA takes about a thousand maps for a trial's program, and LLVM ends the process when there are no more. A program that
+    is called again comes from the cache on disk. Elsewhere than on Linux, nothing is done.
+    """
+    try:
+        most = int(Path("/proc/sys/vm/max_map_count").read_text())
+        used = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return
+    if used > share * most:
+        import jax
+
+        jax.clear_caches()
+
+
 def run_chunk(task: ChunkTask) -> ChunkResult:
     """Run the trials of a chunk in this process.
 
@@ -211,6 +229,8 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
                 rows = np.asarray(value)[:keep]
                 arrays[name] = np.zeros((total, *rows.shape[1:]), dtype=rows.dtype)
                 arrays[name][positions] = rows
+    if clock.seconds > compiled_before:
+        make_room_for_programs()
     return ChunkResult(
         metrics=metrics,
         status=status,

@@ -24,7 +24,14 @@ from typing import Any
 
 import pandas as pd
 
-from moejax.sweep.chunk import RAISED, WORKER_DIED, WorkerSettings, compilations_so_far, configure
+from moejax.sweep.chunk import (
+    RAISED,
+    WORKER_DIED,
+    WorkerSettings,
+    compilations_so_far,
+    configure,
+    make_room_for_programs,
+)
 from moejax.sweep.executors import Executor, describe
 from moejax.sweep.fields import nearest, show
 from moejax.sweep.hashing import canonical_json
@@ -129,6 +136,7 @@ class UnitResult:
 def run_unit(unit: StudyUnit) -> UnitResult:
     """Run the cells of a unit in this process; each is safe on disk before the next begins."""
     configure(unit.settings)
+    make_room_for_programs()
     import jax
 
     module = load_experiment(unit.experiment)
