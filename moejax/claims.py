@@ -107,8 +107,10 @@ def compute(number: Number, tables: Mapping[str, pd.DataFrame]) -> Claim | None:
 
 def _text(number: Number, value: float, mcse: float) -> str:
     if number.statistic == "success_rate" or number.column.endswith(("success_rate", "share")):
-        spread = f" ± {100 * mcse:.0f}" if math.isfinite(mcse) and mcse > 0 else ""
-        return f"{100 * value:.0f}{spread} %"
+        percent, error = 100 * value, 100 * mcse
+        if not math.isfinite(error) or error == 0:
+            return f"{percent:.0f} %"
+        return f"{with_error(percent, error)} %" if error < 0.5 else f"{percent:.0f} ± {error:.0f} %"
     return with_error(value, mcse)
 
 

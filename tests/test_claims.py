@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from moejax.claims import read_results, render
+from moejax.claims import Number, read_results, render
 from moejax.experiment import load_experiments
 
 ROOT = Path(__file__).parents[1]
@@ -147,3 +147,13 @@ def test_the_check_would_notice():
     assert (first, third) == ("One has 2.", "Three.")
     assert cited(first, ROOT / "README.md") == []
     assert cited(second, ROOT / "README.md") == [ROOT / "b" / "claims.json"]
+
+
+@pytest.mark.parametrize(
+    ("succeeded", "trials", "text"),
+    [(30, 30, "100 %"), (18, 40, "45 ± 8 %"), (3597, 3600, "99.917 ± 0.048 %"), (2, 300, "0.67 ± 0.47 %")],
+)
+def test_a_share_is_told_with_an_error_that_is_not_rounded_to_nothing(succeeded, trials, text):
+    table = pd.DataFrame({"share": np.arange(trials) < succeeded}).astype(float)
+    number = Number("share >= 0", "share", "mean")
+    assert render("{a}", {"a": number}, {"table.csv": table})[0] == text
