@@ -2,6 +2,7 @@
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from moejax.claims import Number
 from moejax.sweep.figures import COLOURS, MARKERS
@@ -76,6 +77,9 @@ def figure(table):
                     color=COLOURS[number],
                 )
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(-0.04, 1.1)
     axis.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axis.margins(x=0.08)

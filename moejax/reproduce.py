@@ -326,7 +326,8 @@ class _Session:
                 }
             ],
             started=run.started,
-            wall_seconds=time.monotonic() - started,
+            # of a study that was resumed, no less than its workers took
+            wall_seconds=max(time.monotonic() - started, run.worker_seconds / self.place.workers),
             worker_seconds=run.worker_seconds,
             compile_seconds=run.compile_seconds,
             compilations=run.compilations,
