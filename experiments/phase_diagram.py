@@ -44,8 +44,8 @@ SHOWS = (
     "gated losses; with few samples, at k = 4, n/d = 50 and tanh, spectral_em has {spectral_em_few} and joint EM {joint_em_few}."
 )
 SHOWS_NOT = (
-    "It does not show several random starts of joint EM or of the gradient methods, nor another dimension: all maps "
-    "are at one d."
+    "It does not show several random starts of joint EM or of the gradient methods, the search with more than the 8 random "
+    "starts that it has here, nor another dimension: all maps are at one d."
 )
 
 
