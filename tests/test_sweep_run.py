@@ -412,7 +412,7 @@ def test_programs_are_dropped_where_memory_maps_run_out():
 
     program = jax.jit(lambda x: x + 1)
     program(np.ones(3))
-    chunk.make_room_for_programs()
+    chunk.make_room_for_programs(share=1.0)
     assert program._cache_size() == 1
     chunk.make_room_for_programs(share=0.0)
     assert program._cache_size() == 0
