@@ -292,7 +292,8 @@ def gradient_descent(
     order_key, pilot_key, run_key = jax.random.split(key, 3)
     n, k, d = problem.x.shape[0], config.num_experts, problem.x.shape[1]
     batches = _minibatches(order_key, problem, n if batch_size is None else min(batch_size, n))
-    mean_weight = problem.weights.sum() / batches.num_used.astype(problem.x.dtype)
+    total = problem.weights.sum()
+    mean_weight = total / batches.num_used.astype(problem.x.dtype)
     like = jax.tree.map(lambda leaf: leaf[0], starts)
 
     def pack(params: MoEParams) -> jax.Array:
@@ -305,7 +306,7 @@ def gradient_descent(
         params = unpack(free)
         gates = predictors_of(params, fit_intercept=config.fit_intercept).rows[k:]
         of_sample = loss(params, design.T, y)
-        return of_sample @ weights / mean_weight + config.ridge * gate_penalty(gates)
+        return of_sample @ weights / mean_weight + config.ridge / total * gate_penalty(gates)
 
     free = jax.vmap(pack)(starts)
     num_predictor = (2 * k - 1) * (d + int(config.fit_intercept))
