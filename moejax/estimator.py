@@ -25,14 +25,23 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from moejax import fitting
 from moejax.activations import ActivationLike, ScalarFunction, get_activation, values_on_host
+from moejax.arguments import (
+    as_numbers,
+    checked_inputs,
+    checked_options,
+    checked_targets,
+    checked_weights,
+    noise_levels,
+    number_of_experts,
+)
+from moejax.checks import brief, brief_text, require
 from moejax.em import RIDGE, NoiseModel
 from moejax.fitting import DEFAULT_METHOD, FitResult
 from moejax.label_transforms import TransformKind
-from moejax.methods import get_method
 from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
 from moejax.selection import num_free_parameters
 from moejax.whitening import InputMap, params_in_input_units, varying
@@ -142,35 +151,32 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         Raises:
             ValueError: arrays or settings that cannot be fitted, in one line.
         """
-        fn = get_activation(self.activation)
-        get_method(self.method)
-        levels = np.asarray(1.0 if self.noise_std is None else self.noise_std)
-        if levels.dtype.kind not in "fiu" or not np.all(np.isfinite(levels) & (levels > 0)):
-            raise ValueError(f"noise_std: expected a positive finite number or None, got {self.noise_std!r}")
-        if self.noise not in fitting.NOISE_MODELS:
-            models = " or ".join(map(repr, fitting.NOISE_MODELS))
-            raise ValueError(f"noise: expected {models}, got {self.noise!r}")
-        if self.precision not in ("float32", "float64", None):
-            raise ValueError(f"precision: expected 'float32', 'float64' or None, got {self.precision!r}")
-        if isinstance(self.num_experts, bool) or not isinstance(self.num_experts, int | np.integer):
-            raise ValueError(f"num_experts: expected a whole number, got {self.num_experts!r}")
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts: expected a positive number, got {self.num_experts}")
-        X, y = validate_data(
-            self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2
+        checked_options(
+            activation=self.activation,
+            noise=self.noise,
+            fit_intercept=self.fit_intercept,
+            method=self.method,
+            standardise=self.standardise,
+            num_starts=self.num_starts,
+            max_iterations=self.max_iterations,
+            order=self.order,
+            transform_kind=self.transform_kind,
+            ridge=self.ridge,
+            precision=self.precision,
         )
-        if y.ndim == 1 or y.shape[1] == 1:
+        number_of_experts(self.num_experts, several=False)
+        fn = get_activation(self.activation)
+        _random_state(self.random_state)
+        x = checked_inputs(X, "X", least_rows=2)
+        self._columns(X, y, reset=True)
+        y = as_numbers(y, "y")
+        if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        y = y.astype(np.float64)
-        if levels.shape not in ((), y.shape[1:]):
-            raise ValueError(
-                f"noise_std: expected one number or one for each target, got shape {levels.shape}"
-            )
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weights.sum() > 0:
-            raise ValueError("sample_weight: expected a positive sum, got zeros only")
+        y = checked_targets(y, len(x), rows_of="X")
+        weights = checked_weights(sample_weight, len(x), "sample_weight", "X")
+        noise_levels(self.noise_std, y.shape[1:])
         used = weights > 0
-        x, y, weights = X[used], y[used], weights[used]
+        x, y, weights = x[used], y[used], weights[used]
 
         linear = _is_linear(fn)
         num_experts, inputs = self._supported(x, y, weights, linear)
@@ -223,6 +229,13 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             warnings.warn(f"fit of {num_experts} experts: {result.status}", ConvergenceWarning, stacklevel=2)
         return self
 
+    def _columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
+        """Keep the number and the names of the columns of X, or compare them with those of the fit."""
+        try:
+            validate_data(self, X, y, reset=reset, skip_check_array=True)
+        except TypeError as error:  # names of several types
+            raise ValueError(f"X: {brief_text(error)}") from error
+
     def predict(self, X: ArrayLike) -> np.ndarray:
         """(n,), or (n, m): E[y | x] = sum_i P_i(x) m_i(x)."""
         log_gates, means = self._mixture(X)
@@ -268,7 +281,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
         """(n,), or (n, m): one draw of y given each row of X."""
-        generator = check_random_state(random_state)
+        generator = _random_state(random_state)
         log_gates, means = self._mixture(X)
         cumulative = np.cumsum(np.exp(log_gates), axis=1)
         uniform = generator.uniform(size=(len(means), 1))
@@ -363,7 +376,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         z, labels, weights = (
             np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in (z, labels, weights)
         )
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        seed = _random_state(self.random_state).randint(np.iinfo(np.int32).max)
 
         with self._in_precision():
             return fitting.fit(
@@ -394,7 +407,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _mixture(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m)."""
         check_is_fitted(self)
-        x = validate_data(self, X, dtype=np.float64, reset=False)
+        x = checked_inputs(X, "X")
+        self._columns(X, reset=False)
         padded = np.pad(x, [(0, _padded(len(x)) - len(x)), (0, 0)])
         with self._in_precision():
             dtype = jnp.result_type(float)
@@ -408,12 +422,12 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _log_joint(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
-        y = np.asarray(y, np.float64)
+        y = as_numbers(y, "y")
         if y.shape == (len(means), 1) and means.ndim == 2:
             y = y[:, 0]
         expected = means[:, 0].shape
-        if y.shape != expected:
-            raise ValueError(f"y: expected shape {expected} to go with X, got {y.shape}")
+        require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
+        y = checked_targets(y, len(means), rows_of="X")
         log_densities = _log_normal(y[:, None] - means, self.noise_std_)
         return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 
@@ -421,6 +435,14 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def _random_state(value: Any) -> np.random.RandomState:
+    try:
+        return check_random_state(value)
+    except (ValueError, TypeError) as error:
+        words = "None, a whole number from 0 to 2**32 - 1 or a NumPy RandomState"
+        raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
 
 
 def _averaged(gates: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -24,19 +24,27 @@ from moejax.activations import (
     activation_name,
     get_activation,
 )
+from moejax.arguments import (
+    checked_arrays,
+    checked_options,
+    flag,
+    noise_levels,
+    number_of_experts,
+    prng_key,
+    require_density_at,
+    require_varying,
+)
+from moejax.checks import require
 from moejax.design import sample_blocks, sample_scale
 from moejax.diagnostics import diagnose
 from moejax.em import RIDGE, NoiseModel
 from moejax.information import (
-    COVARIANCE_KINDS,
     CovarianceKind,
     confidence_intervals,
     covariance,
     standard_errors,
 )
-from moejax.inputs import get_log_density
 from moejax.label_transforms import (
-    TRANSFORM_KINDS,
     TransformKind,
     choose_order,
     transform_noise_std,
@@ -44,7 +52,6 @@ from moejax.label_transforms import (
 )
 from moejax.methods import (
     METHOD_STATUS,
-    STARTS,
     MethodConfig,
     MethodResult,
     Problem,
@@ -62,7 +69,6 @@ from moejax.selection import criteria, num_free_parameters, num_rows_needed, num
 from moejax.spectral import host_transforms
 from moejax.whitening import input_map, params_in_input_units
 
-NOISE_MODELS = ("shared", "per_expert")
 DEFAULT_METHOD = "multistart"
 
 
@@ -243,42 +249,47 @@ def fit(
             constant column, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an activation
             without a usable order for a method of moments.
     """
-    if not isinstance(num_experts, int | np.integer):
+    num_experts = number_of_experts(num_experts)
+    if not isinstance(num_experts, int):
         settings = {
             name: value for name, value in locals().items() if name not in ("key", "x", "y", "num_experts")
         }
         return _fit_several(key, x, y, num_experts, settings)
-    _require(hasattr(key, "dtype"), "key", "a PRNG key such as jax.random.key(0)", key)
-    fn, density = get_activation(activation), _log_density(log_density)
-    get_method(method)
-    x_host, y_host, weights_host = _checked_arrays(x, y, weights)
+    key = prng_key(key)
+    options = checked_options(
+        activation=activation,
+        noise=noise,
+        fit_intercept=fit_intercept,
+        method=method,
+        order=order,
+        transform=transform,
+        num_restarts=num_restarts,
+        num_starts=num_starts,
+        start=start,
+        polish=polish,
+        max_iterations=max_iterations,
+        ridge=ridge,
+        chunk_size=chunk_size,
+        num_residual_passes=num_residual_passes,
+        covariance=covariance,
+        log_density=log_density,
+    )
+    fit_intercept, order, ridge = options["fit_intercept"], options["order"], options["ridge"]
+    fn, density = get_activation(activation), options["log_density"]
+    x_host, y_host, weights_host = checked_arrays(x, y, weights)
+    require_varying(x_host, weights_host)
     d, several = x_host.shape[1], y_host.ndim == 2
     if several and not lookup_method(method).several_outputs:
         able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
         raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
-    _require(not several or start == "random", "start", "'random' for several outputs", start)
+    require(not several or start == "random", "start", "'random' for several outputs", start)
     needs_moments = moments_of(method) == "required"
     if needs_moments:
-        _require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
-    _require(num_experts >= 1, "num_experts", "a positive number", num_experts)
-    if noise_std is not None:
-        levels = np.asarray(noise_std)
-        good = levels.dtype.kind in "fiu" and levels.shape in ((), y_host.shape[1:])
-        good = good and bool(np.all(np.isfinite(levels) & (levels > 0)))
-        _require(good, "noise_std", "a positive finite number, or None to estimate it", noise_std)
-    _require(noise in NOISE_MODELS, "noise", " or ".join(map(repr, NOISE_MODELS)), noise)
-    _require(transform in TRANSFORM_KINDS, "transform", f"one of {', '.join(TRANSFORM_KINDS)}", transform)
-    _require(order in (None, 3, 4), "order", "3, 4 or None", order)
-    _require(max_iterations >= 1, "max_iterations", "a positive number", max_iterations)
-    _require(num_restarts >= 1, "num_restarts", "a positive number", num_restarts)
-    _require(num_starts is None or num_starts >= 1, "num_starts", "a positive number or None", num_starts)
-    _require(start in STARTS, "start", " or ".join(map(repr, STARTS)), start)
-    _require(
-        covariance in COVARIANCE_KINDS, "covariance", " or ".join(map(repr, COVARIANCE_KINDS)), covariance
-    )
+        require(1 <= num_experts <= d, "num_experts", f"1 to {d} (the number of inputs)", num_experts)
+    levels = noise_levels(noise_std, y_host.shape[1:])
     needed = num_rows_needed(num_experts, d, fit_intercept)
     used = int((weights_host > 0).sum())
-    _require(
+    require(
         used >= needed,
         "x",
         f"at least {needed} rows with weight for k = {num_experts} experts of {d} inputs",
@@ -286,15 +297,10 @@ def fit(
     )
 
     if density is not None:
-        try:
-            value = np.asarray(density(jnp.asarray(x_host[0])))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"log_density: failed at x[0]: {error}") from error
-        good = value.shape == () and bool(np.isfinite(value))
-        _require(good, "log_density", "a finite number () at x[0]", value)
+        require_density_at(density, x_host[0])
     whitening = input_map(x_host, weights_host, centre=fit_intercept)
     rank = whitening.matrix.shape[1]
-    _require(
+    require(
         not needs_moments or num_experts <= rank,
         "num_experts",
         f"at most {rank}, the rank of the inputs",
@@ -305,8 +311,8 @@ def fit(
     labels, sample_weights = jnp.asarray(y_host, dtype), jnp.asarray(weights_host, dtype)
     smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
     start_noise: Any
-    if noise_std is not None:
-        start_noise = np.zeros(y_host.shape[1:]) + np.asarray(noise_std, np.float64)
+    if levels is not None:
+        start_noise = np.zeros(y_host.shape[1:]) + levels
         start_noise = start_noise if several else float(start_noise)
     elif several:
         share = weights_host / weights_host.sum()
@@ -334,14 +340,14 @@ def fit(
         more_orders=orders[1:],
         noise=noise if noise_std is None else "known",
         fit_intercept=fit_intercept,
-        num_restarts=num_restarts,
-        num_starts=num_starts,
+        num_restarts=options["num_restarts"],
+        num_starts=options["num_starts"],
         start=start,
-        polish=polish,
-        max_iterations=max_iterations,
+        polish=options["polish"],
+        max_iterations=options["max_iterations"],
         ridge=ridge,
-        chunk_size=chunk_size,
-        num_residual_passes=num_residual_passes,
+        chunk_size=options["chunk_size"],
+        num_residual_passes=options["num_residual_passes"],
         log_density=None if density is None else AffineLogDensity(density, whitening.mean, whitening.matrix),
     )
     problem = Problem(
@@ -395,10 +401,11 @@ def _fit_several(
     key: jax.Array, x: Any, y: Any, num_experts: str | Sequence[int], settings: dict[str, Any]
 ) -> FitResult:
     """A fit for each number of experts; the one with the least BIC, with the table of all."""
-    shape, intercept = np.shape(x), settings["fit_intercept"]
+    x, y, settings["weights"] = checked_arrays(x, y, settings["weights"])
+    shape, intercept = x.shape, flag(settings["fit_intercept"], "fit_intercept")
     candidates = numbers_to_try(num_experts, shape, intercept)
     results = {k: fit(key, x, y, num_experts=k, **settings) for k in candidates}
-    weights = np.ones(shape[0]) if settings["weights"] is None else settings["weights"]
+    weights = settings["weights"]
     noise = "known" if settings["noise_std"] is not None else settings["noise"]
     rows = []
     for k, result in results.items():
@@ -423,68 +430,6 @@ def _fit_several(
     return dataclasses.replace(
         results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
     )
-
-
-def _log_density(log_density: LogDensity | str | None) -> LogDensity | None:
-    if not isinstance(log_density, str):
-        good = log_density is None or callable(log_density)
-        _require(
-            good,
-            "log_density",
-            "a function of x (d,), the name of an input distribution, or None",
-            log_density,
-        )
-        return log_density
-    named = get_log_density(log_density)
-    if named is None:
-        raise ValueError(f"log_density: input distribution {log_density!r} has no density")
-    return named
-
-
-def _require(good: bool, name: str, expected: str, got: object) -> None:
-    if not good:
-        raise ValueError(f"{name}: expected {expected}, got {got!r}")
-
-
-def _checked_arrays(x: Any, y: Any, weights: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (n, d), y (n,) or (n, m), and weights (n,) in double precision.
-
-    Raises:
-        ValueError: as `fit` says.
-    """
-    arrays = {}
-    for name, value in (
-        ("x", x),
-        ("y", y),
-        ("weights", np.ones(np.shape(x)[:1]) if weights is None else weights),
-    ):
-        try:
-            arrays[name] = np.asarray(value, np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: expected numbers, got {error}") from error
-    x, y, weights = arrays["x"], arrays["y"], arrays["weights"]
-    _require(x.ndim == 2 and x.size > 0, "x", "an array (n, d)", x.shape)
-    several = y.ndim == 2 and y.shape[1] > 1 and y.shape[0] == x.shape[0]
-    _require(several or y.shape == x.shape[:1], "y", f"shape {x.shape[:1]} to go with x", y.shape)
-    _require(weights.shape == x.shape[:1], "weights", f"shape {x.shape[:1]} to go with x", weights.shape)
-    for name, value in arrays.items():
-        if not np.isfinite(value).all():
-            place = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-            raise ValueError(f"{name}: expected finite values, got {value[place]} at index {place}")
-    _require(
-        bool((weights >= 0).all()) and weights.sum() > 0,
-        "weights",
-        "non-negative numbers, not all zero",
-        float(weights.min()),
-    )
-    seen = x[weights > 0]
-    spread = seen.max(axis=0) - seen.min(axis=0)
-    if (spread == 0).any() and len(seen) > 1:
-        column = int(np.argmin(spread))
-        raise ValueError(
-            f"x: expected columns that vary, got a constant column {column} (value {seen[0, column]:g})"
-        )
-    return x, y, weights
 
 
 def _orders(
