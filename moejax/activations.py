@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.checks import brief
 from moejax.gaussian import HALF_WIDTH
 
 ScalarFunction = Callable[[jax.Array], jax.Array]
@@ -83,11 +84,17 @@ def get_activation(activation: ActivationLike) -> ScalarFunction:
     """
     if callable(activation):
         return activation
-    if activation in _REGISTRY:
+    if isinstance(activation, str) and activation in _REGISTRY:
         return _REGISTRY[activation]
-    near = difflib.get_close_matches(str(activation), _REGISTRY, n=3, cutoff=0.4)
+    near = (
+        difflib.get_close_matches(activation, _REGISTRY, n=3, cutoff=0.4)
+        if isinstance(activation, str)
+        else []
+    )
     nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise ValueError(f"activation: unknown name {activation!r}; {nearest}registered: {', '.join(_REGISTRY)}")
+    raise ValueError(
+        f"activation: unknown name {brief(activation)}; {nearest}registered: {', '.join(_REGISTRY)}"
+    )
 
 
 def activation_name(activation: ActivationLike) -> str:

@@ -118,7 +118,9 @@ def input_notes(found: dict[str, Any]) -> list[str]:
     notes = []
     if found["constant_inputs"]:
         named = ", ".join(str(column + 1) for column in found["constant_inputs"])
-        notes.append(f"left out, because they do not vary: inputs {named}; their coefficients are zero by choice")
+        notes.append(
+            f"left out, because they do not vary: inputs {named}; their coefficients are zero by choice"
+        )
     for columns in found["collinear_inputs"]:
         named = ", ".join(str(column + 1) for column in columns)
         notes.append(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.activations import ScalarFunction
+from moejax.checks import brief
 from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
 from moejax.gaussian import standard_normal
 from moejax.model import MoEParams, unit_rows
@@ -171,11 +172,11 @@ def lookup_method(name: str) -> Registered:
     Raises:
         ValueError: it is not registered; the message names the nearest.
     """
-    if name in _REGISTRY:
+    if isinstance(name, str) and name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
+    near = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) if isinstance(name, str) else []
     nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise ValueError(f"method: unknown name {name!r}; {nearest}registered: {', '.join(_REGISTRY)}")
+    raise ValueError(f"method: unknown name {brief(name)}; {nearest}registered: {', '.join(_REGISTRY)}")
 
 
 def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:

@@ -200,7 +200,7 @@ def with_value(array, place, value):
         (np.full((60, 3), "a"), Y, {}, ["x:", "numbers"]),
         (with_value(X, (slice(None), 2), 1.5), Y, {}, ["x:", "constant column 2", "1.5"]),
         (X, Y, {"num_experts": 4}, ["num_experts", "1 to 3", "got 4"]),
-        (X, Y, {"num_experts": 0}, ["num_experts", "1 to 3", "got 0"]),
+        (X, Y, {"num_experts": 0}, ["num_experts", "positive", "got 0"]),
         (X[:9], Y[:9], {}, ["at least", "k = 2", "11 rows", "got 9"]),
         (X, Y, {"noise_std": 0.0}, ["noise_std", "positive", "0.0"]),
         (X, Y, {"noise_std": -1.0}, ["noise_std", "-1.0"]),
