@@ -24,6 +24,7 @@ from moejax.array_checks import (
     checked_inputs,
     checked_targets,
     checked_weights,
+    input_precision,
 )
 from moejax.checks import brief_text, require
 from moejax.information import COVARIANCE_KINDS
@@ -44,6 +45,7 @@ __all__ = [
     "checked_targets",
     "checked_weights",
     "flag",
+    "input_precision",
     "log_density_of",
     "noise_levels",
     "number_of_experts",

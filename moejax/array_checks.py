@@ -194,3 +194,14 @@ def _finite(array: np.ndarray, name: str) -> np.ndarray:
             f"{name}: expected finite numbers, no NaN and no inf, got {array[place]} at index {place}"
         )
     return array
+
+
+def input_precision(x: Any) -> float:
+    """The machine epsilon of the numbers in an array-like as they were given: the coarsest of a frame's columns.
+
+    Whole numbers, and whatever is not an array of floating-point numbers, have that of double precision.
+    """
+    types = list(x.dtypes) if isinstance(x, pd.DataFrame) else [getattr(x, "dtype", None)]
+    types = [getattr(dtype, "numpy_dtype", dtype) for dtype in types]
+    coarse = [dtype for dtype in types if dtype in (np.float32, np.float16, jnp.bfloat16)]
+    return max((float(jnp.finfo(dtype).eps) for dtype in coarse), default=float(np.finfo(float).eps))

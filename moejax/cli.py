@@ -61,11 +61,11 @@ class Fit:
     method: str = "multistart"
     noise: Literal["shared", "per_expert"] = "shared"
     noise_std: float | None = None
-    """Known noise, in units of the standardised target; default: estimated."""
+    """Known noise, in the target's own units; default: estimated."""
     intercept: bool = True
     """Biases in experts and gates."""
     standardise: bool = True
-    """Scale the inputs and the target to mean 0 and standard deviation 1 before the fit."""
+    """Show coefficients and errors per standard deviation of inputs and target; results hold both."""
     covariance: Literal["observed", "sandwich"] = "observed"
     """Of the standard errors: "observed" takes the model for true, "sandwich" does not."""
     num_starts: int | None = None

@@ -21,6 +21,17 @@ class DataUnits(NamedTuple):
     inputs: InputMap
     labels: LabelMap
 
+    def seen_from(
+        self, input_mean: np.ndarray, input_std: np.ndarray, target_mean: float = 0.0, target_std: float = 1.0
+    ) -> DataUnits:
+        """The same for a user whose inputs are (x - input_mean) / input_std and whose labels are (y - target_mean) / target_std."""
+        inputs = self.inputs._replace(
+            mean=(self.inputs.mean - input_mean) / input_std,
+            matrix=self.inputs.matrix * np.asarray(input_std)[:, None],
+        )
+        labels = LabelMap((self.labels.shift - target_mean) / target_std, self.labels.scale / target_std)
+        return DataUnits(inputs, labels)
+
     def params(self, params: MoEParams) -> MoEParams:
         """Parameters of the fit, leaves of any kind of array, for the user's x and y.
 

@@ -38,6 +38,7 @@ from moejax.arguments import (
     checked_options,
     checked_targets,
     checked_weights,
+    input_precision,
     noise_levels,
     number_of_experts,
 )
@@ -49,7 +50,6 @@ from moejax.fitting import (
     FitResult,
     Sample,
     fit_sample,
-    input_precision,
     rescaled_weights,
 )
 from moejax.label_transforms import TransformKind
@@ -169,8 +169,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             "transform": self.transform_kind,
             "ridge": self.ridge,
         }
-        options = checked_options(**options)
         checked_options(transform_kind=self.transform_kind, precision=self.precision)
+        options = checked_options(**options)
         number_of_experts(self.num_experts, several=False)
         fn = get_activation(self.activation)
         _random_state(self.random_state)

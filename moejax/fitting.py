@@ -23,6 +23,7 @@ from moejax.arguments import (
     WeightsAre,
     checked_arrays,
     checked_options,
+    input_precision,
     noise_levels,
     number_of_experts,
     prng_key,
@@ -32,7 +33,7 @@ from moejax.checks import require
 from moejax.data_units import DataUnits
 from moejax.diagnostics import collapse_status, diagnose
 from moejax.em import RIDGE, NoiseModel
-from moejax.information import CovarianceKind, confidence_intervals
+from moejax.information import Covariance, CovarianceKind, confidence_intervals
 from moejax.label_transforms import (
     TransformKind,
     choose_order,
@@ -80,6 +81,22 @@ class TooManyExpertsError(ValueError):
     """The rows, or the inputs' rank, do not suffice for this number of experts."""
 
 
+class _Fitted(NamedTuple):
+    """A fit in its own units, from which parameters and errors in others are made."""
+
+    params: MoEParams
+    covariance: Covariance | None
+    """None where there are no standard errors."""
+    units: DataUnits
+    noise: NoiseModel
+    fit_intercept: bool
+
+    def errors(self, units: DataUnits) -> MoEParams | None:
+        if self.covariance is None:
+            return None
+        return units.errors(self.covariance, self.params, noise=self.noise, fit_intercept=self.fit_intercept)
+
+
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """A fitted mixture of experts."""
@@ -102,6 +119,30 @@ class FitResult:
     """Where several numbers of experts were tried: a row for each with its criteria (see `moejax.selection`)."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Every option of the fit by name, as it was used, with the precision of the computation: what repeats it."""
+    _fitted: _Fitted | None = dataclasses.field(default=None, repr=False)
+
+    def in_units(
+        self,
+        input_mean: np.ndarray,
+        input_std: np.ndarray,
+        target_mean: float = 0.0,
+        target_std: float = 1.0,
+    ) -> tuple[MoEParams, MoEParams | None]:
+        """(parameters, standard errors) for inputs (x - input_mean) / input_std and labels (y - target_mean) / target_std.
+
+        Args:
+            input_mean: (d,), zero for a fit without intercepts.
+            input_std: (d,), positive.
+            target_mean: zero unless g is linear with intercepts.
+            target_std: one unless g is homogeneous.
+
+        Raises:
+            ValueError: this result was not made by `fit`.
+        """
+        if self._fitted is None:
+            raise ValueError("in_units: this result was not made by fit, and has no units of its own")
+        units = self._fitted.units.seen_from(input_mean, input_std, target_mean, target_std)
+        return units.params(self._fitted.params), self._fitted.errors(units)
 
     def intervals(self, level: float = 0.95) -> tuple[MoEParams, MoEParams]:
         """(lower, upper) ends of Wald intervals for every parameter, each by itself; of sigma on the log scale.
@@ -422,18 +463,17 @@ def fit_sample(
     collapsed = diagnostics["collapsed_experts"]
     if collapsed:
         status = collapse_status(collapsed)
-    errors = None
-    if known is not None and not collapsed and float(known.shortfall) < LARGEST_SHORTFALL:
-        errors = units.errors(
-            known.covariance, result.params, noise=config.noise, fit_intercept=config.fit_intercept
-        )
+    at_maximum = known is not None and not collapsed and float(known.shortfall) < LARGEST_SHORTFALL
+    kept = jax.tree.map(np.asarray, (result.params, known.covariance if at_maximum else None))
+    fitted = _Fitted(*kept, units, config.noise, config.fit_intercept)
     return FitResult(
         units.params(result.params),
         float(value) - offset,
         history[np.isfinite(history)],
         diagnostics,
         status,
-        errors,
+        fitted.errors(units),
+        _fitted=fitted,
     )
 
 
@@ -496,13 +536,6 @@ def rescaled_weights(weights: np.ndarray, are: WeightsAre | None) -> tuple[np.nd
     share = weights / weights.max()
     share = share / share.sum()
     return share / (share @ share), are
-
-
-def input_precision(x: Any) -> float:
-    """The machine epsilon of the numbers in x as a user gave them; that of double precision for whole numbers."""
-    types = getattr(x, "dtypes", None) if isinstance(x, pd.DataFrame) else [getattr(x, "dtype", None)]
-    single = [t for t in types or () if t in (np.float32, np.float16, jnp.bfloat16)]
-    return max((float(jnp.finfo(np.dtype(t)).eps) for t in single), default=float(np.finfo(float).eps))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "config"))
