@@ -439,9 +439,11 @@ def _least_squares(
     share = weights / weights.sum()
     unit = np.abs(y).max() or 1.0
     labels = y / unit
-    mean = float(share @ labels) if fit_intercept else 0.0
+    # white inputs that were standard normal already are not centred
+    middle, mean = (share @ z, float(share @ labels)) if fit_intercept else (np.zeros(z.shape[1]), 0.0)
     root = np.sqrt(share)
-    coefficients = np.linalg.lstsq(z * root[:, None], (labels - mean) * root, rcond=None)[0]
+    coefficients = np.linalg.lstsq((z - middle) * root[:, None], (labels - mean) * root, rcond=None)[0]
+    mean = mean - float(middle @ coefficients)
     spread = math.sqrt(float(share @ (labels - mean - z @ coefficients) ** 2))
     # what rounding leaves of an exact fit is no noise level
     smallest = math.sqrt(np.finfo(float).eps * float(share @ labels**2) + np.finfo(float).tiny)

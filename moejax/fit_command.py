@@ -384,5 +384,6 @@ def _save(
         (out / "selection.png").unlink(missing_ok=True)  # of an earlier fit
     else:
         selection_figure(result.selection, out / "selection.png")
-    document = summary | {"history": result.history.tolist()}
+    shift = summary["in_units"][summary["units"]]["log_likelihood"] - result.log_likelihood
+    document = summary | {"history": (result.history + shift).tolist()}
     (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -184,13 +184,19 @@ def activation_range(fn: ScalarFunction) -> tuple[float, float]:
 
 
 def share_outside_range(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> float:
-    """The mean squared distance of the labels (n,) from the range of g, as a share of their variance about their mean."""
+    """The mean squared distance of the labels (n,) from the range of g, as a share of their variance about their mean.
+
+    It is zero for labels inside the range, and infinite for equal labels outside.
+    """
     low, high = activation_range(fn)
     used = weights > 0
     y, share = y[used], weights[used] / weights[used].sum()
-    size = np.abs(y).max()
-    outside = (y - np.clip(y, low, high)) / size
-    return float(share @ outside**2 / (share @ ((y - share @ y) / size) ** 2))
+    size = np.abs(y).max() or 1.0
+    outside = float(share @ ((y - np.clip(y, low, high)) / size) ** 2)
+    variance = float(share @ ((y - share @ y) / size) ** 2)
+    if outside == 0.0:
+        return 0.0
+    return outside / variance if variance > 0 else math.inf
 
 
 def labels_note(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction, name: str) -> str | None:
