@@ -54,7 +54,7 @@ from moejax.methods import (
     method_names,
     moments_of,
 )
-from moejax.model import MoEParams, log_joint, weighted_sum
+from moejax.model import MoEParams, log_joint, weighted_sum, with_stand_ins
 from moejax.noise import estimate_noise_std
 from moejax.polish import likelihood_curvature
 from moejax.score_tensors import AffineLogDensity, LogDensity
@@ -219,7 +219,7 @@ def fit(
         method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
             gating EM, polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline:
             "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
-        weights: (n,) non-negative sample weights; None for ones.
+        weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are not looked at and may hold anything.
         order: of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
         transform: kind of the label transforms.
         num_restarts: of the tensor power method.
@@ -312,7 +312,7 @@ def fit(
         share = weights_host / weights_host.sum()
         start_noise = np.sqrt(share @ (y_host - share @ y_host) ** 2)
     elif activation_facts(fn).constant:
-        start_noise = float(np.std(y_host))
+        start_noise = float(np.std(y_host[weights_host > 0]))
     else:
         start_noise = float(_estimate_noise(labels, sample_weights, fn, smallest, largest))
     orders, order_reason = (
@@ -467,7 +467,8 @@ def _checked_arrays(x: Any, y: Any, weights: Any) -> tuple[np.ndarray, np.ndarra
     several = y.ndim == 2 and y.shape[1] > 1 and y.shape[0] == x.shape[0]
     _require(several or y.shape == x.shape[:1], "y", f"shape {x.shape[:1]} to go with x", y.shape)
     _require(weights.shape == x.shape[:1], "weights", f"shape {x.shape[:1]} to go with x", weights.shape)
-    for name, value in arrays.items():
+    x, y = with_stand_ins(weights, x, y, xp=np)  # what has no weight is no sample, whatever it holds
+    for name, value in (("x", x), ("y", y), ("weights", weights)):
         if not np.isfinite(value).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
             raise ValueError(f"{name}: expected finite values, got {value[place]} at index {place}")
