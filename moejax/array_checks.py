@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse
 
 from moejax.checks import brief_text, require
+from moejax.model import with_stand_ins
 
 
 class NotNumbersError(ValueError, TypeError):
@@ -33,6 +34,8 @@ def checked_arrays(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sample of a fit: x (n, d), y (n,) or (n, m), weights (n,), finite and in double precision.
 
+    Rows of weight zero may hold anything: they come back as copies of a row that has weight.
+
     Args:
         x: array-like (n, d) of real numbers.
         y: array-like (n,), or (n, m) with m > 1.
@@ -43,9 +46,11 @@ def checked_arrays(
     Raises:
         ValueError: the first array that is not as said, in one line.
     """
-    inputs = checked_inputs(x, names[0], least_rows)
-    targets = checked_targets(y, len(inputs), names[1], names[0])
-    return inputs, targets, checked_weights(weights, len(inputs), names[2], names[0])
+    inputs = _shaped_inputs(x, names[0], least_rows)
+    targets = _shaped_targets(y, len(inputs), names[1], names[0])
+    weights = checked_weights(weights, len(inputs), names[2], names[0])
+    inputs, targets = with_stand_ins(weights, inputs, targets, xp=np)
+    return _finite(inputs, names[0]), _finite(targets, names[1]), weights
 
 
 def checked_inputs(x: Any, name: str = "x", least_rows: int = 1) -> np.ndarray:
@@ -54,6 +59,11 @@ def checked_inputs(x: Any, name: str = "x", least_rows: int = 1) -> np.ndarray:
     Raises:
         ValueError: they are something else.
     """
+    return _finite(_shaped_inputs(x, name, least_rows), name)
+
+
+def _shaped_inputs(x: Any, name: str, least_rows: int) -> np.ndarray:
+    """The same, finite or not."""
     array = as_numbers(x, name)
     if array.ndim != 2:
         # "Reshape your data" and the words on 0 features and 1 sample are those that scikit-learn's checks look for
@@ -68,7 +78,7 @@ def checked_inputs(x: Any, name: str = "x", least_rows: int = 1) -> np.ndarray:
         raise ValueError(
             f"{name}: expected at least {least_rows} row{'s' * (least_rows > 1)}, got {rows} sample(s)"
         )
-    return _finite(array, name)
+    return array
 
 
 def checked_targets(y: Any, num_rows: int, name: str = "y", rows_of: str = "x") -> np.ndarray:
@@ -77,11 +87,16 @@ def checked_targets(y: Any, num_rows: int, name: str = "y", rows_of: str = "x") 
     Raises:
         ValueError: they are something else, or of another n.
     """
+    return _finite(_shaped_targets(y, num_rows, name, rows_of), name)
+
+
+def _shaped_targets(y: Any, num_rows: int, name: str, rows_of: str) -> np.ndarray:
+    """The same, finite or not."""
     array = as_numbers(y, name)
     several = array.ndim == 2 and len(array) == num_rows and array.shape[1] > 1
     good = several or array.shape == (num_rows,)
     require(good, name, f"shape {(num_rows,)} to go with {rows_of}", array.shape)
-    return _finite(array, name)
+    return array
 
 
 def checked_weights(weights: Any, num_rows: int, name: str = "weights", rows_of: str = "x") -> np.ndarray:

@@ -369,6 +369,9 @@ def _run(
     start = Point(predictors_of(params, fit_intercept=fit_intercept), params.noise_std)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(expect, start))
     zero = jnp.zeros((), x.dtype)
+    nothing = nothing._replace(
+        log_likelihood=jnp.full_like(zero, -jnp.inf)
+    )  # of a start that is never accepted
     first = _Climb(
         start, nothing, jnp.full_like(zero, -jnp.inf), MStep(start, zero, jnp.asarray(False)), zero, zero
     )

@@ -229,7 +229,7 @@ def fit(
         method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
             gating EM, polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline:
             "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
-        weights: (n,) non-negative sample weights; None for ones.
+        weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are not looked at and may hold anything.
         weights_are: "counts", a weight is a number of equal rows; "reliability", a weight is how much a row counts beside the
             others (sampling or importance weights), and their scale means nothing: they are scaled to sum to their effective
             number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.

@@ -6,6 +6,7 @@ P(z = i | x) = softmax_i(w_i . x + c_i),   y | x, z = i ~ N(g(a_i . x + b_i), si
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -132,6 +133,8 @@ def log_likelihood(
     weights: jax.Array | None = None,
 ) -> jax.Array:
     """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
+    if weights is not None:
+        x, y = with_stand_ins(weights, x, y)
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
 
 
@@ -144,6 +147,28 @@ def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.
     """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
     means, logits = _means_and_logits(params, x, activation)
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
+
+
+def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tuple[Array, ...]:
+    """Arrays (n, ..) in which every row of weight zero is a copy of the first row that has weight; zeros if none has.
+
+    A row of weight zero may hold anything, and a sum over rows multiplies what is evaluated there by zero. On a copy of a used row
+    every quantity is as finite as on the data, so that the product is zero; at an arbitrary point, 0 times infinity would be NaN.
+
+    Args:
+        weights: (n,).
+        arrays: each (n, ..).
+        xp: jax.numpy, or numpy for arrays on the host.
+    """
+    used = weights > 0
+    first = xp.argmax(used)
+
+    def filled(array: Array) -> Array:
+        kept = used.reshape(used.shape + (1,) * (array.ndim - 1))
+        stand_in = xp.where(used[first], array[first], xp.zeros_like(array[first]))
+        return xp.where(kept, array, stand_in[None])
+
+    return tuple(filled(array) for array in arrays)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:

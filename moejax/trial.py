@@ -55,6 +55,7 @@ from moejax.model import (
     predict,
     random_params,
     sample_labels,
+    with_stand_ins,
 )
 from moejax.noise import estimate_noise_std
 from moejax.spectral import SpectralTransforms, host_transforms, traced_transforms
@@ -452,6 +453,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
     x, y, held_out_x, held_out_y = _draw(sample_key, truth, hyperparameters.num_samples, spec)
     in_sample = jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples
     weights = in_sample.astype(dtype)
+    x, y = with_stand_ins(weights, x, y)
 
     fn = get_activation(spec.fit_activation)
     transforms, noise_std = hyperparameters.transforms, scales.noise_std

@@ -84,6 +84,19 @@ def test_derivatives_of_smooth_and_kinked_activations():
     np.testing.assert_allclose(second, [0.0, 2.0, 0.0], atol=1e-12)
 
 
+def test_derivatives_are_zero_at_a_cusp_and_on_a_flat_side():
+    t = jnp.asarray([-1.0, 0.0, 8.0])
+    _, slope, second = activation_derivatives(jnp.cbrt, t)
+    np.testing.assert_allclose(slope, [1 / 3, 0.0, 1 / 12], rtol=1e-12)
+    np.testing.assert_allclose(second, [2 / 9, 0.0, -1 / 144], rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(lambda s: apply_activation(jnp.cbrt, s).sum())(t), slope)
+    # JAX itself says infinity times zero below 0
+    _, slope, second = activation_derivatives(lambda t: jnp.maximum(t, 0.0) ** 1.5, t)
+    np.testing.assert_allclose(slope, [0.0, 0.0, 1.5 * np.sqrt(8)], rtol=1e-12)
+    np.testing.assert_allclose(second, [0.0, 0.0, 0.75 / np.sqrt(8)], rtol=1e-12)
+    assert activation_facts(lambda t: jnp.sqrt(jnp.maximum(t, 0.0))).kinked
+
+
 def test_unknown_name_names_the_nearest():
     with pytest.raises(ValueError, match=r"unknown name 'sigmoyd'; nearest: sigmoid.*registered: linear"):
         get_activation("sigmoyd")
@@ -101,6 +114,10 @@ def test_functions_are_accepted_where_names_are(registry):
     assert activation_name("third_power") == "third_power"
 
 
+def _opaque(t):
+    return jax.pure_callback(np.tanh, jax.ShapeDtypeStruct((), t.dtype), t, vmap_method="broadcast_all")
+
+
 @pytest.mark.parametrize(
     ("name", "fn", "message"),
     [
@@ -112,6 +129,17 @@ def test_functions_are_accepted_where_names_are(registry):
         ("failing", lambda t: float(t), "calling it failed"),
         ("without_result", lambda t: None, "calling it failed: AttributeError"),
         ("without_key", lambda t: {}["a"], "calling it failed: KeyError: 'a'"),
+        (
+            "infinity_times_zero",
+            lambda t: t + jnp.sqrt(jnp.maximum(t, 0.0)),
+            r"slope that JAX finds, got nan at -8\.5",
+        ),
+        (
+            "no_second_slope",
+            lambda t: t**2 + jnp.maximum(t, 0.0) ** 1.5,
+            r"second derivative that JAX finds, got nan at -8\.5",
+        ),
+        ("opaque", _opaque, "JAX differentiates, but that failed: Pure callbacks do not support JVP"),
     ],
 )
 def test_refused_registrations(registry, name, fn, message):

@@ -143,6 +143,29 @@ def test_row_order_rotation_chunks_and_zero_weights_change_rounding_only(data):
 
 
 @pytest.mark.slow
+def test_what_stands_in_rows_without_weight_is_not_looked_at():
+    """This holds for a g whose slope is infinite at zero too."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 2)), rng.normal(size=64)
+    weights = np.where(np.arange(64) % 9 == 4, 0.0, rng.uniform(0.5, 1.5, size=64))
+    used = weights > 0
+    y[used] = np.cbrt(x[used] @ [1.0, -1.0]) + 0.3 * y[used]
+    options = {"num_experts": 2, "activation": jnp.cbrt, "method": "joint_em", "max_iterations": 30}
+    key = jax.random.key(0)
+    removed = moejax.fit(key, x[used], y[used], weights=weights[used], **options)
+    assert np.isfinite(removed.diagnostics["classification_entropy"])
+    for value in (0.0, -9999.0, 1e200, np.nan):
+        x[~used], y[~used] = value, value
+        kept = moejax.fit(key, x, y, weights=weights, **options)
+        assert kept.status == removed.status
+        assert kept.log_likelihood == pytest.approx(removed.log_likelihood, rel=1e-9)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), kept.params, removed.params)
+        for name in ("effective_samples", "classification_entropy", "input_kurtosis", "gate_angle_degrees"):
+            expected = removed.diagnostics[name]
+            np.testing.assert_allclose(kept.diagnostics[name], expected, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
 def test_even_activation_by_order_four(truth):
     x, y, _ = moejax.sample(jax.random.key(5), truth, "abs", 4000)
     result = moejax.fit(
