@@ -464,6 +464,10 @@ def fit_sample(
     if collapsed:
         status = collapse_status(collapsed)
     at_maximum = known is not None and not collapsed and float(known.shortfall) < LARGEST_SHORTFALL
+    if known is not None and not collapsed and not at_maximum:
+        diagnostics["notes"].append(
+            "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
+        )
     kept = jax.tree.map(np.asarray, (result.params, known.covariance if at_maximum else None))
     fitted = _Fitted(*kept, units, config.noise, config.fit_intercept)
     return FitResult(
