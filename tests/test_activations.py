@@ -225,9 +225,9 @@ def test_methods_that_climb_refuse_a_step_function(registry):
 
 
 def test_moments_recover_the_experts_of_a_staircase():
-    truth = moejax.make_params(jnp.eye(4)[:2], jnp.zeros((2, 4)).at[0, 2].set(2.0), 0.1)
+    truth = moejax.make_params(jnp.eye(4)[:2], jnp.zeros((2, 4)).at[0, 2].set(2.0), 0.5)
     x, y, _ = moejax.sample(jax.random.key(0), truth, STEPS["staircase"], 20_000)
-    transforms = host_transforms(STEPS["staircase"], 0.1, 3, "weighted", 2)
+    transforms = host_transforms(STEPS["staircase"], 0.5, 3, "weighted", 2)
     estimate = jax.jit(functools.partial(spectral_estimate, num_experts=2, order=3))
     found = estimate(jax.random.key(1), x, y, transforms)
     assert moejax.recovery_error(truth.experts, found.experts) < 0.1
