@@ -95,7 +95,9 @@ class Sweep:
     plugin: tuple[Path, ...] = ()
     """Python files that register activations, methods or input distributions."""
     cluster: str | None = None
-    """tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
+    """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
+    security: Path | None = None
+    """TOML file with the certificates for --cluster; docs/security.md says how to make it."""
     vmap_width: int | None = None
     """Trials side by side in one program; default 1 on CPUs."""
     retry_failed: bool = False

@@ -45,7 +45,7 @@ def compiled(method, name, **changes):
 
 def test_curvature_of_the_squared_error_is_that_of_automatic_differentiation():
     params, problem = drawn("tanh")
-    ridge, total = 1e-2, float(problem.weights.sum())
+    ridge, total = 5.0, float(problem.weights.sum())
     free = free_parameters(params, noise="known", fit_intercept=True)
 
     def errors(free):
@@ -61,7 +61,7 @@ def test_curvature_of_the_squared_error_is_that_of_automatic_differentiation():
     residuals, penalty, jacobian, slope, bend = jax.jit(everything)(free)
     variance = float(residuals @ residuals) / total
     found = jax.jit(lambda: squared_error_curvature(params, problem, config("tanh", ridge=ridge)))()
-    half = 0.5 * ridge * total
+    half = 0.5 * ridge
     assert float(found.log_likelihood) == pytest.approx(
         -(0.5 * total + half * float(penalty) / variance), rel=1e-10
     )

@@ -45,6 +45,7 @@ def sweep(
     set: Sequence[str] = (),
     plugin: Sequence[Path] = (),
     cluster: str | None = None,
+    security: Path | None = None,
     vmap_width: int | None = None,
     retry_failed: bool = False,
     across_versions: bool = False,
@@ -61,7 +62,8 @@ def sweep(
         workers: processes on this machine; 1: this process. Default: one per core, or one per GPU.
         set: KEY=VALUE overrides of the spec.
         plugin: Python files that register activations, methods, input distributions or metrics; besides the spec's own.
-        cluster: tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
+        cluster: tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
+        security: TOML file that names the certificates for the cluster; see `moejax.sweep.security`.
         vmap_width: trials that run side by side in one program; default 1 on CPUs.
         retry_failed: run trials again that raised, or whose worker died.
         across_versions: go on although the folder holds results of another version of moejax.
@@ -81,7 +83,7 @@ def sweep(
     if pilot and not dry_run:
         raise ValueError("--pilot: goes with --dry-run")
     checked = read_spec(spec, set)
-    place = Place(workers, cluster, dry_run)
+    place = Place(workers, cluster, dry_run, security)
     place.prepare()
     plan = make_plan(
         checked,
@@ -132,6 +134,8 @@ def _run(
     from moejax.sweep.work import summarise_failures
 
     start = place.executor_factory(sum(plan.chunks_of(bucket) for bucket in plan.buckets))
+    if place.warning is not None:
+        report_to.print(place.warning, markup=False, highlight=False, soft_wrap=True)
     with Store(folder) as store:
         check_resumable(store.previous_provenance(), across_versions, folder)
         if store.journal_mode != "wal":
@@ -236,8 +240,9 @@ def _dry_run(
 class Place:
     """Where a sweep runs: this process, worker processes here, or a cluster."""
 
-    def __init__(self, workers: int | None, cluster: str | None, dry_run: bool):
+    def __init__(self, workers: int | None, cluster: str | None, dry_run: bool, security: Path | None = None):
         self._cluster = cluster
+        self._security = None if security is None else Path(security)
         self._dry_run = dry_run
         self._gpus: tuple[str, ...] = ()
         self.accelerated = False
@@ -248,6 +253,7 @@ class Place:
         import jax
 
         from moejax.sweep.cluster import available_cores, visible_gpus
+        from moejax.sweep.security import cluster_security
 
         platforms = jax.config.values["jax_platforms"] or os.environ.get("JAX_PLATFORMS", "")
         on_cpu = platforms == "cpu"
@@ -256,7 +262,12 @@ class Place:
         if self._cluster is not None:
             if self.workers:
                 raise ValueError("--workers: the cluster has its own; leave --workers out with --cluster")
+            cluster_security(self._cluster, self._security)  # bad certificates end a dry run too
             self.workers = 1
+        elif self._security is not None:
+            raise ValueError(
+                f"--security {self._security}: goes with --cluster; workers of this machine have certificates of their own"
+            )
         elif not self.workers:
             self.workers = 1 if "tpu" in platforms else len(self._gpus) or len(available_cores())
         if not self.accelerated:
@@ -277,20 +288,29 @@ class Place:
             return self._cluster
         return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
 
+    @property
+    def warning(self) -> str | None:
+        """A line that the user should see, if the cluster is joined without TLS."""
+        from moejax.sweep.security import unencrypted_warning
+
+        return None if self._cluster is None else unencrypted_warning(self._cluster)
+
     def job_script(self) -> str | None:
         """What Slurm would be given; None without Slurm."""
         if self._cluster is None or not self._cluster.startswith("slurm:"):
             return None
         from moejax.sweep.cluster import slurm_job_script
+        from moejax.sweep.security import cluster_security
 
-        return slurm_job_script(Path(self._cluster.removeprefix("slurm:")))
+        security = cluster_security(self._cluster, self._security)
+        return slurm_job_script(Path(self._cluster.removeprefix("slurm:")), security)
 
     def executor_factory(self, chunks: int) -> Callable[[], Executor]:
         """How to start workers, no more than chunks. A cluster is joined at once: a wrong address changes nothing on disk."""
         from moejax.sweep import cluster
 
         if self._cluster is not None:
-            joined = cluster.cluster_executor(self._cluster)
+            joined = cluster.cluster_executor(self._cluster, self._security)
             return lambda: joined
         workers = min(self.workers, chunks)
         if workers == 1:
