@@ -38,6 +38,8 @@ class ActivationFacts(NamedTuple):
     """whether g' jumps somewhere."""
     homogeneous: bool
     """whether g(2 t) = 2 g(t): then experts have no scale of their own."""
+    stepped: bool
+    """whether g changes in jumps only (a step, a staircase): then its slope says nothing of where to go."""
 
 
 _REGISTRY: dict[str, ScalarFunction] = {}
@@ -204,7 +206,7 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
         raise ValueError(
             f"activation {name}: expected finite values on [-8.5, 8.5], got {g[~np.isfinite(g)][0]} at {z[~np.isfinite(g)][0]:.4g}"
         )
-    _check_slopes(fn, z, g, name)
+    slope = _checked_slope(fn, z, g, name)
     weights = np.exp(-0.5 * z**2) / np.exp(-0.5 * z**2).sum()
     standard_deviation = float(np.sqrt(weights @ (g - weights @ g) ** 2))
     scale = np.abs(g - g.mean()).max()
@@ -224,6 +226,7 @@ def activation_facts(fn: ScalarFunction) -> ActivationFacts:
         constant,
         _has_kink(z, g),
         homogeneous=bool(np.abs(g - 2 * half).max() <= tolerance),
+        stepped=not constant and bool(_path(slope, z) <= STEPPED * np.abs(np.diff(g)).sum()),
     )
 
 
@@ -238,8 +241,17 @@ def _attempt(evaluate: Callable[..., Any], fn: ScalarFunction, z: np.ndarray, wo
         raise ValueError(f"{words} failed: {reason}") from error
 
 
-def _check_slopes(fn: ScalarFunction, z: np.ndarray, g: np.ndarray, name: str) -> None:
-    """Refuse a g whose derivatives JAX does not find.
+STEPPED = 1e-6
+"""Share of what g changes by that its slope accounts for, below which g is a step function."""
+
+
+def _path(slope: np.ndarray, z: np.ndarray) -> float:
+    """How far a function of this slope at the points z goes up and down."""
+    return float(np.abs(slope).sum() * (z[1] - z[0]))
+
+
+def _checked_slope(fn: ScalarFunction, z: np.ndarray, g: np.ndarray, name: str) -> np.ndarray:
+    """g' at the points z, zero where it is not finite; a g whose derivatives JAX does not find is refused.
 
     A derivative that is not finite is taken for zero. That is harmless at a single point (a cusp) and right where g does not
     change, as on the flat side of sqrt(max(t, 0)); elsewhere it would be wrong.
@@ -258,9 +270,11 @@ def _check_slopes(fn: ScalarFunction, z: np.ndarray, g: np.ndarray, name: str) -
         if wrong.size:
             at = wrong[0]
             raise ValueError(
-                f"activation {name}: expected a {what} that JAX finds, got {derivative[at]} at {z[at]:.4g} and beside it"
-                " (sqrt(max(t, 0)) + t gives infinity times zero below 0)"
+                f"activation {name}: expected a {what} that JAX finds, got {derivative[at]} at {z[at]:.4g} and beside it; "
+                "keep the points without one away from it: not sqrt(maximum(t, 0)) but "
+                "where(t > 0, sqrt(where(t > 0, t, 1)), 0)"
             )
+    return np.where(np.isfinite(slopes[0]), slopes[0], 0.0)
 
 
 def _has_kink(z: np.ndarray, g: np.ndarray) -> bool:

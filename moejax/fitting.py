@@ -51,6 +51,7 @@ from moejax.methods import (
     lookup_method,
     method_names,
     moments_of,
+    require_slopes,
 )
 from moejax.model import MoEParams, log_joint, weighted_sum
 from moejax.score_tensors import AffineLogDensity, LogDensity
@@ -320,6 +321,7 @@ def _prepare(
     if several and not registered.several_outputs:
         able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
         raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
+    require_slopes(method, activation, polish=options["polish"])
     if density is not None:
         require_density_at(density, sample.x[0])
     inputs = input_map(sample.x, sample.weights, centre=intercept, precision=sample.precision)

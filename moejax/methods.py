@@ -14,7 +14,13 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from moejax.activations import ScalarFunction
+from moejax.activations import (
+    ActivationLike,
+    ScalarFunction,
+    activation_facts,
+    activation_name,
+    get_activation,
+)
 from moejax.checks import brief
 from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
 from moejax.gaussian import standard_normal
@@ -109,6 +115,7 @@ class MethodResult(NamedTuple):
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
 Moments = Literal["required", "optional", "none"]
+Slopes = Literal["used", "polish", "unused"]
 
 
 class Registered(NamedTuple):
@@ -118,13 +125,20 @@ class Registered(NamedTuple):
     moments: Moments
     order: int | None
     several_outputs: bool
+    slopes: Slopes
 
 
 _REGISTRY: dict[str, Registered] = {}
 
 
 def register_method(
-    name: str, method: Method, *, moments: Moments, order: int | None = None, several_outputs: bool = False
+    name: str,
+    method: Method,
+    *,
+    moments: Moments,
+    order: int | None = None,
+    several_outputs: bool = False,
+    slopes: Slopes = "used",
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
@@ -135,15 +149,19 @@ def register_method(
             where there is a usable order ("optional"), or are never there ("none").
         order: of the moments, where the method takes no other; None leaves it to the user or to the predicted error.
         several_outputs: whether labels may be (n, m).
+        slopes: whether the experts go along the slope of the activation ("used": a step function is refused, because its slope is
+            zero), in the polish only ("polish"), or not at all ("unused").
 
     Raises:
-        ValueError: the name is no identifier, `method` is not callable, or `moments` is another word.
+        ValueError: the name is no identifier, `method` is not callable, or `moments` or `slopes` is another word.
     """
     if not isinstance(name, str) or not name.isidentifier() or not callable(method):
         raise ValueError(f"method: expected an identifier and a function, got {name!r} and {method!r}")
     if moments not in get_args(Moments):
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
-    _REGISTRY[name] = Registered(method, moments, order, several_outputs)
+    if slopes not in get_args(Slopes):
+        raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
+    _REGISTRY[name] = Registered(method, moments, order, several_outputs, slopes)
     return method
 
 
@@ -177,6 +195,21 @@ def lookup_method(name: str) -> Registered:
     near = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) if isinstance(name, str) else []
     nearest = f"nearest: {', '.join(near)}; " if near else ""
     raise ValueError(f"method: unknown name {brief(name)}; {nearest}registered: {', '.join(_REGISTRY)}")
+
+
+def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> None:
+    """Refuse a step function as the activation of a method that goes along its slope.
+
+    Raises:
+        ValueError: the method is not registered, or does, and the activation changes in jumps only.
+    """
+    slopes = lookup_method(name).slopes
+    uses = slopes == "used" or (slopes == "polish" and polish)
+    if uses and activation_facts(get_activation(activation)).stepped:
+        raise ValueError(
+            f"activation: expected a function with a slope for method {name!r}, got {activation_name(activation)}, which "
+            'changes in jumps only; take a smooth step such as sigmoid(10 t), or method="spectral", which uses moments only'
+        )
 
 
 def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
@@ -349,6 +382,6 @@ def with_path(result: MethodResult, config: MethodConfig, *stages: MoEParams | N
     return result._replace(path=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), nothing, *stages))
 
 
-register_method("spectral", spectral, moments="required")
-register_method("spectral_residual", spectral_residual, moments="required")
-register_method("spectral_em", spectral_em, moments="required")
+register_method("spectral", spectral, moments="required", slopes="unused")
+register_method("spectral_residual", spectral_residual, moments="required", slopes="unused")
+register_method("spectral_em", spectral_em, moments="required", slopes="polish")

@@ -36,6 +36,7 @@ from moejax.methods import (
     get_method,
     lookup_method,
     moments_of,
+    require_slopes,
 )
 from moejax.metrics import (
     Metric,
@@ -216,6 +217,11 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
         f"at least {needed} for k = {num_fitted}, d = {data.dim}",
         data.num_samples,
     )
+    fitted, field = algorithm.fit_activation or data.activation, "fit_" if algorithm.fit_activation else ""
+    try:
+        require_slopes(algorithm.method, fitted, polish=algorithm.polish)
+    except ValueError as error:
+        raise ValueError(f"{field}{error}") from None
 
 
 @functools.lru_cache(maxsize=1024)  # a sweep asks for every method of the same data
