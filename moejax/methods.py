@@ -331,7 +331,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
 def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
-    """A result whose status speaks of the likelihood: a poor start that was polished to a maximum is ok."""
+    """A result that is ok if the method converged in its own objective, from however poor a start; moments only start it."""
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, OK, NOT_CONVERGED)
     status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
