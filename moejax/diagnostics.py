@@ -11,6 +11,7 @@ import numpy as np
 from moejax.activations import activation_facts
 from moejax.methods import MethodConfig, MethodResult, Problem
 from moejax.spectral import SPECTRAL_STATUS
+from moejax.stationarity import total_ridge
 from moejax.whitening import InputMap
 
 COLLAPSED_NOISE = 1e-3
@@ -29,8 +30,9 @@ def diagnose(
     Keys: `inputs_standard_normal`, `collinear_directions_dropped`, `collinear_inputs` (the columns of each, from 0),
     `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of responsibilities),
     `classification_entropy` (theirs, in nats), `expert_norms` and `gate_angle_degrees` for whitened inputs (least angle between
-    a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`; with moments, `transform_signal` by order
-    (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search,
+    a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`, `ridge_penalty` (nats by which the objective
+    is below the log-likelihood); with moments, `transform_signal` by order (the correlation of l(Y) and He_m(Z)),
+    `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search,
     `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
 
     `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
@@ -44,6 +46,8 @@ def diagnose(
     squares = np.sum(x**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
     norms = np.linalg.norm(params.experts, axis=-1)
+    gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
+    penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)
     found: dict[str, Any] = {
         "inputs_standard_normal": whitening.identity,
         "collinear_directions_dropped": whitening.dropped,
@@ -51,6 +55,7 @@ def diagnose(
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
+        "ridge_penalty": float(total_ridge(problem, config)) * float(penalty),
         "expert_norms": norms.tolist(),
         "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
         "collapsed_experts": [

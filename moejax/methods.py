@@ -93,7 +93,8 @@ class MethodResult(NamedTuple):
     mixing_weights: jax.Array
     """(k,) estimated E[P_i]."""
     history: jax.Array
-    """(h,) log-likelihood in nats at every pass over the data, stage after stage; NaN where a stage had converged."""
+    """(h,) objective in nats at every pass over the data, stage after stage; NaN where a stage had converged. It is the
+    log-likelihood less the ridge's penalty on the gates, which EM and the polish never lower; of gradient descent, without it."""
     num_iterations: jax.Array
     """() int32 passes over the data made, those of pilots, moments and every start included."""
     status: jax.Array
