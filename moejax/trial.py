@@ -121,7 +121,7 @@ class AlgorithmSettings:
     max_iterations: int = 100
     """Budget of the method's iterations (EM steps of joint_em, passes of gradient descent, Newton steps of a polish)."""
     record: tuple[str, ...] = ()
-    """Extra results: "history" of the log-likelihood, "path" of the errors along it."""
+    """Extra results: "history" of the objective (`methods.MethodResult`), "path" of the errors along it."""
 
 
 @dataclasses.dataclass(frozen=True)
