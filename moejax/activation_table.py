@@ -126,17 +126,17 @@ def _second_moment(fn: ScalarFunction, noise_std: float, order: int, kind: str) 
 def print_activation_rows(rows: list[dict[str, Any]]) -> None:
     """The rows as tables for a person: constants, second moments, and what to use."""
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from moejax.console import make_console
 
     def number(value: float | None, digits: int = 3) -> str:
         return "-" if value is None else "0" if abs(value) < 1e-12 else f"{value:#.{digits}g}".rstrip(".")
 
-    console = Console()
+    console = make_console()
     title = f"y^3 + alpha y^2 + beta y and y^2 + gamma y at noise_std {rows[0]['noise_std']:g}"
     constants = Table("activation", title=title, box=box.SIMPLE)
-    second_moments = Table("activation", "order", title=escape("E[l^2] at c_m = 1"), box=box.SIMPLE)
+    second_moments = Table("activation", "order", title="E[l^2] at c_m = 1", box=box.SIMPLE)
     setting = f"d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}"
     use = Table(
         "activation",
@@ -168,7 +168,7 @@ def print_activation_rows(rows: list[dict[str, Any]]) -> None:
     for table in (constants, second_moments, use):
         console.print(table)
     for row in rows:
-        console.print(escape(f"{row['name']}: {'' if row['order'] else 'no usable order: '}{row['reason']}"))
+        console.print(f"{row['name']}: {'' if row['order'] else 'no usable order: '}{row['reason']}")
     low, high = RELATIVE_NOISE_RANGE
     told = f"Usable: E[l^2] of the least-norm transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1"
-    console.print(escape(f"{told}, and noise_std from {low:g} to {high:g} standard deviations of g(Z)."))
+    console.print(f"{told}, and noise_std from {low:g} to {high:g} standard deviations of g(Z).")
