@@ -22,7 +22,7 @@ from moejax.sweep.schema import StoreError
 from moejax.sweep.status import Status, read_status
 from moejax.sweep.stopping import PrecisionRule
 from moejax.sweep.summary import ESTIMATES, SUCCESS_METRIC, swept_fields, with_error
-from moejax.sweep.tables import load_runs
+from moejax.sweep.tables import load_runs, write_whole
 
 REPORT_NAME = "report.html"
 MAX_TABLE_ROWS = 400
@@ -86,7 +86,7 @@ def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]
         f"<body>{page}</body></html>"
     )
     try:
-        path.write_text(document, encoding="utf-8")
+        write_whole(path, lambda file: file.write_text(document, encoding="utf-8", errors="backslashreplace"))
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror}") from None
     return path
