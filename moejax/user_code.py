@@ -7,6 +7,8 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 
+from moejax.console import shorten
+
 
 def run_user_code(run: Callable[[], object], module: types.ModuleType, where: str) -> None:
     """Run a user's file as the module that it is in.
@@ -25,11 +27,12 @@ def run_user_code(run: Callable[[], object], module: types.ModuleType, where: st
     except SystemExit as error:
         del sys.modules[name]
         raise ValueError(
-            f"{where} called exit ({error.code}); expected a file that only defines and registers"
+            f"{where} called exit ({shorten(str(error.code), 100)}); expected a file that only defines and registers"
         ) from None
     except Exception as error:
         del sys.modules[name]
-        raise ValueError(f"{where} raised {type(error).__name__}: {error}") from error
+        text = " ".join(f"{where} raised {type(error).__name__}: {error}".split())
+        raise ValueError(shorten(text)) from error
 
 
 @contextlib.contextmanager
