@@ -77,7 +77,7 @@ def diagnose(
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
-        "ridge_penalty": float(total_ridge(problem, config)) * float(penalty),
+        "ridge_penalty": config.ridge * float(penalty),
         "expert_norms": norms.tolist(),
         "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
         "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],

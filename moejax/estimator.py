@@ -52,14 +52,9 @@ from moejax.fitting import (
     rescaled_weights,
 )
 from moejax.label_transforms import TransformKind
-<<<<<<< HEAD
 from moejax.label_units import is_linear, labels_note
-from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
-=======
-from moejax.methods import get_method
 from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
 from moejax.predictive import expected_log_density, root_mean_square
->>>>>>> rows
 from moejax.selection import num_free_parameters
 from moejax.whitening import InputMap, input_map, params_in_input_units
 
@@ -309,7 +304,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better.
 
-        With weights (n,), the likelihood is weighted and n is their sum.
+        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` says what they mean, as in `fit`.
         """
         value, size = self._weighted_log_likelihood(X, y, sample_weight)
         return -2.0 * value + self.n_parameters_ * math.log(size)
@@ -323,10 +318,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     ) -> tuple[float, float]:
         """The weighted sum of `score_samples`, and that of the weights; rows of weight zero are not looked at."""
         check_is_fitted(self)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        weights = checked_weights(sample_weight, len(np.atleast_1d(y)), "sample_weight", "X")
+        weights, _ = rescaled_weights(weights, self.weights_are)
         used = np.flatnonzero(weights)
-        if not used.size:
-            raise ValueError("sample_weight: expected a positive sum, got zeros only")
         if used.size < len(weights):
             X, y = _safe_indexing(X, used), _safe_indexing(y, used)
         return float(weights[used] @ self.score_samples(X, y)), float(weights.sum())
@@ -397,18 +391,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _log_joint(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
-<<<<<<< HEAD
-        y = as_numbers(y, "y")
-        if y.shape == (len(means), 1) and means.ndim == 2:
-            y = y[:, 0]
-        expected = means[:, 0].shape
-        require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
-        y = checked_targets(y, len(means), rows_of="X")
-        log_densities = _log_normal(y[:, None] - means, self.noise_std_)
-=======
         with np.errstate(over="ignore"):  # a density of zero
             log_densities = _log_normal(_checked_labels(y, means)[:, None] - means, self.noise_std_)
->>>>>>> rows
         return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 
     def __sklearn_tags__(self) -> Tags:
@@ -417,34 +401,26 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return tags
 
 
-<<<<<<< HEAD
 def _random_state(value: Any) -> np.random.RandomState:
     try:
         return check_random_state(value)
     except (ValueError, TypeError) as error:
         words = "None, a whole number from 0 to 2**32 - 1 or a NumPy RandomState"
         raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
-=======
+
+
 def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
     """y (n,), or (n, m), in double precision, to go with means (n, k), or (n, k, m).
 
     Raises:
         ValueError: another shape, or values that are not finite numbers.
     """
-    try:
-        y = np.asarray(y, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"y: expected numbers, got {error}") from error
+    y = as_numbers(y, "y")
     if y.shape == (len(means), 1) and means.ndim == 2:
         y = y[:, 0]
     expected = means[:, 0].shape
-    if y.shape != expected:
-        raise ValueError(f"y: expected shape {expected} to go with X, got {y.shape}")
-    if not np.isfinite(y).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(y))[0])
-        raise ValueError(f"y: expected finite values, got {y[place]} at index {place}")
-    return y
->>>>>>> rows
+    require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
+    return checked_targets(y, len(means), rows_of="X")
 
 
 def _averaged(gates: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -466,33 +442,9 @@ def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMa
     unit = np.where(varies, size, 1.0)
     spread = unit * np.sqrt(share @ (centred / unit) ** 2)
     scale = np.where(varies, 1.0 / np.where(varies, spread, 1.0), 0.0)
-<<<<<<< HEAD
     directions = np.linalg.svd(centred * scale * np.sqrt(share)[:, None], full_matrices=False)[2]
     matrix = scale[:, None] * directions[:count].T
     return inputs._replace(matrix=matrix, dropped=len(scale) - count, identity=False)
-=======
-    scaled = (x - mean) * scale
-    values, vectors = np.linalg.eigh((scaled * share[:, None]).T @ scaled)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    kept = varying(values, vectors, scaled)
-    return _PrincipalInputs(mean, scale[:, None] * vectors[:, kept], int(varies.sum() - kept.sum()), scale)
-
-
-def _in_input_units(params: MoEParams, inputs: _Inputs, *, fit_intercept: bool) -> MoEParams:
-    """Parameters for X; without an intercept, biases are coefficients of the constant columns."""
-    params = MoEParams(
-        *(np.asarray(leaf) for leaf in params_in_input_units(params, inputs.map.mean, inputs.map.matrix))
-    )
-    if fit_intercept or not inputs.intercept:
-        return params
-    direction = inputs.constants / (inputs.constants @ inputs.constants)
-    return params._replace(
-        experts=params.experts + params.expert_bias[..., None] * direction,
-        gating=params.gating + params.gating_bias[:, None] * direction,
-        expert_bias=np.zeros_like(params.expert_bias),
-        gating_bias=np.zeros_like(params.gating_bias),
-    )
->>>>>>> rows
 
 
 def _least_squares(
