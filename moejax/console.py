@@ -17,6 +17,8 @@ from rich.text import Text
 
 LONGEST_MESSAGE = 1000
 """Characters of a message that a person still reads, and that a screen holds."""
+LONGEST_TAIL = 40
+"""Characters of the words that say how much more there is."""
 CLOSED_PIPE_STATUS = 141
 """Exit status when the reader of the output is gone, as shells count it: 128 + SIGPIPE."""
 OUTPUT_ERROR_STATUS = 2
@@ -38,10 +40,11 @@ def printable(text: str) -> str:
 
 
 def shorten(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text, or its beginning and how much more there is."""
+    """The text, or its beginning and how much more there is: `most` characters in all."""
     if len(text) <= most:
         return text
-    return f"{text[:most]}... ({len(text) - most:,} more characters)"
+    kept = most - LONGEST_TAIL
+    return f"{text[:kept]}... ({len(text) - kept:,} more characters)"
 
 
 def error_line(error: BaseException | str) -> str:
