@@ -38,6 +38,7 @@ from moejax.methods import (
     MethodResult,
     Problem,
     finish,
+    label_mean,
     label_spread,
     random_starts,
     register_method,
@@ -46,7 +47,6 @@ from moejax.methods import (
 )
 from moejax.model import MoEParams, log_likelihood_per_sample, predict, unit_rows
 from moejax.moments import first_moment, second_moment, whitened_moment
-from moejax.multistart import scaled_starts
 from moejax.polish import free_parameters, params_from_free
 from moejax.spectral import NOT_FINITE, RANK_DEFICIENT
 from moejax.stationarity import (
@@ -386,6 +386,14 @@ def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, ja
     return problem._replace(y=problem.y / unit, noise_std=problem.noise_std / unit), unit
 
 
+def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> MoEParams:
+    """`random_starts` with the labels' standard deviation as noise and, for a homogeneous g with biases, their mean in these."""
+    starts = random_starts(key, standard, config, _num_starts(config), label_spread(standard))
+    if not (config.fit_intercept and activation_facts(config.fn).homogeneous):
+        return starts
+    return starts._replace(expert_bias=starts.expert_bias + label_mean(standard))
+
+
 def _in_label_units(params: MoEParams, unit: jax.Array) -> MoEParams:
     """Parameters for labels y from those for labels y / unit."""
     return params._replace(
@@ -403,7 +411,7 @@ def gradient_nll(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     """
     start_key, fit_key = jax.random.split(key)
     standard, unit = standard_labels(problem, config)
-    starts = scaled_starts(start_key, standard, config, _num_starts(config))
+    starts = _descent_starts(start_key, standard, config)
     noise = "shared" if config.noise == "known" else config.noise
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, standard, config, loss=loss, noise=noise)
@@ -422,7 +430,7 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     """
     start_key, fit_key = jax.random.split(key)
     standard, unit = standard_labels(problem, config)
-    starts = scaled_starts(start_key, standard, config, _num_starts(config))
+    starts = _descent_starts(start_key, standard, config)
     if config.noise == "known":
         starts = starts._replace(noise_std=jnp.full_like(starts.noise_std, standard.noise_std))
     fitted = gradient_descent(fit_key, starts, standard, config, loss=squared_error(config.fn), noise="known")

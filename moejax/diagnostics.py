@@ -44,8 +44,9 @@ def diagnose(
     diagonal), `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1), NaN and none without `uncertainty`;
     `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of responsibilities),
     `classification_entropy` (theirs, in nats), `expert_norms` and `gate_angle_degrees` for whitened inputs (least angle between
-    a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`; with moments, `transform_signal` by order
-    (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search,
+    a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`, `ridge_penalty` (nats by which the objective
+    is below the log-likelihood); with moments, `transform_signal` by order (the correlation of l(Y) and He_m(Z)),
+    `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search,
     `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
 
     `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
@@ -69,11 +70,14 @@ def diagnose(
     squares = np.sum(x**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
     norms = np.linalg.norm(params.experts, axis=-1)
+    gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
+    penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)
     found: dict[str, Any] = {
         **input_findings(units.inputs),
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
+        "ridge_penalty": config.ridge * float(penalty),
         "expert_norms": norms.tolist(),
         "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
         "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],

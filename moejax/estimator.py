@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import scipy.special
-from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, check_random_state, column_or_1d
+from sklearn.utils import Tags, _safe_indexing, check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -54,11 +53,11 @@ from moejax.fitting import (
 )
 from moejax.label_transforms import TransformKind
 from moejax.label_units import is_linear, labels_note
-from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
+from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
+from moejax.predictive import expected_log_density, root_mean_square
 from moejax.selection import num_free_parameters
 from moejax.whitening import InputMap, input_map, params_in_input_units
 
-ENTROPY_NODES = 64
 _SMALLEST_SHAPE = 64
 
 
@@ -249,10 +248,10 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """
         log_gates, means = self._mixture(X)
         gates = np.exp(log_gates)
-        within = gates @ self.noise_std_**2
-        between = _averaged(gates, (means - _averaged(gates, means)[:, None]) ** 2)
-        total = np.sqrt(within + between)
-        return (total, np.sqrt(within), np.sqrt(between)) if components else total
+        within = root_mean_square(gates, self.noise_std_[None])
+        between = root_mean_square(gates, means - _averaged(gates, means)[:, None])
+        total = np.hypot(within, between)
+        return (total, within, between) if components else total
 
     def predict_experts(self, X: ArrayLike) -> np.ndarray:
         """(n, k), or (n, k, m): m_i(x), what each expert predicts."""
@@ -272,7 +271,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): P(z = i | x, y), the probability that expert i made the label."""
-        return scipy.special.softmax(self._log_joint(X, y), axis=1)
+        log_gates, means = self._mixture(X)
+        with np.errstate(over="ignore"):  # an expert may be behind by more nats than a number holds
+            return posterior(log_gates, means, _checked_labels(y, means), self.noise_std_, xp=np)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
         """(n,), or (n, m): one draw of y given each row of X."""
@@ -287,35 +288,42 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
         """(n,): log p(y | x), in nats, in units of y.
 
-        Without y, its expectation under the mixture itself, minus the entropy of y given x, by Gauss-Hermite quadrature of each
-        expert: in the mean over a sample, the two agree where the model is right.
+        Without y, its expectation under the mixture itself, minus the entropy of y given x, by quadrature to 1e-7 nats: in the mean
+        over a sample, the two agree where the model is right.
 
         Raises:
-            ValueError: several targets without y, or a y of another shape.
+            ValueError: several targets without y, or a y of another shape or with values that are not finite.
         """
         if y is not None:
             return scipy.special.logsumexp(self._log_joint(X, y), axis=1)
         log_gates, means = self._mixture(X)
         if means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")
-        nodes, weights = hermegauss(ENTROPY_NODES)
-        weights = weights / weights.sum()
-        expected = np.zeros(len(means))
-        for i, noise_std in enumerate(self.noise_std_):
-            values = means[:, i, None] + noise_std * nodes
-            residual = values[:, None] - means[:, :, None]
-            joint = log_gates[:, :, None] + _log_normal(residual, self.noise_std_[:, None])
-            expected += np.exp(log_gates[:, i]) * (scipy.special.logsumexp(joint, axis=1) @ weights)
-        return expected
+        return expected_log_density(log_gates, means, self.noise_std_)
 
-    def bic(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better."""
-        values = self.score_samples(X, y)
-        return float(-2.0 * values.sum() + self.n_parameters_ * math.log(len(values)))
+    def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better.
 
-    def aic(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Akaike's information criterion on (X, y): -2 log-likelihood + 2 parameters; the lower the better."""
-        return float(-2.0 * self.score_samples(X, y).sum() + 2.0 * self.n_parameters_)
+        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` says what they mean, as in `fit`.
+        """
+        value, size = self._weighted_log_likelihood(X, y, sample_weight)
+        return -2.0 * value + self.n_parameters_ * math.log(size)
+
+    def aic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Akaike's information criterion on (X, y): -2 log-likelihood + 2 parameters; the lower the better. Weights as in `bic`."""
+        return -2.0 * self._weighted_log_likelihood(X, y, sample_weight)[0] + 2.0 * self.n_parameters_
+
+    def _weighted_log_likelihood(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[float, float]:
+        """The weighted sum of `score_samples`, and that of the weights; rows of weight zero are not looked at."""
+        check_is_fitted(self)
+        weights = checked_weights(sample_weight, len(np.atleast_1d(y)), "sample_weight", "X")
+        weights, _ = rescaled_weights(weights, self.weights_are)
+        used = np.flatnonzero(weights)
+        if used.size < len(weights):
+            X, y = _safe_indexing(X, used), _safe_indexing(y, used)
+        return float(weights[used] @ self.score_samples(X, y)), float(weights.sum())
 
     def _supported(self, sample: Sample, linear: bool) -> _Support:
         """The experts and the directions of the inputs that the distinct samples support."""
@@ -383,13 +391,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _log_joint(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
-        y = as_numbers(y, "y")
-        if y.shape == (len(means), 1) and means.ndim == 2:
-            y = y[:, 0]
-        expected = means[:, 0].shape
-        require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
-        y = checked_targets(y, len(means), rows_of="X")
-        log_densities = _log_normal(y[:, None] - means, self.noise_std_)
+        with np.errstate(over="ignore"):  # a density of zero
+            log_densities = _log_normal(_checked_labels(y, means)[:, None] - means, self.noise_std_)
         return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 
     def __sklearn_tags__(self) -> Tags:
@@ -404,6 +407,20 @@ def _random_state(value: Any) -> np.random.RandomState:
     except (ValueError, TypeError) as error:
         words = "None, a whole number from 0 to 2**32 - 1 or a NumPy RandomState"
         raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
+
+
+def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
+    """y (n,), or (n, m), in double precision, to go with means (n, k), or (n, k, m).
+
+    Raises:
+        ValueError: another shape, or values that are not finite numbers.
+    """
+    y = as_numbers(y, "y")
+    if y.shape == (len(means), 1) and means.ndim == 2:
+        y = y[:, 0]
+    expected = means[:, 0].shape
+    require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
+    return checked_targets(y, len(means), rows_of="X")
 
 
 def _averaged(gates: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -107,11 +107,14 @@ class FitResult:
     log_likelihood: float
     """Weighted sum over samples, in nats, in the units of the y that was given."""
     history: np.ndarray
-    """(passes,) log-likelihood less the gates' ridge penalty, in nats, along the passes over the data; empty for "spectral"."""
+    """(passes,) objective in nats along the passes over the data: the log-likelihood less the ridge's penalty on the gates
+    (`diagnostics["ridge_penalty"]` where it ends). That of the gradient baselines is without the penalty; empty for "spectral"."""
     diagnostics: dict[str, Any]
     """What the moments and the fit say of the data and of the theory's assumptions: numbers by name, and "notes" in words."""
     status: str
-    """"ok", or why the result is not to be trusted."""
+    """"ok", or why the result is not to be trusted. It is ok if the method converged in its own objective: a least squared error
+    (gradient_mse) or fixed experts (gated_losses, spectral) are no maximum of the likelihood, from which
+    `diagnostics["nats_below_maximum"]` says how far they are."""
     standard_errors: MoEParams | None = None
     """Of every parameter, in its unit: 0 where it was not estimated, NaN where the data leave it undetermined. None where the
     estimate is not at a maximum of the likelihood, for which they are derived. Along directions in which the inputs do not vary
@@ -466,6 +469,10 @@ def fit_sample(
     if collapsed:
         status = collapse_status(collapsed)
     at_maximum = known is not None and not collapsed and float(known.shortfall) < LARGEST_SHORTFALL
+    if known is not None and not collapsed and not at_maximum:
+        diagnostics["notes"].append(
+            "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
+        )
     kept = jax.tree.map(np.asarray, (result.params, known.covariance if at_maximum else None))
     fitted = _Fitted(*kept, units, config.noise, config.fit_intercept)
     return FitResult(

@@ -100,7 +100,8 @@ class MethodResult(NamedTuple):
     mixing_weights: jax.Array
     """(k,) estimated E[P_i]."""
     history: jax.Array
-    """(h,) log-likelihood in nats at every pass over the data, stage after stage; NaN where a stage had converged."""
+    """(h,) objective in nats at every pass over the data, stage after stage; NaN where a stage had converged. It is the
+    log-likelihood less the ridge's penalty on the gates, which EM and the polish never lower; of gradient descent, without it."""
     num_iterations: jax.Array
     """() int32 passes over the data made, those of pilots, moments and every start included."""
     status: jax.Array
@@ -365,7 +366,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
 def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
-    """A result whose status speaks of the likelihood: a poor start that was polished to a maximum is ok."""
+    """A result that is ok if the method converged in its own objective, from however poor a start; moments only start it."""
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, OK, NOT_CONVERGED)
     status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)

@@ -43,7 +43,7 @@ class Curvature(NamedTuple):
     """Value and derivatives of the log-likelihood in the free parameters, P of them (see `free_parameters`)."""
 
     log_likelihood: jax.Array
-    """()"""
+    """() less the penalty, where there is a ridge."""
     gradient: jax.Array
     """(P,)"""
     observed: jax.Array
@@ -57,7 +57,7 @@ class PolishRun(NamedTuple):
 
     params: MoEParams
     log_likelihood: jax.Array
-    """() in nats."""
+    """() penalised log-likelihood at `params`, in nats."""
     history: jax.Array
     """(num_steps,) penalised log-likelihood after each pass, never decreasing; NaN after convergence."""
     num_steps: jax.Array

@@ -121,7 +121,7 @@ class AlgorithmSettings:
     max_iterations: int = 100
     """Budget of the method's iterations (EM steps of joint_em, passes of gradient descent, Newton steps of a polish)."""
     record: tuple[str, ...] = ()
-    """Extra results: "history" of the log-likelihood, "path" of the errors along it."""
+    """Extra results: "history" of the objective (`methods.MethodResult`), "path" of the errors along it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +194,7 @@ def metric_names() -> tuple[str, ...]:
     """
     names = tuple(registered_metrics())
     fields = {field.name for kind in (DataSettings, AlgorithmSettings) for field in dataclasses.fields(kind)}
-    taken = fields | set(METRICS) | {"cell", "trial", "status", "reason"}
+    taken = fields | set(METRICS) | {"cell", "trial", "status", "reason", "digest"}
     for name in names:
         _require(name not in taken, "metric", "a name that no other column has", name)
     return METRICS + names

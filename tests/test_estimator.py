@@ -135,7 +135,7 @@ def test_densities_and_moments_are_scipys(which, request, data):
         assert model.predict_std(x[j : j + 1])[0] == pytest.approx(
             integral((grid - mean) ** 2) ** 0.5, rel=1e-7
         )
-        assert model.score_samples(x[j : j + 1])[0] == pytest.approx(integral(log_density), abs=1e-3)
+        assert model.score_samples(x[j : j + 1])[0] == pytest.approx(integral(log_density), abs=1e-7)
     total, within, between = model.predict_std(x, components=True)
     np.testing.assert_allclose(total**2, within**2 + between**2)
     assert within.min() >= model.noise_std_.min() * (1 - 1e-12)
@@ -147,6 +147,15 @@ def test_log_likelihood_and_information_criteria(fitted, data):
     assert fitted.log_likelihood_ == pytest.approx(value, abs=1e-6)
     assert fitted.bic(*data) == pytest.approx(-2 * value + 13 * np.log(480))
     assert fitted.aic(*data) == pytest.approx(-2 * value + 26)
+    repeats = np.random.default_rng(0).integers(0, 3, size=480)
+    x, y = data[0].copy(), data[1].copy()
+    x[repeats == 0], y[repeats == 0] = np.nan, np.inf  # what has no weight is not looked at
+    rows = np.arange(480).repeat(repeats)
+    for criterion in (fitted.bic, fitted.aic):
+        weighted = criterion(x, y, sample_weight=repeats)
+        assert weighted == pytest.approx(criterion(data[0][rows], data[1][rows]))
+    with pytest.raises(ValueError, match=r"sample_weight: expected a positive sum|non-zero"):
+        fitted.bic(*data, sample_weight=np.zeros(480))
     # a model is calibrated on its own sample: expected and seen log densities agree, to 5 standard errors
     seen = fitted.score_samples(*data)
     assert abs(np.mean(seen - fitted.score_samples(data[0]))) < 5 * seen.std() / np.sqrt(480)
@@ -301,6 +310,40 @@ def test_pipeline_grid_search_pickle_and_data_frames(data):
     with pytest.raises(ValueError, match="feature names"):
         model.predict(frame[["b", "a", "c"]])
     assert clone(search.best_estimator_[-1]).get_params() == search.best_estimator_[-1].get_params()
+
+
+@pytest.mark.parametrize("num_targets", [2, 3])
+def test_several_targets_take_a_constant_column_for_an_intercept(num_targets):
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=100), np.full(100, 2.0)])
+    truth = np.array([[1.0, 3.0], [-2.0, 5.0], [0.5, -1.0]])[:num_targets]
+    y = x @ truth.T + 0.1 * rng.normal(size=(100, num_targets))
+    model = MoERegressor(1, fit_intercept=False, method="joint_em", random_state=0).fit(x, y)
+    expected = np.linalg.lstsq(x, y, rcond=None)[0].T
+    np.testing.assert_allclose(model.coef_[0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(model.intercept_, 0.0)
+    assert model.log_likelihood_ == pytest.approx(model.score_samples(x, y).sum())
+
+
+def test_labels_that_are_no_numbers_and_labels_far_away():
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(40, 2)), rng.normal(size=40)
+    model = MoERegressor(num_experts=1).fit(x, y)
+    for value in (np.nan, np.inf):
+        bad = np.where(np.arange(40) == 3, value, y)
+        for function in (model.score_samples, model.responsibilities, model.bic, model.aic):
+            with pytest.raises(
+                ValueError, match=rf"^y: expected finite values, got {value} at index \(3,\)$"
+            ):
+                function(x, bad)
+    with pytest.raises(ValueError, match=r"^y: expected numbers, got .*'a'"):
+        model.responsibilities(x, np.full(40, "a"))
+    far = np.full(40, 1e200)
+    np.testing.assert_array_equal(model.responsibilities(x, far), 1.0)
+    assert np.all(model.score_samples(x, far) == -np.inf)  # below what a float holds
+    loud = MoERegressor(num_experts=1, noise_std=1e300).fit(x, y)
+    np.testing.assert_allclose(loud.predict_std(x), 1e300, rtol=1e-12)
+    assert np.isfinite(loud.score_samples(x)).all()
 
 
 def test_few_samples_are_fitted_by_what_they_support():
