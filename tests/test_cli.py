@@ -131,6 +131,21 @@ def test_fit_of_a_file_as_json(capsys, tmp_path):
     assert set(document["experts"][0]["coefficients"]) == {"left", "right"}
 
 
+@pytest.mark.slow
+def test_fit_of_a_file_with_other_separators_and_a_constant_column(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"left": rng.normal(size=200), "[/same]": 7.0})
+    table["y"] = 2.0 * table["left"] + 0.1 * rng.normal(size=200)
+    table.to_csv(tmp_path / "data.csv", index=False, sep=";", decimal=",")
+    options = ["--target", "y", "--num-experts", "1", "--method", "joint_em"]
+    document = json.loads(run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--json"))
+    assert document["in_units"]["data"]["experts"][0]["coefficients"]["left"] == pytest.approx(2.0, abs=0.05)
+    assert document["diagnostics"]["constant_inputs"] == [1]
+    printed = run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", ";", "--decimal", ",")
+    assert "left out, because they do not vary: inputs 2" in printed
+    assert "separator" in refused(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", "/")
+
+
 def test_a_coefficient_without_a_standard_error_is_printed():
     assert _strongest({"a": 2.0, "b": -3.0}, {"a": None, "b": 0.25}) == "b -3±0.25\na +2±?"
 

@@ -333,10 +333,11 @@ def test_labels_that_are_no_numbers_and_labels_far_away():
         bad = np.where(np.arange(40) == 3, value, y)
         for function in (model.score_samples, model.responsibilities, model.bic, model.aic):
             with pytest.raises(
-                ValueError, match=rf"^y: expected finite numbers, no NaN and no inf, got {value} at index \(3,\)$"
+                ValueError,
+                match=rf"^y: expected finite numbers, no NaN and no inf, got {value} at index \(3,\)$",
             ):
                 function(x, bad)
-    with pytest.raises(ValueError, match=r"^y: expected numbers, got .*'a'"):
+    with pytest.raises(ValueError, match=r"^y: expected an array of numbers, got .*'a'"):
         model.responsibilities(x, np.full(40, "a"))
     far = np.full(40, 1e200)
     np.testing.assert_array_equal(model.responsibilities(x, far), 1.0)
