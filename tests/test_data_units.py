@@ -194,7 +194,7 @@ def test_weights_without_a_scale_have_none():
 
 def test_unequal_reliabilities_count_as_their_effective_number():
     weights = np.array([0.5, 0.25, 0.25, 0.0])
-    resolved, kind = moejax.fitting.rescaled_weights(weights, None)
+    resolved, kind = moejax.preparation.rescaled_weights(weights, None)
     assert kind == "reliability"
     assert resolved.sum() == pytest.approx(1.0 / (0.5**2 + 2 * 0.25**2))
     np.testing.assert_allclose(resolved / resolved.sum(), weights)
