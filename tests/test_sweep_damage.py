@@ -44,14 +44,14 @@ def no_figures(monkeypatch):
     monkeypatch.setattr("moejax.sweep.figures.make_figures", lambda summary: [])
 
 
-def interrupted_after(lines: int, again: bool, action: Callable[[], object]) -> bool:
-    """Run an action with Ctrl-C at its `lines`-th line in store.py, at every later line of it too if `again`; did it come?"""
+def interrupted_after(lines: int, action: Callable[[], object]) -> bool:
+    """Run an action with Ctrl-C at its `lines`-th line in store.py; returns whether it came to that line."""
     count = itertools.count()
 
     def trace(frame, event, _):
         if frame.f_code.co_filename != store_module.__file__:
             return None
-        if event == "line" and (next(count) >= lines if again else next(count) == lines):
+        if event == "line" and next(count) == lines:
             raise KeyboardInterrupt
         return trace
 
@@ -65,9 +65,13 @@ def interrupted_after(lines: int, again: bool, action: Callable[[], object]) -> 
     return False
 
 
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("again", [False, True])
-def test_ctrl_c_while_a_chunk_is_written_leaves_whole_chunks(tmp_path, again):
-    """At every few lines of the code that writes."""
+def test_ctrl_c_while_a_chunk_is_written_leaves_whole_chunks(tmp_path, again, monkeypatch):
+    """At every few lines of the code that writes; `again`: once more while the half that is there is undone."""
     toml, folder, plan = made_up_store(tmp_path)
     provenance = collect_provenance(plan, toml, (), "nobody")
     line, outcomes = 0, set()
@@ -76,7 +80,10 @@ def test_ctrl_c_while_a_chunk_is_written_leaves_whole_chunks(tmp_path, again):
         with Store(folder) as store:
             store.begin_run(plan, provenance)
             add(store, plan, 0, 0)
-            came = interrupted_after(line, again, lambda store=store: add(store, plan, 1, 0))
+            with monkeypatch.context() as patch:
+                if again:
+                    patch.setattr(Store, "_drop_half", raise_interrupt)
+                came = interrupted_after(line, lambda store=store: add(store, plan, 1, 0))
         with sqlite3.connect(folder / STORE_NAME) as connection:
             counts = {
                 table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
