@@ -51,6 +51,7 @@ from moejax.polish import (
     params_from_free,
     predictor_derivatives,
 )
+from moejax.small_linear_algebra import eigh
 
 CovarianceKind = Literal["observed", "sandwich"]
 COVARIANCE_KINDS = ("observed", "sandwich")
@@ -242,7 +243,7 @@ def cramer_rao_bound(information: jax.Array) -> Covariance:
 def _inverse(information: jax.Array) -> Covariance:
     diagonal = jnp.diag(information)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    values, vectors = jnp.linalg.eigh(information / (scale[:, None] * scale[None]))
+    values, vectors = eigh(information / (scale[:, None] * scale[None]))
     threshold = _RANK_TOLERANCE * values.size * jnp.finfo(values.dtype).eps * values[-1]
     kept = values > threshold
     inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
