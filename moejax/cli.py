@@ -7,7 +7,6 @@ cache are set here, before anything is computed, and recorded with the results.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform as host_platform
 import re
@@ -18,7 +17,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from moejax.cache import cache_folder
+from moejax.cache import cache_folder, why_no_cache
+from moejax.console import make_console, output_that_may_close, print_error, print_json
+from moejax.environment import require_devices
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -102,6 +103,8 @@ class Sweep:
     """Trials side by side in one program; default 1 on CPUs."""
     retry_failed: bool = False
     """Run trials again that raised or whose worker died."""
+    repair: bool = False
+    """First replace a damaged store by what is sound in it."""
     across_versions: bool = False
     """Go on although the folder holds results of another version of moejax."""
     common: CommonOptions = Common()
@@ -184,7 +187,11 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `moejax` program."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with output_that_may_close():
+        _run_command(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run_command(arguments: list[str]) -> None:
     command = tyro.cli(
         OmitArgPrefixes[OmitSubcommandPrefixes[Command]],
         prog="moejax",
@@ -193,21 +200,27 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
+        if isinstance(command, Fit | Sweep | Reproduce | Activations):
+            keep_programs()
+        if isinstance(command, Fit | Activations | Info):  # a sweep decides first who needs the devices
+            require_devices()
         _RUN[type(command)](command)
     except KeyboardInterrupt:
         if os.environ.get("MOEJAX_TRACEBACK"):
             raise
         print("moejax: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except (ValueError, OSError) as error:
         if os.environ.get("MOEJAX_TRACEBACK"):
             raise
-        print("moejax: " + " ".join(str(error).split()), file=sys.stderr)
+        print_error(error)
         sys.exit(USER_ERROR_STATUS)
 
 
 def configure_jax(common: Common, default_precision: str) -> None:
-    """Platform, precision and compilation cache.
+    """Platform and precision.
 
     Raises:
         ValueError: the platform is not there.
@@ -217,11 +230,21 @@ def configure_jax(common: Common, default_precision: str) -> None:
     jax.config.update("jax_enable_x64", (common.precision or default_precision) == "float64")
     if common.platform is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(common.platform, common.platform))
+        require_devices(f"--platform {common.platform}")
+
+
+def keep_programs() -> None:
+    """Keep compiled programs in the cache; without one, say so in a line and go on."""
+    import jax
+
+    reason, folder = why_no_cache(), compilation_cache_folder()
+    if folder is not None:
         try:
-            jax.devices()
-        except (RuntimeError, AssertionError) as error:  # JAX asserts where no plugin is installed
-            raise ValueError(f"--platform {common.platform}: JAX finds no such device here") from error
-    folder = compilation_cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason, folder = f"{folder} cannot be made ({error.strerror})", None
+    if reason:
+        print_error(f"{reason}: compiled programs are not kept; MOEJAX_CACHE_DIR can name another folder")
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -230,9 +253,9 @@ def configure_jax(common: Common, default_precision: str) -> None:
 def compilation_cache_folder() -> Path | None:
     """Where compiled programs are kept, apart for each kind of CPU: MOEJAX_CACHE_DIR, or the user's cache folder.
 
-    None, and no cache, where MOEJAX_CACHE_DIR is set to nothing.
+    None, and no cache, where MOEJAX_CACHE_DIR is set to nothing, or where nothing can be written.
     """
-    base = cache_folder()
+    base = None if why_no_cache() else cache_folder()
     return None if base is None else base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
 
 
@@ -247,7 +270,7 @@ def cpu_model() -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False, default=str))
+    print_json(value, indent=2)
 
 
 def _run_fit(command: Fit) -> None:
@@ -313,7 +336,6 @@ def _run_info(command: Info) -> None:
     import importlib.metadata
 
     import jax
-    from rich.console import Console
     from rich.table import Table
 
     import moejax
@@ -339,7 +361,7 @@ def _run_info(command: Info) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{package} {version}" for package, version in value.items())
         table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 _RUN = {

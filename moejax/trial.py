@@ -193,7 +193,7 @@ def metric_names() -> tuple[str, ...]:
     """
     names = tuple(registered_metrics())
     fields = {field.name for kind in (DataSettings, AlgorithmSettings) for field in dataclasses.fields(kind)}
-    taken = fields | set(METRICS) | {"cell", "trial", "status", "reason"}
+    taken = fields | set(METRICS) | {"cell", "trial", "status", "reason", "digest"}
     for name in names:
         _require(name not in taken, "metric", "a name that no other column has", name)
     return METRICS + names
