@@ -199,7 +199,10 @@ def altered_json(rng: np.random.Generator, text: str) -> str:
     """A JSON text with one value of another type, or damaged as a text."""
     if rng.random() < 0.3:
         return mutated(rng, text)
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:  # altered before
+        return mutated(rng, text)
     nested = isinstance(value.get("spec"), str) and rng.random() < 0.5
     target = json.loads(value["spec"]) if nested else value
     key = str(pick(rng, list(target)))

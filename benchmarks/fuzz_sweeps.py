@@ -297,6 +297,29 @@ CLI_VALUES = (
 )  # fmt: skip
 
 
+OPTIONS_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "sweep": {
+        "--set": CLI_VALUES,
+        "--plugin": ("plugin.py", "exits.py", "nope.py", ".", "spec.toml"),
+        "--workers": ("1", "2", "0", "-1", "9" * 30),
+        "--vmap-width": ("1", "8", "0", "9" * 30),
+        "--cluster": ("slurm:nope.toml", "slurm:spec.toml", "slurm:", "slurm:."),
+        "--out": CLI_VALUES,
+        "--precision": ("float32", "float64"),
+        "--retry-failed": (),
+        "--repair": (),
+        "--across-versions": (),
+    },
+    "activations": {
+        "--noise-std": CLI_VALUES[:11],
+        "--platform": ("cpu",),
+        "--precision": ("float32", "float64"),
+    },
+    "status": {"--precision": ("float32",)},
+}
+"""Options that a command has, and values for them; () for a switch."""
+
+
 @functools.cache
 def _working_folder() -> Path:
     """A folder with what the command lines name: specs, plugins, a sound and a damaged run folder."""
@@ -324,10 +347,15 @@ def arguments(rng: np.random.Generator) -> str | None:
     }  # fmt: skip
     if rng.random() < 0.8:
         words += usual.get(words[0], [])
+    own = OPTIONS_OF.get(words[0], {}) | dict.fromkeys(("--quiet", "--json"), ())
     for _ in range(rng.integers(0, 4)):
-        words.append(str(pick(rng, CLI_OPTIONS)))
         if rng.random() < 0.7:
-            words.append(str(pick(rng, CLI_VALUES)))
+            option = str(pick(rng, list(own)))
+            words.append(option)
+            words += [str(pick(rng, own[option]))] if own[option] else []
+        else:
+            words.append(str(pick(rng, CLI_OPTIONS)))
+            words += [str(pick(rng, CLI_VALUES))] if rng.random() < 0.7 else []
     if words[0] == "sweep" and "--dry-run" not in words:
         words.append("--dry-run")  # nothing is compiled here
     if words[0] in ("fit", "predict", "reproduce") and not {"--help", "--root"} & set(words):

@@ -48,6 +48,7 @@ from moejax.methods import (
 from moejax.model import MoEParams, log_likelihood_per_sample, predict, unit_rows
 from moejax.moments import first_moment, second_moment, whitened_moment
 from moejax.polish import free_parameters, params_from_free
+from moejax.small_linear_algebra import eigh, pseudo_inverse, solve_positive_definite
 from moejax.spectral import NOT_FINITE, RANK_DEFICIENT
 from moejax.stationarity import (
     is_stationary,
@@ -116,7 +117,7 @@ def clusterwise_regression(
         loss, gradient, gram = sum_over_blocks(sums_of, blocks)
         improved = loss < least  # False where it is not finite
         best, least = jnp.where(improved, experts, best), jnp.where(improved, loss, least)
-        moved = experts + jnp.linalg.solve(gram + floor[None], gradient[:, :, None])[:, :, 0]
+        moved = experts + solve_positive_definite(gram + floor[None], gradient)
         return (jnp.where(jnp.isfinite(moved), moved, experts), best, least), None
 
     start = (experts, experts, jnp.asarray(jnp.inf, x.dtype))
@@ -541,7 +542,7 @@ def gated_loss_experts(
     k, x, weights = num_experts, problem.x, problem.weights
     moment = second_moment(x, transforms.second(problem.y), weights, chunk_size=chunk_size)
     finite = jnp.isfinite(moment).all()
-    eigenvalues, eigenvectors = jnp.linalg.eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
+    eigenvalues, eigenvectors = eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
     top, basis = eigenvalues[::-1][:k], eigenvectors[:, ::-1][:, :k]
     scales = jnp.sqrt(jnp.maximum(jnp.abs(top), 1e-3 * jnp.abs(eigenvalues).max()))
     whitening = basis / scales[None]
@@ -552,7 +553,7 @@ def gated_loss_experts(
     moments = GatedLossMoments(
         jnp.diag(top / scales**2), jnp.where(finite, fourth, 0), jnp.diag(1.0 / scales**2)
     )
-    largest = jnp.abs(jnp.linalg.eigvalsh(moments.fourth.reshape(k * k, k * k))).max()
+    largest = jnp.abs(eigh(moments.fourth.reshape(k * k, k * k))[0]).max()
     penalty = LAMBDA_FACTOR * jnp.maximum(largest, 1.0)
 
     def loss(coordinates: jax.Array) -> jax.Array:
@@ -575,7 +576,7 @@ def gated_loss_experts(
     slope = jax.grad(lambda coordinates: loss(coordinates) / penalty)(coordinates[best])
     converged = jnp.sqrt(jnp.sum(slope**2)) < LOSS_GRADIENT
     dual = coordinates[best] @ whitening.T
-    experts = unit_rows(jnp.linalg.pinv(dual).T)
+    experts = unit_rows(pseudo_inverse(dual).T)
     if transforms.first is not None:
         # E[l1(y) x] = sum_i E[P_i] a_i: in the dual basis its coordinates are positive
         sign = jnp.sign(dual @ first_moment(x, transforms.first(problem.y), weights))

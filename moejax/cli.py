@@ -48,9 +48,13 @@ class Fit:
     """Fit a mixture of experts to a CSV or Parquet file, or to a data set by name."""
 
     data: Positional[Path | None] = None
-    """A .csv or .parquet file with a header; every column but the target is an input."""
+    """A .csv, .tsv (also .gz) or .parquet file with a header; every column but the target is an input."""
     target: str | None = None
     """Column to explain; with --dataset, one of its targets where it has several."""
+    separator: str | None = None
+    """Of the file's columns: "," ";" "|" or tab; default: the one that cuts all rows alike."""
+    decimal: Literal[".", ","] | None = None
+    """Decimal sign of the file's numbers; default: as they are written."""
     dataset: str | None = None
     """A data set by name instead of a file: airfoil, concrete, stock_portfolio or diabetes."""
     data_dir: Path | None = None

@@ -17,6 +17,8 @@ from rich.text import Text
 
 LONGEST_MESSAGE = 1000
 """Characters of a message that a person still reads, and that a screen holds."""
+LONGEST_TAIL = 40
+"""Characters of the words that say how much more there is."""
 CLOSED_PIPE_STATUS = 141
 """Exit status when the reader of the output is gone, as shells count it: 128 + SIGPIPE."""
 OUTPUT_ERROR_STATUS = 2
@@ -38,10 +40,11 @@ def printable(text: str) -> str:
 
 
 def shorten(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text, or its beginning and how much more there is."""
+    """The text, or its beginning and how much more there is: `most` characters in all."""
     if len(text) <= most:
         return text
-    return f"{text[:most]}... ({len(text) - most:,} more characters)"
+    kept = most - LONGEST_TAIL
+    return f"{text[:kept]}... ({len(text) - kept:,} more characters)"
 
 
 def error_line(error: BaseException | str) -> str:
@@ -64,19 +67,23 @@ class PlainConsole(Console):
 
 
 class _LossyStream:
-    """A stream whose errors are dropped with what was to be written: its reader is gone."""
+    """A stream that, once its reader is gone, takes what is written and drops it."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _drop_output(self._stream)
+            return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError:
+            _drop_output(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -33,6 +33,7 @@ from moejax.design import (
     weighted_gram,
 )
 from moejax.model import LOG_TWO_PI, MoEParams
+from moejax.small_linear_algebra import solve_positive_definite
 
 NoiseModel = Literal["known", "shared", "per_expert"]
 RIDGE = 1e-6
@@ -230,8 +231,7 @@ def _trusted_step(
     """
     # what rounding may take from a Hessian that saturated gates leave nearly singular
     rounding = gradient.size * jnp.finfo(gradient.dtype).eps * jnp.diag(jnp.diag(hessian))
-    factor = jnp.linalg.cholesky(hessian + rounding + mu * bound)
-    step = jax.scipy.linalg.cho_solve((factor, True), gradient)
+    step = solve_positive_definite(hessian + rounding + mu * bound, gradient)
     change = jnp.sqrt(step @ bound @ step / total)
     shortened = (change > TRUSTED_CHANGE) & (mu < 1.0)
     return jnp.where(shortened, TRUSTED_CHANGE / change, 1.0) * step, shortened
@@ -242,9 +242,9 @@ def _least_squares(gram: jax.Array, gradient: jax.Array) -> jax.Array:
     size, info = gram.shape[1], jnp.finfo(gram.dtype)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / size
     # the least of ridges, for an expert that few samples or only flat parts of g support
-    floor = 10 * info.eps * jnp.maximum(trace, info.tiny) + info.tiny
-    step = jnp.linalg.solve(gram + floor * jnp.eye(size, dtype=gram.dtype)[None], gradient[:, :, None])
-    return jnp.where(jnp.isfinite(step[:, :, 0]), step[:, :, 0], 0.0)
+    floor = (10 + size) * info.eps * jnp.maximum(trace, info.tiny) + info.tiny
+    step = solve_positive_definite(gram + floor * jnp.eye(size, dtype=gram.dtype)[None], gradient)
+    return jnp.where(jnp.isfinite(step), step, 0.0)
 
 
 def noise_m_step(noise_std: jax.Array, counts: jax.Array, squares: jax.Array, noise: NoiseModel) -> jax.Array:
@@ -309,7 +309,7 @@ def _run(
     num_steps: int,
     fit_intercept: bool,
     noise: NoiseModel,
-    ridge: float,
+    ridge: jax.Array | float,
     tolerance: float,
     experts_free: bool,
     hold_noise: jax.Array | bool = False,
@@ -394,7 +394,7 @@ def gating_em(
     num_steps: int,
     fit_intercept: bool = False,
     noise: NoiseModel = "known",
-    ridge: float = RIDGE,
+    ridge: jax.Array | float = RIDGE,
     tolerance: float = 1e-8,
     record_path: bool = False,
 ) -> EMRun:
@@ -439,7 +439,7 @@ def joint_em(
     num_steps: int,
     fit_intercept: bool = False,
     noise: NoiseModel = "shared",
-    ridge: float = RIDGE,
+    ridge: jax.Array | float = RIDGE,
     tolerance: float = 1e-8,
     hold_noise: jax.Array | bool = False,
     record_path: bool = False,

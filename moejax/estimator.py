@@ -47,14 +47,13 @@ from moejax.em import RIDGE, NoiseModel
 from moejax.fitting import (
     DEFAULT_METHOD,
     FitResult,
-    Sample,
     fit_sample,
-    rescaled_weights,
 )
 from moejax.label_transforms import TransformKind
 from moejax.label_units import is_linear, labels_note
 from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
 from moejax.predictive import expected_log_density, root_mean_square
+from moejax.preparation import Sample, rescaled_weights
 from moejax.selection import num_free_parameters
 from moejax.whitening import InputMap, input_map, params_in_input_units
 

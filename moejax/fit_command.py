@@ -31,6 +31,8 @@ def fit_command(
     *,
     data: Path | None,
     target: str | None,
+    separator: str | None,
+    decimal: str | None,
     dataset: str | None,
     data_dir: Path | None,
     num_experts: str,
@@ -58,12 +60,14 @@ def fit_command(
         raise ValueError(f"--target: expected the column of {data} to explain")
     if data is not None and data_dir is not None:
         raise ValueError(f"--data-dir {data_dir}: goes with --dataset NAME, not with a file")
+    if data is None and (separator is not None or decimal is not None):
+        raise ValueError("--separator, --decimal: go with a file, not with --dataset NAME")
     get_method(method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file; expected a folder")
     table = (
-        read_table(data, target)
+        read_table(data, target, separator=separator, decimal=decimal)
         if data is not None and target is not None
         else load(str(dataset), data_dir, target=target)
     )
@@ -100,6 +104,7 @@ def fit_command(
         "num_samples": len(table.y),
         "num_inputs": table.x.shape[1],
         "status": result.status,
+        "data_notes": list(table.notes),
         "in_units": in_units,
         "selection": None if result.selection is None else result.selection.to_dict("records"),
         "diagnostics": result.diagnostics,
@@ -324,7 +329,7 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
     names = list(summary["experts"][0]["coefficients"])
     for columns in summary["diagnostics"]["collinear_inputs"]:
         console.print("dependent inputs: " + ", ".join(names[column] for column in columns))
-    for note in summary["diagnostics"]["notes"]:
+    for note in summary["data_notes"] + summary["diagnostics"]["notes"]:
         console.print(f"note: {note}")
 
 

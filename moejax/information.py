@@ -52,6 +52,7 @@ from moejax.polish import (
     params_from_free,
     predictor_derivatives,
 )
+from moejax.small_linear_algebra import eigh
 
 CovarianceKind = Literal["observed", "sandwich"]
 COVARIANCE_KINDS = ("observed", "sandwich")
@@ -237,14 +238,14 @@ def cramer_rao_bound(information: jax.Array) -> Covariance:
 
     A singular information gives the bound of what is identified, and says what is not; it never fails.
     """
-    return pseudo_inverse(information)
+    return inverse_of_information(information)
 
 
-def pseudo_inverse(information: jax.Array) -> Covariance:
+def inverse_of_information(information: jax.Array) -> Covariance:
     """The inverse (P, P) of an information (P, P), and what it leaves undetermined."""
     diagonal = jnp.diag(information)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    values, vectors = jnp.linalg.eigh(information / (scale[:, None] * scale[None]))
+    values, vectors = eigh(information / (scale[:, None] * scale[None]))
     threshold = _RANK_TOLERANCE * values.size * jnp.finfo(values.dtype).eps * values[-1]
     kept = values > threshold
     inverse = jnp.where(kept, 1.0 / jnp.where(kept, values, 1.0), 0.0)
@@ -287,9 +288,11 @@ def covariance(
     weights = jnp.ones_like(y) if weights is None else weights
     free: dict[str, Any] = {"noise": noise, "fit_intercept": fit_intercept}
     if kind == "observed":
-        return pseudo_inverse(observed_information(params, x, y, weights, activation, **free))
+        return inverse_of_information(observed_information(params, x, y, weights, activation, **free))
     size = sample_scale(weights).effective
-    bread = pseudo_inverse(observed_information(params, x, y, weights, activation, num_samples=size, **free))
+    bread = inverse_of_information(
+        observed_information(params, x, y, weights, activation, num_samples=size, **free)
+    )
     filling = score_outer_products(params, x, y, weights**2, activation, **free)
     return bread._replace(matrix=bread.matrix @ filling @ bread.matrix)
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from moejax import small_linear_algebra
 from moejax.activations import (
     ActivationLike,
     Parity,
@@ -166,6 +167,7 @@ def build_label_transform(
     target = xp.asarray(rows == order, dtype)
     he = hermite_polynomials(grid.nodes, 4, xp=xp)
     zero = xp.zeros((), dtype)
+    solve = np.linalg.solve if xp is np else small_linear_algebra.solve
 
     def hermite_coefficients(values: Array) -> Array:
         """(b, len(rows)): c_r of functions of Y given on the product grid as (b, nodes, noise nodes)."""
@@ -179,8 +181,8 @@ def build_label_transform(
         weighted = basis * (grid.weights[:, None] * noise.weights[None])[None]
         gram = weighted.reshape(len(powers), -1) @ basis.reshape(len(powers), -1).T
         # least a'Ga subject to C'a = e; for most g the span is just large enough, and there is one solution
-        whitened = xp.linalg.solve(gram, constraints)
-        solution = whitened @ xp.linalg.solve(constraints.T @ whitened, target)
+        whitened = solve(gram, constraints)
+        solution = whitened @ solve(constraints.T @ whitened, target)
         scaled = [coefficient / scale**power for coefficient, power in zip(solution, powers, strict=True)]
         coefficients = xp.stack([zero] * (order + 1 - len(scaled)) + scaled)
         transform = LabelTransform(zero, zero + 1.0, xp.zeros(NUM_LABELS, dtype), coefficients, zero, zero)
@@ -192,7 +194,7 @@ def build_label_transform(
                 table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
             )
         basis = _interpolate(y, posterior.start, posterior.step, table, xp)
-        solution = xp.linalg.solve(hermite_coefficients(basis).T, target)
+        solution = solve(hermite_coefficients(basis).T, target)
         coefficients = xp.zeros(order + 1, dtype)
         transform = LabelTransform(
             posterior.start, posterior.step, solution @ table, coefficients, zero, zero

@@ -25,6 +25,9 @@ from moejax.gaussian import Array, gaussian_grid
 from moejax.label_transforms import RELATIVE_NOISE_RANGE, transform_noise_std
 from moejax.noise import estimate_noise_std, estimate_relative_noise
 
+LEAST_SIGNAL = 0.1
+"""Least share of a linear mixture's label variance that is taken for signal when it is estimated: transforms for less have second
+moments too large to be used, and for a linear g those for more signal than there is are as consistent."""
 LARGEST_ARGUMENT = 1e6
 """Arguments of g up to which its range is looked at."""
 _UNBOUNDED = 1e3
@@ -120,7 +123,8 @@ def fitted_labels(
         ratio = float(known / scale) * math.sqrt(square / signal)
     elif linear:
         signal = 0.5 * float(share @ ((standard**2 - 1.0) * (np.sum(z**2, axis=1) - z.shape[1])))
-        ratio = math.sqrt(max(1.0 / signal - 1.0, 0.0)) if signal > 0 else high
+        # of labels that are nearly noise the trace is noise too, and may be negative
+        ratio = math.sqrt(max(1.0 / max(signal, LEAST_SIGNAL) - 1.0, 0.0))
     else:
         ratio = _relative_noise(standard, weights[used], fn)
     spread_of_g = facts.standard_deviation

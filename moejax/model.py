@@ -15,6 +15,7 @@ import numpy as np
 
 from moejax.activations import ActivationLike, apply_activation, get_activation
 from moejax.gaussian import Array, standard_normal
+from moejax.small_linear_algebra import cholesky, orthonormal_columns
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
@@ -288,12 +289,11 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
     draws = standard_normal(
         key, (num_experts, 2 * dim + num_experts), dtype
     )  # one call: each costs compile time
-    frame, triangle = jnp.linalg.qr(draws[:, :dim].T)
-    frame = frame * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0).astype(dtype)[None]  # else not uniform
+    frame = orthonormal_columns(draws[:, :dim].T)
     correlation = scales.expert_correlation + (1.0 - scales.expert_correlation) * jnp.eye(
         num_experts, dtype=dtype
     )
-    experts = scales.expert_norms[:, None] * (jnp.linalg.cholesky(correlation) @ frame.T)
+    experts = scales.expert_norms[:, None] * (cholesky(correlation) @ frame.T)
     in_span = draws[:, 2 * dim :] @ frame.T
     outside = draws[:, dim : 2 * dim]
     outside = outside - (outside @ frame) @ frame.T

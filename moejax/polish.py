@@ -37,6 +37,7 @@ from moejax.design import (
 )
 from moejax.em import NoiseModel, frozen_scan, log_normal
 from moejax.model import MoEParams
+from moejax.small_linear_algebra import solve_positive_definite
 
 
 class Curvature(NamedTuple):
@@ -276,18 +277,18 @@ def damped_step(curvature: Curvature, damping: jax.Array) -> DampedStep:
     observed, complete = curvature.observed / scaled, curvature.complete / scaled + 1e-3 * identity
     ladder = damping * jnp.asarray(_DAMPING_LADDER, damping.dtype)
 
-    def solve(mu: jax.Array) -> jax.Array:
-        factor = jnp.linalg.cholesky(observed + mu * complete + 10 * jnp.finfo(mu.dtype).eps * identity)
-        return jax.scipy.linalg.cho_solve((factor, True), curvature.gradient / scale) / scale
+    def climb(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        rung, _, _ = state
+        matrix = observed + ladder[rung] * complete + 10 * jnp.finfo(scale.dtype).eps * identity
+        step = solve_positive_definite(matrix, curvature.gradient / scale) / scale
+        return rung + 1, step, jnp.isfinite(step).all() & (step @ curvature.gradient >= 0)
 
-    steps = jax.vmap(solve)(ladder)
-    good = jnp.isfinite(steps).all(axis=1) & (steps @ curvature.gradient >= 0)
-    first = jnp.argmax(good)
-    found = good[first]
-    delta = jnp.where(found, steps[first], 0.0)
+    start = (jnp.asarray(0, jnp.int32), jnp.zeros_like(scale), jnp.asarray(False))
+    tried, step, found = jax.lax.while_loop(lambda state: (state[0] < ladder.size) & ~state[2], climb, start)
+    delta = jnp.where(found, step, 0.0)
     slope = delta @ curvature.gradient
     promised = jnp.maximum(slope - 0.5 * delta @ curvature.observed @ delta, 0.5 * slope)
-    return DampedStep(delta, promised, jnp.where(found, ladder[first], ladder[-1]), found)
+    return DampedStep(delta, promised, ladder[tried - 1], found)
 
 
 class _Ascent(NamedTuple):

@@ -23,6 +23,7 @@ from moejax.score_tensors import (
     score_second_moment,
     score_whitened_moment,
 )
+from moejax.small_linear_algebra import eigh
 from moejax.tensor_power import NOT_CONVERGED, TensorDecomposition, tensor_power_method
 
 OK, RANK_DEFICIENT, TENSOR_NOT_CONVERGED, TENSOR_NOT_POSITIVE, NOT_FINITE = range(5)
@@ -209,7 +210,7 @@ def estimate_from_labels(
     if added is not None:
         moment = moment + added.contracted(None, 2)
     finite = jnp.isfinite(moment).all()
-    eigenvalues, eigenvectors = jnp.linalg.eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
+    eigenvalues, eigenvectors = eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
     top_values, basis = eigenvalues[::-1][:num_experts], eigenvectors[:, ::-1][:, :num_experts]
     floor = 1e-3 * jnp.maximum(jnp.abs(eigenvalues).max(), jnp.finfo(x.dtype).tiny)
     scales = jnp.sqrt(jnp.maximum(jnp.abs(top_values), floor))

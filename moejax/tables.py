@@ -86,7 +86,7 @@ def read_table(
         decimal: as in `read_columns`.
 
     Raises:
-        ValueError: a file that cannot be read as a table of numbers, no such target, nothing but the target, or a column that is
+        ValueError: a file that cannot be read as a table of numbers, no such target, nothing but the target, or a target that is
             constant; the message names the file, the column and the row.
         OSError: the file cannot be read.
     """
@@ -101,10 +101,6 @@ def read_table(
     values, place = _values(Path(path), columns), names.index(target)
     x, y = np.delete(values, place, axis=1), values[:, place]
     inputs = names[:place] + names[place + 1 :]
-    constant = np.flatnonzero(x.min(axis=0) == x.max(axis=0))
-    if len(constant):
-        column = constant[0]
-        raise ValueError(f"{path}: column {inputs[column]!r} is constant ({x[0, column]:g}); remove it")
     if y.min() == y.max():
         raise ValueError(f"{path}: target column {target!r} is constant ({y[0]:g})")
     return Dataset(x, y, inputs, (target,), str(path), notes)

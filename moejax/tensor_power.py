@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from moejax.gaussian import standard_normal
 from moejax.model import unit_rows
+from moejax.small_linear_algebra import polar_factor
 
 CONVERGED, NOT_CONVERGED, NOT_POSITIVE, NOT_FINITE = range(4)
 TENSOR_POWER_STATUS = {
@@ -91,10 +92,7 @@ def tensor_power_method(
 
     def polar_step(vectors: jax.Array, _: Any) -> tuple[jax.Array, None]:
         images = contract(vectors)
-        left, _, right = jnp.linalg.svd(
-            jnp.sum(images * vectors, axis=1, keepdims=True) * images, full_matrices=False
-        )
-        refined = left @ right
+        refined = polar_factor(jnp.sum(images * vectors, axis=1, keepdims=True) * images)
         return jnp.where(jnp.isfinite(refined).all(), refined, vectors), None
 
     vectors, _ = jax.lax.scan(polar_step, vectors, length=num_polar_iterations)

@@ -9,6 +9,7 @@ import moejax
 from moejax.activations import get_activation
 from moejax.data_units import DataUnits
 from moejax.information import covariance, standard_errors
+from moejax.label_transforms import why_unusable
 from moejax.label_units import LabelMap, activation_range, fitted_labels, is_linear, labels_note
 from moejax.whitening import input_map, params_in_input_units
 
@@ -36,6 +37,15 @@ def test_norm_and_noise_of_homogeneous_experts_are_found_in_any_unit(name, known
         unsure = name == "linear" and not known
         assert float(found.map.scale) == pytest.approx(scale, rel=0.1)
         assert float(found.noise_std) == pytest.approx(0.5, rel=0.3 if unsure else 0.1)
+
+
+def test_labels_that_are_noise_still_have_transforms():
+    options = {"fit_intercept": False, "noise_std": None, "standardise": True}
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(300, 5)), rng.normal(size=300)
+        found = fitted_labels(x, y, np.ones(300), get_activation("linear"), **options)
+        assert why_unusable(get_activation("linear"), float(found.noise_std), 3) == ""
 
 
 def test_labels_of_other_activations_stay_as_they_are():
@@ -184,7 +194,7 @@ def test_weights_without_a_scale_have_none():
 
 def test_unequal_reliabilities_count_as_their_effective_number():
     weights = np.array([0.5, 0.25, 0.25, 0.0])
-    resolved, kind = moejax.fitting.rescaled_weights(weights, None)
+    resolved, kind = moejax.preparation.rescaled_weights(weights, None)
     assert kind == "reliability"
     assert resolved.sum() == pytest.approx(1.0 / (0.5**2 + 2 * 0.25**2))
     np.testing.assert_allclose(resolved / resolved.sum(), weights)

@@ -18,6 +18,9 @@ _KEY = re.compile(r"^\s*[\"']?([\w\-]+)[\"']?\s*(?:\.[\w.\- ]+)?=")
 class SpecError(ValueError):
     """A spec that cannot be run; the message is one line with the place, the value and what is accepted."""
 
+    def __init__(self, message: str):
+        super().__init__(shorten(" ".join(message.split())))
+
 
 class TomlError(SpecError):
     """A text that is not TOML."""
@@ -34,7 +37,7 @@ def parse_toml(text: str, where: Path | str) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep(where) from None
     except ValueError as error:  # TOMLDecodeError, or Python's limit of digits
-        raise TomlError(shorten(f"{where}: not valid TOML: {' '.join(str(error).split())}")) from None
+        raise TomlError(f"{where}: not valid TOML: {error}") from None
     level: list[Any] = [document]
     for _ in range(MAX_NESTING):
         level = [item for value in level for item in _items(value)]
@@ -79,4 +82,4 @@ class Places:
             where = "--set"
         shown = {"": "", "zip": "[[zip]] ", "exclude": "[[exclude]] "}.get(table, f"[{table}] ")
         name = f"{shown}{key}: " if key else f"{shown.strip()}: " if shown else ""
-        return SpecError(shorten(f"{where}: {name}{' '.join(message.split())}"))
+        return SpecError(f"{where}: {name}{message}")

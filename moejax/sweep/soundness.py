@@ -99,10 +99,21 @@ def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
         if missing:
             lost = f"the table {table}" if not have else f"the column {missing[0]} of {table}"
             raise damaged(path, f"{lost} is missing")
+        strange = [
+            name
+            for name, kind in have.items()
+            if (name, kind) not in expected.items() and not _is_metric(table, name, kind)
+        ]
+        if strange:
+            raise damaged(path, f"the column {strange[0]} of {table} is not one of ours")
     finding = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     finding = finding.decode(errors="replace") if isinstance(finding, bytes) else str(finding)
     if finding != "ok":
         raise damaged(path, finding)
+
+
+def _is_metric(table: str, name: str, kind: str) -> bool:
+    return table == "trials" and name.isidentifier() and kind == "REAL"
 
 
 def _check_references(connection: sqlite3.Connection, path: Path, whole: bool) -> None:
