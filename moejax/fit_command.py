@@ -18,6 +18,7 @@ from rich.table import Table
 import moejax
 from moejax.activation_table import load_function
 from moejax.activations import ScalarFunction, activation_facts, get_activation
+from moejax.arguments import whole_number
 from moejax.datasets import Dataset, load, read_table
 from moejax.em import NoiseModel
 from moejax.fitting import FitResult, fit
@@ -62,6 +63,7 @@ def fit_command(
         raise ValueError(f"--data-dir {data_dir}: goes with --dataset NAME, not with a file")
     if data is None and (separator is not None or decimal is not None):
         raise ValueError("--separator, --decimal: go with a file, not with --dataset NAME")
+    whole_number(seed, "--seed", -(2**63), 2**63 - 1)
     get_method(method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     if out is not None and out.exists() and not out.is_dir():

@@ -225,6 +225,7 @@ def test_info_names_the_cache(capsys, monkeypatch, tmp_path):
         (["fit", "--dataset", "diabetes", "--num-experts", "few"], ["--num-experts", "few", "auto"]),
         (["fit", "--dataset", "diabetes", "--method", "magic"], ["method", "magic"]),
         (["fit", "--dataset", "diabetes", "--noise-std", "0"], ["noise_std", "0.0"]),
+        (["fit", "--dataset", "diabetes", "--seed", "9" * 400], ["--seed", "a whole number", "bits"]),
         (["activations", "rellu"], ["rellu", "nearest: relu"]),
         (["activations", "relu", "--noise-std", "-1"], ["noise_std", "-1"]),
         (["activations", "nowhere.py:f"], ["nowhere.py"]),
