@@ -42,6 +42,7 @@ from moejax.arguments import (
     number_of_experts,
 )
 from moejax.checks import brief, brief_text, require
+from moejax.data_units import require_numbers
 from moejax.diagnostics import input_findings, input_notes
 from moejax.em import RIDGE, NoiseModel
 from moejax.fitting import (
@@ -200,6 +201,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.params_ = result.params
         if not all(np.isfinite(leaf).all() for leaf in self.params_):
             raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
+        require_numbers(self.params_)
         self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
         self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
         self.noise_std_ = self.params_.noise_std
