@@ -7,12 +7,33 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moejax.checks import require
 from moejax.em import NoiseModel
 from moejax.information import Covariance
 from moejax.label_units import LabelMap
 from moejax.model import MoEParams
 from moejax.polish import num_noise_parameters
 from moejax.whitening import InputMap, params_in_input_units
+
+
+def are_numbers(params: MoEParams) -> bool:
+    """Whether parameters, as NumPy arrays, are finite and no noise has lost digits next to zero."""
+    smallest = np.finfo(float).tiny
+    return all(np.isfinite(leaf).all() for leaf in params) and bool((params.noise_std >= smallest).all())
+
+
+def require_numbers(params: MoEParams) -> None:
+    """Refuse parameters that are no numbers in double precision.
+
+    Raises:
+        ValueError: a coefficient is infinite, or a noise vanishes.
+    """
+    require(
+        are_numbers(params),
+        "x, y",
+        "units in which the coefficients and the noise are numbers in double precision",
+        [np.abs(params.experts).max(), params.noise_std.min()],
+    )
 
 
 class DataUnits(NamedTuple):
@@ -36,15 +57,22 @@ class DataUnits(NamedTuple):
         """Parameters of the fit, leaves of any kind of array, for the user's x and y.
 
         With z = (x - mean) @ M and fitted labels (y - shift) / scale, a_x = scale M a_z and b_x = shift + scale b_z - a_x . mean.
+
+        Raises:
+            ValueError: they are numbers for the fitted labels, and none in double precision for the user's.
         """
         host = MoEParams(*(np.asarray(leaf, np.float64) for leaf in params))
         scale = np.asarray(self.labels.scale, np.float64)
-        host = host._replace(
-            experts=host.experts * scale[..., None],
-            noise_std=host.noise_std * scale,
-            expert_bias=host.expert_bias * scale + self.labels.shift,
-        )
-        return params_in_input_units(host, self.inputs.mean, self.inputs.matrix)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = host._replace(
+                experts=host.experts * scale[..., None],
+                noise_std=host.noise_std * scale,
+                expert_bias=host.expert_bias * scale + self.labels.shift,
+            )
+            given = params_in_input_units(scaled, self.inputs.mean, self.inputs.matrix)
+        if are_numbers(host):
+            require_numbers(given)
+        return given
 
     def errors(
         self, of: Covariance, params: MoEParams, *, noise: NoiseModel, fit_intercept: bool

@@ -42,6 +42,7 @@ from moejax.arguments import (
     number_of_experts,
 )
 from moejax.checks import brief, brief_text, require
+from moejax.data_units import require_numbers
 from moejax.diagnostics import input_findings, input_notes
 from moejax.em import RIDGE, NoiseModel
 from moejax.fitting import (
@@ -180,9 +181,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         y = checked_targets(y, len(x), rows_of="X")
         weights = checked_weights(sample_weight, len(x), "sample_weight", "X")
         levels = noise_levels(self.noise_std, y.shape[1:])
-        used = weights > 0
-        weights, _ = rescaled_weights(weights[used], options["weights_are"])
-        sample = Sample(x[used], y[used], weights, input_precision(X))
+        weights, _ = rescaled_weights(weights, options["weights_are"])
+        used = weights > 0  # a small one may have become zero
+        sample = Sample(x[used], y[used], weights[used], input_precision(X))
         support = self._supported(sample, is_linear(fn))
         num_experts, inputs, _ = support
         rank = inputs.matrix.shape[1]
@@ -198,8 +199,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         else:
             method, result = self.method, self._run(sample, support, levels, options)
         self.params_ = result.params
-        if not all(np.isfinite(leaf).all() for leaf in self.params_):
+        if result.status != "ok" and not all(np.isfinite(leaf).all() for leaf in self.params_):
             raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
+        require_numbers(self.params_)
         self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
         self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
         self.noise_std_ = self.params_.noise_std
@@ -471,7 +473,8 @@ def _least_squares(
     value = -0.5 * (spread / sigma) ** 2 - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
     found = input_findings(inputs)
     diagnostics = {"num_passes": 1, **found, "notes": input_notes(found)}
-    in_input_units = params_in_input_units(params, inputs.mean, inputs.matrix)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused afterwards
+        in_input_units = params_in_input_units(params, inputs.mean, inputs.matrix)
     return FitResult(in_input_units, float(weights.sum()) * value, np.zeros(0), diagnostics, "ok")
 
 

@@ -45,7 +45,7 @@ from moejax.methods import (
     Start,
     get_method,
 )
-from moejax.model import MoEParams, log_joint, weighted_sum
+from moejax.model import MoEParams, log_joint, weighted_sum, with_stand_ins
 from moejax.preparation import (
     Sample,
     TooManyExpertsError,
@@ -240,7 +240,8 @@ def fit(
         options["start"] == "random" or arrays[1].ndim == 1, "start", "'random' for several outputs", start
     )
     resolved, kind = rescaled_weights(arrays[2], weights_are)
-    sample = Sample(arrays[0], arrays[1], resolved, input_precision(x))
+    kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
+    sample = Sample(*kept, resolved, input_precision(x))
     settings = options | {
         "num_experts": chosen if isinstance(chosen, int | str) else list(chosen),
         "activation": activation_name(activation),

@@ -36,6 +36,8 @@ STORED_TOLERANCE = 4.0
 """The same for numbers that were given in a lower precision: they were rounded to it once."""
 NEARLY_COLLINEAR = 30.0
 """Condition index from which a direction counts as nearly collinear (Belsley, Kuh and Welsch 1980)."""
+LARGEST_SYMMETRIC = 1e5
+"""Ratio of the largest to the smallest spread of a direction up to which whitened inputs resemble the given ones."""
 _TAKES_PART = 0.05
 """A column belongs to a direction if its coefficient, for scaled inputs, is this share of the largest."""
 _STANDARD_ERRORS = 5.0
@@ -103,7 +105,8 @@ def input_map(
         return InputMap(np.zeros(d), np.eye(d), 0, True)
     matrix = np.zeros((d, int(kept.sum())))
     inside = vectors[:, kept] / values[kept]
-    if kept.all():  # the symmetric root keeps every input recognisable
+    if kept.all() and values.min(initial=most) * LARGEST_SYMMETRIC > most:
+        # the symmetric root keeps every input recognisable, but mixes the rounding of small directions into large ones
         inside = inside @ vectors.T
     matrix[columns] = inside / deviations[:, None]
     nearly = kept & (values * NEARLY_COLLINEAR < most)

@@ -236,6 +236,30 @@ def test_what_is_accepted_is_the_same_fit():
     np.testing.assert_allclose(binary, MoERegressor(1).fit(X, (Y > 0) * 1.0).coef_, rtol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e-320, 1e-309])
+def test_labels_whose_noise_is_no_number_are_refused(size):
+    with pytest.raises(
+        ValueError, match=r"^x, y: expected units in which the coefficients and the noise are"
+    ):
+        MoERegressor(1).fit(X, size * np.round(5 * Y))
+
+
+def test_parameters_that_overflow_in_the_units_of_the_data_are_refused():
+    with pytest.raises(ValueError, match=r"^x, y: expected units in which"):
+        MoERegressor(1).fit(1e-4 * X, 1e307 * Y)
+
+
+def test_a_row_whose_weight_vanishes_beside_the_others_is_not_looked_at():
+    weights = np.where(np.arange(60) < 3, 1e-300, np.random.default_rng(0).random(60) * 1e280)
+    x, y = 1e-3 * X, Y.copy()
+    x[:3], y[:3] = 1e308, -1e308
+    spoilt, plain = (
+        MoERegressor(1).fit(inputs, labels, sample_weight=part)
+        for inputs, labels, part in ((x, y, weights), (x[3:], y[3:], weights[3:]))
+    )
+    np.testing.assert_allclose(spoilt.coef_, plain.coef_, rtol=1e-12)
+
+
 def test_arrays_come_back_in_double_precision():
     x, y, weights = checked_arrays(X.astype(np.float32), np.stack([Y, Y], axis=1), 2)
     assert {x.dtype, y.dtype, weights.dtype} == {np.dtype(np.float64)}

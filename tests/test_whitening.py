@@ -102,3 +102,14 @@ def test_a_full_set_of_indicators_loses_a_direction():
 def test_rows_of_no_weight_say_nothing():
     x = np.vstack([shares(), shares()[:1] + 1e-3])
     assert input_map(x, np.append(np.ones(N), 0.0), centre=True).dropped == 1
+
+
+def test_a_direction_that_hardly_varies_does_not_spoil_the_others():
+    """Inputs that differ by 1e-12 of themselves only: what is fitted to z is fitted to x, to rounding."""
+    x = 1.0 + 5e-12 * np.random.default_rng(0).normal(size=(N, 2))
+    inputs = input_map(x, np.ones(N), centre=False)
+    assert inputs.matrix.shape == (2, 2)
+    z = x @ inputs.matrix
+    coefficients = np.linalg.lstsq(z, np.ones(N), rcond=None)[0]
+    np.testing.assert_allclose(x @ (inputs.matrix @ coefficients), z @ coefficients, rtol=1e-10)
+    np.testing.assert_allclose(z @ coefficients, 1.0, rtol=1e-10)
