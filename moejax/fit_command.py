@@ -26,6 +26,7 @@ from moejax.information import CovarianceKind
 from moejax.label_units import is_linear
 from moejax.methods import get_method
 from moejax.model import predict, responsibilities
+from moejax.selection import CRITERIA
 
 
 def fit_command(
@@ -108,7 +109,7 @@ def fit_command(
         "status": result.status,
         "data_notes": list(table.notes),
         "in_units": in_units,
-        "selection": None if result.selection is None else result.selection.to_dict("records"),
+        "selection": None if result.selection is None else _selection(result, in_units[shown]),
         "diagnostics": result.diagnostics,
         "settings": result.settings
         | {
@@ -135,6 +136,15 @@ def fit_command(
                 + (", selection.png" if result.selection is not None else "")
             )
     return summary
+
+
+def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `FitResult.selection`, their likelihoods in the units that are shown."""
+    assert result.selection is not None
+    shift = shown["log_likelihood"] - result.log_likelihood
+    criteria = {name: result.selection[name] - 2.0 * shift for name in CRITERIA}
+    table = result.selection.assign(log_likelihood=result.selection["log_likelihood"] + shift, **criteria)
+    return table.to_dict("records")
 
 
 def parse_num_experts(text: str) -> int | str | list[int]:

@@ -154,6 +154,14 @@ def test_fit_of_a_file_with_other_separators_and_a_constant_column(capsys, tmp_p
     document = json.loads(run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--json"))
     assert document["in_units"]["data"]["experts"][0]["coefficients"]["left"] == pytest.approx(2.0, abs=0.05)
     assert document["diagnostics"]["constant_inputs"] == [1]
+    several = json.loads(
+        run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--num-experts", "1,90", "--json")
+    )
+    first, left_out = several["selection"]
+    assert first["log_likelihood"] == pytest.approx(document["log_likelihood"])
+    assert first["bic"] == pytest.approx(-2 * document["log_likelihood"] + 3 * np.log(200))
+    assert left_out["bic"] is None
+    assert "at least" in left_out["status"]
     printed = run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", ";", "--decimal", ",")
     assert "left out, because they do not vary: inputs 2" in printed
     assert "separator" in refused(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", "/")
