@@ -14,7 +14,7 @@ from moejax.model import MoEParams, log_likelihood, make_params, predict, respon
 if TYPE_CHECKING:
     from moejax.estimator import MoERegressor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FitResult",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +28,7 @@ from moejax.label_transforms import (
     transform_on_host,
     why_unusable,
 )
+from moejax.user_code import run_user_code
 
 REFERENCE_DIM, REFERENCE_NUM_EXPERTS = 10, 3
 """The setting of the predicted n MSE."""
@@ -41,14 +44,14 @@ def load_function(reference: str) -> ScalarFunction:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"{reference}: no file {file!r}; expected FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"moejax_function_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{reference}: {file!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises is the user's to read
-        raise ValueError(f"{reference}: running the file raised {type(error).__name__}: {error}") from error
+    run_user_code(
+        functools.partial(spec.loader.exec_module, module), module, f"{reference}: running the file"
+    )
     fn = getattr(module, function, None)
     if not callable(fn):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -126,17 +129,17 @@ def _second_moment(fn: ScalarFunction, noise_std: float, order: int, kind: str) 
 def print_activation_rows(rows: list[dict[str, Any]]) -> None:
     """The rows as tables for a person: constants, second moments, and what to use."""
     from rich import box
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from moejax.console import make_console
 
     def number(value: float | None, digits: int = 3) -> str:
         return "-" if value is None else "0" if abs(value) < 1e-12 else f"{value:#.{digits}g}".rstrip(".")
 
-    console = Console()
+    console = make_console()
     title = f"y^3 + alpha y^2 + beta y and y^2 + gamma y at noise_std {rows[0]['noise_std']:g}"
     constants = Table("activation", title=title, box=box.SIMPLE)
-    second_moments = Table("activation", "order", title=escape("E[l^2] at c_m = 1"), box=box.SIMPLE)
+    second_moments = Table("activation", "order", title="E[l^2] at c_m = 1", box=box.SIMPLE)
     setting = f"d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}"
     use = Table(
         "activation",
@@ -168,7 +171,7 @@ def print_activation_rows(rows: list[dict[str, Any]]) -> None:
     for table in (constants, second_moments, use):
         console.print(table)
     for row in rows:
-        console.print(escape(f"{row['name']}: {'' if row['order'] else 'no usable order: '}{row['reason']}"))
+        console.print(f"{row['name']}: {'' if row['order'] else 'no usable order: '}{row['reason']}")
     low, high = RELATIVE_NOISE_RANGE
     told = f"Usable: E[l^2] of the least-norm transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1"
-    console.print(escape(f"{told}, and noise_std from {low:g} to {high:g} standard deviations of g(Z)."))
+    console.print(f"{told}, and noise_std from {low:g} to {high:g} standard deviations of g(Z).")

@@ -4,8 +4,11 @@ All start from the same rule (experts uniform on the unit sphere, zero gates), k
 objective, and count every pass over the data that any of their runs, pilots and moments made.
 
 The gradient methods are Adam (optax) on minibatches with a cosine decay; the learning rate is the best, on a short pilot, of a
-geometric grid. The gated losses (Makkuva, Oh, Kannan, Viswanath 2020, "Learning in gated neural networks") find the experts from
-order-4 moments by gradient descent on a loss whose minimisers are the scaled dual basis, then the gates from the likelihood.
+geometric grid. Where g is homogeneous they run in units in which the labels have the spread of g, so that the user's units do not
+matter. The gated losses (Makkuva, Oh, Kannan, Viswanath 2020, "Learning in gated neural networks") find the experts from order-4
+moments by gradient descent on a loss whose minimisers are the scaled dual basis, then the gates from the likelihood.
+
+All end "ok" if they are at a stationary point of their own objective, and otherwise say that their budget ended first.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from moejax.activations import ScalarFunction, activation_and_slope
+from moejax.activations import ScalarFunction, activation_and_slope, activation_facts
 from moejax.design import (
     SampleBlocks,
     gate_penalty,
@@ -35,6 +38,7 @@ from moejax.methods import (
     MethodResult,
     Problem,
     finish,
+    label_mean,
     label_spread,
     random_starts,
     register_method,
@@ -45,7 +49,12 @@ from moejax.model import MoEParams, log_likelihood_per_sample, predict, unit_row
 from moejax.moments import first_moment, second_moment, whitened_moment
 from moejax.polish import free_parameters, params_from_free
 from moejax.small_linear_algebra import eigh, pseudo_inverse, solve_positive_definite
-from moejax.spectral import OK, RANK_DEFICIENT
+from moejax.spectral import NOT_FINITE, RANK_DEFICIENT
+from moejax.stationarity import (
+    is_stationary,
+    likelihood_is_stationary,
+    squared_error_curvature,
+)
 
 
 def _num_starts(config: MethodConfig) -> int:
@@ -293,7 +302,8 @@ def gradient_descent(
     order_key, pilot_key, run_key = jax.random.split(key, 3)
     n, k, d = problem.x.shape[0], config.num_experts, problem.x.shape[1]
     batches = _minibatches(order_key, problem, n if batch_size is None else min(batch_size, n))
-    mean_weight = problem.weights.sum() / batches.num_used.astype(problem.x.dtype)
+    total = problem.weights.sum()
+    mean_weight = total / batches.num_used.astype(problem.x.dtype)
     like = jax.tree.map(lambda leaf: leaf[0], starts)
 
     def pack(params: MoEParams) -> jax.Array:
@@ -306,7 +316,7 @@ def gradient_descent(
         params = unpack(free)
         gates = predictors_of(params, fit_intercept=config.fit_intercept).rows[k:]
         of_sample = loss(params, design.T, y)
-        return of_sample @ weights / mean_weight + config.ridge * gate_penalty(gates)
+        return of_sample @ weights / mean_weight + config.ridge / total * gate_penalty(gates)
 
     free = jax.vmap(pack)(starts)
     num_predictor = (2 * k - 1) * (d + int(config.fit_intercept))
@@ -364,18 +374,50 @@ def _history(path: MoEParams, problem: Problem, config: MethodConfig) -> jax.Arr
     return jax.lax.map(value, path)
 
 
+def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, jax.Array]:
+    """The problem with its labels and noise in a unit () in which unit-norm experts make labels of their spread, and that unit.
+
+    A homogeneous g, such as the linear one, takes any unit up in its experts; for any other g the unit is 1.
+    """
+    facts = activation_facts(config.fn)
+    if not facts.homogeneous:
+        return problem, jnp.ones((), problem.y.dtype)
+    spread = label_spread(problem)
+    unit = jnp.where(spread > 0, spread / facts.standard_deviation, 1.0)
+    return problem._replace(y=problem.y / unit, noise_std=problem.noise_std / unit), unit
+
+
+def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> MoEParams:
+    """`random_starts` with the labels' standard deviation as noise and, for a homogeneous g with biases, their mean in these."""
+    starts = random_starts(key, standard, config, _num_starts(config), label_spread(standard))
+    if not (config.fit_intercept and activation_facts(config.fn).homogeneous):
+        return starts
+    return starts._replace(expert_bias=starts.expert_bias + label_mean(standard))
+
+
+def _in_label_units(params: MoEParams, unit: jax.Array) -> MoEParams:
+    """Parameters for labels y from those for labels y / unit."""
+    return params._replace(
+        experts=unit * params.experts,
+        expert_bias=unit * params.expert_bias,
+        noise_std=unit * params.noise_std,
+    )
+
+
 def gradient_nll(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Adam on the negative log-likelihood, over experts, gates and noise; the best of `num_starts` starts.
 
-    The noise starts at the labels' standard deviation; where it is known, it is restored for the last quarter of the passes.
+    The noise starts at the labels' standard deviation; where it is known, it is restored for the last quarter of the passes. The
+    status is ok if the likelihood is stationary where it ends.
     """
     start_key, fit_key = jax.random.split(key)
-    spread = label_spread(problem)
-    starts = random_starts(start_key, problem, config, _num_starts(config), spread)
+    standard, unit = standard_labels(problem, config)
+    starts = _descent_starts(start_key, standard, config)
     noise = "shared" if config.noise == "known" else config.noise
     loss = negative_log_likelihood(config.fn)
-    fitted = gradient_descent(fit_key, starts, problem, config, loss=loss, noise=noise)
-    return _gradient_result(fitted, problem, config)
+    fitted = gradient_descent(fit_key, starts, standard, config, loss=loss, noise=noise)
+    converged = likelihood_is_stationary(fitted.params, standard, config)
+    return _gradient_result(fitted, converged, unit, problem, config)
 
 
 NOISE_PASSES = 5
@@ -384,18 +426,22 @@ NOISE_PASSES = 5
 def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Adam on the squared error of the mixture's mean prediction, over experts and gates; the best of `num_starts` starts.
 
-    The squared error says nothing of the noise: where that is not known, a few EM steps of the noise alone follow.
+    The squared error says nothing of the noise: where that is not known, a few EM steps of the noise alone follow. The status is ok
+    if the squared error is stationary where it ends, which is no maximum of the likelihood.
     """
     start_key, fit_key = jax.random.split(key)
-    noise_std = problem.noise_std if config.noise == "known" else label_spread(problem)
-    starts = random_starts(start_key, problem, config, _num_starts(config), noise_std)
-    fitted = gradient_descent(fit_key, starts, problem, config, loss=squared_error(config.fn), noise="known")
+    standard, unit = standard_labels(problem, config)
+    starts = _descent_starts(start_key, standard, config)
     if config.noise == "known":
-        return _gradient_result(fitted, problem, config)
+        starts = starts._replace(noise_std=jnp.full_like(starts.noise_std, standard.noise_std))
+    fitted = gradient_descent(fit_key, starts, standard, config, loss=squared_error(config.fn), noise="known")
+    converged = is_stationary(squared_error_curvature(fitted.params, standard, config), problem.weights)
+    if config.noise == "known":
+        return _gradient_result(fitted, converged, unit, problem, config)
     residual = jnp.sqrt(fitted.loss)
     path = fitted.path._replace(noise_std=jnp.full_like(fitted.path.noise_std, residual))
     params = fitted.params._replace(noise_std=jnp.full_like(fitted.params.noise_std, residual))
-    blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=config.fit_intercept)
+    blocks = sample_blocks(standard.x, standard.y, standard.weights, fit_intercept=config.fit_intercept)
     predictors = predictors_of(params, fit_intercept=config.fit_intercept)
 
     def step(noise_std: jax.Array, _: None):
@@ -407,15 +453,20 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     fitted = fitted._replace(
         params=params._replace(noise_std=noise_std), path=path, num_passes=fitted.num_passes + NOISE_PASSES
     )
-    return _gradient_result(fitted, problem, config)
+    return _gradient_result(fitted, converged, unit, problem, config)
 
 
-def _gradient_result(fitted: GradientFit, problem: Problem, config: MethodConfig) -> MethodResult:
-    """A schedule that ran to its end is ok, if what it ended with is finite."""
+def _gradient_result(
+    fitted: GradientFit, converged: jax.Array, unit: jax.Array, problem: Problem, config: MethodConfig
+) -> MethodResult:
+    """The result in the labels' own unit, of a fit to labels in the given one.
+
+    The test of convergence moves nothing, and like the history counts as no pass over the data.
+    """
+    params, path = _in_label_units(fitted.params, unit), _in_label_units(fitted.path, unit)
     passes = jnp.asarray(fitted.num_passes, jnp.int32)
-    history = _history(fitted.path, problem, config)
-    result = finish(fitted.params, history, passes, jnp.asarray(True), problem, None)
-    return with_path(result, config, fitted.path)
+    result = finish(params, _history(path, problem, config), passes, converged, problem, None)
+    return with_path(result, config, path)
 
 
 # Gated losses
@@ -430,6 +481,9 @@ LOSS_STARTS = 16
 LOSS_STEPS = 500
 LOSS_RATE = 0.05
 """Of Adam with a cosine decay, on the k^2 coordinates of U in the whitened span: no data are touched."""
+LOSS_GRADIENT = 1e-3
+"""Norm of the gradient, in units of the penalty, below which the loss is stationary: coordinates of order one, in which its
+curvature is of order one too, are then good to as much."""
 
 
 class GatedLossMoments(NamedTuple):
@@ -471,6 +525,8 @@ class GatedLossExperts(NamedTuple):
     """() the least found."""
     second_moment_eigenvalue: jax.Array
     """() the k-th of T2."""
+    converged: jax.Array
+    """() bool: the loss is stationary at the experts (LOSS_GRADIENT)."""
 
 
 def gated_loss_experts(
@@ -517,6 +573,8 @@ def gated_loss_experts(
     (coordinates, _), _ = jax.lax.scan(step, (start, optimiser.init(start)), length=LOSS_STEPS)
     losses = jax.vmap(loss)(coordinates)
     best = _best(-losses)
+    slope = jax.grad(lambda coordinates: loss(coordinates) / penalty)(coordinates[best])
+    converged = jnp.sqrt(jnp.sum(slope**2)) < LOSS_GRADIENT
     dual = coordinates[best] @ whitening.T
     experts = unit_rows(pseudo_inverse(dual).T)
     if transforms.first is not None:
@@ -524,14 +582,15 @@ def gated_loss_experts(
         sign = jnp.sign(dual @ first_moment(x, transforms.first(problem.y), weights))
         experts = experts * jnp.where(sign == 0, 1.0, sign)[:, None]
     experts = jnp.where(finite, experts, jnp.nan)
-    return GatedLossExperts(experts, losses[best], top[-1])
+    return GatedLossExperts(experts, losses[best], top[-1], converged)
 
 
 def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Makkuva et al. 2020: experts from the gated loss, then the gates by Adam on the likelihood with those experts fixed.
 
     The loss starts from LOSS_STARTS * `num_starts` points, which touch no data. While the gates are found, the noise is inflated by
-    what the experts' errors add; where it is known, it is restored for the last quarter of the passes.
+    what the experts' errors add; where it is known, it is restored for the last quarter of the passes. The status is ok if the loss
+    is stationary at the experts and the likelihood in the gates.
     """
     loss_key, fit_key = jax.random.split(key)
     found = gated_loss_experts(
@@ -545,8 +604,10 @@ def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     noise = "shared" if config.noise == "known" else config.noise
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, problem, config, loss=loss, noise=noise, experts_free=False)
-    result = _gradient_result(fitted._replace(num_passes=fitted.num_passes + MOMENT_PASSES), problem, config)
-    deficient = (result.status == OK) & (found.second_moment_eigenvalue <= 0)
+    converged = found.converged & likelihood_is_stationary(fitted.params, problem, config, experts_free=False)
+    fitted = fitted._replace(num_passes=fitted.num_passes + MOMENT_PASSES)
+    result = _gradient_result(fitted, converged, jnp.ones((), problem.y.dtype), problem, config)
+    deficient = (result.status != NOT_FINITE) & (found.second_moment_eigenvalue <= 0)
     return result._replace(status=jnp.where(deficient, RANK_DEFICIENT, result.status))
 
 

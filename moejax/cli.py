@@ -7,7 +7,6 @@ cache are set here, before anything is computed, and recorded with the results.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform as host_platform
 import re
@@ -18,7 +17,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from moejax.cache import cache_folder
+from moejax.cache import cache_folder, why_no_cache
+from moejax.console import make_console, output_that_may_close, print_error, print_json
+from moejax.environment import require_devices
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
@@ -47,9 +48,13 @@ class Fit:
     """Fit a mixture of experts to a CSV or Parquet file, or to a data set by name."""
 
     data: Positional[Path | None] = None
-    """A .csv or .parquet file with a header; every column but the target is an input."""
+    """A .csv, .tsv (also .gz) or .parquet file with a header; every column but the target is an input."""
     target: str | None = None
     """Column to explain; with --dataset, one of its targets where it has several."""
+    separator: str | None = None
+    """Of the file's columns: "," ";" "|" or tab; default: the one that cuts all rows alike."""
+    decimal: Literal[".", ","] | None = None
+    """Decimal sign of the file's numbers; default: as they are written."""
     dataset: str | None = None
     """A data set by name instead of a file: airfoil, concrete, stock_portfolio or diabetes."""
     data_dir: Path | None = None
@@ -61,11 +66,11 @@ class Fit:
     method: str = "multistart"
     noise: Literal["shared", "per_expert"] = "shared"
     noise_std: float | None = None
-    """Known noise, in units of the standardised target; default: estimated."""
+    """Known noise, in the target's own units; default: estimated."""
     intercept: bool = True
     """Biases in experts and gates."""
     standardise: bool = True
-    """Scale the inputs and the target to mean 0 and standard deviation 1 before the fit."""
+    """Show coefficients and errors per standard deviation of inputs and target; results hold both."""
     covariance: Literal["observed", "sandwich"] = "observed"
     """Of the standard errors: "observed" takes the model for true, "sandwich" does not."""
     num_starts: int | None = None
@@ -95,11 +100,15 @@ class Sweep:
     plugin: tuple[Path, ...] = ()
     """Python files that register activations, methods or input distributions."""
     cluster: str | None = None
-    """tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
+    """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
+    security: Path | None = None
+    """TOML file with the certificates for --cluster; docs/security.md says how to make it."""
     vmap_width: int | None = None
     """Trials side by side in one program; default 1 on CPUs."""
     retry_failed: bool = False
     """Run trials again that raised or whose worker died."""
+    repair: bool = False
+    """First replace a damaged store by what is sound in it."""
     across_versions: bool = False
     """Go on although the folder holds results of another version of moejax."""
     common: CommonOptions = Common()
@@ -182,7 +191,11 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `moejax` program."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with output_that_may_close():
+        _run_command(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run_command(arguments: list[str]) -> None:
     command = tyro.cli(
         OmitArgPrefixes[OmitSubcommandPrefixes[Command]],
         prog="moejax",
@@ -191,21 +204,27 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
+        if isinstance(command, Fit | Sweep | Reproduce | Activations):
+            keep_programs()
+        if isinstance(command, Fit | Activations | Info):  # a sweep decides first who needs the devices
+            require_devices()
         _RUN[type(command)](command)
     except KeyboardInterrupt:
         if os.environ.get("MOEJAX_TRACEBACK"):
             raise
         print("moejax: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except (ValueError, OSError) as error:
         if os.environ.get("MOEJAX_TRACEBACK"):
             raise
-        print("moejax: " + " ".join(str(error).split()), file=sys.stderr)
+        print_error(error)
         sys.exit(USER_ERROR_STATUS)
 
 
 def configure_jax(common: Common, default_precision: str) -> None:
-    """Platform, precision and compilation cache.
+    """Platform and precision.
 
     Raises:
         ValueError: the platform is not there.
@@ -215,11 +234,21 @@ def configure_jax(common: Common, default_precision: str) -> None:
     jax.config.update("jax_enable_x64", (common.precision or default_precision) == "float64")
     if common.platform is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(common.platform, common.platform))
+        require_devices(f"--platform {common.platform}")
+
+
+def keep_programs() -> None:
+    """Keep compiled programs in the cache; without one, say so in a line and go on."""
+    import jax
+
+    reason, folder = why_no_cache(), compilation_cache_folder()
+    if folder is not None:
         try:
-            jax.devices()
-        except (RuntimeError, AssertionError) as error:  # JAX asserts where no plugin is installed
-            raise ValueError(f"--platform {common.platform}: JAX finds no such device here") from error
-    folder = compilation_cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason, folder = f"{folder} cannot be made ({error.strerror})", None
+    if reason:
+        print_error(f"{reason}: compiled programs are not kept; MOEJAX_CACHE_DIR can name another folder")
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -228,9 +257,9 @@ def configure_jax(common: Common, default_precision: str) -> None:
 def compilation_cache_folder() -> Path | None:
     """Where compiled programs are kept, apart for each kind of CPU: MOEJAX_CACHE_DIR, or the user's cache folder.
 
-    None, and no cache, where MOEJAX_CACHE_DIR is set to nothing.
+    None, and no cache, where MOEJAX_CACHE_DIR is set to nothing, or where nothing can be written.
     """
-    base = cache_folder()
+    base = None if why_no_cache() else cache_folder()
     return None if base is None else base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
 
 
@@ -245,7 +274,7 @@ def cpu_model() -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False, default=str))
+    print_json(value, indent=2)
 
 
 def _run_fit(command: Fit) -> None:
@@ -311,7 +340,6 @@ def _run_info(command: Info) -> None:
     import importlib.metadata
 
     import jax
-    from rich.console import Console
     from rich.table import Table
 
     import moejax
@@ -337,7 +365,7 @@ def _run_info(command: Info) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{package} {version}" for package, version in value.items())
         table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
-    Console().print(table)
+    make_console().print(table)
 
 
 _RUN = {

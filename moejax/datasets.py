@@ -12,49 +12,20 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from moejax.cache import cache_folder
+from moejax.tables import Dataset, read_table
+
+__all__ = ["BUILT_IN", "STOCK_PERIODS", "STOCK_TARGETS", "Dataset", "load", "read_table"]
 
 UCI_ADDRESS = "https://archive.ics.uci.edu/static/public"
 """Where UCI's archives are; MOEJAX_UCI_ADDRESS names another place, a mirror say."""
 TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
-
-
-class Dataset(NamedTuple):
-    """A regression data set with names."""
-
-    x: np.ndarray
-    """(n, d)"""
-    y: np.ndarray
-    """(n,); (n, m) where there are m > 1 targets."""
-    input_names: tuple[str, ...]
-    target_names: tuple[str, ...]
-    """(m,)"""
-    source: str = ""
-    """Where the data were read, and whether the file is the published one."""
-
-    @property
-    def target_name(self) -> str:
-        """The targets' names in one string."""
-        return ", ".join(self.target_names)
-
-    def with_target(self, target: str) -> Dataset:
-        """The same inputs with one of the targets, y (n,).
-
-        Raises:
-            ValueError: no such target; the message names the nearest and all.
-        """
-        if target not in self.target_names:
-            near = difflib.get_close_matches(target, self.target_names, n=1, cutoff=0.4)
-            nearest = f"nearest: {near[0]}; " if near else ""
-            raise ValueError(f"target: unknown name {target!r}; {nearest}available: {self.target_name}")
-        y = self.y if self.y.ndim == 1 else self.y[:, self.target_names.index(target)]
-        return self._replace(y=y, target_names=(target,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -382,62 +353,3 @@ def _optional(module: str, purpose: str) -> Any:
     except ImportError as error:
         package = module.replace("_", "-")
         raise ValueError(f"{purpose} needs the package {package}: pip install 'moejax[data]'") from error
-
-
-def read_table(path: Path, target: str) -> Dataset:
-    """A CSV or Parquet file whose every column is numeric; all columns but the target are inputs.
-
-    Raises:
-        ValueError: not a CSV or Parquet file, no such target, nothing but the target, or a cell that is no finite number; the
-            message names the file, the column and the row.
-        OSError: the file cannot be read.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: expected a .csv or .parquet file")
-    try:
-        table = pd.read_csv(path) if suffix == ".csv" else pd.read_parquet(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a readable {suffix[1:]} table: {str(error).strip().splitlines()[0]}"
-        ) from error
-    table.columns = [str(column) for column in table.columns]
-    if suffix == ".csv":
-        _refuse_repeated_names(path)
-    if target not in table.columns:
-        near = difflib.get_close_matches(target, table.columns, n=3, cutoff=0.4)
-        nearest = f"nearest: {', '.join(near)}; " if near else ""
-        raise ValueError(f"{path}: no target column {target!r}; {nearest}columns: {', '.join(table.columns)}")
-    if table.shape[1] < 2:
-        raise ValueError(f"{path}: expected input columns beside the target {target!r}, got none")
-    if table.empty:
-        raise ValueError(f"{path}: expected rows below the header, got none")
-    numbers = {}
-    for column in table.columns:
-        numbers[column] = np.asarray(pd.to_numeric(table[column], errors="coerce"), np.float64)
-        bad = ~np.isfinite(numbers[column])
-        if bad.any():
-            row = int(np.argmax(bad))
-            cell = table[column].iloc[row]
-            got = "an empty cell" if pd.isna(cell) else repr(cell)
-            raise ValueError(f"{path}: column {column!r}, row {row + 1}: expected a finite number, got {got}")
-    inputs = [column for column in table.columns if column != target]
-    x = np.stack([numbers[column] for column in inputs], axis=1)
-    constant = [column for column, values in zip(inputs, x.T, strict=True) if values.min() == values.max()]
-    if constant:
-        raise ValueError(
-            f"{path}: column {constant[0]!r} is constant ({numbers[constant[0]][0]:g}); remove it"
-        )
-    y = numbers[target]
-    if y.min() == y.max():
-        raise ValueError(f"{path}: target column {target!r} is constant ({y[0]:g})")
-    return Dataset(x, y, tuple(inputs), (target,), str(path))
-
-
-def _refuse_repeated_names(path: Path) -> None:
-    """pandas would give the second of two equal names another one."""
-    names = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0]
-    repeated = names[names.duplicated()].dropna()
-    if len(repeated):
-        raise ValueError(f"{path}: column {repeated.iloc[0]!r} is there twice; name them apart")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.model import MoEParams
+from moejax.model import MoEParams, with_stand_ins
 
 BLOCK_SIZE = 2048
 """Samples in a block on a CPU: pairs of 10 inputs and two dozen coefficients then fill its second-level cache."""
@@ -29,9 +29,9 @@ class SampleBlocks(NamedTuple):
     """A weighted sample, cut into b blocks of B."""
 
     design: jax.Array
-    """(b, D, B): x transposed, with a last row of ones where there are intercepts; zero where the weight is."""
+    """(b, D, B): x transposed, with a last row of ones where there are intercepts; a used sample's where the weight is zero."""
     y: jax.Array
-    """(b, B), or (b, m, B); zero where the weight is."""
+    """(b, B), or (b, m, B); a used sample's where the weight is zero."""
     weights: jax.Array
     """(b, B)"""
     num_used: jax.Array
@@ -41,22 +41,26 @@ class SampleBlocks(NamedTuple):
 def sample_blocks(
     x: jax.Array, y: jax.Array, weights: jax.Array, *, fit_intercept: bool, block_size: int | None = None
 ) -> SampleBlocks:
-    """Cut x (n, d), y (n,) or (n, m), weights (n,) into blocks; None takes the device's block size."""
+    """Cut x (n, d), y (n,) or (n, m), weights (n,) into blocks; None takes the device's block size.
+
+    Samples of weight zero, and those that fill the last block, become copies of a used one (`model.with_stand_ins`).
+    """
     if block_size is None:
         block_size = BLOCK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_SIZE
     n = x.shape[0]
     block_size = min(block_size, n)
     num_blocks = -(-n // block_size)
 
-    def blocks(a: jax.Array) -> jax.Array:
-        padding = [(0, num_blocks * block_size - n)] + [(0, 0)] * (a.ndim - 1)
-        return jnp.pad(a, padding).reshape(num_blocks, block_size, *a.shape[1:])
+    def filled_up(a: jax.Array) -> jax.Array:
+        return jnp.pad(a, [(0, num_blocks * block_size - n)] + [(0, 0)] * (a.ndim - 1))
 
-    used = weights > 0
+    def blocks(a: jax.Array) -> jax.Array:
+        return a.reshape(num_blocks, block_size, *a.shape[1:])
+
+    x, y, weights = filled_up(x), filled_up(y), filled_up(weights)
+    x, y = with_stand_ins(weights, x, y)
     design = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) if fit_intercept else x
-    design = jnp.where(used[:, None], design, 0)
-    y = jnp.where(used if y.ndim == 1 else used[:, None], y, 0)
-    in_block = blocks(used).any(axis=1)
+    in_block = blocks(weights > 0).any(axis=1)
     num_used = jnp.max(jnp.where(in_block, jnp.arange(1, num_blocks + 1, dtype=jnp.int32), 0))
     return SampleBlocks(
         blocks(design).transpose(0, 2, 1), blocks(y).swapaxes(1, -1), blocks(weights), num_used

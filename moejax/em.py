@@ -37,8 +37,10 @@ from moejax.small_linear_algebra import solve_positive_definite
 
 NoiseModel = Literal["known", "shared", "per_expert"]
 RIDGE = 1e-6
-"""Default ridge on the gates, relative to the sample size: it keeps separable gates finite. It acts on the gates less their mean
-over experts, so that it does not depend on which expert is the reference."""
+"""Default ridge on the gates, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats: a normal prior of standard deviation 1000 on
+every gate, for inputs of unit variance. It is the same for every sample size, so that its bias vanishes as the data grow, and it
+keeps separable gates finite. It acts on the gates less their mean over experts, so that it does not depend on which expert is the
+reference."""
 
 
 PROMISE_KEPT = 0.25
@@ -149,11 +151,11 @@ def log_normal(squared_residual: jax.Array, noise_std: jax.Array) -> jax.Array:
     return -scaled - (jnp.log(noise_std) + 0.5 * LOG_TWO_PI)[:, None]
 
 
-def boehning_bound(blocks: SampleBlocks, num_experts: int, total_ridge: jax.Array) -> jax.Array:
+def boehning_bound(blocks: SampleBlocks, num_experts: int, ridge: jax.Array) -> jax.Array:
     """((k-1) D, (k-1) D): (I - 11'/k) / 2 (x) sum w x x' and the ridge: no Hessian of the gates' objective is larger."""
     gram = sum_over_blocks(lambda design, y, weights: weighted_gram(design, weights[None])[0], blocks)
     eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return jnp.kron(gate_centring(num_experts, gram.dtype), 0.5 * gram + total_ridge * eye)
+    return jnp.kron(gate_centring(num_experts, gram.dtype), 0.5 * gram + ridge * eye)
 
 
 class MStep(NamedTuple):
@@ -173,7 +175,7 @@ def maximisation(
     damping: jax.Array,
     caution: jax.Array,
     bound: jax.Array,
-    total_ridge: jax.Array,
+    ridge: jax.Array,
     noise: NoiseModel,
     hold_noise: jax.Array | bool = False,
 ) -> MStep:
@@ -185,7 +187,7 @@ def maximisation(
         damping: () mu >= 0.
         caution: () mu of the gates' step alone, where it is more.
         bound: of `boehning_bound`.
-        total_ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2.
+        ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2.
         noise: which noise is updated.
         hold_noise: () bool, traced: whether it stays after all.
     """
@@ -195,8 +197,8 @@ def maximisation(
     shortened = jnp.asarray(False)
     if k > 1:
         centring = gate_centring(k, rows.dtype)
-        gradient = (sums.gate_gradient - total_ridge * (centring @ gates)).reshape(-1)
-        hessian = sums.gate_information + total_ridge * jnp.kron(centring, jnp.eye(size, dtype=rows.dtype))
+        gradient = (sums.gate_gradient - ridge * (centring @ gates)).reshape(-1)
+        hessian = sums.gate_information + ridge * jnp.kron(centring, jnp.eye(size, dtype=rows.dtype))
         total = sums.counts.sum() / (num_rows // k)
         step, shortened = _trusted_step(hessian, gradient, bound, jnp.maximum(damping, caution), total)
         gates = gates + step.reshape(k - 1, size)
@@ -315,9 +317,9 @@ def _run(
 ) -> EMRun:
     k = params.experts.shape[0]
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
-    total = weights.sum()
-    total_ridge, total_tolerance = ridge * total, tolerance * total
-    bound = boehning_bound(blocks, k, total_ridge)
+    total_tolerance = tolerance * weights.sum()
+    penalty = jnp.asarray(ridge, x.dtype)
+    bound = boehning_bound(blocks, k, penalty)
     rounding = 10 * jnp.finfo(x.dtype).eps
 
     def expect(point: Point) -> Expectation:
@@ -327,7 +329,7 @@ def _run(
         point, promised, shortened = state.candidate
         sums = expect(point)
         gates = point.predictors.rows[point.noise_std.size :]
-        objective = sums.log_likelihood - total_ridge * gate_penalty(gates)
+        objective = sums.log_likelihood - penalty * gate_penalty(gates)
         gain = objective - state.objective
         # the likelihood gains no less than its bound; the first pass gains infinitely; False where not finite
         accept = gain >= PROMISE_KEPT * jnp.maximum(promised, 0.0)
@@ -354,7 +356,7 @@ def _run(
             damping=damping,
             caution=caution,
             bound=bound,
-            total_ridge=total_ridge,
+            ridge=penalty,
             noise=noise,
             hold_noise=hold_noise,
         )
@@ -367,6 +369,9 @@ def _run(
     start = Point(predictors_of(params, fit_intercept=fit_intercept), params.noise_std)
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(expect, start))
     zero = jnp.zeros((), x.dtype)
+    nothing = nothing._replace(
+        log_likelihood=jnp.full_like(zero, -jnp.inf)
+    )  # of a start that is never accepted
     first = _Climb(
         start, nothing, jnp.full_like(zero, -jnp.inf), MStep(start, zero, jnp.asarray(False)), zero, zero
     )
@@ -404,7 +409,7 @@ def gating_em(
         num_steps: budget of passes over the data; the first evaluates the start.
         fit_intercept: whether gates have biases that are fitted.
         noise: "known" leaves noise_std; else it is updated in closed form too, which absorbs the experts' error.
-        ridge: on the gates, relative to the sample size; part of the objective that never decreases.
+        ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats; part of the objective that never decreases.
         tolerance: least gain, in nats per sample, that goes on.
         record_path: keep every point; it costs a sixth of the time of a short run, so that only who asks pays.
     """

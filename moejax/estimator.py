@@ -1,14 +1,16 @@
 r"""`MoERegressor`: a mixture of experts as a scikit-learn estimator.
 
-p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2),   P = softmax(w . x + c),   m_i(x) = shift + scale g(a_i . x + b_i).
+p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2),   P = softmax(w . x + c),   m_i(x) = g(a_i . x + b_i).
 
-`shift` and `scale` are 0 and 1 for linear experts, which take up the target's units themselves; an activation with a range of its
-own is fitted to the standardised target. Several targets share the gates: given the expert they are independent.
+Linear experts, and those of any homogeneous g, take up the target's units themselves; an activation with a range of its own wants
+a target in that range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates: given the expert they
+are independent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import warnings
@@ -19,44 +21,53 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import scipy.special
-from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, check_random_state, column_or_1d
+from sklearn.utils import Tags, _safe_indexing, check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from moejax import fitting
-from moejax.activations import ActivationLike, ScalarFunction, get_activation, values_on_host
+from moejax.activations import ActivationLike, ScalarFunction, activation_name, get_activation
+from moejax.arguments import (
+    WeightsAre,
+    as_numbers,
+    checked_inputs,
+    checked_options,
+    checked_targets,
+    checked_weights,
+    input_precision,
+    noise_levels,
+    number_of_experts,
+)
+from moejax.checks import brief, brief_text, require
+from moejax.diagnostics import input_findings, input_notes
 from moejax.em import RIDGE, NoiseModel
-from moejax.fitting import DEFAULT_METHOD, FitResult
+from moejax.fitting import (
+    DEFAULT_METHOD,
+    FitResult,
+    fit_sample,
+)
 from moejax.label_transforms import TransformKind
-from moejax.methods import get_method
-from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits
+from moejax.label_units import is_linear, labels_note
+from moejax.model import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
+from moejax.predictive import expected_log_density, root_mean_square
+from moejax.preparation import Sample, rescaled_weights
 from moejax.selection import num_free_parameters
-from moejax.whitening import InputMap, params_in_input_units, varying
+from moejax.whitening import InputMap, input_map, params_in_input_units
 
-ENTROPY_NODES = 64
 _SMALLEST_SHAPE = 64
 
 
-class _Inputs(NamedTuple):
-    """What of X is fitted: z = (x - mean) @ matrix, of r columns, without constant columns and directions."""
+class _Support(NamedTuple):
+    """What the distinct samples support."""
 
-    map: InputMap
-    """mean (d,), matrix (d, r)."""
-    constants: np.ndarray
-    """(d,) the values of constant columns, zero for the others."""
-    intercept: bool
-    """Whether biases are fitted, to be given back as they are or as coefficients of the constant columns."""
-
-
-class _Target(NamedTuple):
-    """The fitted target is (y - shift) / scale, of each output."""
-
-    shift: float | np.ndarray
-    scale: float | np.ndarray
+    num_experts: int
+    inputs: InputMap
+    """To white inputs, in the directions that are fitted."""
+    is_reduced: bool
+    """Whether these are fewer than the inputs have."""
 
 
 def _several_experts(estimator: MoERegressor) -> bool:
@@ -78,26 +89,25 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         noise_std: sigma where it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
         method: a registered method. One linear expert is least squares.
-        standardise: fit the target less its mean, in units of its standard deviation (without an intercept: of its root mean
-            square). Linear experts are given back in the user's units, which then are all the same to the fit; others keep
-            `target_shift_` and `target_scale_`.
+        standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
+        weights_are: what `sample_weight` means, as in `moejax.fit`: "counts" of equal rows, "reliability" without a scale, or None,
+            counts where all are whole numbers.
         num_starts: random starts; None takes the method's own number.
         max_iterations: budget of passes of the last stage.
         order: of the tensor that moments decompose; None chooses.
         transform_kind: of the label transforms; a parameter named transform would make scikit-learn see a transformer.
-        ridge: on the gates, in units of the total weight, for whitened inputs.
+        ridge: on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
         precision: of the computation; None takes JAX's present default.
         random_state: seed, generator or None, of random starts.
 
     Attributes:
-        params_: MoEParams of NumPy arrays, for X in the user's units and for (y - target_shift_) / target_scale_.
+        params_: MoEParams of NumPy arrays, for X and y in the user's units.
         coef_, intercept_: (k, d), (k,) of `params_`, the experts; gating_coef_, gating_intercept_: of the gates, the last 0.
         noise_std_: (k,) in units of y.
-        target_shift_, target_scale_: 0 and 1 unless the target was standardised and g is not linear.
-            With m targets, coef_ is (k, m, d), intercept_ and noise_std_ (k, m), shift and scale (m,).
+            With m targets, coef_ is (k, m, d), intercept_ and noise_std_ (k, m).
         num_experts_: how many were fitted.
         method_: by which method.
-        n_parameters_: free parameters, those of dropped directions not counted, nor shift and scale.
+        n_parameters_: free parameters, those of dropped directions not counted.
         log_likelihood_: weighted sum over the training sample, in nats, in units of y.
         history_, status_, diagnostics_, n_iter_: as `moejax.FitResult` says; passes over the data.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -113,6 +123,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         fit_intercept: bool = True,
         method: str = DEFAULT_METHOD,
         standardise: bool = True,
+        weights_are: WeightsAre | None = None,
         num_starts: int | None = None,
         max_iterations: int = 500,
         order: int | None = None,
@@ -128,6 +139,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.fit_intercept = fit_intercept
         self.method = method
         self.standardise = standardise
+        self.weights_are = weights_are
         self.num_starts = num_starts
         self.max_iterations = max_iterations
         self.order = order
@@ -142,86 +154,80 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         Raises:
             ValueError: arrays or settings that cannot be fitted, in one line.
         """
+        options = fitting.DEFAULT_OPTIONS | {
+            "activation": self.activation,
+            "noise": self.noise,
+            "fit_intercept": self.fit_intercept,
+            "method": self.method,
+            "standardise": self.standardise,
+            "weights_are": self.weights_are,
+            "num_starts": self.num_starts,
+            "max_iterations": self.max_iterations,
+            "order": self.order,
+            "transform": self.transform_kind,
+            "ridge": self.ridge,
+        }
+        checked_options(transform_kind=self.transform_kind, precision=self.precision)
+        options = checked_options(**options)
+        number_of_experts(self.num_experts, several=False)
         fn = get_activation(self.activation)
-        get_method(self.method)
-        levels = np.asarray(1.0 if self.noise_std is None else self.noise_std)
-        if levels.dtype.kind not in "fiu" or not np.all(np.isfinite(levels) & (levels > 0)):
-            raise ValueError(f"noise_std: expected a positive finite number or None, got {self.noise_std!r}")
-        if self.noise not in fitting.NOISE_MODELS:
-            models = " or ".join(map(repr, fitting.NOISE_MODELS))
-            raise ValueError(f"noise: expected {models}, got {self.noise!r}")
-        if self.precision not in ("float32", "float64", None):
-            raise ValueError(f"precision: expected 'float32', 'float64' or None, got {self.precision!r}")
-        if isinstance(self.num_experts, bool) or not isinstance(self.num_experts, int | np.integer):
-            raise ValueError(f"num_experts: expected a whole number, got {self.num_experts!r}")
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts: expected a positive number, got {self.num_experts}")
-        X, y = validate_data(
-            self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2
-        )
-        if y.ndim == 1 or y.shape[1] == 1:
+        _random_state(self.random_state)
+        x = checked_inputs(X, "X", least_rows=2)
+        self._columns(X, y, reset=True)
+        y = as_numbers(y, "y")
+        if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        y = y.astype(np.float64)
-        if levels.shape not in ((), y.shape[1:]):
-            raise ValueError(
-                f"noise_std: expected one number or one for each target, got shape {levels.shape}"
-            )
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weights.sum() > 0:
-            raise ValueError("sample_weight: expected a positive sum, got zeros only")
+        y = checked_targets(y, len(x), rows_of="X")
+        weights = checked_weights(sample_weight, len(x), "sample_weight", "X")
+        levels = noise_levels(self.noise_std, y.shape[1:])
         used = weights > 0
-        x, y, weights = X[used], y[used], weights[used]
-
-        linear = _is_linear(fn)
-        num_experts, inputs = self._supported(x, y, weights, linear)
-        target = self._target(y, weights, inputs.intercept)
-        nothing = inputs.map.matrix.shape[1] == 0
-        constant = bool(np.any(target.scale == 0.0))
-        alone = linear and num_experts == 1 and y.ndim == 1
-        if alone and (self.method == DEFAULT_METHOD or nothing or constant):
-            method, target = "least squares", _Target(0.0, 1.0)
-            result = _least_squares(x, y, weights, inputs, self.noise_std)
-        elif nothing or constant:
-            what = "X" if nothing else "y"
+        weights, _ = rescaled_weights(weights[used], options["weights_are"])
+        sample = Sample(x[used], y[used], weights, input_precision(X))
+        support = self._supported(sample, is_linear(fn))
+        num_experts, inputs, _ = support
+        rank = inputs.matrix.shape[1]
+        constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
+        alone = is_linear(fn) and num_experts == 1 and y.ndim == 1
+        if alone and (self.method == DEFAULT_METHOD or rank == 0 or constant):
+            method, result = "least squares", _least_squares(sample, inputs, self.fit_intercept, levels)
+        elif rank == 0 or constant:
+            what = "X" if rank == 0 else "y"
             raise ValueError(
                 f"{what}: expected values that vary, in 4 or more distinct samples, to fit experts"
             )
         else:
-            method, result = self.method, self._run(x, y, weights, inputs, target, num_experts)
-        params = MoEParams(*(np.asarray(leaf, np.float64) for leaf in result.params))
-        self.target_shift_, self.target_scale_ = target
-        if linear:
-            self.target_shift_, self.target_scale_ = 0.0 * target.shift, 1.0 + 0.0 * target.scale
-            params = MoEParams(
-                experts=np.asarray(target.scale)[..., None] * params.experts,
-                gating=params.gating,
-                noise_std=target.scale * params.noise_std,
-                expert_bias=target.shift + target.scale * params.expert_bias
-                if inputs.intercept
-                else params.expert_bias,
-                gating_bias=params.gating_bias,
-            )
-        self.params_ = _in_input_units(params, inputs, fit_intercept=self.fit_intercept)
+            method, result = self.method, self._run(sample, support, levels, options)
+        self.params_ = result.params
         if not all(np.isfinite(leaf).all() for leaf in self.params_):
             raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
         self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
         self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
-        self.noise_std_ = self.target_scale_ * self.params_.noise_std
+        self.noise_std_ = self.params_.noise_std
         self.num_experts_ = num_experts
         self.method_ = method
         self.n_parameters_ = num_free_parameters(
             num_experts,
-            inputs.map.matrix.shape[1],
+            rank,
             self.noise if self.noise_std is None else "known",
-            inputs.intercept,
+            self.fit_intercept,
             num_outputs=1 if y.ndim == 1 else y.shape[1],
         )
-        self.log_likelihood_ = result.log_likelihood - float(weights.sum() * np.log(target.scale).sum())
+        self.log_likelihood_ = result.log_likelihood
         self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
         self.n_iter_ = int(result.diagnostics.get("num_passes", 0))
         if result.status != "ok":
             warnings.warn(f"fit of {num_experts} experts: {result.status}", ConvergenceWarning, stacklevel=2)
+        note = labels_note(sample.y, sample.weights, fn, activation_name(self.activation))
+        if note is not None:
+            warnings.warn(f"y: {note}", UserWarning, stacklevel=2)
         return self
+
+    def _columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
+        """Keep the number and the names of the columns of X, or compare them with those of the fit."""
+        try:
+            validate_data(self, X, y, reset=reset, skip_check_array=True)
+        except TypeError as error:  # names of several types
+            raise ValueError(f"X: {brief_text(error)}") from error
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """(n,), or (n, m): E[y | x] = sum_i P_i(x) m_i(x)."""
@@ -241,10 +247,10 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """
         log_gates, means = self._mixture(X)
         gates = np.exp(log_gates)
-        within = gates @ self.noise_std_**2
-        between = _averaged(gates, (means - _averaged(gates, means)[:, None]) ** 2)
-        total = np.sqrt(within + between)
-        return (total, np.sqrt(within), np.sqrt(between)) if components else total
+        within = root_mean_square(gates, self.noise_std_[None])
+        between = root_mean_square(gates, means - _averaged(gates, means)[:, None])
+        total = np.hypot(within, between)
+        return (total, within, between) if components else total
 
     def predict_experts(self, X: ArrayLike) -> np.ndarray:
         """(n, k), or (n, k, m): m_i(x), what each expert predicts."""
@@ -264,11 +270,13 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): P(z = i | x, y), the probability that expert i made the label."""
-        return scipy.special.softmax(self._log_joint(X, y), axis=1)
+        log_gates, means = self._mixture(X)
+        with np.errstate(over="ignore"):  # an expert may be behind by more nats than a number holds
+            return posterior(log_gates, means, _checked_labels(y, means), self.noise_std_, xp=np)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
         """(n,), or (n, m): one draw of y given each row of X."""
-        generator = check_random_state(random_state)
+        generator = _random_state(random_state)
         log_gates, means = self._mixture(X)
         cumulative = np.cumsum(np.exp(log_gates), axis=1)
         uniform = generator.uniform(size=(len(means), 1))
@@ -279,53 +287,55 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
         """(n,): log p(y | x), in nats, in units of y.
 
-        Without y, its expectation under the mixture itself, minus the entropy of y given x, by Gauss-Hermite quadrature of each
-        expert: in the mean over a sample, the two agree where the model is right.
+        Without y, its expectation under the mixture itself, minus the entropy of y given x, by quadrature to 1e-7 nats: in the mean
+        over a sample, the two agree where the model is right.
 
         Raises:
-            ValueError: several targets without y, or a y of another shape.
+            ValueError: several targets without y, or a y of another shape or with values that are not finite.
         """
         if y is not None:
             return scipy.special.logsumexp(self._log_joint(X, y), axis=1)
         log_gates, means = self._mixture(X)
         if means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")
-        nodes, weights = hermegauss(ENTROPY_NODES)
-        weights = weights / weights.sum()
-        expected = np.zeros(len(means))
-        for i, noise_std in enumerate(self.noise_std_):
-            values = means[:, i, None] + noise_std * nodes
-            residual = values[:, None] - means[:, :, None]
-            joint = log_gates[:, :, None] + _log_normal(residual, self.noise_std_[:, None])
-            expected += np.exp(log_gates[:, i]) * (scipy.special.logsumexp(joint, axis=1) @ weights)
-        return expected
+        return expected_log_density(log_gates, means, self.noise_std_)
 
-    def bic(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better."""
-        values = self.score_samples(X, y)
-        return float(-2.0 * values.sum() + self.n_parameters_ * math.log(len(values)))
+    def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better.
 
-    def aic(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Akaike's information criterion on (X, y): -2 log-likelihood + 2 parameters; the lower the better."""
-        return float(-2.0 * self.score_samples(X, y).sum() + 2.0 * self.n_parameters_)
+        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` says what they mean, as in `fit`.
+        """
+        value, size = self._weighted_log_likelihood(X, y, sample_weight)
+        return -2.0 * value + self.n_parameters_ * math.log(size)
 
-    def _supported(
-        self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, linear: bool
-    ) -> tuple[int, _Inputs]:
+    def aic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Akaike's information criterion on (X, y): -2 log-likelihood + 2 parameters; the lower the better. Weights as in `bic`."""
+        return -2.0 * self._weighted_log_likelihood(X, y, sample_weight)[0] + 2.0 * self.n_parameters_
+
+    def _weighted_log_likelihood(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[float, float]:
+        """The weighted sum of `score_samples`, and that of the weights; rows of weight zero are not looked at."""
+        check_is_fitted(self)
+        weights = checked_weights(sample_weight, len(np.atleast_1d(y)), "sample_weight", "X")
+        weights, _ = rescaled_weights(weights, self.weights_are)
+        used = np.flatnonzero(weights)
+        if used.size < len(weights):
+            X, y = _safe_indexing(X, used), _safe_indexing(y, used)
+        return float(weights[used] @ self.score_samples(X, y)), float(weights.sum())
+
+    def _supported(self, sample: Sample, linear: bool) -> _Support:
         """The experts and the directions of the inputs that the distinct samples support."""
-        distinct = len(pd.DataFrame(np.column_stack([x, y])).drop_duplicates())
-        low, high = x.min(axis=0), x.max(axis=0)
-        constants = np.where(low == high, low, 0.0)
-        intercept = bool(self.fit_intercept) or bool(constants.any())
-        inputs = _principal_inputs(x, weights, low != high, intercept)
+        distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
+        inputs = input_map(sample.x, sample.weights, centre=self.fit_intercept, precision=sample.precision)
         rank = inputs.matrix.shape[1]
-        width = rank + int(intercept)
+        width = rank + int(self.fit_intercept)
         supported = 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1)
         num_experts = min(int(self.num_experts), supported)
-        same = bool(np.all(y == y[0])) and (intercept or not y[0].any())
+        same = bool(np.all(sample.y == sample.y[0])) and (self.fit_intercept or not sample.y[0].any())
         if linear and (same or rank == 0):
             num_experts = 1  # there is nothing by which to tell more
-        directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(intercept), 0))
+        directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(self.fit_intercept), 0))
         if num_experts < self.num_experts or directions < rank:
             of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
             warnings.warn(
@@ -334,55 +344,29 @@ class MoERegressor(RegressorMixin, BaseEstimator):
                 stacklevel=3,
             )
         if directions < rank:
-            inputs = inputs._replace(
-                matrix=inputs.matrix[:, :directions], dropped=inputs.dropped + rank - directions
-            )
-        elif not inputs.dropped and (low != high).all():  # no need to turn them
-            inputs = inputs._replace(matrix=np.diag(inputs.scale))
-        return num_experts, _Inputs(
-            InputMap(inputs.mean, inputs.matrix, inputs.dropped, False), constants, intercept
-        )
-
-    def _target(self, y: np.ndarray, weights: np.ndarray, intercept: bool) -> _Target:
-        share = weights / weights.sum()
-        mean = share @ y if intercept else 0.0 * y[0]
-        spread = np.sqrt(share @ (y - mean) ** 2)
-        if intercept:
-            spread = np.where(y.min(axis=0) < y.max(axis=0), spread, 0.0)
-        if not self.standardise and np.all(spread > 0.0):
-            mean, spread = 0.0 * mean, 1.0 + 0.0 * spread
-        return _Target(mean, spread) if y.ndim == 2 else _Target(float(mean), float(spread))
+            return _Support(num_experts, _leading_directions(sample, inputs, directions), True)
+        return _Support(num_experts, inputs, False)
 
     def _run(
-        self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, inputs: _Inputs, target: _Target, k: int
+        self,
+        sample: Sample,
+        support: _Support,
+        noise_std: np.ndarray | None,
+        options: dict[str, Any],
     ) -> FitResult:
-        """`moejax.fit` of the reduced inputs and the scaled target."""
-        z = (x - inputs.map.mean) @ inputs.map.matrix
-        labels = (y - target.shift) / target.scale
-        padding = _padded(len(y)) - len(y)  # few shapes are few compilations; a weight of zero is no sample
-        z, labels, weights = (
-            np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1)) for a in (z, labels, weights)
-        )
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-
+        """A fit of the inputs, or where the samples support fewer directions than they have, of those directions."""
+        num_experts, inputs, is_reduced = support
+        x = (sample.x - inputs.mean) @ inputs.matrix if is_reduced else sample.x
+        padding = _padded(len(x)) - len(x)  # few shapes are few compilations; a weight of zero is no sample
+        x, y = (np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in (x, sample.y))
+        padded = Sample(x, y, np.pad(sample.weights, (0, padding)), sample.precision)
+        seed = _random_state(self.random_state).randint(np.iinfo(np.int32).max)
         with self._in_precision():
-            return fitting.fit(
-                jax.random.key(seed),
-                z,
-                labels,
-                num_experts=k,
-                activation=self.activation,
-                noise_std=None if self.noise_std is None else self.noise_std / target.scale,
-                noise=self.noise,
-                fit_intercept=inputs.intercept,
-                method=self.method,
-                weights=weights,
-                order=self.order,
-                transform=self.transform_kind,
-                num_starts=self.num_starts,
-                max_iterations=self.max_iterations,
-                ridge=self.ridge,
-            )
+            result = fit_sample(jax.random.key(seed), padded, num_experts, noise_std, options)
+        if is_reduced:
+            params = params_in_input_units(result.params, inputs.mean, inputs.matrix)
+            result = dataclasses.replace(result, params=params, standard_errors=None)
+        return result
 
     def _in_precision(self) -> contextlib.AbstractContextManager[Any]:
         return (
@@ -394,33 +378,48 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _mixture(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m)."""
         check_is_fitted(self)
-        x = validate_data(self, X, dtype=np.float64, reset=False)
+        x = checked_inputs(X, "X")
+        self._columns(X, reset=False)
         padded = np.pad(x, [(0, _padded(len(x)) - len(x)), (0, 0)])
-        with self._in_precision():
-            dtype = jnp.result_type(float)
-            params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), self.params_)
-            log_gates, means = _gates_and_means(
-                params, jnp.asarray(padded, dtype), get_activation(self.activation)
-            )
-        log_gates, means = (np.asarray(a, np.float64)[: len(x)] for a in (log_gates, means))
-        return log_gates, self.target_shift_ + self.target_scale_ * means
+        # in double precision whatever that of the fit: inputs and biases may have offsets that cancel
+        with jax.enable_x64(True):
+            params = jax.tree.map(jnp.asarray, self.params_)
+            log_gates, means = _gates_and_means(params, jnp.asarray(padded), get_activation(self.activation))
+        return np.asarray(log_gates)[: len(x)], np.asarray(means)[: len(x)]
 
     def _log_joint(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
-        y = np.asarray(y, np.float64)
-        if y.shape == (len(means), 1) and means.ndim == 2:
-            y = y[:, 0]
-        expected = means[:, 0].shape
-        if y.shape != expected:
-            raise ValueError(f"y: expected shape {expected} to go with X, got {y.shape}")
-        log_densities = _log_normal(y[:, None] - means, self.noise_std_)
+        with np.errstate(over="ignore"):  # a density of zero
+            log_densities = _log_normal(_checked_labels(y, means)[:, None] - means, self.noise_std_)
         return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def _random_state(value: Any) -> np.random.RandomState:
+    try:
+        return check_random_state(value)
+    except (ValueError, TypeError) as error:
+        words = "None, a whole number from 0 to 2**32 - 1 or a NumPy RandomState"
+        raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
+
+
+def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
+    """y (n,), or (n, m), in double precision, to go with means (n, k), or (n, k, m).
+
+    Raises:
+        ValueError: another shape, or values that are not finite numbers.
+    """
+    y = as_numbers(y, "y")
+    if y.shape == (len(means), 1) and means.ndim == 2:
+        y = y[:, 0]
+    expected = means[:, 0].shape
+    require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
+    return checked_targets(y, len(means), rows_of="X")
 
 
 def _averaged(gates: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -433,71 +432,47 @@ def _log_normal(residual: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
     return -0.5 * (residual / noise_std) ** 2 - np.log(noise_std) - 0.5 * LOG_TWO_PI
 
 
-class _PrincipalInputs(NamedTuple):
-    mean: np.ndarray
-    """(d,) zero where there is no intercept."""
-    matrix: np.ndarray
-    """(d, r) principal directions of the scaled inputs over the scale, the largest variance first."""
-    dropped: int
-    """Directions in which the inputs that vary do not vary together."""
-    scale: np.ndarray
-    """(d,) one over each input's standard deviation; zero for a constant one."""
-
-
-def _principal_inputs(
-    x: np.ndarray, weights: np.ndarray, varies: np.ndarray, centre: bool
-) -> _PrincipalInputs:
-    share = weights / weights.sum()
-    mean = share @ x if centre else np.zeros(x.shape[1])
-    spread = np.sqrt(share @ (x - mean) ** 2)
+def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMap:
+    """The map to the first principal directions of the inputs, in units of their spreads."""
+    share = sample.weights / sample.weights.sum()
+    centred = sample.x - inputs.mean
+    size = np.abs(centred).max(axis=0)
+    varies = np.any(inputs.matrix != 0.0, axis=1)
+    unit = np.where(varies, size, 1.0)
+    spread = unit * np.sqrt(share @ (centred / unit) ** 2)
     scale = np.where(varies, 1.0 / np.where(varies, spread, 1.0), 0.0)
-    scaled = (x - mean) * scale
-    values, vectors = np.linalg.eigh((scaled * share[:, None]).T @ scaled)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    kept = varying(values, vectors, scaled)
-    return _PrincipalInputs(mean, scale[:, None] * vectors[:, kept], int(varies.sum() - kept.sum()), scale)
-
-
-def _in_input_units(params: MoEParams, inputs: _Inputs, *, fit_intercept: bool) -> MoEParams:
-    """Parameters for X; without an intercept, biases are coefficients of the constant columns."""
-    params = MoEParams(
-        *(np.asarray(leaf) for leaf in params_in_input_units(params, inputs.map.mean, inputs.map.matrix))
-    )
-    if fit_intercept or not inputs.intercept:
-        return params
-    direction = inputs.constants / (inputs.constants @ inputs.constants)
-    return params._replace(
-        experts=params.experts + params.expert_bias[:, None] * direction,
-        gating=params.gating + params.gating_bias[:, None] * direction,
-        expert_bias=np.zeros_like(params.expert_bias),
-        gating_bias=np.zeros_like(params.gating_bias),
-    )
+    directions = np.linalg.svd(centred * scale * np.sqrt(share)[:, None], full_matrices=False)[2]
+    matrix = scale[:, None] * directions[:count].T
+    return inputs._replace(matrix=matrix, dropped=len(scale) - count, identity=False)
 
 
 def _least_squares(
-    x: np.ndarray, y: np.ndarray, weights: np.ndarray, inputs: _Inputs, noise_std: float | None
+    sample: Sample, inputs: InputMap, fit_intercept: bool, noise_std: np.ndarray | None
 ) -> FitResult:
-    """One linear expert: its maximum-likelihood estimate, in units of y and for the reduced inputs."""
-    z = (x - inputs.map.mean) @ inputs.map.matrix
+    """One linear expert: its maximum-likelihood estimate, in units of y and for the mapped inputs."""
+    x, y, weights, _ = sample
+    z = (x - inputs.mean) @ inputs.matrix
     share = weights / weights.sum()
-    mean = float(share @ y) if inputs.intercept else 0.0
+    unit = np.abs(y).max() or 1.0
+    labels = y / unit
+    # white inputs that were standard normal already are not centred
+    middle, mean = (share @ z, float(share @ labels)) if fit_intercept else (np.zeros(z.shape[1]), 0.0)
     root = np.sqrt(share)
-    coefficients = np.linalg.lstsq(z * root[:, None], (y - mean) * root, rcond=None)[0]
-    spread = math.sqrt(float(share @ (y - mean - z @ coefficients) ** 2))
+    coefficients = np.linalg.lstsq((z - middle) * root[:, None], (labels - mean) * root, rcond=None)[0]
+    mean = mean - float(middle @ coefficients)
+    spread = math.sqrt(float(share @ (labels - mean - z @ coefficients) ** 2))
     # what rounding leaves of an exact fit is no noise level
-    smallest = math.sqrt(np.finfo(float).eps * float(share @ y**2) + np.finfo(float).tiny)
-    sigma = max(spread, smallest) if noise_std is None else float(noise_std)
+    smallest = math.sqrt(np.finfo(float).eps * float(share @ labels**2) + np.finfo(float).tiny)
+    sigma = max(spread, smallest) if noise_std is None else float(noise_std) / unit
     none = np.zeros_like(coefficients)[None]
-    params = MoEParams(coefficients[None], none, np.full(1, sigma), np.full(1, mean), np.zeros(1))
-    value = -0.5 * (spread / sigma) ** 2 - math.log(sigma) - 0.5 * LOG_TWO_PI
-    return FitResult(params, float(weights.sum()) * value, np.zeros(0), {"num_passes": 1}, "ok")
-
-
-@functools.lru_cache(maxsize=64)
-def _is_linear(fn: ScalarFunction) -> bool:
-    """Whether g is the identity, so that experts take up the target's units."""
-    points = np.array([-3.0, -0.5, 0.0, 0.7, 2.0])
-    return fn is get_activation("linear") or bool(np.array_equal(values_on_host(fn, points), points))
+    params = MoEParams(
+        unit * coefficients[None], none, np.full(1, unit * sigma), np.full(1, unit * mean), np.zeros(1)
+    )
+    value = -0.5 * (spread / sigma) ** 2 - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
+    found = input_findings(inputs)
+    diagnostics = {"num_passes": 1, **found, "notes": input_notes(found)}
+    in_input_units = params_in_input_units(params, inputs.mean, inputs.matrix)
+    return FitResult(in_input_units, float(weights.sum()) * value, np.zeros(0), diagnostics, "ok")
 
 
 @functools.partial(jax.jit, static_argnames="fn")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,11 +17,12 @@ from rich.table import Table
 
 import moejax
 from moejax.activation_table import load_function
-from moejax.activations import get_activation
+from moejax.activations import ScalarFunction, activation_facts, get_activation
 from moejax.datasets import Dataset, load, read_table
 from moejax.em import NoiseModel
 from moejax.fitting import FitResult, fit
 from moejax.information import CovarianceKind
+from moejax.label_units import is_linear
 from moejax.methods import get_method
 from moejax.model import predict, responsibilities
 
@@ -29,6 +31,8 @@ def fit_command(
     *,
     data: Path | None,
     target: str | None,
+    separator: str | None,
+    decimal: str | None,
     dataset: str | None,
     data_dir: Path | None,
     num_experts: str,
@@ -56,62 +60,75 @@ def fit_command(
         raise ValueError(f"--target: expected the column of {data} to explain")
     if data is not None and data_dir is not None:
         raise ValueError(f"--data-dir {data_dir}: goes with --dataset NAME, not with a file")
+    if data is None and (separator is not None or decimal is not None):
+        raise ValueError("--separator, --decimal: go with a file, not with --dataset NAME")
     get_method(method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: is a file; expected a folder")
     table = (
-        read_table(data, target)
+        read_table(data, target, separator=separator, decimal=decimal)
         if data is not None and target is not None
         else load(str(dataset), data_dir, target=target)
     )
     if table.y.ndim > 1:
         raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
-    scaling = _scaling(table, standardise)
-    x, y = (
-        (table.x - scaling["input_mean"]) / scaling["input_std"],
-        (table.y - scaling["target_mean"]) / scaling["target_std"],
-    )
     with Console(stderr=True, quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
         result = fit(
             jax.random.key(seed),
-            x,
-            y,
+            table.x,
+            table.y,
             num_experts=parse_num_experts(num_experts),
             activation=fn,
             noise_std=noise_std,
             noise=noise,
             fit_intercept=intercept,
             method=method,
+            standardise=standardise,
             num_starts=num_starts,
             covariance=covariance,
             max_iterations=max_iterations,
         )
-    predicted = np.asarray(predict(result.params, x, fn))
-    posterior = np.asarray(responsibilities(result.params, x, y, fn))
-    summary = _summary(table, result, posterior, y, predicted, scaling)
-    summary["settings"] = {
-        "data": str(data) if data is not None else dataset,
-        "target": table.target_name,
-        "num_experts": len(result.params.noise_std),
-        "activation": activation,
-        "method": method,
-        "noise": noise,
-        "noise_std": noise_std,
-        "fit_intercept": intercept,
-        "standardise": standardise,
-        "seed": seed,
-        "precision": str(jax.numpy.result_type(float)),
-        "moejax": moejax.__version__,
-        "jax": jax.__version__,
+    with jax.enable_x64(True):  # inputs and biases may have offsets that cancel
+        predicted = np.asarray(predict(result.params, table.x, fn))
+        posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
+    in_units = {
+        units.name: _in_units(table, result, posterior, predicted, units)
+        for units in (data_units(table), standardised_units(table, fn, intercept))
+    }
+    shown = UNIT_NAMES[int(standardise)]
+    summary = {
+        **in_units[shown],
+        "units": shown,
+        "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
+        "num_samples": len(table.y),
+        "num_inputs": table.x.shape[1],
+        "status": result.status,
+        "data_notes": list(table.notes),
+        "in_units": in_units,
+        "selection": None if result.selection is None else result.selection.to_dict("records"),
+        "diagnostics": result.diagnostics,
+        "settings": result.settings
+        | {
+            "data": str(data) if data is not None else dataset,
+            "target": table.target_name,
+            "num_experts": len(result.params.noise_std),
+            "num_experts_tried": num_experts,
+            "activation": activation,
+            "seed": seed,
+            "data_dir": None if data_dir is None else str(data_dir),
+            "moejax": moejax.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+        },
     }
     summary = _without_nan(summary)
     if not quiet:
         _print(summary, table)
     if out is not None:
-        _save(out, summary, table, result, posterior, predicted, y)
+        _save(out, summary, table, result, posterior, predicted)
         if not quiet:
-            Console().print(
+            Console(markup=False, emoji=False).print(
                 f"written to {out}: fit.json, parameters.parquet, samples.parquet, convergence.png"
                 + (", selection.png" if result.selection is not None else "")
             )
@@ -147,29 +164,55 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _scaling(table: Dataset, standardise: bool) -> dict[str, Any]:
-    if not standardise:
-        d = table.x.shape[1]
-        return {"input_mean": np.zeros(d), "input_std": np.ones(d), "target_mean": 0.0, "target_std": 1.0}
-    return {
-        "input_mean": table.x.mean(axis=0),
-        "input_std": table.x.std(axis=0),
-        "target_mean": float(table.y.mean()),
-        "target_std": float(table.y.std()),
-    }
+UNIT_NAMES = ("data", "standardised")
 
 
-def _summary(
-    table: Dataset,
-    result: FitResult,
-    posterior: np.ndarray,
-    y: np.ndarray,
-    predicted: np.ndarray,
-    scaling: dict[str, Any],
+class Units(NamedTuple):
+    """Units in which a fit is shown: inputs (x - input_mean) / input_std, target (y - target_mean) / target_std."""
+
+    name: str
+    input_mean: np.ndarray
+    input_std: np.ndarray
+    target_mean: float
+    target_std: float
+
+
+def data_units(table: Dataset) -> Units:
+    """The units of the data as they are."""
+    d = table.x.shape[1]
+    return Units(UNIT_NAMES[0], np.zeros(d), np.ones(d), 0.0, 1.0)
+
+
+def standardised_units(table: Dataset, fn: ScalarFunction, intercept: bool) -> Units:
+    """Standard deviations, about the mean where that leaves the model what it is.
+
+    Inputs have a mean taken away where there are intercepts. A target has a unit where g is homogeneous, and a mean taken away
+    where it is also linear with intercepts; the target of any other g stays as it is.
+    """
+    spread = table.x.std(axis=0)
+    scaled = activation_facts(fn).homogeneous
+    return Units(
+        UNIT_NAMES[1],
+        table.x.mean(axis=0) if intercept else np.zeros(table.x.shape[1]),
+        np.where(spread > 0, spread, 1.0),
+        float(table.y.mean()) if intercept and is_linear(fn) else 0.0,
+        float(table.y.std()) if scaled else 1.0,
+    )
+
+
+def _in_units(
+    table: Dataset, result: FitResult, posterior: np.ndarray, predicted: np.ndarray, units: Units
 ) -> dict[str, Any]:
-    params = jax.tree.map(np.asarray, result.params)
-    errors = None if result.standard_errors is None else jax.tree.map(np.asarray, result.standard_errors)
+    """Likelihood, error and experts in some units."""
+    _, *scaling = units
+    params, errors = result.in_units(*scaling)
+    y = (table.y - units.target_mean) / units.target_std
+    value = result.log_likelihood + len(y) * math.log(units.target_std)
     effective = posterior.sum(axis=0)
+
+    def by_input(row: np.ndarray) -> dict[str, float]:
+        return dict(zip(table.input_names, row.tolist(), strict=True))
+
     experts = []
     for i in range(params.experts.shape[0]):
         experts.append(
@@ -180,46 +223,47 @@ def _summary(
                 "noise_std": float(params.noise_std[i]),
                 "bias": float(params.expert_bias[i]),
                 "mean_target": float(posterior[:, i] @ y / effective[i]),
-                "coefficients": dict(zip(table.input_names, params.experts[i].tolist(), strict=True)),
-                "gating": dict(zip(table.input_names, params.gating[i].tolist(), strict=True)),
+                "coefficients": by_input(params.experts[i]),
+                "gating": by_input(params.gating[i]),
                 "gating_bias": float(params.gating_bias[i]),
             }
         )
         if errors is not None:
             experts[-1] |= {
-                "coefficient_errors": dict(zip(table.input_names, errors.experts[i].tolist(), strict=True)),
-                "gating_errors": dict(zip(table.input_names, errors.gating[i].tolist(), strict=True)),
+                "coefficient_errors": by_input(errors.experts[i]),
+                "gating_errors": by_input(errors.gating[i]),
                 "noise_std_error": float(errors.noise_std[i]),
                 "bias_error": float(errors.expert_bias[i]),
                 "gating_bias_error": float(errors.gating_bias[i]),
             }
     return {
-        "log_likelihood": result.log_likelihood,
-        "log_likelihood_per_sample": result.log_likelihood / len(y),
-        "rmse": float(np.sqrt(np.mean((predicted - y) ** 2))),
-        "r_squared": float(1.0 - np.mean((predicted - y) ** 2) / np.var(y)),
-        "num_samples": len(y),
-        "num_inputs": table.x.shape[1],
-        "status": result.status,
+        "log_likelihood": value,
+        "log_likelihood_per_sample": value / len(y),
+        "rmse": float(np.sqrt(np.mean((predicted - table.y) ** 2))) / units.target_std,
         "experts": experts,
-        "scaling": {name: np.asarray(value).tolist() for name, value in scaling.items()},
-        "selection": None if result.selection is None else result.selection.to_dict("records"),
-        "diagnostics": result.diagnostics,
+        "scaling": {
+            name: np.asarray(number).tolist() for name, number in units._asdict().items() if name != "name"
+        },
     }
 
 
 _ERRORS = ("coefficient_errors", "gating_errors")
 
 
-def _strongest(values: dict[str, float], errors: dict[str, float] | None, count: int = 3) -> str:
-    ranked = sorted(values.items(), key=lambda item: -abs(item[1]))[:count]
+def _number(value: float | None, form: str) -> str:
+    """A number as it is printed; a dash for one that is not finite, which the document has as None."""
+    return "—" if value is None else f"{value:{form}}"
+
+
+def _strongest(values: dict[str, float | None], errors: dict[str, float] | None, count: int = 3) -> str:
+    ranked = sorted(values.items(), key=lambda item: -abs(item[1] or 0.0))[:count]
     if errors is None:
-        return "\n".join(f"{name} {value:+.2f}" for name, value in ranked)
+        return "\n".join(f"{name} {_number(value, '+.3g')}" for name, value in ranked)
 
     def error(name: str) -> str:
-        return "±?" if errors[name] is None else f"±{errors[name]:.2f}"  # the data leave it undetermined
+        return "±?" if errors[name] is None else f"±{errors[name]:.2g}"  # the data leave it undetermined
 
-    return "\n".join(f"{name} {value:+.2f}{error(name)}" for name, value in ranked)
+    return "\n".join(f"{name} {_number(value, '+.3g')}{error(name)}" for name, value in ranked)
 
 
 def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
@@ -227,28 +271,32 @@ def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
     for name in ("experts", "log-likelihood", "parameters", "AIC", "BIC", "ICL", "T2 eigengap"):
         out.add_column(name, justify="right")
     for row in selection:
-        gap = "—" if row["t2_eigengap"] is None else f"{row['t2_eigengap']:.3f}"
+        parameters = row["num_parameters"]
         out.add_row(
             f"{row['num_experts']}{'*' if row['chosen'] else ' '}",
-            f"{row['log_likelihood']:.1f}",
-            str(row["num_parameters"]),
-            *(f"{row[name]:.1f}" for name in ("aic", "bic", "icl")),
-            gap,
+            _number(row["log_likelihood"], ".1f"),
+            _number(parameters, ".0f"),
+            *(_number(row[name], ".1f") for name in ("aic", "bic", "icl")),
+            _number(row["t2_eigengap"], ".3f"),
         )
     console.print(out)
+    for row in selection:
+        if row["status"] != "ok":
+            console.print(f"{row['num_experts']} experts: {row['status']}")
 
 
 def _print(summary: dict[str, Any], table: Dataset) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names are the user's
     settings = summary["settings"]
-    units = "standardised units" if settings["standardise"] else "the data's units"
+    units = "standardised units" if summary["units"] == "standardised" else "the data's units"
     console.print(
         f"{settings['num_experts']} {settings['activation']} experts by {settings['method']} on "
         f"{summary['num_samples']} samples of {summary['num_inputs']} inputs; target: {table.target_name}"
     )
     console.print(
-        f"log-likelihood {summary['log_likelihood']:.3f} nats ({summary['log_likelihood_per_sample']:.4f} per sample, {units}), "
-        f"RMSE {summary['rmse']:.4f}, R^2 {summary['r_squared']:.4f}"
+        f"log-likelihood {_number(summary['log_likelihood'], '.3f')} nats "
+        f"({_number(summary['log_likelihood_per_sample'], '.4f')} per sample, {units}), "
+        f"RMSE {_number(summary['rmse'], '.4f')}, R^2 {_number(summary['r_squared'], '.4f')}"
     )
     console.print(f"status: {summary['status']}", style=None if summary["status"] == "ok" else "bold red")
     numbers = Table("expert", title=f"What each expert does ({units})", box=box.SIMPLE)
@@ -260,10 +308,10 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
     for expert in summary["experts"]:
         numbers.add_row(
             str(expert["expert"]),
-            f"{expert['share']:.3f}",
-            f"{expert['noise_std']:.4f}",
-            f"{expert['mean_target']:+.3f}",
-            f"{expert['bias']:+.3f}",
+            _number(expert["share"], ".3f"),
+            _number(expert["noise_std"], ".4g"),
+            _number(expert["mean_target"], "+.4g"),
+            _number(expert["bias"], "+.4g"),
         )
         inputs.add_row(
             str(expert["expert"]),
@@ -281,22 +329,12 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
     names = list(summary["experts"][0]["coefficients"])
     for columns in summary["diagnostics"]["collinear_inputs"]:
         console.print("dependent inputs: " + ", ".join(names[column] for column in columns))
-    for note in summary["diagnostics"]["notes"]:
+    for note in summary["data_notes"] + summary["diagnostics"]["notes"]:
         console.print(f"note: {note}")
 
 
-def _save(
-    out: Path,
-    summary: dict[str, Any],
-    table: Dataset,
-    result: FitResult,
-    posterior: np.ndarray,
-    predicted: np.ndarray,
-    y: np.ndarray,
-) -> None:
-    from moejax.plotting import convergence_figure, selection_figure
-
-    out.mkdir(parents=True, exist_ok=True)
+def _parameter_rows(experts: list[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """A row for every expert and input, the intercept last, of one block of experts."""
     rows = [
         {
             "expert": e["expert"],
@@ -306,8 +344,8 @@ def _save(
             "gating": e["gating"][name],
             "gating_error": e.get("gating_errors", {}).get(name),
         }
-        for e in summary["experts"]
-        for name in table.input_names
+        for e in experts
+        for name in names
     ]
     rows += [
         {
@@ -318,18 +356,39 @@ def _save(
             "gating": e["gating_bias"],
             "gating_error": e.get("gating_bias_error"),
         }
-        for e in summary["experts"]
+        for e in experts
     ]
-    pd.DataFrame(rows).to_parquet(out / "parameters.parquet", index=False)
-    samples = pd.DataFrame({"target": y, "predicted": predicted})
+    return pd.DataFrame(rows)
+
+
+def _save(
+    out: Path,
+    summary: dict[str, Any],
+    table: Dataset,
+    result: FitResult,
+    posterior: np.ndarray,
+    predicted: np.ndarray,
+) -> None:
+    from moejax.plotting import convergence_figure, selection_figure
+
+    out.mkdir(parents=True, exist_ok=True)
+    in_data, standardised = (
+        _parameter_rows(summary["in_units"][name]["experts"], table.input_names) for name in UNIT_NAMES
+    )
+    numbers = standardised.drop(columns=["expert", "input"]).add_prefix("standardised_")
+    in_data.join(numbers).to_parquet(out / "parameters.parquet", index=False)
+    samples = pd.DataFrame({"target": table.y, "predicted": predicted})
     for i in range(posterior.shape[1]):
         samples[f"responsibility_{i + 1}"] = posterior[:, i]
     samples.to_parquet(out / "samples.parquet", index=False)
-    units = "standard deviations" if summary["settings"]["standardise"] else "the data's units"
-    convergence_figure(result.history, y, predicted, posterior.argmax(axis=1), units, out / "convergence.png")
+    scaling = summary["in_units"][summary["units"]]["scaling"]
+    y, mean = ((a - scaling["target_mean"]) / scaling["target_std"] for a in (table.y, predicted))
+    units = "standard deviations" if scaling["target_std"] != 1.0 else "the data's units"
+    convergence_figure(result.history, y, mean, posterior.argmax(axis=1), units, out / "convergence.png")
     if result.selection is None:
         (out / "selection.png").unlink(missing_ok=True)  # of an earlier fit
     else:
         selection_figure(result.selection, out / "selection.png")
-    document = summary | {"history": result.history.tolist()}
+    shift = summary["in_units"][summary["units"]]["log_likelihood"] - result.log_likelihood
+    document = summary | {"history": (result.history + shift).tolist()}
     (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

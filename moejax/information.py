@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from moejax.activations import (
     ActivationLike,
@@ -237,10 +238,11 @@ def cramer_rao_bound(information: jax.Array) -> Covariance:
 
     A singular information gives the bound of what is identified, and says what is not; it never fails.
     """
-    return _inverse(information)
+    return pseudo_inverse(information)
 
 
-def _inverse(information: jax.Array) -> Covariance:
+def pseudo_inverse(information: jax.Array) -> Covariance:
+    """The inverse (P, P) of an information (P, P), and what it leaves undetermined."""
     diagonal = jnp.diag(information)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     values, vectors = eigh(information / (scale[:, None] * scale[None]))
@@ -286,9 +288,9 @@ def covariance(
     weights = jnp.ones_like(y) if weights is None else weights
     free: dict[str, Any] = {"noise": noise, "fit_intercept": fit_intercept}
     if kind == "observed":
-        return _inverse(observed_information(params, x, y, weights, activation, **free))
+        return pseudo_inverse(observed_information(params, x, y, weights, activation, **free))
     size = sample_scale(weights).effective
-    bread = _inverse(observed_information(params, x, y, weights, activation, num_samples=size, **free))
+    bread = pseudo_inverse(observed_information(params, x, y, weights, activation, num_samples=size, **free))
     filling = score_outer_products(params, x, y, weights**2, activation, **free)
     return bread._replace(matrix=bread.matrix @ filling @ bread.matrix)
 
@@ -371,12 +373,13 @@ def confidence_intervals(
     num_experts, dim = params.experts.shape
     coefficients = (dim if num_inputs is None else num_inputs) + int(fit_intercept)
     coefficients *= num_experts if noise == "shared" else 1
-    quantile = jax.scipy.special.ndtri(jnp.asarray(0.5 + 0.5 * level, params.experts.dtype))
+    quantile = float(scipy.special.ndtri(0.5 + 0.5 * level))
     log_error = errors.noise_std / params.noise_std
+    xp = np if isinstance(log_error, np.ndarray) else jnp
 
     def end(sign: float) -> MoEParams:
         ends = jax.tree.map(lambda value, error: value + sign * quantile * error, params, errors)
-        factor = jnp.exp(coefficients * log_error**2 + sign * quantile * log_error)
+        factor = xp.exp(coefficients * log_error**2 + sign * quantile * log_error)
         return ends._replace(noise_std=params.noise_std * factor)
 
     return end(-1.0), end(1.0)

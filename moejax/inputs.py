@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.checks import brief
 from moejax.gaussian import standard_normal
 from moejax.model import LOG_TWO_PI
 from moejax.score_tensors import LogDensity
@@ -88,12 +89,12 @@ def get_log_density(name: str) -> LogDensity | None:
 
 
 def _registered(name: str) -> InputDistribution:
-    if name in _REGISTRY:
+    if isinstance(name, str) and name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
+    near = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) if isinstance(name, str) else []
     nearest = f"nearest: {', '.join(near)}; " if near else ""
     raise ValueError(
-        f"input_distribution: unknown name {name!r}; {nearest}registered: {', '.join(_REGISTRY)}"
+        f"input_distribution: unknown name {brief(name)}; {nearest}registered: {', '.join(_REGISTRY)}"
     )
 
 

@@ -14,7 +14,14 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from moejax.activations import ScalarFunction
+from moejax.activations import (
+    ActivationLike,
+    ScalarFunction,
+    activation_facts,
+    activation_name,
+    get_activation,
+)
+from moejax.checks import brief
 from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
 from moejax.gaussian import standard_normal
 from moejax.model import MoEParams, unit_rows
@@ -93,7 +100,8 @@ class MethodResult(NamedTuple):
     mixing_weights: jax.Array
     """(k,) estimated E[P_i]."""
     history: jax.Array
-    """(h,) log-likelihood in nats at every pass over the data, stage after stage; NaN where a stage had converged."""
+    """(h,) objective in nats at every pass over the data, stage after stage; NaN where a stage had converged. It is the
+    log-likelihood less the ridge's penalty on the gates, which EM and the polish never lower; of gradient descent, without it."""
     num_iterations: jax.Array
     """() int32 passes over the data made, those of pilots, moments and every start included."""
     status: jax.Array
@@ -108,6 +116,7 @@ class MethodResult(NamedTuple):
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
 Moments = Literal["required", "optional", "none"]
+Slopes = Literal["used", "polish", "unused"]
 
 
 class Registered(NamedTuple):
@@ -117,13 +126,20 @@ class Registered(NamedTuple):
     moments: Moments
     order: int | None
     several_outputs: bool
+    slopes: Slopes
 
 
 _REGISTRY: dict[str, Registered] = {}
 
 
 def register_method(
-    name: str, method: Method, *, moments: Moments, order: int | None = None, several_outputs: bool = False
+    name: str,
+    method: Method,
+    *,
+    moments: Moments,
+    order: int | None = None,
+    several_outputs: bool = False,
+    slopes: Slopes = "used",
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
@@ -134,15 +150,19 @@ def register_method(
             where there is a usable order ("optional"), or are never there ("none").
         order: of the moments, where the method takes no other; None leaves it to the user or to the predicted error.
         several_outputs: whether labels may be (n, m).
+        slopes: whether the experts go along the slope of the activation ("used": a step function is refused, because its slope is
+            zero), in the polish only ("polish"), or not at all ("unused").
 
     Raises:
-        ValueError: the name is no identifier, `method` is not callable, or `moments` is another word.
+        ValueError: the name is no identifier, `method` is not callable, or `moments` or `slopes` is another word.
     """
     if not isinstance(name, str) or not name.isidentifier() or not callable(method):
         raise ValueError(f"method: expected an identifier and a function, got {name!r} and {method!r}")
     if moments not in get_args(Moments):
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
-    _REGISTRY[name] = Registered(method, moments, order, several_outputs)
+    if slopes not in get_args(Slopes):
+        raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
+    _REGISTRY[name] = Registered(method, moments, order, several_outputs, slopes)
     return method
 
 
@@ -171,11 +191,26 @@ def lookup_method(name: str) -> Registered:
     Raises:
         ValueError: it is not registered; the message names the nearest.
     """
-    if name in _REGISTRY:
+    if isinstance(name, str) and name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(str(name), _REGISTRY, n=2, cutoff=0.4)
+    near = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) if isinstance(name, str) else []
     nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise ValueError(f"method: unknown name {name!r}; {nearest}registered: {', '.join(_REGISTRY)}")
+    raise ValueError(f"method: unknown name {brief(name)}; {nearest}registered: {', '.join(_REGISTRY)}")
+
+
+def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> None:
+    """Refuse a step function as the activation of a method that goes along its slope.
+
+    Raises:
+        ValueError: the method is not registered, or does, and the activation changes in jumps only.
+    """
+    slopes = lookup_method(name).slopes
+    uses = slopes == "used" or (slopes == "polish" and polish)
+    if uses and activation_facts(get_activation(activation)).stepped:
+        raise ValueError(
+            f"activation: expected a function with a slope for method {name!r}, got {activation_name(activation)}, which "
+            'changes in jumps only; take a smooth step such as sigmoid(10 t), or method="spectral", which uses moments only'
+        )
 
 
 def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
@@ -331,7 +366,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
 def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
-    """A result whose status speaks of the likelihood: a poor start that was polished to a maximum is ok."""
+    """A result that is ok if the method converged in its own objective, from however poor a start; moments only start it."""
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, OK, NOT_CONVERGED)
     status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
@@ -348,6 +383,6 @@ def with_path(result: MethodResult, config: MethodConfig, *stages: MoEParams | N
     return result._replace(path=jax.tree.map(lambda *leaves: jnp.concatenate(leaves), nothing, *stages))
 
 
-register_method("spectral", spectral, moments="required")
-register_method("spectral_residual", spectral_residual, moments="required")
-register_method("spectral_em", spectral_em, moments="required")
+register_method("spectral", spectral, moments="required", slopes="unused")
+register_method("spectral_residual", spectral_residual, moments="required", slopes="unused")
+register_method("spectral_em", spectral_em, moments="required", slopes="polish")

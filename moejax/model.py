@@ -6,6 +6,7 @@ P(z = i | x) = softmax_i(w_i . x + c_i),   y | x, z = i ~ N(g(a_i . x + b_i), si
 from __future__ import annotations
 
 import math
+from types import ModuleType
 from typing import NamedTuple
 
 import jax
@@ -133,18 +134,88 @@ def log_likelihood(
     weights: jax.Array | None = None,
 ) -> jax.Array:
     """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
+    if weights is not None:
+        x, y = with_stand_ins(weights, x, y)
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
 
 
 def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n, k): P(z = i | x, y)."""
-    return jax.nn.softmax(log_joint(params, x, y, activation), axis=1)
+    means, logits = _means_and_logits(params, x, activation)
+    log_gates = jax.nn.log_softmax(logits, axis=0).T
+    return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
+
+
+def posterior(log_gates: Array, means: Array, y: Array, noise_std: Array, *, xp: ModuleType) -> Array:
+    """(n, k): P(z = i | x, y), however far y is from the experts.
+
+    Far out all densities are zero, and their logarithms overflow with the squares of the residuals. So differences of squares are
+    formed between experts, in units in which all are at most one, and what an expert is behind the best is given its size back.
+
+    Args:
+        log_gates: (n, k) log P(z = i | x).
+        means: (n, k), or (n, k, m), m_i(x).
+        y: (n,), or (n, m).
+        noise_std: (k,), or (k, m).
+        xp: jax.numpy, or numpy.
+    """
+    n, k = log_gates.shape
+    m = math.prod(means.shape[2:])
+    means, noise_std = means.reshape(n, k, m), noise_std.reshape(1, k, m)
+    residual = y.reshape(n, 1, m) - means
+    unit = largest_size(residual, xp=xp)
+    scaled = residual / unit / noise_std
+    steepest = largest_size(scaled, xp=xp)
+    scaled = scaled / steepest
+    nearest = xp.argmin((scaled**2).sum(axis=2), axis=1).reshape(n, 1, 1)
+    its_mean, its_residual, its_scaled, its_noise = (
+        xp.take_along_axis(xp.broadcast_to(values, means.shape), nearest, axis=1)
+        for values in (means, residual, scaled, noise_std)
+    )
+    # z_i^2 - z_j^2 = (z_i - z_j) (z_i + z_j): far out, only the first factor still sees that two means differ
+    apart = (its_mean - means) / unit / noise_std
+    apart = (apart + its_residual / unit * (1.0 / noise_std - 1.0 / its_noise)) / steepest
+    behind = 0.5 * (apart * (scaled + its_scaled)).sum(axis=2)
+    behind = behind - behind.min(axis=1, keepdims=True)
+    for factor in (steepest, steepest, unit, unit):
+        behind = behind * factor[:, :, 0]
+    logits = log_gates - xp.log(noise_std).sum(axis=2) - behind
+    shares = xp.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def largest_size(values: Array, *, xp: ModuleType) -> Array:
+    """(n, 1, 1): the largest absolute value in each row of (n, k, m); one where all are zero."""
+    largest = xp.abs(values).max(axis=(1, 2), keepdims=True)
+    return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
 def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
     """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
     means, logits = _means_and_logits(params, x, activation)
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
+
+
+def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tuple[Array, ...]:
+    """Arrays (n, ..) in which every row of weight zero is a copy of the first row that has weight; zeros if none has.
+
+    A row of weight zero may hold anything, and a sum over rows multiplies what is evaluated there by zero. On a copy of a used row
+    every quantity is as finite as on the data, so that the product is zero; at an arbitrary point, 0 times infinity would be NaN.
+
+    Args:
+        weights: (n,).
+        arrays: each (n, ..).
+        xp: jax.numpy, or numpy for arrays on the host.
+    """
+    used = weights > 0
+    first = xp.argmax(used)
+
+    def filled(array: Array) -> Array:
+        kept = used.reshape(used.shape + (1,) * (array.ndim - 1))
+        stand_in = xp.where(used[first], array[first], xp.zeros_like(array[first]))
+        return xp.where(kept, array, stand_in[None])
+
+    return tuple(filled(array) for array in arrays)
 
 
 def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.activations import ScalarFunction, activation_facts
+from moejax.collapse import is_collapsed, label_rounding
 from moejax.design import sample_scale
 from moejax.em import EMRun, gating_em, joint_em
 from moejax.gaussian import standard_normal
@@ -40,7 +41,14 @@ from moejax.methods import (
     spectral,
     with_path,
 )
-from moejax.model import MoEParams, log_likelihood_per_sample, regauge, unit_rows
+from moejax.model import (
+    MoEParams,
+    log_likelihood_per_sample,
+    regauge,
+    responsibilities,
+    unit_rows,
+    weighted_sum,
+)
 from moejax.polish import PolishRun, polish
 from moejax.spectral import SpectralEstimate
 
@@ -254,6 +262,31 @@ def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> jax.Ar
     return ~(mean * weights.sum() > RULED_OUT * jnp.sqrt(variance))
 
 
+def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) -> jax.Array:
+    """() index of the run, leaves (s, ..), with the most log-likelihood among those without a collapsed expert, if there are any.
+
+    Where experts have noises of their own the likelihood has no bound, and a run that collapsed has more than every proper one.
+    """
+    values = jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf)
+    if config.noise != "per_expert":
+        return jnp.argmax(values)
+    rounding = label_rounding(problem.y, problem.weights)
+
+    def proper(params: MoEParams) -> jax.Array:
+        posterior = responsibilities(params, problem.x, problem.y, config.fn)
+        return ~is_collapsed(
+            params.noise_std,
+            weighted_sum(posterior, problem.weights),
+            num_coefficients=problem.x.shape[1] + int(config.fit_intercept),
+            label_rounding=rounding,
+            per_expert=True,
+        ).any()
+
+    eligible = jax.lax.map(proper, runs.params)
+    among_eligible = jnp.where(eligible, values, -jnp.inf)
+    return jnp.where(jnp.isfinite(among_eligible).any(), jnp.argmax(among_eligible), jnp.argmax(values))
+
+
 def spectral_starts(
     key: jax.Array, problem: Problem, small: Problem, config: MethodConfig
 ) -> tuple[MoEParams | None, SpectralEstimate | None, jax.Array]:
@@ -383,7 +416,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
         runs = jax.lax.map(
             lambda inputs: jax.lax.cond(inputs[0], finish_one, lost, inputs[1]), (may_win, finalists)
         )
-    best = jnp.argmax(jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf))
+    best = best_run(runs, problem, config)
     run = jax.tree.map(lambda leaf: leaf[best], runs)
     num_passes = num_passes + runs.num_steps.sum(dtype=jnp.int32)
     result = finish(run.params, run.history, num_passes, run.converged, problem, estimate)

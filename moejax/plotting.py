@@ -16,7 +16,7 @@ def convergence_figure(
     """Two panels: the log-likelihood still to gain at every pass, and observed against predicted labels.
 
     Args:
-        history: (passes,) log-likelihood in nats.
+        history: (passes,) log-likelihood in nats, less the ridge's penalty.
         y: (n,) labels; predicted (n,) E[y | x].
         share: (n,) index of the most responsible expert of each sample.
         units: of the labels.

@@ -44,7 +44,7 @@ class Curvature(NamedTuple):
     """Value and derivatives of the log-likelihood in the free parameters, P of them (see `free_parameters`)."""
 
     log_likelihood: jax.Array
-    """()"""
+    """() less the penalty, where there is a ridge."""
     gradient: jax.Array
     """(P,)"""
     observed: jax.Array
@@ -58,7 +58,7 @@ class PolishRun(NamedTuple):
 
     params: MoEParams
     log_likelihood: jax.Array
-    """() in nats."""
+    """() penalised log-likelihood at `params`, in nats."""
     history: jax.Array
     """(num_steps,) penalised log-likelihood after each pass, never decreasing; NaN after convergence."""
     num_steps: jax.Array
@@ -324,12 +324,11 @@ def polish(
         num_steps: budget of passes over the data.
         noise: "known" keeps noise_std, "shared" fits one, "per_expert" fits k.
         fit_intercept: whether biases are fitted.
-        ridge: on the gates, relative to the sample size.
+        ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
         tolerance: in nats: converged when the next step promises less than this; 1e-4 is a hundredth of a standard error. In
             nats of a sample of mean weight where that is below one (see `design.SampleScale`).
         record_path: keep every point.
     """
-    total_ridge = ridge * weights.sum()
     scale = sample_scale(weights)
     tolerance_here = jnp.asarray(tolerance, x.dtype) * scale.unit
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
@@ -343,7 +342,7 @@ def polish(
             fn=fn,
             noise=noise,
             fit_intercept=fit_intercept,
-            ridge=total_ridge,
+            ridge=ridge,
             width=width if kinked else None,
         )
 

@@ -9,7 +9,6 @@ claims.json, manifest.json. A quick run does not replace the results of a full o
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 import time
@@ -17,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from moejax.console import make_console, make_notes, print_json
 from moejax.experiment import Experiment, load_experiments, override_texts
 from moejax.results import RunFacts, read_manifest, write_gallery, write_results
 
@@ -79,12 +78,10 @@ def reproduce(
             result |= session.run()
         except KeyboardInterrupt:
             command = shlex.join(_canonical_command(names, quick, seed))
-            Console(stderr=True).print(
-                f"stopped: what has ended is kept; to resume: {command}", soft_wrap=True
-            )
+            make_notes().print(f"stopped: what has ended is kept; to resume: {command}", soft_wrap=True)
             raise SystemExit(INTERRUPTED_STATUS) from None
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     return result
 
 
@@ -114,8 +111,8 @@ class _Session:
 
         self.root, self.quick, self.seed, self.place = root, quick, seed, place
         self.quiet = quiet
-        self.tables = Console(quiet=quiet)
-        self.notes = Console(stderr=True, quiet=quiet)
+        self.tables = make_console(quiet=quiet)
+        self.notes = make_notes(quiet=quiet)
         self.out = out
         self.sweeps = [experiment for experiment in experiments if not experiment.is_study]
         self.studies = [experiment for experiment in experiments if experiment.is_study]

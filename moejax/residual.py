@@ -146,7 +146,7 @@ class ResidualEstimate(NamedTuple):
     mixing_weights: jax.Array
     """(k,) weighted mean of the gates over the sample."""
     history: jax.Array
-    """((num_passes + 1) * GATING_STEPS,) log-likelihood in nats at the passes of gating EM; NaN where one had converged."""
+    """((num_passes + 1) * GATING_STEPS,) histories of gating EM (`EMRun.history`), in nats; NaN where one had converged."""
     num_steps: jax.Array
     """() int32 passes of gating EM over the data."""
     converged: jax.Array

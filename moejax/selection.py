@@ -36,24 +36,9 @@ def num_rows_needed(num_experts: int, dim: int, fit_intercept: bool) -> int:
     return (2 * num_experts - 1) * (dim + int(fit_intercept)) + 2
 
 
-def numbers_to_try(
-    num_experts: str | Sequence[int], shape: tuple[int, ...], fit_intercept: bool
-) -> tuple[int, ...]:
-    """The numbers of experts behind "auto" (1 to LARGEST_TRIED, as far as the rows suffice), a range or a list.
-
-    Raises:
-        ValueError: another word, or not positive whole numbers.
-    """
-    if isinstance(num_experts, str):
-        if num_experts != "auto":
-            raise ValueError(f'num_experts: expected a number, several, or "auto", got {num_experts!r}')
-        if len(shape) != 2:
-            raise ValueError(f"x: expected an array (n, d), got {shape}")
-        tried = range(1, LARGEST_TRIED + 1)
-        return tuple(k for k in tried if k == 1 or num_rows_needed(k, shape[1], fit_intercept) <= shape[0])
-    numbers = tuple(num_experts)
-    if not numbers or not all(isinstance(k, int | np.integer) and k >= 1 for k in numbers):
-        raise ValueError(f"num_experts: expected positive numbers, got {num_experts!r}")
+def numbers_to_try(num_experts: str | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of experts behind "auto", 1 to LARGEST_TRIED, or behind a range or a list: each once, in order."""
+    numbers = range(1, LARGEST_TRIED + 1) if isinstance(num_experts, str) else num_experts
     return tuple(sorted({int(k) for k in numbers}))
 
 
@@ -94,8 +79,24 @@ def criteria(
     }
 
 
+def left_out(num_experts: int, reason: str) -> dict[str, Any]:
+    """The row of a number of experts that the data do not admit: no numbers, and the reason as its status."""
+    row = criteria(num_experts, np.nan, 0, np.nan, 1.0, None, f"left out: {reason}")
+    return {name: value if name in ("num_experts", "status") else np.nan for name, value in row.items()}
+
+
 def selection_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The rows, with `chosen` true for the least BIC."""
+    """The rows, with `chosen` true for the least BIC among the fits whose status is "ok".
+
+    A fit that is not to be trusted may have any BIC: that of an expert whose noise ran off to zero has no bound. Where no status is
+    "ok", the fit of the fewest experts is chosen.
+    """
     table = pd.DataFrame(rows)
-    usable = table["bic"].where(np.isfinite(table["bic"]), np.inf)
-    return table.assign(chosen=np.arange(len(table)) == int(usable.argmin()))
+    bic = table["bic"].to_numpy(float)
+    usable = np.isfinite(bic) & (table["status"] == "ok").to_numpy()
+    if usable.any():
+        chosen = int(np.argmin(np.where(usable, bic, np.inf)))
+    else:
+        fitted = ~table["status"].str.startswith("left out").to_numpy()
+        chosen = int(np.argmin(np.where(fitted, table["num_experts"].to_numpy(float), np.inf)))
+    return table.assign(chosen=np.arange(len(table)) == chosen)

@@ -36,6 +36,7 @@ from moejax.methods import (
     get_method,
     lookup_method,
     moments_of,
+    require_slopes,
 )
 from moejax.metrics import (
     Metric,
@@ -55,6 +56,7 @@ from moejax.model import (
     predict,
     random_params,
     sample_labels,
+    with_stand_ins,
 )
 from moejax.noise import estimate_noise_std
 from moejax.spectral import SpectralTransforms, host_transforms, traced_transforms
@@ -119,7 +121,7 @@ class AlgorithmSettings:
     max_iterations: int = 100
     """Budget of the method's iterations (EM steps of joint_em, passes of gradient descent, Newton steps of a polish)."""
     record: tuple[str, ...] = ()
-    """Extra results: "history" of the log-likelihood, "path" of the errors along it."""
+    """Extra results: "history" of the objective (`methods.MethodResult`), "path" of the errors along it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +194,7 @@ def metric_names() -> tuple[str, ...]:
     """
     names = tuple(registered_metrics())
     fields = {field.name for kind in (DataSettings, AlgorithmSettings) for field in dataclasses.fields(kind)}
-    taken = fields | set(METRICS) | {"cell", "trial", "status", "reason"}
+    taken = fields | set(METRICS) | {"cell", "trial", "status", "reason", "digest"}
     for name in names:
         _require(name not in taken, "metric", "a name that no other column has", name)
     return METRICS + names
@@ -215,6 +217,11 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
         f"at least {needed} for k = {num_fitted}, d = {data.dim}",
         data.num_samples,
     )
+    fitted, field = algorithm.fit_activation or data.activation, "fit_" if algorithm.fit_activation else ""
+    try:
+        require_slopes(algorithm.method, fitted, polish=algorithm.polish)
+    except ValueError as error:
+        raise ValueError(f"{field}{error}") from None
 
 
 @functools.lru_cache(maxsize=1024)  # a sweep asks for every method of the same data
@@ -452,6 +459,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
     x, y, held_out_x, held_out_y = _draw(sample_key, truth, hyperparameters.num_samples, spec)
     in_sample = jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples
     weights = in_sample.astype(dtype)
+    x, y = with_stand_ins(weights, x, y)
 
     fn = get_activation(spec.fit_activation)
     transforms, noise_std = hyperparameters.transforms, scales.noise_std

@@ -1,12 +1,15 @@
 """The registry of activations: names, facts, derivatives, and what it refuses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from moejax import activations
+import moejax
+from moejax import activations, trial
 from moejax.activations import (
     activation_derivatives,
     activation_facts,
@@ -16,6 +19,8 @@ from moejax.activations import (
     get_activation,
     register_activation,
 )
+from moejax.methods import register_method, require_slopes
+from moejax.spectral import host_transforms, spectral_estimate
 
 REFERENCE = {
     "linear": lambda t: t,
@@ -84,6 +89,19 @@ def test_derivatives_of_smooth_and_kinked_activations():
     np.testing.assert_allclose(second, [0.0, 2.0, 0.0], atol=1e-12)
 
 
+def test_derivatives_are_zero_at_a_cusp_and_on_a_flat_side():
+    t = jnp.asarray([-1.0, 0.0, 8.0])
+    _, slope, second = activation_derivatives(jnp.cbrt, t)
+    np.testing.assert_allclose(slope, [1 / 3, 0.0, 1 / 12], rtol=1e-12)
+    np.testing.assert_allclose(second, [2 / 9, 0.0, -1 / 144], rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(lambda s: apply_activation(jnp.cbrt, s).sum())(t), slope)
+    # JAX itself says infinity times zero below 0
+    _, slope, second = activation_derivatives(lambda t: jnp.maximum(t, 0.0) ** 1.5, t)
+    np.testing.assert_allclose(slope, [0.0, 0.0, 1.5 * np.sqrt(8)], rtol=1e-12)
+    np.testing.assert_allclose(second, [0.0, 0.0, 0.75 / np.sqrt(8)], rtol=1e-12)
+    assert activation_facts(lambda t: jnp.sqrt(jnp.maximum(t, 0.0))).kinked
+
+
 def test_unknown_name_names_the_nearest():
     with pytest.raises(ValueError, match=r"unknown name 'sigmoyd'; nearest: sigmoid.*registered: linear"):
         get_activation("sigmoyd")
@@ -101,6 +119,10 @@ def test_functions_are_accepted_where_names_are(registry):
     assert activation_name("third_power") == "third_power"
 
 
+def _opaque(t):
+    return jax.pure_callback(np.tanh, jax.ShapeDtypeStruct((), t.dtype), t, vmap_method="broadcast_all")
+
+
 @pytest.mark.parametrize(
     ("name", "fn", "message"),
     [
@@ -112,6 +134,17 @@ def test_functions_are_accepted_where_names_are(registry):
         ("failing", lambda t: float(t), "calling it failed"),
         ("without_result", lambda t: None, "calling it failed: AttributeError"),
         ("without_key", lambda t: {}["a"], "calling it failed: KeyError: 'a'"),
+        (
+            "infinity_times_zero",
+            lambda t: t + jnp.sqrt(jnp.maximum(t, 0.0)),
+            r"slope that JAX finds, got nan at -8\.5",
+        ),
+        (
+            "no_second_slope",
+            lambda t: t**2 + jnp.maximum(t, 0.0) ** 1.5,
+            r"second derivative that JAX finds, got nan at -8\.5",
+        ),
+        ("opaque", _opaque, "JAX differentiates, but that failed: Pure callbacks do not support JVP"),
     ],
 )
 def test_refused_registrations(registry, name, fn, message):
@@ -134,6 +167,75 @@ def test_constant_and_shifted_parity():
     assert activation_facts(lambda t: 5.0 + jnp.cos(t)).parity == "even"
     assert activation_facts(lambda t: jnp.cos(t) + 0.01 * t).parity == "none"
     assert activation_facts(lambda t: jnp.maximum(t - 0.7123, 0.0)).kinked
+
+
+STEPS = {
+    "step": lambda t: jnp.where(t > 0.3, 1.0, 0.0),
+    "sign": jnp.sign,
+    "staircase": lambda t: jnp.floor(2.0 * t),
+    "rounded": lambda t: jnp.round(jnp.sin(t), 1),
+    "without a gradient": lambda t: jax.lax.stop_gradient(jnp.tanh(t)),
+    "too steep to see": lambda t: jax.nn.sigmoid(1e9 * (t - 0.001)),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_step_functions_are_known(name):
+    assert activation_facts(STEPS[name]).stepped
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        *REFERENCE,
+        lambda t: 0.0 * t,
+        lambda t: jnp.where(t > 0.3, 1.0 + t, t),
+        lambda t: jax.nn.sigmoid(50.0 * t),
+        lambda t: jnp.maximum(t - 6.0, 0.0),
+        jnp.cbrt,
+        lambda t: jnp.sqrt(jnp.maximum(t, 0.0)),
+        lambda t: 1e-200 * t,
+    ],
+)
+def test_functions_with_a_slope_are_no_step_functions(fn):
+    assert not activation_facts(get_activation(fn)).stepped
+
+
+def test_methods_that_climb_refuse_a_step_function(registry):
+    stairs = register_activation("stairs", STEPS["staircase"])
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    y = np.floor(2.0 * x[:, 0]) + 0.1 * x[:, 1]
+    words = r"^activation: expected a function with a slope for method '.*', got stairs, which changes in jumps only"
+    for method in ("multistart", "joint_em", "gradient_nll", "spectral_em"):
+        with pytest.raises(ValueError, match=words):
+            moejax.fit(jax.random.key(0), x, y, num_experts=2, activation=stairs, method=method)
+    with pytest.raises(ValueError, match=words):
+        moejax.MoERegressor(2, "stairs").fit(x, y)
+    data = trial.DataSettings(activation="stairs", num_samples=1000, dim=4, num_experts=2)
+    with pytest.raises(ValueError, match=words):
+        trial.check_settings(data, trial.AlgorithmSettings(method="joint_em"))
+    with pytest.raises(ValueError, match="fit_" + words[1:]):
+        trial.check_settings(data, trial.AlgorithmSettings(method="joint_em", fit_activation="stairs"))
+    trial.check_settings(data, trial.AlgorithmSettings(method="joint_em", fit_activation="linear"))
+    for method, polish in (("spectral", True), ("spectral_residual", True), ("spectral_em", False)):
+        require_slopes(method, stairs, polish=polish)
+        trial.check_settings(data, trial.AlgorithmSettings(method=method, polish=polish))
+    with pytest.raises(ValueError, match="slopes: expected one of used, polish, unused, got 'never'"):
+        register_method("mine", lambda key, problem, config: None, moments="none", slopes="never")
+
+
+def test_moments_recover_the_experts_of_a_staircase():
+    truth = moejax.make_params(jnp.eye(4)[:2], jnp.zeros((2, 4)).at[0, 2].set(2.0), 0.5)
+    x, y, _ = moejax.sample(jax.random.key(0), truth, STEPS["staircase"], 20_000)
+    transforms = host_transforms(STEPS["staircase"], 0.5, 3, "weighted", 2)
+    estimate = jax.jit(functools.partial(spectral_estimate, num_experts=2, order=3))
+    found = estimate(jax.random.key(1), x, y, transforms)
+    assert moejax.recovery_error(truth.experts, found.experts) < 0.1
+
+
+def test_the_advice_of_a_refused_slope_works():
+    facts = activation_facts(lambda t: t + jnp.where(t > 0, jnp.sqrt(jnp.where(t > 0, t, 1.0)), 0.0))
+    assert not facts.stepped
 
 
 def test_apply_activation_keeps_shape_and_dtype():

@@ -37,7 +37,7 @@ from moejax.trial import AlgorithmSettings, DataSettings, check_settings, prepar
 
 D, K, N, NOISE = 4, 2, 1500, 0.1
 NAMES = ("joint_em", "gradient_nll", "gradient_mse", "gated_losses")
-PASSES = 25
+PASSES = 100
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,18 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.datasets
 
+import moejax
 from moejax import cli
 from moejax.activation_table import activation_row
 from moejax.fit_command import _strongest
+from moejax.fitting import DEFAULT_OPTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +74,27 @@ def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
     shares = samples.filter(like="responsibility_").to_numpy()
     np.testing.assert_allclose(shares.sum(axis=1), 1.0, rtol=1e-12)
     residual = samples["target"] - samples["predicted"]
-    assert np.sqrt((residual**2).mean()) == pytest.approx(document["rmse"])
+    in_data, standardised = (document["in_units"][name] for name in ("data", "standardised"))
+    assert np.sqrt((residual**2).mean()) == pytest.approx(in_data["rmse"])
+    assert (
+        standardised["rmse"]
+        == document["rmse"]
+        == pytest.approx(in_data["rmse"] / samples["target"].std(ddof=0))
+    )
+    assert parameters["coefficient"][0] == pytest.approx(in_data["experts"][0]["coefficients"]["age"])
+    assert parameters["standardised_coefficient"][0] == standardised["experts"][0]["coefficients"]["age"]
+    # what repeats the fit from Python
+    settings = document["settings"]
+    data = sklearn.datasets.load_diabetes(scaled=False)
+    again = moejax.fit(
+        jax.random.wrap_key_data(jnp.asarray(settings["key"], jnp.uint32)),
+        data.data,
+        data.target,
+        num_experts=settings["num_experts"],
+        **{name: settings[name] for name in DEFAULT_OPTIONS},
+    )
+    assert again.log_likelihood == pytest.approx(in_data["log_likelihood"], abs=1e-6)
+    assert again.params.experts[0, 0] == pytest.approx(in_data["experts"][0]["coefficients"]["age"], rel=1e-6)
     assert (out / "convergence.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -107,8 +131,23 @@ def test_fit_of_a_file_as_json(capsys, tmp_path):
     assert set(document["experts"][0]["coefficients"]) == {"left", "right"}
 
 
+@pytest.mark.slow
+def test_fit_of_a_file_with_other_separators_and_a_constant_column(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"left": rng.normal(size=200), "[/same]": 7.0})
+    table["y"] = 2.0 * table["left"] + 0.1 * rng.normal(size=200)
+    table.to_csv(tmp_path / "data.csv", index=False, sep=";", decimal=",")
+    options = ["--target", "y", "--num-experts", "1", "--method", "joint_em"]
+    document = json.loads(run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--json"))
+    assert document["in_units"]["data"]["experts"][0]["coefficients"]["left"] == pytest.approx(2.0, abs=0.05)
+    assert document["diagnostics"]["constant_inputs"] == [1]
+    printed = run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", ";", "--decimal", ",")
+    assert "left out, because they do not vary: inputs 2" in printed
+    assert "separator" in refused(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", "/")
+
+
 def test_a_coefficient_without_a_standard_error_is_printed():
-    assert _strongest({"a": 2.0, "b": -3.0}, {"a": None, "b": 0.25}) == "b -3.00±0.25\na +2.00±?"
+    assert _strongest({"a": 2.0, "b": -3.0}, {"a": None, "b": 0.25}) == "b -3±0.25\na +2±?"
 
 
 def test_activations_json_has_the_fixed_fields(capsys):

@@ -1,11 +1,12 @@
-"""Blocks of samples, sums over them, and the linear predictors of a mixture."""
+"""Blocks of samples, sums over them, what has no weight, and the linear predictors of a mixture."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import make_params
+from moejax import log_likelihood, make_params, sample
+from moejax.activations import activation_facts
 from moejax.design import (
     block_matrix,
     params_of,
@@ -14,7 +15,9 @@ from moejax.design import (
     sum_over_blocks,
     weighted_gram,
 )
-from moejax.model import expert_means, gate_logits
+from moejax.em import Point, expectation
+from moejax.model import expert_means, gate_logits, with_stand_ins
+from moejax.polish import likelihood_curvature
 
 RNG = np.random.default_rng(0)
 
@@ -46,6 +49,78 @@ def test_blocks_without_weight_are_no_samples():
     blocks = sample_blocks(jnp.ones((9, 2)), jnp.ones(9), jnp.zeros(9), fit_intercept=False, block_size=4)
     assert int(blocks.num_used) == 0
     assert float(sum_over_blocks(lambda design, y, weights: y.sum(), blocks)) == 0.0
+
+
+def test_rows_without_weight_become_a_row_that_has_some():
+    x, weights = RNG.normal(size=(5, 2)), np.array([0.0, 0.0, 2.0, 0.0, 1.0])
+    x[[0, 1, 3]] = np.nan
+    for module, convert in ((np, np.asarray), (jnp, jnp.asarray)):
+        filled, y = with_stand_ins(convert(weights), convert(x), convert(np.arange(5.0)), xp=module)
+        np.testing.assert_array_equal(filled, x[[2, 2, 2, 2, 4]])
+        np.testing.assert_array_equal(y, [2.0, 2.0, 2.0, 2.0, 4.0])
+    (nothing,) = with_stand_ins(jnp.zeros(5), jnp.asarray(x))
+    np.testing.assert_array_equal(nothing, 0.0)
+
+
+CUSPED = {
+    "cube root": jnp.cbrt,
+    "root": lambda t: jnp.sign(t) * jnp.sqrt(jnp.abs(t)),
+    "t log|t|": lambda t: jax.scipy.special.xlogy(t, jnp.abs(t)),
+    "|t|^1.5": lambda t: jnp.abs(t) ** 1.5,
+}
+
+
+@pytest.mark.parametrize("name", CUSPED)
+def test_sums_of_a_g_with_infinite_derivatives_at_zero_see_no_row_without_weight(name):
+    fn, n, unused = CUSPED[name], 50, 14
+    params = make_params(jnp.eye(2, 3), jnp.asarray([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]), 0.1)
+    x, y, _ = sample(jax.random.key(0), params, fn, n)
+    width = jnp.asarray(1e-3) if activation_facts(fn).kinked else None
+
+    @jax.jit
+    def sums(x, y, weights):
+        blocks = sample_blocks(x, y, weights, fit_intercept=False, block_size=24)
+        point = Point(predictors_of(params, fit_intercept=False), params.noise_std)
+        slope = jax.grad(log_likelihood)(params, x, y, fn, weights)
+        return (
+            expectation(point, blocks, fn=fn, experts_free=True),
+            likelihood_curvature(params, blocks, fn=fn, noise="shared", fit_intercept=False, width=width),
+            slope,
+        )
+
+    expected = sums(x, y, jnp.ones(n))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    weights = jnp.concatenate([jnp.zeros(unused // 2), jnp.ones(n), jnp.zeros(unused - unused // 2)])
+    for value in (0.0, 1e30, np.nan):
+        padded = (
+            jnp.pad(a, [(unused // 2, unused - unused // 2)] + [(0, 0)] * (a.ndim - 1), constant_values=value)
+            for a in (x, y)
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-9),
+            sums(*padded, weights),
+            expected,
+        )
+
+
+def test_a_sample_at_a_cusp_has_no_slope_and_spoils_no_sum():
+    """Without intercepts an input of zeros is at g's cusp whatever the experts are."""
+    params = make_params(jnp.eye(2, 3), jnp.zeros((2, 3)), 0.1)
+    x, y, _ = sample(jax.random.key(1), params, jnp.cbrt, 30)
+    x = x.at[7].set(0.0)
+
+    @jax.jit
+    def at(weights):
+        blocks = sample_blocks(x, y, weights, fit_intercept=False)
+        point = Point(predictors_of(params, fit_intercept=False), params.noise_std)
+        return expectation(point, blocks, fn=jnp.cbrt, experts_free=True)
+
+    whole, rest = at(jnp.ones(30)), at(jnp.ones(30).at[7].set(0.0))
+    np.testing.assert_allclose(whole.expert_information, rest.expert_information, rtol=1e-12)
+    np.testing.assert_allclose(whole.expert_gradient, rest.expert_gradient, rtol=1e-12)
+    assert float(whole.log_likelihood) != pytest.approx(float(rest.log_likelihood))
+    slope = jax.jit(lambda params: jax.grad(log_likelihood)(params, x, y, jnp.cbrt))(params)
+    assert np.isfinite(slope.experts).all()
 
 
 def test_weighted_gram_and_block_matrix():

@@ -1,5 +1,8 @@
 """The model: likelihood, responsibilities, prediction and sampling, against SciPy and by simulation."""
 
+import decimal
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from moejax.model import (
     InstanceScales,
     log_likelihood_per_sample,
     permute_experts,
+    posterior,
     random_params,
     regauge,
     sample_labels,
@@ -63,6 +67,49 @@ def test_likelihood_responsibilities_and_prediction(params, data):
     expected = joint / joint.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(responsibilities(params, *data, "tanh"), expected, rtol=1e-10)
     np.testing.assert_allclose(predict(params, data[0], "tanh"), (gates * means).sum(axis=1), rtol=1e-11)
+
+
+def exact_posterior(log_gates, means, y, noise_std):
+    """(k,) of one label (m,), from log gates (k,) and means and noise (k, m), with 900 digits."""
+    with decimal.localcontext(decimal.Context(prec=900)):
+        exponents = []
+        for log_gate, mean, noise in zip(log_gates, means, noise_std, strict=True):
+            squares = [
+                ((decimal.Decimal(v) - decimal.Decimal(u)) / decimal.Decimal(s)) ** 2
+                for v, u, s in zip(y, mean, noise, strict=True)
+            ]
+            exponents.append(decimal.Decimal(log_gate - sum(math.log(s) for s in noise)) - sum(squares) / 2)
+        shares = np.exp([float(exponent - max(exponents)) for exponent in exponents])
+    return shares / shares.sum()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e8, 1e150, 1e200, 1e300])
+@pytest.mark.parametrize("noise", ["shared", "each", "tiny beside large"])
+def test_posteriors_however_far_the_label_is(size, noise):
+    rng = np.random.default_rng(3)
+    n, m = 12, 2
+    log_gates = special.log_softmax(rng.normal(size=(n, K)), axis=1)
+    means = rng.normal(size=(n, K, m))
+    noise_std = {
+        "shared": np.full((K, m), 0.7),
+        "each": rng.uniform(0.5, 2.0, size=(K, m)),
+        "tiny beside large": np.array([[1e-7, 1e-7], [1.0, 2.0], [1.5, 1.0]]),
+    }[noise]
+    y = size * rng.normal(size=(n, m))
+    expected = np.stack([exact_posterior(*row, noise_std) for row in zip(log_gates, means, y, strict=True)])
+    with np.errstate(over="ignore"):
+        found = posterior(log_gates, means, y, noise_std, xp=np)
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)
+    arrays = (jnp.asarray(a) for a in (log_gates, means, y, noise_std))
+    np.testing.assert_allclose(posterior(*arrays, xp=jnp), found, rtol=1e-7, atol=1e-12)
+
+
+def test_responsibilities_in_single_precision_far_out(single_precision):
+    params = make_params(jnp.eye(2), jnp.zeros((2, 2)), 0.1)
+    x = jnp.asarray([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    for y in (1e4, 1e25):
+        found = responsibilities(params, x, jnp.full(3, y), "linear")
+        np.testing.assert_allclose(found, [[1, 0], [0, 1], [0.5, 0.5]], atol=1e-6)
 
 
 @pytest.mark.slow

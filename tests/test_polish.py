@@ -242,11 +242,11 @@ def test_a_kinked_activation_reaches_the_same_maximum_from_two_starts(name):
 
 
 @pytest.mark.slow
-def test_ridge_is_on_the_gates_and_relative_to_the_sample():
+def test_ridge_is_on_the_gates():
     params, x, y = drawn("tanh")
     weights = random_weights()
-    ended = run(params, x, y, weights, ridge=0.05)
     total = 0.05 * float(weights.sum())
+    ended = run(params, x, y, weights, ridge=total)
     gates = np.append(ended.params.gating[0], ended.params.gating_bias[0])
     # of two gates w and 0, sum_i |w_i - mean w|^2 = |w|^2 / 2
     penalised = float(log_likelihood(ended.params, x, y, "tanh", weights)) - 0.25 * total * gates @ gates

@@ -9,7 +9,14 @@ from sklearn.linear_model import LinearRegression
 
 import moejax
 from moejax.model import responsibilities
-from moejax.selection import criteria, num_free_parameters, num_rows_needed, numbers_to_try, selection_table
+from moejax.selection import (
+    criteria,
+    left_out,
+    num_free_parameters,
+    num_rows_needed,
+    numbers_to_try,
+    selection_table,
+)
 
 
 def test_criteria_are_their_definitions():
@@ -35,20 +42,40 @@ def test_counts_of_parameters():
 
 
 def test_numbers_to_try():
-    assert numbers_to_try("auto", (10_000, 4), True) == (1, 2, 3, 4, 5, 6)
-    assert numbers_to_try("auto", (30, 4), True) == (1, 2, 3)
-    assert numbers_to_try(range(2, 4), (10, 4), True) == (2, 3)
-    assert numbers_to_try([4, 2, 4], (10, 4), True) == (2, 4)
-    for bad in ("many", [], [0, 1], [1.5]):
-        with pytest.raises(ValueError, match="num_experts: expected"):
-            numbers_to_try(bad, (10, 4), True)
+    assert numbers_to_try("auto") == (1, 2, 3, 4, 5, 6)
+    assert numbers_to_try([4, 2, 4]) == (2, 4)
+
+
+def row(num_experts, bic, status="ok"):
+    return {"num_experts": num_experts, "bic": bic, "status": status}
 
 
 def test_the_least_bic_is_chosen_and_a_failed_fit_is_not():
-    table = selection_table(
-        [{"num_experts": k, "bic": b} for k, b in ((1, 5.0), (2, np.nan), (3, 4.0), (4, 4.5))]
-    )
+    table = selection_table([row(1, 5.0), row(2, np.nan), row(3, 4.0), row(4, 4.5)])
     assert table["chosen"].tolist() == [False, False, True, False]
+
+
+def test_a_fit_whose_status_is_not_ok_is_not_chosen():
+    collapsed = "the noise of expert 1 ran off to zero"
+    table = selection_table([row(2, 213.0), row(3, -876.0, collapsed)])
+    assert table["chosen"].tolist() == [True, False]
+    table = selection_table([left_out(1, "no rows"), row(2, 5.0, collapsed), row(3, 4.0, collapsed)])
+    assert table["chosen"].tolist() == [False, True, False]
+
+
+def test_what_the_data_do_not_admit_is_left_out_and_said():
+    x, y = np.random.default_rng(0).normal(size=(60, 2)), np.random.default_rng(1).normal(size=60)
+    options = {"method": "spectral_em", "fit_intercept": True, "max_iterations": 5}
+    result = moejax.fit(jax.random.key(0), x, y, num_experts=[1, 3, 500], **options)
+    table = result.selection.set_index("num_experts")
+    assert table["chosen"].tolist() == [True, False, False]
+    assert "1 to 2 (the rank of the inputs)" in table.loc[3, "status"]
+    assert table.loc[500, "status"].startswith("left out")
+    weights = (np.arange(60) < 8).astype(float)
+    few = moejax.fit(jax.random.key(0), x, y, num_experts="auto", weights=weights, **options)
+    assert "at least 11 rows with weight for k = 2" in few.selection.set_index("num_experts").loc[2, "status"]
+    with pytest.raises(ValueError, match="num_experts: expected 1 to 2"):
+        moejax.fit(jax.random.key(0), x, y, num_experts=[3, 4], **options)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 from test_sweep_fake_core import command, environment, run, write_inputs
 
 from moejax.sweep import load
+from moejax.sweep.certificates import make_certificates
 from moejax.sweep.cluster import cluster_executor, slurm_job_script
 from moejax.sweep.executors import ClusterError, compile_without_optimisation, single_threaded_environment
 
@@ -31,23 +32,19 @@ job_script_prologue = ["module load python"]
 
 
 @contextlib.contextmanager
-def scheduler_and_worker(folder: Path):
-    """A scheduler and one worker, as a user starts them; yields the scheduler's address."""
+def scheduler_and_worker(folder: Path, certificates: Path):
+    """A scheduler and one worker with TLS, as docs/security.md starts them; yields the scheduler's address."""
     file = folder / "scheduler.json"
-    base = [sys.executable, "-m", "dask"]
+
+    def program(role: str, *options: str) -> list[str]:
+        tls = {"ca-file": "ca.pem", "cert": f"{role}.pem", "key": f"{role}-key.pem"}
+        paths = [word for name, path in tls.items() for word in (f"--tls-{name}", str(certificates / path))]
+        return [sys.executable, "-m", "dask", role, "--scheduler-file", str(file), *paths, *options]
+
+    pages = ("--dashboard-address", "127.0.0.1:0")
     programs = [
-        [
-            *base,
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--scheduler-file",
-            str(file),
-        ],
-        [*base, "worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard"],
+        program("scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", "0", *pages),
+        program("worker", "--nthreads", "1", *pages),
     ]
     started = []
     try:
@@ -72,9 +69,14 @@ def test_a_running_scheduler_gives_the_rows_of_this_process(tmp_path):
     toml, plugin = write_inputs(tmp_path)
     alone = run(command(toml, plugin, tmp_path / "alone", workers=1))
     assert alone.returncode == 0, alone.stderr
-    with scheduler_and_worker(tmp_path) as address:
-        joined = run(command(toml, plugin, tmp_path / "joined", workers=None, cluster=address))
+    security = str(make_certificates(tmp_path / "certificates"))
+    with scheduler_and_worker(tmp_path, tmp_path / "certificates") as address:
+        assert address.startswith("tls://")
+        joined = run(
+            command(toml, plugin, tmp_path / "joined", workers=None, cluster=address, security=security)
+        )
         assert joined.returncode == 0, joined.stderr
+        assert "without TLS" not in joined.stderr
         both = run(command(toml, plugin, tmp_path / "both", workers=2, cluster=address))
         assert both.returncode == 2
         assert "--workers: the cluster has its own" in both.stderr
@@ -88,7 +90,10 @@ def test_an_address_where_no_scheduler_answers_is_one_line(monkeypatch):
         port = free.getsockname()[1]
     with pytest.raises(ClusterError, match=rf"--cluster tcp://127.0.0.1:{port}: no Dask scheduler answers"):
         cluster_executor(f"tcp://127.0.0.1:{port}")
-    with pytest.raises(ValueError, match=r"expected tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml",
+    ):
         cluster_executor("somewhere")
 
 

@@ -163,6 +163,21 @@ def test_padding_changes_no_number(loop):
 
 
 @pytest.mark.slow
+def test_padding_does_not_hurt_an_activation_with_a_cusp_at_zero(monkeypatch):
+    monkeypatch.setattr(activations, "_REGISTRY", dict(activations._REGISTRY))
+    register_activation("cube_root", jnp.cbrt)
+    algorithm = dataclasses.replace(ALGORITHM, method="joint_em", max_iterations=200, record=())
+    cells = [
+        dataclasses.replace(DATA, activation="cube_root", num_samples=n) for n in (1000, 1000, 1024, 1024)
+    ]
+    spec, hyperparameters = stacked(cells, algorithm)
+    assert spec.padded_num_samples == 1024
+    result = run_trials(KEYS[np.array([2, 3, 2, 3])], hyperparameters, spec)
+    assert np.all(np.asarray(result.status) == 0)
+    assert np.all(np.asarray(result.recovery_error) < 1e-3)
+
+
+@pytest.mark.slow
 def test_the_polish_raises_the_likelihood_of_the_moments_on_the_same_data(loop):
     """Methods share an instance's data: the sample comes from the key alone."""
     spec, hyperparameters = stacked(CELLS, dataclasses.replace(ALGORITHM, method="spectral", record=()))

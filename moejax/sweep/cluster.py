@@ -3,19 +3,35 @@
 On CPUs a device is a core: single-threaded processes, each pinned to its core, because one XLA program
 does not use two cores as well as two programs do. XLA reads its flags and the affinity when its backend
 starts, so both are set before a worker imports JAX.
+
+Dask runs every function that reaches it. Workers of this machine listen on the loopback alone and only to who has the
+certificates of this run; `security` has the certificates of other clusters.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moejax.sweep.executors import ClusterError, DaskExecutor, describe, single_threaded_environment
-from moejax.sweep.slurm import make_slurm_cluster, read_slurm_file
+from moejax.sweep.security import (
+    cluster_security,
+    private_scratch_folder,
+    temporary_security,
+    temporary_security_in,
+)
+from moejax.sweep.slurm import SlurmFile, make_slurm_cluster, read_slurm_file, scheduler_without_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Security
 
 CONNECT_SECONDS = 30.0
+LOOPBACK = "127.0.0.1"
 
 
 def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
@@ -29,10 +45,13 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
         ClusterError: the workers do not start.
     """
     from dask import config as dask_config
-    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed import Client, Nanny, SpecCluster
 
     _quiet()
     dask_config.set(_DASK_SETTINGS)
+    # Other users of this machine reach its loopback too, but lack the certificates of this run.
+    security = temporary_security()
+    reachable = {"host": LOOPBACK, "protocol": "tls://", "security": security}
     cores = available_cores()
     specs: dict[Any, Any] = {}
     for index in range(workers):
@@ -49,13 +68,17 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
             "memory_limit": 0,  # chunks are sized to memory in the plan; Dask would pause or kill workers
             "dashboard": False,
             "silence_logs": logging.CRITICAL,
+            **reachable,
         }
         specs[index] = {"cls": Nanny, "options": options}
-    anywhere = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}  # whatever else runs here
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False, **anywhere}}
+    options = {"port": 0, "dashboard": False, "dashboard_address": None, **reachable}
+    scheduler = {"cls": scheduler_without_pages(), "options": options}
     cluster = None
     try:
-        cluster = SpecCluster(workers=specs, scheduler=scheduler, name="moejax", silence_logs=False)
+        with dask_config.set({"temporary-directory": private_scratch_folder()}):
+            cluster = SpecCluster(
+                workers=specs, scheduler=scheduler, name="moejax", silence_logs=False, security=security
+            )
         client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, RuntimeError, ValueError) as error:
         if cluster is not None:
@@ -70,21 +93,24 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
     return DaskExecutor(client, close)
 
 
-def cluster_executor(cluster: str) -> DaskExecutor:
-    """The executor for `--cluster`: tcp://HOST:PORT (or tls://, ucx://), or slurm:FILE.toml.
+def cluster_executor(cluster: str, security_file: Path | None = None) -> DaskExecutor:
+    """The executor for `--cluster`: tls://HOST:PORT (or tcp://, ucx://), or slurm:FILE.toml.
 
     Raises:
-        ValueError: another form, or a bad Slurm file; ClusterError: it cannot be joined or started.
+        ValueError: another form, a bad Slurm file, or bad certificates; ClusterError: it cannot be joined or started.
     """
     if cluster.startswith("slurm:"):
-        return slurm_executor(Path(cluster.removeprefix("slurm:")))
+        path = Path(cluster.removeprefix("slurm:"))
+        return slurm_executor(path, cluster_security(cluster, security_file))
     if "://" in cluster:
-        return joined_executor(cluster)
-    raise ValueError(f"--cluster {cluster}: expected tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml")
+        return joined_executor(cluster, cluster_security(cluster, security_file))
+    raise ValueError(
+        f"--cluster {cluster}: expected tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml"
+    )
 
 
-def joined_executor(address: str) -> DaskExecutor:
-    """Use the workers of a scheduler that is already running, such as `tcp://host:8786`.
+def joined_executor(address: str, security: Security | None = None) -> DaskExecutor:
+    """Use the workers of a scheduler that is already running, such as `tls://host:8786`.
 
     Raises:
         ClusterError: nothing answers there.
@@ -93,10 +119,11 @@ def joined_executor(address: str) -> DaskExecutor:
 
     _quiet()
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, security=security)
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        how = "without TLS" if security is None else "with these certificates"
         raise ClusterError(
-            f"--cluster {address}: no Dask scheduler answers there: {describe(error)}"
+            f"--cluster {address}: no Dask scheduler answers there {how}: {describe(error)}"
         ) from None
 
     def close() -> None:
@@ -105,8 +132,12 @@ def joined_executor(address: str) -> DaskExecutor:
     return DaskExecutor(client, close, patient=True)
 
 
-def slurm_executor(path: Path) -> DaskExecutor:
+def slurm_executor(path: Path, security: Security | None = None) -> DaskExecutor:
     """Ask Slurm for workers; they join as their jobs start, for which we wait as long as it takes.
+
+    Args:
+        path: the Slurm file.
+        security: certificates that the jobs can read; None: temporary ones.
 
     Raises:
         ValueError: a bad file; ClusterError: the scheduler or the submission failed.
@@ -115,33 +146,47 @@ def slurm_executor(path: Path) -> DaskExecutor:
 
     _quiet()
     file = read_slurm_file(path)
-    cluster = make_slurm_cluster(file)
-    try:
-        cluster.scale(jobs=file.workers)
-        client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-        cluster.close()
-        raise ClusterError(f"--cluster slurm:{path}: {describe(error)}") from error
-
-    def close() -> None:
-        client.close()
-        cluster.close()  # cancels the jobs
-
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(slurm_cluster(file, security))
+        try:
+            cluster.scale(jobs=file.workers)
+            client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+            raise ClusterError(f"--cluster slurm:{path}: {describe(error)}") from error
+        stack.callback(client.close)
+        close = stack.pop_all().close
     return DaskExecutor(client, close, patient=True)
 
 
-def slurm_job_script(path: Path) -> str:
+def slurm_job_script(path: Path, security: Security | None = None) -> str:
     """The script that would be submitted, for `--dry-run`; no job is asked for.
 
     Raises:
         ValueError: a bad file; ClusterError: an option's value is refused.
     """
     _quiet()
-    cluster = make_slurm_cluster(read_slurm_file(path))
-    try:
+    with slurm_cluster(read_slurm_file(path), security) as cluster:
         return cluster.job_script()
-    finally:
-        cluster.close()
+
+
+@contextlib.contextmanager
+def slurm_cluster(file: SlurmFile, security: Security | None) -> Iterator[Any]:
+    """A scheduler that has asked for no job yet; its end cancels the jobs and removes temporary certificates."""
+    from dask import config as dask_config
+
+    with contextlib.ExitStack() as stack:
+        if security is None:
+            try:
+                security = stack.enter_context(temporary_security_in(file.shared_folder))
+            except OSError as error:
+                raise ClusterError(
+                    f"--cluster slurm:{file.path}: [job] shared_temp_directory: {file.shared_folder} cannot be "
+                    f"written: {error.strerror}; expected a folder that jobs can read, for temporary certificates"
+                ) from None
+        with dask_config.set({"temporary-directory": private_scratch_folder()}):
+            cluster = make_slurm_cluster(file, security)
+        stack.callback(cluster.close)
+        yield cluster
 
 
 def available_cores() -> list[int]:
@@ -170,9 +215,17 @@ def worker_memory_bytes(workers: int) -> int | None:
 
 
 def worker_preload(core: int | None) -> str:
-    """Text of a Dask preload: leave Ctrl-C to the coordinator; pin to a core where the system can."""
+    """Text of a Dask preload: leave Ctrl-C to the coordinator; serve no web pages; pin to a core where the system can.
+
+    A class of worker of our own would be imported, and JAX with it, before the environment is set.
+    """
     pin = f"if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {{{core}}})\n"
-    return "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + ("" if core is None else pin)
+    return (
+        "import os, signal, distributed\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "distributed.Worker.start_http_server = lambda worker, *arguments, **options: None\n"
+        + ("" if core is None else pin)
+    )
 
 
 _DASK_SETTINGS = {

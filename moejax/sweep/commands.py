@@ -6,17 +6,17 @@ which `as_json` prints instead. User errors are ValueError or OSError with one l
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from moejax.console import make_console, make_notes, print_json
+from moejax.environment import require_devices
 from moejax.sweep.chunk import WorkerSettings, configure
 from moejax.sweep.executors import Executor, InProcessExecutor, use_single_thread
 from moejax.sweep.plan import Plan, make_plan
@@ -25,6 +25,7 @@ from moejax.sweep.spec import read_spec
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
     from moejax.sweep.figures import NamedFigure
 
@@ -45,8 +46,10 @@ def sweep(
     set: Sequence[str] = (),
     plugin: Sequence[Path] = (),
     cluster: str | None = None,
+    security: Path | None = None,
     vmap_width: int | None = None,
     retry_failed: bool = False,
+    repair: bool = False,
     across_versions: bool = False,
     quiet: bool = False,
     as_json: bool = False,
@@ -61,9 +64,11 @@ def sweep(
         workers: processes on this machine; 1: this process. Default: one per core, or one per GPU.
         set: KEY=VALUE overrides of the spec.
         plugin: Python files that register activations, methods, input distributions or metrics; besides the spec's own.
-        cluster: tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
+        cluster: tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
+        security: TOML file that names the certificates for the cluster; see `moejax.sweep.security`.
         vmap_width: trials that run side by side in one program; default 1 on CPUs.
         retry_failed: run trials again that raised, or whose worker died.
+        repair: first replace a damaged store by what is sound in it; the damaged file stays beside it.
         across_versions: go on although the folder holds results of another version of moejax.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
@@ -72,8 +77,8 @@ def sweep(
         ValueError: the spec or an option; OSError: the folder, the store or the cluster. SystemExit: after
             Ctrl-C.
     """
-    report_to = Console(stderr=True)
-    tables = Console(quiet=quiet or as_json)
+    report_to = make_notes()
+    tables = make_console(quiet=quiet or as_json)
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: expected a number of at least 1")
     if vmap_width is not None and vmap_width < 1:
@@ -81,7 +86,7 @@ def sweep(
     if pilot and not dry_run:
         raise ValueError("--pilot: goes with --dry-run")
     checked = read_spec(spec, set)
-    place = Place(workers, cluster, dry_run)
+    place = Place(workers, cluster, dry_run, security)
     place.prepare()
     plan = make_plan(
         checked,
@@ -101,6 +106,7 @@ def sweep(
         spec,
         set,
         retry_failed,
+        repair,
         across_versions,
         report_to,
         tables,
@@ -117,6 +123,7 @@ def _run(
     spec: Path,
     overrides: Sequence[str],
     retry_failed: bool,
+    repair: bool,
     across_versions: bool,
     report_to: Console,
     tables: Console,
@@ -127,18 +134,29 @@ def _run(
     from moejax.sweep.figures import make_figures
     from moejax.sweep.progress import duration, sweep_progress
     from moejax.sweep.provenance import check_resumable, collect_provenance
+    from moejax.sweep.repair import repair_store
     from moejax.sweep.store import Store
     from moejax.sweep.summary import summarise
     from moejax.sweep.work import summarise_failures
 
-    start = place.executor_factory(sum(plan.chunks_of(bucket) for bucket in plan.buckets))
-    with Store(folder) as store:
-        check_resumable(store.previous_provenance(), across_versions, folder)
+    provenance = collect_provenance(plan, spec, overrides, place.description)
+
+    def check(previous: Sequence[Mapping[str, Any]]) -> None:
+        check_resumable(previous, across_versions, folder)
+
+    if repair:
+        report_to.print(repair_store(folder, check), soft_wrap=True)
+    with contextlib.ExitStack() as held:
+        checked = held.enter_context(contextlib.closing(Store(folder, check)))  # before workers are asked for
+        start = place.executor_factory(sum(plan.chunks_of(bucket) for bucket in plan.buckets))
+        if place.warning is not None:
+            report_to.print(place.warning, markup=False, highlight=False, soft_wrap=True)
+        store = held.enter_context(checked)  # from here on the folder is written
         if store.journal_mode != "wal":
             report_to.print(
                 f"{folder}: this file system cannot share memory; the store uses a rollback journal"
             )
-        store.begin_run(plan, collect_provenance(plan, spec, overrides, place.description))
+        store.begin_run(plan, provenance)
         if retry_failed:
             store.forget_failures()
         with sweep_progress(report_to, quiet) as progress:
@@ -146,13 +164,15 @@ def _run(
             try:
                 done = engine.run()
             except KeyboardInterrupt:
-                kept = engine.summary.trials_run + engine.summary.trials_reused
+                kept = sum(map(len, store.done_trials().values()))
                 report_to.print(
                     f"stopped: {kept:,} trials are kept in {folder}; to resume: {shlex.join(_command())}",
                     soft_wrap=True,
                 )
                 raise SystemExit(INTERRUPTED_STATUS) from None
         store.end_run(done.wall_seconds, done.compile_seconds)
+    summary = summarise(folder)
+    written = write_results(folder, summary, make_figures(summary))
     if not done.trials_run:
         tables.print(f"nothing to run: all {done.trials_reused:,} trials are in {folder} already")
     else:
@@ -164,34 +184,36 @@ def _run(
         )
     if done.failures:
         tables.print(f"{done.failures.total():,} trials not ok: {summarise_failures(done.failures)}")
-    summary = summarise(folder)
-    written = write_results(folder, tables, summary, make_figures(summary))
+    print_results(tables, summary, written)
     result = {"folder": str(folder), "written": [str(path) for path in written]} | dataclasses.asdict(done)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     return result
 
 
-def write_results(
-    folder: Path, tables: Console, summary: pd.DataFrame, figures: list[NamedFigure]
-) -> list[Path]:
-    """Print the summary of a run folder; write summary.csv and the figures into it.
+def write_results(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]) -> list[Path]:
+    """Write summary.csv and the figures into a run folder, before anything is printed: nobody may read that to its end.
 
     Raises:
         StoreError: the folder cannot be written.
     """
     from moejax.sweep.figures import write_figures
     from moejax.sweep.schema import StoreError
+    from moejax.sweep.tables import write_whole
+
+    try:
+        write_whole(folder / "summary.csv", lambda path: summary.to_csv(path, index=False))
+        return [folder / "summary.csv", *write_figures(figures, folder)]
+    except OSError as error:
+        raise StoreError(f"{folder}: the summary cannot be written: {error.strerror or error}") from None
+
+
+def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path]) -> None:
+    """Print the summary of a run folder, and what was written."""
     from moejax.sweep.screen import print_summary
 
     print_summary(tables, summary)
-    try:
-        summary.to_csv(folder / "summary.csv", index=False)
-        written = [folder / "summary.csv", *write_figures(figures, folder)]
-    except OSError as error:
-        raise StoreError(f"{folder}: the summary cannot be written: {error.strerror or error}") from None
     tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
-    return written
 
 
 def _dry_run(
@@ -229,15 +251,16 @@ def _dry_run(
         "job_script": script,
     }
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     return result
 
 
 class Place:
     """Where a sweep runs: this process, worker processes here, or a cluster."""
 
-    def __init__(self, workers: int | None, cluster: str | None, dry_run: bool):
+    def __init__(self, workers: int | None, cluster: str | None, dry_run: bool, security: Path | None = None):
         self._cluster = cluster
+        self._security = None if security is None else Path(security)
         self._dry_run = dry_run
         self._gpus: tuple[str, ...] = ()
         self.accelerated = False
@@ -248,6 +271,7 @@ class Place:
         import jax
 
         from moejax.sweep.cluster import available_cores, visible_gpus
+        from moejax.sweep.security import cluster_security
 
         platforms = jax.config.values["jax_platforms"] or os.environ.get("JAX_PLATFORMS", "")
         on_cpu = platforms == "cpu"
@@ -256,13 +280,20 @@ class Place:
         if self._cluster is not None:
             if self.workers:
                 raise ValueError("--workers: the cluster has its own; leave --workers out with --cluster")
+            cluster_security(self._cluster, self._security)  # bad certificates end a dry run too
             self.workers = 1
+        elif self._security is not None:
+            raise ValueError(
+                f"--security {self._security}: goes with --cluster; workers of this machine have certificates of their own"
+            )
         elif not self.workers:
             self.workers = 1 if "tpu" in platforms else len(self._gpus) or len(available_cores())
         if not self.accelerated:
             use_single_thread()
         if self.accelerated and (self.workers > 1 or self._cluster is not None):
             jax.config.update("jax_platforms", "cpu")  # the devices are the workers', not the coordinator's
+        elif platforms:
+            require_devices()  # a platform that was asked for and is not there would fail every trial
 
     @property
     def memory_bytes(self) -> int | None:
@@ -277,20 +308,29 @@ class Place:
             return self._cluster
         return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
 
+    @property
+    def warning(self) -> str | None:
+        """A line that the user should see, if the cluster is joined without TLS."""
+        from moejax.sweep.security import unencrypted_warning
+
+        return None if self._cluster is None else unencrypted_warning(self._cluster)
+
     def job_script(self) -> str | None:
         """What Slurm would be given; None without Slurm."""
         if self._cluster is None or not self._cluster.startswith("slurm:"):
             return None
         from moejax.sweep.cluster import slurm_job_script
+        from moejax.sweep.security import cluster_security
 
-        return slurm_job_script(Path(self._cluster.removeprefix("slurm:")))
+        security = cluster_security(self._cluster, self._security)
+        return slurm_job_script(Path(self._cluster.removeprefix("slurm:")), security)
 
     def executor_factory(self, chunks: int) -> Callable[[], Executor]:
         """How to start workers, no more than chunks. A cluster is joined at once: a wrong address changes nothing on disk."""
         from moejax.sweep import cluster
 
         if self._cluster is not None:
-            joined = cluster.cluster_executor(self._cluster)
+            joined = cluster.cluster_executor(self._cluster, self._security)
             return lambda: joined
         workers = min(self.workers, chunks)
         if workers == 1:
@@ -319,10 +359,10 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
     from moejax.sweep.status import read_status
 
     state = read_status(folder)
-    print_status(Console(quiet=as_json), state)
+    print_status(make_console(quiet=as_json), state)
     result = dataclasses.asdict(state)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
     return result
 
 
@@ -331,7 +371,7 @@ def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
     from moejax.sweep.tables import export_table
 
     rows = export_table(folder, file)
-    Console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
+    make_console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
     return rows
 
 
@@ -348,10 +388,11 @@ def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     from moejax.sweep.summary import summarise
 
     folder = Path(folder)
-    tables = Console(quiet=quiet)
+    tables = make_console(quiet=quiet)
     summary = summarise(folder)
     figures = make_figures(summary)
-    written = write_results(folder, tables, summary, figures)
+    written = write_results(folder, summary, figures)
     written.append(write_report(folder, summary, figures))
+    print_results(tables, summary, written[:-1])
     tables.print(f"report: {written[-1]}", soft_wrap=True)
     return {"folder": str(folder), "written": [str(path) for path in written]}

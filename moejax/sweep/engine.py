@@ -132,7 +132,9 @@ class Engine:
         self._trials_known += target - before
         self._work_known += (target - before) * self._work(position)
         missing = (trial for trial in range(before, target) if trial not in have)
-        self._left[position] += self._queue.add(position, missing)
+        count = target - before - sum(before <= trial < target for trial in have)
+        self._queue.add(position, missing, count)
+        self._left[position] += count
 
     def _judge(self, position: int, have: set[int]) -> None:
         """Look by look, give a cell more trials, until it is precise, at its maximum, or has some to run."""

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
+from moejax.console import shorten
 from moejax.trial import AlgorithmSettings, DataSettings
 
 METHOD_FIELD = "method"
@@ -28,6 +29,10 @@ SHORT = {
 """Symbols of fields, for titles and narrow tables."""
 DEFAULT_WORD = "default"
 """TOML has no null: this word stands for None in a field that may be None."""
+LARGEST_WHOLE = 2**31 - 1
+"""Of a field: JAX counts in 32 bits."""
+LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +95,31 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(show(item) for item in value) + "]"
+        return shorten("[" + ", ".join(show(item) for item in value) + "]", LONGEST_SHOWN)
     if isinstance(value, str):
-        return f'"{value}"'
-    return str(value)
+        return shorten(f'"{value}"', LONGEST_SHOWN)
+    try:
+        return shorten(str(value), LONGEST_SHOWN)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return f"a number of {value.bit_length():,} bits"
+
+
+def whole(value: Any) -> int | None:
+    """A whole number, written as 1000, 1e3 or 1000.0; None if the value is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if isinstance(value, int) or value.is_integer() else None
+
+
+def finite(value: Any) -> float | None:
+    """A number as a float; None if the value is none, or is larger than a float can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _options(annotation: Any) -> list[Any]:
@@ -108,7 +134,8 @@ def _words(option: Any) -> str:
     if typing.get_origin(option) is tuple:
         plural = {str: "names", float: "numbers", int: "whole numbers"}
         return f"a list of {plural[typing.get_args(option)[0]]}"
-    return {str: "a name", bool: "true or false", int: "a whole number", float: "a finite number"}[option]
+    words = {str: "a name", bool: "true or false", float: "a finite number"}
+    return words.get(option, f"a whole number of at most {LARGEST_WHOLE}")
 
 
 def _coerce(option: Any, value: Any) -> Any:
@@ -122,11 +149,13 @@ def _coerce(option: Any, value: Any) -> Any:
         if option is bool and isinstance(value, bool):
             return value
     elif option is int:
-        if isinstance(value, int | float) and math.isfinite(value) and float(value).is_integer():
-            return int(value)
+        number = whole(value)
+        if number is not None and abs(number) <= LARGEST_WHOLE:
+            return number
     elif option is float:
-        if isinstance(value, int | float) and math.isfinite(value):
-            return float(value) + 0.0  # -0.0 and 0.0 are one cell
-    elif option is str and isinstance(value, str) and value != DEFAULT_WORD:
+        number = finite(value)
+        if number is not None:
+            return number + 0.0  # -0.0 and 0.0 are one cell
+    elif option is str and isinstance(value, str) and value != DEFAULT_WORD and value.isprintable():
         return value
     raise ValueError

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from typing import Any
 
-from moejax.sweep.fields import FIELDS, METHOD_FIELD, nearest
-from moejax.sweep.places import SpecError
+from moejax.console import shorten
+from moejax.sweep.fields import FIELDS, LONGEST_SHOWN, METHOD_FIELD, nearest
+from moejax.sweep.places import MAX_NESTING, SpecError, TomlError, parse_toml
 
 _PLAIN = ("name", "methods", "trials", "seed", "pad_samples_to")
 
@@ -29,16 +29,17 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> froze
     for override in overrides:
         key, equals, text = override.partition("=")
         key, text = key.strip(), text.strip()
+        override = shorten(override, LONGEST_SHOWN)
         if not equals or not key or not text:
             raise SpecError(f"--set {override}: expected KEY=VALUE, for example --set trials=50")
-        value = _parse(text)
+        value = _parse(text, f"--set {override}")
         group, _, rest = key.partition(".")
         if group == "precision" and rest:
             document.pop("trials", None)
-            table = document.setdefault("precision", {})
+            table = _table_in(document, "precision")
             *parents, leaf = rest.split(".")
             for parent in parents:
-                table = table.setdefault(parent, {})
+                table = _table_in(table, parent)
             table[leaf] = value
             replaced.add(leaf)
             continue
@@ -70,22 +71,33 @@ def _set_field(document: dict[str, Any], name: str, value: Any, as_axis: bool) -
         except ValueError:
             as_axis = True
     if as_axis:
-        document.setdefault("grid", {})[name] = value if isinstance(value, list) else [value]
+        _table_in(document, "grid")[name] = value if isinstance(value, list) else [value]
     else:
         document[name] = value
+
+
+def _table_in(table: dict[str, Any], key: str) -> dict[str, Any]:
+    """The table under a key; what is no table there is replaced by one."""
+    if not isinstance(table.get(key), dict):
+        table[key] = {}
+    return table[key]
 
 
 def _list_of_tables(tables: Any) -> list[Any]:
     return tables if isinstance(tables, list) else []
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, where: str, level: int = 0) -> Any:
+    if level > MAX_NESTING:
+        raise SpecError(f"{where}: expected at most {MAX_NESTING} lists within each other, got more")
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        document = parse_toml(f"value = {text}", where)
+        if list(document) == ["value"]:
+            return document["value"]
+    except TomlError:
         pieces = text.removeprefix("[").removesuffix("]").split(",")
         if len(pieces) > 1 or text.startswith("["):
-            return [_parse(piece.strip()) for piece in pieces]
+            return [_parse(piece.strip(), where, level + 1) for piece in pieces]
     try:
         return float(text)  # .5 and 1. are numbers to everybody but TOML
     except ValueError:

@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
+from moejax.console import shorten
+
+MAX_NESTING = 32
+"""Tables and lists within each other in a TOML file; a spec needs four."""
 _TABLE = re.compile(r"^\s*\[(\[)?\s*([\w.\-]+)\s*\]?\]")
 _KEY = re.compile(r"^\s*[\"']?([\w\-]+)[\"']?\s*(?:\.[\w.\- ]+)?=")
 
 
 class SpecError(ValueError):
     """A spec that cannot be run; the message is one line with the place, the value and what is accepted."""
+
+    def __init__(self, message: str):
+        super().__init__(shorten(" ".join(message.split())))
+
+
+class TomlError(SpecError):
+    """A text that is not TOML."""
+
+
+def parse_toml(text: str, where: Path | str) -> dict[str, Any]:
+    """Parse TOML that a person wrote; `where` is what a message calls it.
+
+    Raises:
+        TomlError: not TOML, or a number of more digits than Python reads. SpecError: nested too deeply.
+    """
+    try:
+        document = tomllib.loads(text)
+    except RecursionError:
+        raise _too_deep(where) from None
+    except ValueError as error:  # TOMLDecodeError, or Python's limit of digits
+        raise TomlError(f"{where}: not valid TOML: {error}") from None
+    level: list[Any] = [document]
+    for _ in range(MAX_NESTING):
+        level = [item for value in level for item in _items(value)]
+        if not level:
+            return document
+    raise _too_deep(where)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _too_deep(where: Path | str) -> SpecError:
+    return SpecError(f"{where}: expected at most {MAX_NESTING} tables and lists within each other, got more")
 
 
 class Places:
@@ -41,4 +82,4 @@ class Places:
             where = "--set"
         shown = {"": "", "zip": "[[zip]] ", "exclude": "[[exclude]] "}.get(table, f"[{table}] ")
         name = f"{shown}{key}: " if key else f"{shown.strip()}: " if shown else ""
-        return SpecError(f"{where}: {name}{' '.join(message.split())}")
+        return SpecError(f"{where}: {name}{message}")

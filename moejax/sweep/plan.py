@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moejax import trial as core
-from moejax.sweep.fields import ALGORITHM_FIELDS, DATA_FIELDS, FIELDS, METHOD_FIELD, show
+from moejax.methods import method_names
+from moejax.sweep.fields import ALGORITHM_FIELDS, DATA_FIELDS, FIELDS, METHOD_FIELD, nearest, show
 from moejax.sweep.hashing import data_hash, result_hash
 from moejax.sweep.plugins import Plugin, plugins_digest
 from moejax.sweep.spec import Spec, SpecError
@@ -174,6 +175,12 @@ def _make_plan(
             buckets.append(_new_bucket(index, static, data, algorithm))
         buckets[index].cells.append(len(cells))
         cells.append(Cell(data, algorithm, hashed, key, index))
+    known = {*spec.methods, *method_names()}
+    for index, condition in enumerate(spec.excludes):
+        for name in condition.get(METHOD_FIELD, ()):
+            if name not in known:
+                message = f"{show(name)} is no method; {nearest(name, known)}"
+                raise spec.places.error(message, "exclude", METHOD_FIELD, index)
     if not cells:
         raise spec.places.error("every cell is excluded: nothing to run", "exclude")
     _label_apart(buckets)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import hashlib
+import importlib.util
 import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
+
+from moejax.user_code import run_user_code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +39,28 @@ def read_plugin(path: Path) -> Plugin:
         ValueError: the file cannot be read or is not Python.
     """
     try:
-        source = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        source = importlib.util.decode_source(
+            Path(path).read_bytes()
+        )  # as import reads it: by its coding line
+    except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"plugin {path}: cannot be read: {error}") from None
+    return Plugin(str(path), source, hashlib.sha256(syntax_of(source, f"plugin {path}").encode()).hexdigest())
+
+
+def syntax_of(source: str, where: str) -> str:
+    """The syntax tree of a Python text, as text: comments and layout do not count.
+
+    Raises:
+        ValueError: not Python.
+    """
     try:
-        tree = ast.parse(source)
+        return ast.dump(ast.parse(source))
     except SyntaxError as error:
-        raise ValueError(f"plugin {path}:{error.lineno}: not valid Python: {error.msg}") from None
-    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-    return Plugin(str(path), source, digest)
+        raise ValueError(f"{where}:{error.lineno}: not valid Python: {error.msg}") from None
+    except ValueError as error:  # a null character
+        raise ValueError(f"{where}: not valid Python: {error}") from None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"{where}: not valid Python: nested too deeply") from None
 
 
 def run_plugin(plugin: Plugin) -> None:
@@ -57,12 +73,11 @@ def run_plugin(plugin: Plugin) -> None:
         return
     module = types.ModuleType(plugin.module_name)
     module.__file__ = plugin.path
-    sys.modules[plugin.module_name] = module  # before it runs, as import does: dataclasses look there
-    try:
-        exec(compile(plugin.source, plugin.path, "exec"), module.__dict__)
-    except Exception as error:
-        del sys.modules[plugin.module_name]
-        raise ValueError(f"plugin {plugin.path}: raised {type(error).__name__}: {error}") from error
+    run_user_code(
+        lambda: exec(compile(plugin.source, plugin.path, "exec"), module.__dict__),
+        module,
+        f"plugin {plugin.path}:",
+    )
 
 
 def run_plugins(paths: Sequence[Path]) -> tuple[Plugin, ...]:

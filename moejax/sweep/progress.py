@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ MAX_NOTES = 20
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 5 min."""
+    if not math.isfinite(seconds):
+        return "?"
     seconds = max(seconds, 0.0)
     if seconds < 10:
         return f"{seconds:.1f} s"

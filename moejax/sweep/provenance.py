@@ -14,6 +14,15 @@ from typing import Any
 from moejax.sweep.plan import Plan
 from moejax.sweep.schema import StoreError
 
+GIT_PLACES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+)
+"""Variables by which git is told where a repository is."""
 PACKAGES = ("moejax", "jax", "jaxlib", "numpy", "scipy", "distributed")
 
 
@@ -40,7 +49,7 @@ def collect_provenance(plan: Plan, spec_path: Path, overrides: Sequence[str], wo
     """Everything about a run that is known when it starts (devices and times come with its chunks)."""
     return {
         "spec_file": str(spec_path),
-        "spec_text": spec_path.read_text(encoding="utf-8"),
+        "spec_text": spec_path.read_text(encoding="utf-8-sig"),
         "overrides": list(overrides),
         "spec": plan.spec.to_json(),
         "plugins": [{"path": plugin.path, "source": plugin.source} for plugin in plan.plugins],
@@ -80,10 +89,12 @@ def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, f
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit of the checkout that holds the package, and whether it was changed since; None without one.
 
+    A repository counts only if it tracks the files of the folder: one that a virtual environment lies in, ignored, does not.
+
     Changes in results/ do not count: they are what `moejax reproduce` writes, and no number comes from them.
     """
     commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
+    if commit is None or not _git(folder, "ls-files", "--", "."):
         return None
     sources = (":(top)", ":(top,exclude)results")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *sources)
@@ -91,11 +102,18 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    # a hook of another repository is run with that repository named in the environment
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            env=environment,
         )
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None  # no git, or no checkout: the versions must do
     return done.stdout.strip()
 

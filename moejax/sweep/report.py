@@ -15,14 +15,15 @@ from typing import Any
 
 import pandas as pd
 
+from moejax.console import printable, shorten
 from moejax.sweep.fields import METHOD_FIELD, show
 from moejax.sweep.figures import NamedFigure, picture_name
 from moejax.sweep.progress import duration
 from moejax.sweep.schema import StoreError
 from moejax.sweep.status import Status, read_status
 from moejax.sweep.stopping import PrecisionRule
-from moejax.sweep.summary import ESTIMATES, SUCCESS_METRIC, swept_fields, with_error
-from moejax.sweep.tables import load_runs
+from moejax.sweep.summary import ESTIMATES, SUCCESS_METRIC, percent, swept_fields, with_error
+from moejax.sweep.tables import load_runs, write_whole
 
 REPORT_NAME = "report.html"
 MAX_TABLE_ROWS = 400
@@ -86,7 +87,7 @@ def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]
         f"<body>{page}</body></html>"
     )
     try:
-        path.write_text(document, encoding="utf-8")
+        write_whole(path, lambda file: file.write_text(document, encoding="utf-8", errors="backslashreplace"))
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror}") from None
     return path
@@ -127,9 +128,9 @@ def _method_table(recovery: pd.DataFrame, axes: Sequence[str]) -> str:
         entries = list(setting)
         for method in methods:
             cell = cells.get(method)
-            entries += ["", ""] if cell is None else [_median(cell), f"{cell['success_rate']:.0%}"]
+            entries += ["", ""] if cell is None else [_median(cell), percent(cell["success_rate"])]
         bad = any(cell["failed"] or cell["missing"] for cell in cells.values())
-        body.append((bad, [entry.replace("nan%", "—") for entry in entries]))
+        body.append((bad, entries))
     heads = [*axes, *(head for method in methods for head in (method, "success"))]
     return _table(heads, body, texts=len(axes))
 
@@ -153,7 +154,7 @@ def _trouble(recovery: pd.DataFrame, axes: Sequence[str], status: Status) -> str
         )
         for record in bad.to_dict("records")
     ]
-    reasons = "".join(f"<li>{count:,} × {_text(reason)}</li>" for reason, count in status.failures)
+    reasons = "".join(f"<li>{count:,} × {_text(shorten(reason))}</li>" for reason, count in status.failures)
     return f"<ul>{reasons}</ul>" + _table(heads, body, texts=len(axes) + 1)
 
 
@@ -206,7 +207,7 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> str:
             "" if run["compile_seconds"] is None else duration(run["compile_seconds"]),
             run["workers"],
             f"{run['devices'] or '—'}, {run['precision']}",
-            f"{run['host']}, {run['cores']} cores, {run['processor']}",
+            f"{run['host']}, {run.get('cores')} cores, {run['processor']}",
             code,
             ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
         ]
@@ -230,4 +231,4 @@ def _plain(value: Any) -> str:
 
 
 def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+    return html.escape(printable(value), quote=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from moejax.sweep.digests import DIGEST_COLUMN, row_digests
+
 STORE_NAME = "store.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had no digests."""
 APPLICATION_ID = 0x6D6F6A78  # "mojx": a SQLite file that carries another is not a store
 BUSY_SECONDS = 30.0
 
@@ -31,32 +35,37 @@ CREATE TABLE cells (
     cell INTEGER PRIMARY KEY,
     result_hash TEXT NOT NULL UNIQUE,
     data_hash TEXT NOT NULL,
-    fields TEXT NOT NULL);               -- JSON: every field and the method
+    fields TEXT NOT NULL,                -- JSON: every field and the method
+    digest INTEGER);                     -- of the row, as in every table (`digests`)
 CREATE TABLE plan (                      -- the cells of the latest spec, in its order
     position INTEGER PRIMARY KEY,
     cell INTEGER NOT NULL UNIQUE REFERENCES cells,
     bucket TEXT NOT NULL,
     work REAL NOT NULL,                  -- size of a trial, for estimates of time
     first_trials INTEGER NOT NULL,
-    most_trials INTEGER NOT NULL);
+    most_trials INTEGER NOT NULL,
+    digest INTEGER);
 CREATE TABLE trials (                    -- one row per trial, failed ones too (metric columns are added)
     cell INTEGER NOT NULL REFERENCES cells,
     trial INTEGER NOT NULL,
     status INTEGER NOT NULL,
     reason TEXT,
+    digest INTEGER,
     PRIMARY KEY (cell, trial)) WITHOUT ROWID;
 CREATE TABLE arrays (                    -- recorded extras, as .npy
     cell INTEGER NOT NULL,
     trial INTEGER NOT NULL,
     name TEXT NOT NULL,
     content BLOB NOT NULL,
+    digest INTEGER,
     PRIMARY KEY (cell, trial, name)) WITHOUT ROWID;
 CREATE TABLE runs (                      -- one row per start of the coordinator: provenance
     run INTEGER PRIMARY KEY,
     provenance TEXT NOT NULL,            -- JSON
     started REAL NOT NULL,               -- Unix time, seconds
     wall_seconds REAL,
-    compile_seconds REAL);
+    compile_seconds REAL,
+    digest INTEGER);
 CREATE TABLE chunks (                    -- times and hosts
     chunk INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES runs,
@@ -71,12 +80,14 @@ CREATE TABLE chunks (                    -- times and hosts
     wall_seconds REAL NOT NULL,
     compile_seconds REAL NOT NULL,
     compilations INTEGER NOT NULL,
-    execute_seconds REAL NOT NULL);
+    execute_seconds REAL NOT NULL,
+    digest INTEGER);
 CREATE TABLE timings (                   -- which chunk a trial ran in, and how often it was tried
     cell INTEGER NOT NULL,
     trial INTEGER NOT NULL,
     chunk INTEGER NOT NULL REFERENCES chunks,
     attempts INTEGER NOT NULL,
+    digest INTEGER,
     PRIMARY KEY (cell, trial)) WITHOUT ROWID;
 """
 
@@ -85,13 +96,54 @@ class StoreError(OSError):
     """A store that cannot be used; one line that says what to do. Committed rows are untouched."""
 
 
+@functools.cache
+def expected_columns() -> dict[str, dict[str, str]]:
+    """Table -> column -> declared type, of a store without metrics."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(TABLES)
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {table: columns_of(connection, table) for table in tables}
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> dict[str, str]:
+    """Column -> declared type of a table; empty if it is not there."""
+    return {_decoded(row[1]): _decoded(row[2]) for row in connection.execute(f"PRAGMA table_info({table})")}
+
+
+def keys_of(connection: sqlite3.Connection, table: str) -> list[str]:
+    """The columns of a table's primary key."""
+    return [_decoded(row[1]) for row in connection.execute(f"PRAGMA table_info({table})") if row[5]]
+
+
+def _decoded(name: str | bytes) -> str:
+    """A name from a connection that decodes texts, or from one that leaves them as they are."""
+    return name.decode(errors="replace") if isinstance(name, bytes) else name
+
+
+def damaged(path: Path, finding: str) -> StoreError:
+    """The error for a store that is not as it was written: what was found, and how to keep the rest."""
+    finding = " ".join(finding.split())
+    return StoreError(
+        f"{path}: the store is damaged ({finding}); it was not changed: the same sweep with --repair keeps what is "
+        "sound and runs the rest again; or move it away"
+    )
+
+
 @contextlib.contextmanager
 def clear_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into a `StoreError` of one line."""
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(explain(path, error)) from error
+        raise explained(path, error) from error
+
+
+def explained(path: Path, error: sqlite3.Error) -> StoreError:
+    """The `StoreError` for an error of SQLite."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return damaged(path, str(error))
+    return StoreError(explain(path, error))
 
 
 def explain(path: Path, error: sqlite3.Error) -> str:
@@ -101,10 +153,6 @@ def explain(path: Path, error: sqlite3.Error) -> str:
     if code == sqlite3.SQLITE_FULL:
         return (
             f"{path}: the disk is full; what was committed is kept, make room and run the same command again"
-        )
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return (
-            f"{path}: the store is damaged ({message}); it was not changed: move it away, or restore a copy"
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return f"{path}: cannot be written ({message}); choose another folder with --out"
@@ -145,40 +193,47 @@ def connect_for_writing(path: Path) -> sqlite3.Connection:
         return connection
 
 
-def connect_for_reading(path: Path) -> sqlite3.Connection:
+def connect_for_reading(path: Path, *, alone: bool = False) -> sqlite3.Connection:
     """Open a store without the right to change it; works while a sweep is writing, and on a read-only disk.
 
+    Args:
+        path: of the store.
+        alone: nobody else writes it meanwhile, so that not even SQLite's files beside it need to be made.
+
     Raises:
-        StoreError: no store there, damaged, or from a newer version.
+        StoreError: no store there, or from a newer version, or no database.
     """
     if not path.is_file():
         raise StoreError(f"{path}: there is no such store; expected a folder that `moejax sweep` has written")
     with clear_errors(path):
-        check_is_store(path)
-        connection = _read_only(path)
+        check_is_store(path, alone=alone)
+        connection = _read_only(path, alone)
         connection.execute("PRAGMA cache_size=-65536")
         return connection
 
 
-def _read_only(path: Path) -> sqlite3.Connection:
+def _read_only(path: Path, alone: bool = False) -> sqlite3.Connection:
     uri = path.resolve().as_uri() + "?mode=ro"
+    log = path.with_name(path.name + "-wal")
+    if alone and not (log.exists() and log.stat().st_size):
+        return sqlite3.connect(uri + "&immutable=1", uri=True, timeout=BUSY_SECONDS)
     connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         return connection
     except sqlite3.OperationalError:
         connection.close()
-        if path.with_name(path.name + "-wal").exists():
+        if log.exists():
             raise
         # A WAL store on a read-only disk has no shared-memory file; with no log, the file is all there is.
         return sqlite3.connect(uri + "&immutable=1", uri=True, timeout=BUSY_SECONDS)
 
 
-def check_is_store(path: Path) -> None:
-    """Raise `StoreError` unless the file is a sound store of this version; a new, empty file passes."""
+def check_is_store(path: Path, *, alone: bool = False) -> None:
+    """Raise `StoreError` unless the file is a store of this version or an older one; a new, empty file passes."""
     if path.stat().st_size == 0:
         return
-    connection = _read_only(path)
+    connection = _read_only(path, alone)
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -197,17 +252,6 @@ def check_is_store(path: Path) -> None:
             )
     finally:
         connection.close()
-
-
-def check_sound(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `StoreError` if a page of the store is damaged."""
-    with clear_errors(path):
-        finding = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if finding != "ok":
-        finding = " ".join(finding.split())
-        raise StoreError(
-            f"{path}: the store is damaged ({finding}); it was not changed: move it away, or restore a copy"
-        )
 
 
 def on_network_file_system(path: Path) -> bool:
@@ -233,16 +277,34 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    """Make the tables, in one transaction; an existing store is left as it is. Proves that writing works."""
+    """Make the tables, or bring an older store to this version, in one transaction. Proves that writing works."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
             for statement in TABLES.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        elif connection.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+            _add_digests(connection)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+
+
+def _add_digests(connection: sqlite3.Connection) -> None:
+    """Give the rows of an older store their digests: what they are now is guarded from now on."""
+    for table in expected_columns():
+        if DIGEST_COLUMN not in columns_of(connection, table):
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {DIGEST_COLUMN} INTEGER")
+        kinds, keys = columns_of(connection, table), keys_of(connection, table)
+        names = ", ".join(f'"{name}"' for name in kinds)
+        rows = connection.execute(f"SELECT {names} FROM {table}").fetchall()
+        if rows:
+            columns = dict(zip(kinds, zip(*rows, strict=True), strict=True))
+            connection.executemany(
+                f"UPDATE {table} SET {DIGEST_COLUMN} = ? WHERE {' AND '.join(f'{key} = ?' for key in keys)}",
+                zip(row_digests(kinds, columns, len(rows)), *(columns[key] for key in keys), strict=True),
+            )

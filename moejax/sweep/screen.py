@@ -11,12 +11,13 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from moejax.console import shorten
 from moejax.sweep.fields import METHOD_FIELD, SHORT, show
 from moejax.sweep.pilot import BucketTiming, total_seconds
 from moejax.sweep.plan import Plan
 from moejax.sweep.progress import duration
 from moejax.sweep.status import Status
-from moejax.sweep.summary import SUCCESS_METRIC, swept_fields, with_error
+from moejax.sweep.summary import SUCCESS_METRIC, percent, swept_fields, with_error
 
 MAX_ROWS = 60
 
@@ -105,7 +106,7 @@ def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool)
             (
                 record[METHOD_FIELD],
                 with_error(record["median"], record["median_mcse"]),
-                "—" if not record["trials"] else f"{record['success_rate']:.0%}",
+                percent(record["success_rate"]),
                 ", ".join([f"{record['trials']:,}", *notes]),
             )
         )
@@ -147,4 +148,4 @@ def print_status(console: Console, status: Status) -> None:
     if len(status.buckets) > MAX_ROWS:
         console.print(f"... and {len(status.buckets) - MAX_ROWS} more programs")
     for reason, count in status.failures[:5]:
-        console.print(f"failed: {count:,} x {reason}")
+        console.print(f"failed: {count:,} x {shorten(reason)}")

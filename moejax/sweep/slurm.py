@@ -14,16 +14,35 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
+import shlex
+import signal
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moejax.sweep.executors import ClusterError, describe, single_threaded_environment
 from moejax.sweep.fields import nearest, show
 
+if TYPE_CHECKING:
+    from distributed import Security
+
 KEYS = ("workers", "job")
-OURS = ("cores", "processes", "nanny")
-"""Options that follow from one single-threaded worker per job."""
+OURS = {
+    "cores": "is set here to one single-threaded worker",
+    "processes": "is set here to one single-threaded worker",
+    "nanny": "is set here to one single-threaded worker",
+    "security": "is set by --security FILE, or to temporary certificates",
+    "protocol": "is set here to tls://",
+}
+"""Options that are not the user's, and why."""
+WORKER_EXPORTS = (
+    "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",  # a worker's web pages have no authentication
+    # Dask's scratch folder of a node is the same for all users, and first in a worker's path of imports.
+    'scratch="${TMPDIR:-/tmp}/moejax-$(id -u)"; mkdir -m 700 "$scratch" 2>/dev/null; '
+    '{ [ -O "$scratch" ] && [ ! -L "$scratch" ]; } || scratch="$(mktemp -d)"; '
+    'export DASK_TEMPORARY_DIRECTORY="$scratch"',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +52,16 @@ class SlurmFile:
     path: Path
     workers: int
     options: dict[str, Any]
+
+    @property
+    def shared_folder(self) -> Path:
+        """Where jobs can read temporary certificates: the folder that Dask is given for it, or the one we run in."""
+        from dask import config as dask_config
+
+        name = self.options.get("config_name") or "slurm"
+        given = self.options.get("shared_temp_directory")
+        given = given or dask_config.get(f"jobqueue.{name}.shared-temp-directory", None)
+        return Path(os.path.expanduser(os.path.expandvars(str(given)))) if given else Path.cwd()
 
 
 def read_slurm_file(path: Path) -> SlurmFile:
@@ -57,35 +86,77 @@ def read_slurm_file(path: Path) -> SlurmFile:
         )
     if not isinstance(options, dict):
         raise ValueError(f"{path}: job: expected a table, [job]")
+    if not isinstance(options.get("scheduler_options", {}), dict):
+        raise ValueError(f"{path}: [job] scheduler_options: expected a table")
     known = _known_options(path)
     for key in options:
         if key in OURS:
-            raise ValueError(f"{path}: [job] {key}: is set here to one single-threaded worker; leave it out")
+            raise ValueError(f"{path}: [job] {key}: {OURS[key]}; leave it out")
         if key not in known:
             raise ValueError(f"{path}: [job] {key}: unknown option of dask_jobqueue; {nearest(key, known)}")
     return SlurmFile(path, workers, options)
 
 
-def make_slurm_cluster(file: SlurmFile) -> Any:
+def make_slurm_cluster(file: SlurmFile, security: Security) -> Any:
     """A dask_jobqueue.SLURMCluster that has not asked for jobs; `.job_script()` shows what it submits.
+
+    Args:
+        file: the checked Slurm file.
+        security: certificates in files that the jobs can read.
 
     Raises:
         ClusterError: the scheduler cannot be started, or an option's value is refused.
     """
-    from dask_jobqueue import SLURMCluster  # pyright: ignore[reportMissingImports] - an extra
+    _import_dask_jobqueue()
+    from dask_jobqueue.slurm import SLURMCluster  # pyright: ignore[reportMissingImports] - an extra
 
+    where = f"--cluster slurm:{file.path}"
+    for name, value in security.get_tls_config_for_role("worker").items():
+        if name != "ciphers" and shlex.quote(value) != value:
+            raise ClusterError(
+                f"{where}: {value}: a job script cannot name this file: expected a path without spaces and quotes "
+                "(of temporary certificates: [job] shared_temp_directory)"
+            )
     exports = [f"export {name}='{value}'" for name, value in single_threaded_environment().items()]
-    options = {"memory": "4GB", "scheduler_options": {"dashboard_address": ":0"}, **file.options}
-    options["job_script_prologue"] = [*options.get("job_script_prologue", []), *exports]
+    given = file.options.get("scheduler_options", {})
+    options: dict[str, Any] = {"memory": "4GB", **file.options}
+    if given.get("dashboard_address") is None:
+        options["scheduler_options"] = {**given, "dashboard": False, "dashboard_address": None}
+        options.setdefault("scheduler_cls", scheduler_without_pages())
+    options["job_script_prologue"] = [*options.get("job_script_prologue", []), *exports, *WORKER_EXPORTS]
     try:
-        return SLURMCluster(cores=1, processes=1, nanny=True, **options)
+        return SLURMCluster(cores=1, processes=1, nanny=True, security=security, **options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ClusterError(f"--cluster slurm:{file.path}: {describe(error)}") from error
+        raise ClusterError(f"{where}: {describe(error)}") from error
+
+
+def scheduler_without_pages() -> type:
+    """Dask's scheduler without its web server, which has no authentication."""
+    from distributed import Scheduler
+
+    class SchedulerWithoutPages(Scheduler):
+        def start_http_server(self, *arguments: Any, **options: Any) -> None:
+            """Serve no pages: nothing of this scheduler listens but its port with TLS."""
+
+    return SchedulerWithoutPages
+
+
+def _import_dask_jobqueue() -> None:
+    """Import the package; Ctrl-C goes on to do what it did before.
+
+    dask-jobqueue 0.9.0 replaces the handler of SIGINT by one that ends the program without a word, with status 0.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    import dask_jobqueue  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+    if before is not None and signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
 
 
 def _known_options(path: Path) -> list[str]:
     """Options of a job, from dask_jobqueue's own signatures."""
     try:
+        _import_dask_jobqueue()
         from dask_jobqueue.core import Job, JobQueueCluster  # pyright: ignore[reportMissingImports]
         from dask_jobqueue.slurm import SLURMJob  # pyright: ignore[reportMissingImports]
     except ImportError:

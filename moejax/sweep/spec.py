@@ -22,15 +22,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moejax.sweep.fields import FIELDS, METHOD_FIELD, nearest, show
+from moejax.sweep.fields import FIELDS, METHOD_FIELD, nearest, show, whole
 from moejax.sweep.overrides import apply_overrides
-from moejax.sweep.places import Places, SpecError
-from moejax.sweep.stopping import PRECISION_KEYS, PrecisionRule, parse_precision
+from moejax.sweep.places import Places, SpecError, parse_toml
+from moejax.sweep.stopping import MAX_TRIALS, PRECISION_KEYS, PrecisionRule, parse_precision
 
 __all__ = ["Spec", "SpecError", "parse_spec", "read_spec"]
 
@@ -50,6 +50,9 @@ STUDY_KEY = "study"
 """Set to true in the spec of what is no sweep (`moejax.sweep.study`)."""
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 2**31 - 1
+MAX_CELLS = 10**6
+LONGEST_NAME = 200
+"""Bytes of a name that every file system takes for a folder's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,9 +161,11 @@ def read_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         SpecError: one line with file, line, field, value and what is accepted.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SpecError(f"{path}: cannot read the spec: not UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SpecError(f"{path}: cannot read the spec: {reason}") from None
     return parse_spec(text, path, overrides)
 
@@ -171,10 +176,7 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
     Raises:
         SpecError: one line with file, line, field, value and what is accepted.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    document = parse_toml(text, path)
     overridden = apply_overrides(document, overrides)
     places = Places(path, text, overridden)
     if STUDY_KEY in document:
@@ -205,12 +207,14 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
         raise places.error('missing: "trials = 100", or a [precision] table', key="trials")
     trials, precision = 0, None
     if "trials" in document:
-        trials = _whole(places, "trials", document["trials"], 1, 10**9)
+        trials = _whole(places, "trials", document["trials"], 1, MAX_TRIALS)
     else:
         precision = parse_precision(_table(places, document, "precision"), places)
+    methods = _names(places, document, "methods", 'missing: for example methods = ["spectral_em"]')
+    _check_number_of_cells(places, [grid.values(), *(list(group.values())[:1] for group in zips), [methods]])
     return Spec(
         name=_name(places, document, path),
-        methods=_names(places, document, "methods", 'missing: for example methods = ["spectral_em"]'),
+        methods=methods,
         plugins=tuple(Path(path).parent / name for name in _names(places, document, "plugins")),
         trials=trials,
         precision=precision,
@@ -226,7 +230,8 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
 
 def _name(places: Places, document: Mapping[str, Any], path: Path | str) -> str:
     name = document.get("name", Path(path).stem)
-    if not isinstance(name, str) or not name or name in (".", "..") or set(name) & set("/\\\0\n"):
+    good = isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) <= LONGEST_NAME
+    if not good or name in (".", "..") or set(name) & set("/\\"):
         raise places.error(
             f"{show(name)} is not accepted: expected a name that can be a folder's", key="name"
         )
@@ -242,17 +247,19 @@ def _names(
         if missing:
             raise places.error(missing, key=key)
         return ()
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    good = isinstance(names, list) and all(isinstance(name, str) and name.isprintable() for name in names)
+    if not good or not names:
         raise places.error(f"{show(names)} is not accepted: expected a list of one or more names", key=key)
     return tuple(dict.fromkeys(names))
 
 
 def _whole(places: Places, key: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
+    number = whole(value)
+    if number is None:
         raise places.error(f"{show(value)} is not accepted: expected a whole number", key=key)
-    if not least <= value <= most:
+    if not least <= number <= most:
         raise places.error(f"{show(value)} is not accepted: expected {least} to {most}", key=key)
-    return int(value)
+    return number
 
 
 def _sizes(places: Places, key: str, values: Any) -> tuple[int, ...]:
@@ -287,6 +294,8 @@ def _lists(
     for key, values in table.items():
         if scalars and key == METHOD_FIELD:
             lists[key] = tuple(values) if isinstance(values, list) else (values,)
+            if not all(isinstance(value, str) for value in lists[key]):
+                raise places.error(f"{show(values)} is not accepted: expected names", name, key, index)
             continue
         _check_known(places, key, name, index)
         if scalars and not isinstance(values, list):
@@ -318,6 +327,13 @@ def _coerced(places: Places, key: str, value: Any, table: str, index: int = 0) -
         return FIELDS[key].coerce(value)
     except ValueError as error:
         raise places.error(str(error), table, key, index) from None
+
+
+def _check_number_of_cells(places: Places, axes: Sequence[Iterable[Sequence[Any]]]) -> None:
+    """Refuse a grid that nobody could run, before its cells are listed."""
+    cells = math.prod(len(values) for lists in axes for values in lists)
+    if cells > MAX_CELLS:
+        raise places.error(f"expected at most {MAX_CELLS:,} cells, got {show(cells)}", key="grid")
 
 
 def _check_once(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sqlite3
@@ -16,13 +15,14 @@ import pandas as pd
 
 from moejax import trial as core
 from moejax.sweep.chunk import ENGINE_STATUS_REASONS
-from moejax.sweep.schema import clear_errors, connect_for_reading
+from moejax.sweep.lock import is_running
 from moejax.sweep.stopping import PrecisionRule
-from moejax.sweep.store import is_running
-from moejax.sweep.tables import store_path
+from moejax.sweep.tables import frame_of, reading, store_path
 
 RECENT_SECONDS = 60.0
 """The rate is that of the last minute in which something ended."""
+MOST_CHECKED = 200_000
+"""With more trials, their digests are left to the commands that show their numbers: reading a million takes seconds."""
 
 
 _BUCKET_TIMES = """
@@ -72,18 +72,12 @@ def read_status(folder: Path | str) -> Status:
         StoreError: no store there, or it cannot be read.
     """
     path = store_path(Path(folder))
-    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
-        connection.execute("BEGIN")
-        plan = pd.read_sql_query(
-            "SELECT cell, bucket, work, first_trials FROM plan ORDER BY position", connection
+    with reading(folder, most_trials=MOST_CHECKED) as connection:
+        plan = frame_of(connection, "SELECT cell, bucket, work, first_trials FROM plan ORDER BY position")
+        counts = frame_of(
+            connection, "SELECT cell, count(*) AS done, sum(status != 0) AS failed FROM trials GROUP BY cell"
         )
-        counts = pd.read_sql_query(
-            "SELECT cell, count(*) AS done, sum(status != 0) AS failed FROM trials GROUP BY cell", connection
-        )
-        chunks = pd.read_sql_query(
-            _BUCKET_TIMES,
-            connection,
-        )
+        chunks = frame_of(connection, _BUCKET_TIMES)
         recent = connection.execute(
             "SELECT sum(trials), max(started + wall_seconds) - min(started), count(DISTINCT process || host) "
             "FROM chunks WHERE process > 0 AND run = (SELECT max(run) FROM chunks) "

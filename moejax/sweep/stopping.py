@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moejax import trial as core
-from moejax.sweep.fields import nearest, show
+from moejax.sweep.fields import finite, nearest, show, whole
 from moejax.sweep.monte_carlo import mean_and_mcse, median_and_mcse, success_and_mcse
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ STATISTICS = ("mean", "median", "success_rate")
 TARGET_KEYS = ("metric", "mcse", "statistic")
 PRECISION_KEYS = ("target", "min_trials", "max_trials")
 DEFAULT_MIN_TRIALS = 50
+MAX_TRIALS = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +97,13 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
             "precision",
             "target",
         )
-    if isinstance(mcse, bool) or not isinstance(mcse, int | float) or not 0 < mcse < float("inf"):
+    number = finite(mcse)
+    if number is None or number <= 0:
         raise places.error(
             f"mcse = {show(mcse)} is not accepted: expected a number above 0", "precision", "target"
         )
     statistic = target.get("statistic", "mean")
-    if statistic not in STATISTICS:
+    if not isinstance(statistic, str) or statistic not in STATISTICS:
         raise places.error(
             f"statistic = {show(statistic)} is not accepted; known: {', '.join(STATISTICS)}",
             "precision",
@@ -118,11 +120,14 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
     limits = {}
     for key in ("min_trials", "max_trials"):
         value = table.get(key, min(DEFAULT_MIN_TRIALS, limits.get("max_trials", DEFAULT_MIN_TRIALS)))
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 2:
+        trials = whole(value)
+        if trials is None or not 2 <= trials <= MAX_TRIALS:
             raise places.error(
-                f"{show(value)} is not accepted: expected a whole number of at least 2", "precision", key
+                f"{show(value)} is not accepted: expected a whole number of at least 2, and at most {MAX_TRIALS}",
+                "precision",
+                key,
             )
-        limits[key] = int(value)
+        limits[key] = trials
     if "min_trials" not in table:
         limits["min_trials"] = min(limits["min_trials"], limits["max_trials"])
     if limits["min_trials"] > limits["max_trials"]:
@@ -131,4 +136,4 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
             "precision",
             "min_trials",
         )
-    return PrecisionRule(metric, float(mcse), statistic, limits["min_trials"], limits["max_trials"])
+    return PrecisionRule(metric, number, statistic, limits["min_trials"], limits["max_trials"])

@@ -1,20 +1,19 @@
 """The result store: one SQLite file per sweep, written by the coordinator alone.
 
 A trial is done when its row is committed, and by nothing else: there are no flags that a kill could leave
-behind. Rows are inserted or ignored, never changed.
+behind. Rows are inserted or ignored, never changed. The rows of a chunk and what it recorded are one change: whatever
+interrupts it, all of it is there or nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import math
-import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,23 @@ import numpy as np
 
 from moejax import trial as core
 from moejax.sweep.chunk import ChunkResult
+from moejax.sweep.digests import DIGEST_COLUMN, row_digests
+from moejax.sweep.lock import LOCK_NAME, is_running, lock_folder, sign_lock
 from moejax.sweep.plan import Plan
 from moejax.sweep.schema import (
     STORE_NAME,
     StoreError,
-    check_sound,
     clear_errors,
+    columns_of,
+    connect_for_reading,
     connect_for_writing,
-    explain,
+    expected_columns,
+    explained,
 )
+from moejax.sweep.soundness import check_store
 
-LOCK_NAME = "lock"
-LOCK_TRIES, LOCK_PAUSE_SECONDS = 5, 0.05
+__all__ = ["COMMIT_SECONDS", "Store", "is_running", "lock_folder"]
+
 COMMIT_SECONDS = 0.25
 """Chunks that end within this time share a commit: a kill loses no more work than this, and what runs."""
 
@@ -41,11 +45,15 @@ COMMIT_SECONDS = 0.25
 class Store:
     """The coordinator's hold on a run folder. Use as a context manager.
 
+    The folder is held and checked when the store is made, and written only from when the context is entered: a folder that is
+    refused is as it was.
+
     Raises:
         StoreError: one line for each way in which the folder cannot be used; see `schema`.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, check: Callable[[Sequence[dict[str, Any]]], None] | None = None):
+        """`check` is given the provenance of the earlier runs that committed a trial, and raises if the folder is refused."""
         self.folder = Path(folder)
         self.path = self.folder / STORE_NAME
         self._made = not self.folder.exists()
@@ -55,29 +63,57 @@ class Store:
             raise StoreError(f"{folder}: cannot make the run folder: {error.strerror}") from None
         self._lock = lock_folder(self.folder)
         try:
-            self._connection = connect_for_writing(self.path)
-            check_sound(self._connection, self.path)
-            self._add_metric_columns()
+            self._previous = read_provenance(self.path)
+            if check is not None:
+                check(self._previous)
         except BaseException:
-            self._lock.close()
+            self._let_go()
             raise
+        self._connection: sqlite3.Connection
+        self._open = False
         self._run = 0
         self._cells: list[int] = []
-        self._pending = False
+        self._half_made = False
+        """A change has begun and is not known to be whole."""
         self._last_commit = time.monotonic()
 
     def __enter__(self) -> Store:
+        try:
+            sign_lock(self._lock)
+            self._connection = connect_for_writing(self.path)
+            self._open = True
+            with clear_errors(self.path):
+                _add_metric_columns(self._connection)
+                self._kinds = {table: columns_of(self._connection, table) for table in expected_columns()}
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Commit what is whole and give the folder up; closing twice does nothing."""
         try:
-            with clear_errors(self.path):
-                self.commit()
-                self._connection.execute("PRAGMA optimize")
+            if self._open:
+                with clear_errors(self.path):
+                    self.commit()
+                    self._connection.execute("PRAGMA optimize")
         finally:
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.close()  # also folds the log into the file
-            self._lock.close()
+            if self._open:
+                self._open = False
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.close()  # also folds the log into the file
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give up the folder; a new one in which nothing was written is removed again."""
+        if self._made and not self._lock.closed and not self.path.exists():
+            with contextlib.suppress(OSError):
+                (self.folder / LOCK_NAME).unlink()
+                self.folder.rmdir()
+        self._lock.close()
 
     @property
     def journal_mode(self) -> str:
@@ -86,60 +122,64 @@ class Store:
 
     def previous_provenance(self) -> list[dict[str, Any]]:
         """Provenance of the earlier runs in this folder that committed a trial, oldest first."""
-        with clear_errors(self.path):
-            rows = self._connection.execute(
-                "SELECT provenance FROM runs WHERE run IN (SELECT run FROM chunks) ORDER BY run"
-            ).fetchall()
-        return [json.loads(row[0]) for row in rows]
+        return self._previous
 
     def begin_run(self, plan: Plan, provenance: Mapping[str, Any]) -> None:
         """Record a start of the coordinator, and its plan, in one transaction."""
         spec = plan.spec
         with self._writing():
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO cells (result_hash, data_hash, fields) VALUES (?, ?, ?)",
-                ((cell.result_hash, cell.data_hash, json.dumps(cell.fields())) for cell in plan.cells),
+            known = dict(self._connection.execute("SELECT result_hash, cell FROM cells"))
+            new = [cell for cell in plan.cells if cell.result_hash not in known]
+            first = max(known.values(), default=0) + 1
+            self._insert(
+                "cells",
+                {
+                    "cell": range(first, first + len(new)),
+                    "result_hash": [cell.result_hash for cell in new],
+                    "data_hash": [cell.data_hash for cell in new],
+                    "fields": [json.dumps(cell.fields()) for cell in new],
+                },
             )
-            numbers = dict(self._connection.execute("SELECT result_hash, cell FROM cells"))
-            self._cells = [numbers[cell.result_hash] for cell in plan.cells]
+            known |= {cell.result_hash: first + index for index, cell in enumerate(new)}
+            self._cells = [known[cell.result_hash] for cell in plan.cells]
             self._connection.execute("DELETE FROM plan")
-            self._connection.executemany(
-                "INSERT INTO plan VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    (
-                        position,
-                        self._cells[position],
-                        plan.buckets[cell.bucket].label,
-                        plan.buckets[cell.bucket].work,
-                        spec.first_target,
-                        spec.most_trials,
-                    )
-                    for position, cell in enumerate(plan.cells)
-                ),
+            buckets = [plan.buckets[cell.bucket] for cell in plan.cells]
+            self._insert(
+                "plan",
+                {
+                    "position": range(len(buckets)),
+                    "cell": self._cells,
+                    "bucket": [bucket.label for bucket in buckets],
+                    "work": [bucket.work for bucket in buckets],
+                    "first_trials": [spec.first_target] * len(buckets),
+                    "most_trials": [spec.most_trials] * len(buckets),
+                },
             )
-            cursor = self._connection.execute(
-                "INSERT INTO runs (provenance, started) VALUES (?, ?)", (json.dumps(provenance), time.time())
-            )
-            self._run = int(cursor.lastrowid or 0)
-            self.commit()
+            self._run = self._next("runs", "run")
+            row = {"run": self._run, "provenance": json.dumps(provenance), "started": time.time()}
+            self._insert("runs", {name: [value] for name, value in row.items()})
+        self.commit()
 
     def end_run(self, wall_seconds: float, compile_seconds: float) -> None:
         """Complete the record of this run (a killed run has none; its chunks say what it did)."""
+        names = ("run", "provenance", "started", "wall_seconds", "compile_seconds")
         with self._writing():
-            self._connection.execute(
-                "UPDATE runs SET wall_seconds = ?, compile_seconds = ? WHERE run = ?",
-                (wall_seconds, compile_seconds, self._run),
-            )
-            self.commit()
+            row = self._connection.execute(
+                "SELECT run, provenance, started FROM runs WHERE run = ?", (self._run,)
+            ).fetchone()
+            values = (*row, wall_seconds, compile_seconds)
+            self._insert("runs", {name: [v] for name, v in zip(names, values, strict=True)}, "REPLACE")
+        self.commit()
 
     def forget_failures(self) -> int:
         """Delete the rows that the engine marked as failed (not what the core judged), to run them again."""
         with self._writing():
-            self._connection.execute(
-                "DELETE FROM timings WHERE (cell, trial) IN (SELECT cell, trial FROM trials WHERE status < 0)"
-            )
+            for table in ("timings", "arrays"):
+                self._connection.execute(
+                    f"DELETE FROM {table} WHERE (cell, trial) IN (SELECT cell, trial FROM trials WHERE status < 0)"
+                )
             count = self._connection.execute("DELETE FROM trials WHERE status < 0").rowcount
-            self.commit()
+        self.commit()
         return count
 
     def done_trials(self) -> dict[int, set[int]]:
@@ -178,44 +218,55 @@ class Store:
 
         They are safe on disk after the next commit, which comes within `COMMIT_SECONDS` while chunks arrive.
         """
-        keys = [(self._cells[position], trial) for position, trial in trials]
-        names = list(result.metrics)
-        columns = "".join(f', "{name}"' for name in names)
-        marks = ", ?" * (4 + len(names))
+        keys = {
+            "cell": [self._cells[position] for position, _ in trials],
+            "trial": [trial for _, trial in trials],
+        }
+        recorded = [index for index, status in enumerate(result.status.tolist()) if status >= 0]
         with self._writing():
-            cursor = self._connection.execute(
-                "INSERT INTO chunks (run, bucket, trials, size, vmap_width, host, process, device, started, "
-                "wall_seconds, compile_seconds, compilations, execute_seconds) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    self._run, bucket, len(keys), size, vmap_width, result.host, result.process,
-                    result.device, result.started, result.wall_seconds, result.compile_seconds,
-                    result.compilations, result.execute_seconds,
-                ),
-            )  # fmt: skip
-            values = zip(*(result.metrics[name].tolist() for name in names), strict=True)
-            self._connection.executemany(
-                f"INSERT OR IGNORE INTO trials (cell, trial, status, reason{columns}) VALUES ({marks[2:]})",
-                (
-                    (*key, status, result.reasons.get(position), *row)
-                    for position, (key, status, row) in enumerate(
-                        zip(keys, result.status.tolist(), values, strict=True)
-                    )
-                ),
+            chunk = self._next("chunks", "chunk")
+            row = {
+                "chunk": chunk, "run": self._run, "bucket": bucket, "trials": len(trials), "size": size,
+                "vmap_width": vmap_width, "host": result.host, "process": result.process, "device": result.device,
+                "started": result.started, "wall_seconds": result.wall_seconds,
+                "compile_seconds": result.compile_seconds, "compilations": result.compilations,
+                "execute_seconds": result.execute_seconds,
+            }  # fmt: skip
+            self._insert("chunks", {name: [value] for name, value in row.items()})
+            self._insert(
+                "trials",
+                keys
+                | {
+                    "status": result.status.tolist(),
+                    "reason": [_text(result.reasons.get(index)) for index in range(len(trials))],
+                }
+                | {name: values.tolist() for name, values in result.metrics.items()},
             )
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO timings VALUES (?, ?, ?, ?)",
-                ((*key, cursor.lastrowid, attempts) for key in keys),
+            self._insert(
+                "timings", keys | {"chunk": [chunk] * len(trials), "attempts": [attempts] * len(trials)}
             )
-            self._connection.executemany(
-                "INSERT OR IGNORE INTO arrays VALUES (?, ?, ?, ?)",
-                (
-                    (*key, name, _npy(rows[position]))
-                    for name, rows in result.arrays.items()
-                    for position, key in enumerate(keys)
-                ),
-            )
+            for name, rows in result.arrays.items():  # of those that ran: the rest have nothing to record
+                self._insert(
+                    "arrays",
+                    {key: [values[index] for index in recorded] for key, values in keys.items()}
+                    | {"name": [name] * len(recorded), "content": [_npy(rows[index]) for index in recorded]},
+                )
         self.commit_if_due()
+
+    def _next(self, table: str, key: str) -> int:
+        return self._connection.execute(f"SELECT coalesce(max({key}), 0) + 1 FROM {table}").fetchone()[0]
+
+    def _insert(self, table: str, columns: Mapping[str, Sequence[Any]], on_conflict: str = "IGNORE") -> None:
+        """Insert rows, given by columns, with their digests; of rows that are there already the old ones stay."""
+        kinds = self._kinds[table]
+        columns = {name: _as_stored(kinds[name], values) for name, values in columns.items()}
+        digests = row_digests(kinds, columns, len(next(iter(columns.values()))))
+        names = ", ".join(f'"{name}"' for name in (*columns, DIGEST_COLUMN))
+        marks = ", ".join("?" * (len(columns) + 1))
+        self._connection.executemany(
+            f"INSERT OR {on_conflict} INTO {table} ({names}) VALUES ({marks})",
+            zip(*columns.values(), digests, strict=True),
+        )
 
     def commit_if_due(self) -> None:
         """Commit if the last commit is `COMMIT_SECONDS` old."""
@@ -223,91 +274,96 @@ class Store:
             self.commit()
 
     def commit(self) -> None:
-        """Make everything added so far durable."""
-        if self._pending:
-            with self._writing():
+        """Make everything added so far durable; of a change that was interrupted, nothing is left."""
+        if self._connection.in_transaction:
+            try:
+                if self._half_made:
+                    self._drop_half()
                 self._connection.execute("COMMIT")
-                self._pending = False
+            except sqlite3.Error as error:
+                self._roll_back()
+                raise explained(self.path, error) from error
         self._last_commit = time.monotonic()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Write within the open transaction, or a new one; after an error nothing of it is left."""
-        try:
-            if not self._pending:
-                self._connection.execute("BEGIN IMMEDIATE")
-                self._pending = True
-            yield
-        except sqlite3.Error as error:
-            self._pending = False
-            with contextlib.suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            raise StoreError(explain(self.path, error)) from error
+        """Make one change within the open transaction, or a new one: all of it, or nothing if it is interrupted.
 
-    def _add_metric_columns(self) -> None:
-        """A metric that is new since the store was made gets a column; old rows have no value there."""
-        with clear_errors(self.path):
-            have = {row[1] for row in self._connection.execute("PRAGMA table_info(trials)")}
-            for name in core.metric_names():
-                if name not in have:
-                    self._connection.execute(f'ALTER TABLE trials ADD COLUMN "{name}" REAL')
+        After an error of SQLite nothing is left of the whole transaction.
+        """
+        connection = self._connection
+        try:
+            if not connection.in_transaction:
+                connection.execute("BEGIN IMMEDIATE")
+            self._half_made = True
+            connection.execute("SAVEPOINT change")
+            yield
+            connection.execute("RELEASE change")
+            self._half_made = False
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise explained(self.path, error) from error
+        except BaseException:
+            self._drop_half()  # if this is interrupted too, the commit does it
+            raise
+
+    def _drop_half(self) -> None:
+        """Undo the change that was interrupted; none is open if it came just before its beginning or after its end."""
+        try:
+            self._connection.execute("ROLLBACK TO change")
+            self._connection.execute("RELEASE change")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # else: "no such savepoint"
+                raise
+        self._half_made = False
+
+    def _roll_back(self) -> None:
+        self._half_made = False
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute("ROLLBACK")
+
+
+def _add_metric_columns(connection: sqlite3.Connection) -> None:
+    """A metric that is new since the store was made gets a column; old rows have no value there."""
+    have = columns_of(connection, "trials")
+    for name in core.metric_names():
+        if name not in have:
+            connection.execute(f'ALTER TABLE trials ADD COLUMN "{name}" REAL')
+
+
+def read_provenance(path: Path) -> list[dict[str, Any]]:
+    """Check a store that nobody else writes, and read the provenance of the runs that committed a trial, oldest first.
+
+    Raises:
+        StoreError: damaged, not a store, or from a newer version.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return []
+    with contextlib.closing(connect_for_reading(path, alone=True)) as connection:
+        check_store(connection, path)
+        with clear_errors(path):
+            if not columns_of(connection, "runs"):
+                return []  # killed before its tables were committed
+            rows = connection.execute(
+                "SELECT provenance FROM runs WHERE run IN (SELECT run FROM chunks) ORDER BY run"
+            ).fetchall()
+    return [json.loads(row[0]) for row in rows]
+
+
+def _as_stored(kind: str, values: Sequence[Any]) -> list[Any]:
+    """Values of a column as Python's own numbers, which is how they are read back."""
+    convert = {"INTEGER": int, "REAL": float}.get(kind)
+    if convert is None:
+        return list(values)
+    return [None if value is None else convert(value) for value in values]
+
+
+def _text(reason: str | None) -> str | None:
+    """A reason that can be stored: without half characters, which a file name may bring into a message."""
+    return None if reason is None else reason.encode(errors="replace").decode()
 
 
 def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
-
-
-def lock_folder(folder: Path) -> io.TextIOWrapper:
-    """Hold a run folder for one coordinator; the kernel lets go when the process ends, however it ends.
-
-    Raises:
-        StoreError: another coordinator holds it, or the folder cannot be written.
-    """
-    try:
-        handle = open(folder / LOCK_NAME, "a+", encoding="utf-8")  # noqa: SIM115 - held until the store is closed
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder with --out"
-        ) from None
-    try:
-        _try_lock(handle)
-    except BlockingIOError:
-        handle.seek(0)
-        holder = handle.read().strip() or "another process"
-        handle.close()
-        raise StoreError(
-            f"{folder}: a sweep is already running here ({holder}); wait for it, or end it"
-        ) from None
-    except OSError as error:
-        handle.close()
-        raise StoreError(
-            f"{folder}: this file system has no file locks ({error.strerror}); use --out"
-        ) from None
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-    handle.flush()
-    return handle
-
-
-def _try_lock(handle: io.TextIOWrapper) -> None:
-    """Take the lock; a `moejax status` that looks at this very moment is waited for."""
-    for _ in range(LOCK_TRIES):
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(LOCK_PAUSE_SECONDS)
-    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a coordinator holds the folder now. Changes nothing."""
-    try:
-        with open(folder / LOCK_NAME, encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # never locked, or locks are not supported: nothing is known to run
-    return False

@@ -8,15 +8,15 @@ process.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import sys
 import time
-import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,8 +35,10 @@ from moejax.sweep.chunk import (
 from moejax.sweep.executors import Executor, describe
 from moejax.sweep.fields import nearest, show
 from moejax.sweep.hashing import canonical_json
-from moejax.sweep.places import SpecError
-from moejax.sweep.spec import STUDY_KEY
+from moejax.sweep.places import SpecError, parse_toml
+from moejax.sweep.plugins import syntax_of
+from moejax.sweep.spec import MAX_CELLS, STUDY_KEY
+from moejax.user_code import run_user_code
 
 POLL_SECONDS = 0.5
 
@@ -65,14 +67,15 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> StudySpec:
         SpecError: not readable, not TOML, not called a study, an axis that is no list, or an override of a key that is not there.
     """
     try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot read the spec: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    document = parse_toml(text, path)
     if document.pop(STUDY_KEY, None) is not True:
         raise SpecError(f"{path}: missing: {STUDY_KEY} = true, which says that it is no sweep")
-    grid = dict(document.pop("grid", {}))
+    grid = document.pop("grid", {})
+    if not isinstance(grid, dict):
+        raise SpecError(f"{path}: grid: {show(grid)} is not accepted: expected a table, [grid]")
     for key, value in overrides.items():
         name = key.removeprefix("grid.")
         if name not in grid and name not in document:
@@ -83,6 +86,9 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> StudySpec:
         if not isinstance(values, list) or not values:
             raise SpecError(f"{path}: {name} = {show(values)} is not accepted: expected a list of values")
     name = str(document.pop("name", Path(path).stem))
+    number = math.prod(len(values) for values in grid.values())
+    if number > MAX_CELLS:
+        raise SpecError(f"{path}: grid: expected at most {MAX_CELLS:,} cells, got {show(number)}")
     cells = [document | dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     return StudySpec(name, tuple(cells))
 
@@ -100,18 +106,13 @@ def load_experiment(path: Path) -> types.ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: expected a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs, as import does: dataclasses look there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ValueError(f"{path}: raised {type(error).__name__}: {error}") from error
+    run_user_code(functools.partial(spec.loader.exec_module, module), module, f"{path}:")
     return module
 
 
 def source_digest(path: Path) -> str:
     """sha256 of a Python file's syntax tree, in hex: comments and layout change no result."""
-    return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
+    return hashlib.sha256(syntax_of(path.read_text(encoding="utf-8-sig"), str(path)).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,8 @@ ESTIMATES = ("mean", "median", "bias", "rmse", "success_rate")
 ERROR_SUFFIX = "_error"
 """Metrics named so are errors of an estimate: their truth is 0, so they have a bias and a RMSE."""
 SUCCESS_METRIC = "recovery_error"
+SMALL, LARGE = 1e-3, 1e6
+"""Numbers outside are written with an exponent."""
 
 
 def summarise(folder: Path | str) -> pd.DataFrame:
@@ -139,10 +141,17 @@ def swept_fields(summary: pd.DataFrame) -> list[str]:
     first_change = {}
     for name in FIELD_COLUMNS:
         values = summary[name].map(str).to_numpy()
+        if not values.size:
+            continue
         changed = values != values[0]
         if changed.any():
             first_change[name] = int(changed.argmax())
     return sorted(first_change, key=lambda name: -first_change[name])
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage; a dash where there is none."""
+    return f"{share:.0%}" if math.isfinite(share) else "—"
 
 
 def with_error(value: float, mcse: float) -> str:
@@ -151,9 +160,11 @@ def with_error(value: float, mcse: float) -> str:
         return "—"
     if not math.isfinite(mcse) or mcse == 0:
         return f"{value:.3g}"
-    digits = min(max(0, 1 - math.floor(math.log10(mcse))), 12)
-    if abs(value) < 1e-3 and value != 0:
-        exponent = math.floor(math.log10(abs(value)))
-        kept = max(digits + exponent, 0)
+    places = 1 - math.floor(math.log10(mcse))  # behind the point, for two digits of the error
+    size = max(abs(value), mcse) if mcse >= LARGE else abs(value)
+    if size != 0 and not SMALL <= size < LARGE:
+        exponent = max(math.floor(math.log10(size)), -300)  # 10**-324 would be zero
+        kept = min(max(places + exponent, 0), 12)
         return f"({value / 10**exponent:.{kept}f} ± {mcse / 10**exponent:.{kept}f})e{exponent}"
-    return f"{value:.{digits}f} ± {mcse:.{digits}f}"
+    kept = min(max(places, 0), 12)
+    return f"{value:.{kept}f} ± {mcse:.{kept}f}"

@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,10 @@ import pandas as pd
 
 from moejax import trial as core
 from moejax.sweep.chunk import ENGINE_STATUS_REASONS
+from moejax.sweep.digests import DIGEST_COLUMN
 from moejax.sweep.fields import ALGORITHM_FIELDS, DATA_FIELDS, METHOD_FIELD
-from moejax.sweep.schema import STORE_NAME, StoreError, clear_errors, connect_for_reading
+from moejax.sweep.schema import STORE_NAME, StoreError, clear_errors, columns_of, connect_for_reading
+from moejax.sweep.soundness import check_store
 
 FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
 """Columns that say what a cell is, the method apart."""
@@ -27,6 +33,29 @@ def store_path(folder: Path) -> Path:
     """The store of a run folder (or the store file itself)."""
     folder = Path(folder)
     return folder if folder.is_file() else folder / STORE_NAME
+
+
+@contextlib.contextmanager
+def reading(folder: Path | str, *, most_trials: int | None = None) -> Iterator[sqlite3.Connection]:
+    """A connection to a run folder's store, checked (see `soundness.check_store`), with one view of it while a sweep writes.
+
+    Raises:
+        StoreError: no store there, nothing in it, or it is damaged.
+    """
+    path = store_path(Path(folder))
+    with contextlib.closing(connect_for_reading(path)) as connection:
+        check_store(connection, path, most_trials=most_trials)
+        with clear_errors(path):
+            if not columns_of(connection, "plan"):
+                raise StoreError(f"{path}: there is nothing in this store yet")
+            connection.execute("BEGIN")
+            yield connection
+
+
+def frame_of(connection: sqlite3.Connection, query: str) -> pd.DataFrame:
+    """The rows of a query."""
+    cursor = connection.execute(query)
+    return pd.DataFrame.from_records(cursor.fetchall(), columns=[column[0] for column in cursor.description])
 
 
 def load(
@@ -72,13 +101,12 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
             in the spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
             status), metrics; sorted.
     """
-    path = store_path(Path(folder))
-    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
-        have = [row[1] for row in connection.execute("PRAGMA table_info(trials)")]
-        own = [name for name in have if name not in (*core.METRICS, "cell", "trial", "status", "reason")]
+    with reading(folder) as connection:
+        have = list(columns_of(connection, "trials"))
+        others = (*core.METRICS, "cell", "trial", "status", "reason", DIGEST_COLUMN)
+        own = [name for name in have if name not in others]
         metrics = [*core.METRICS, *own]  # also those of a plugin that is not loaded here
         columns = ", ".join(f'"{name}"' if name in have else "NULL" for name in metrics)
-        connection.execute("BEGIN")  # one view of the store, while a sweep writes
         cells = _cells(connection, all_specs)
         raw = connection.execute(f"SELECT cell, trial, status, reason, {columns} FROM trials").fetchall()
     rows = pd.DataFrame.from_records(raw, columns=["cell", "trial", "status", "reason", *metrics])
@@ -130,29 +158,28 @@ def _column(values: list[Any]) -> pd.Series:
 
 def load_timings(folder: Path | str) -> pd.DataFrame:
     """The table of times, attempts and hosts: a row per trial, with its chunk and the version of moejax."""
-    path = store_path(Path(folder))
-    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
-        frame = pd.read_sql_query(
+    with reading(folder) as connection:
+        frame = frame_of(
+            connection,
             "SELECT result_hash, trial, attempts, chunks.*, "
             "json_extract(provenance, '$.versions.moejax') AS version "
             "FROM timings JOIN cells USING (cell) JOIN chunks USING (chunk) JOIN runs USING (run) "
             "ORDER BY cell, trial",
-            connection,
         )
-    return frame.drop(columns=["trials"]).assign(seconds=frame["execute_seconds"] / frame["size"])
+    frame = frame.drop(columns=["trials", DIGEST_COLUMN], errors="ignore")
+    return frame.assign(seconds=frame["execute_seconds"] / frame["size"])
 
 
 def load_chunks(folder: Path | str) -> pd.DataFrame:
     """Times, sizes and hosts of every chunk that was run."""
-    path = store_path(Path(folder))
-    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
-        return pd.read_sql_query("SELECT * FROM chunks WHERE process > 0 ORDER BY chunk", connection)
+    with reading(folder) as connection:
+        frame = frame_of(connection, "SELECT * FROM chunks WHERE process > 0 ORDER BY chunk")
+    return frame.drop(columns=DIGEST_COLUMN, errors="ignore")
 
 
 def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, int], np.ndarray]:
     """Recorded arrays by (result_hash, trial): what `record = ["history"]` keeps."""
-    path = store_path(Path(folder))
-    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
+    with reading(folder) as connection:
         rows = connection.execute(
             "SELECT result_hash, trial, content FROM arrays JOIN cells USING (cell) WHERE name = ?", (name,)
         ).fetchall()
@@ -161,8 +188,7 @@ def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, in
 
 def load_runs(folder: Path | str) -> list[dict[str, Any]]:
     """Provenance of every run in a folder, oldest first, with start (Unix seconds), times and devices."""
-    path = store_path(Path(folder))
-    with contextlib.closing(connect_for_reading(path)) as connection, clear_errors(path):
+    with reading(folder) as connection:
         rows = connection.execute(
             "SELECT provenance, started, wall_seconds, compile_seconds, "
             "(SELECT group_concat(DISTINCT nullif(device, '')) FROM chunks WHERE chunks.run = runs.run), "
@@ -196,11 +222,9 @@ def export_table(folder: Path | str, file: Path | str) -> int:
     for name in table:
         if table[name].map(lambda value: isinstance(value, tuple)).any():
             table[name] = table[name].map(_tuple_text)
+    write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
     try:
-        if file.suffix.lower() == ".csv":
-            table.to_csv(file, index=False)
-        else:
-            table.to_parquet(file, index=False)
+        write_whole(file, lambda path: write(path, index=False))
     except OSError as error:
         raise StoreError(f"{file}: cannot be written: {error.strerror or error}") from None
     return len(table)
@@ -209,3 +233,21 @@ def export_table(folder: Path | str, file: Path | str) -> int:
 def _tuple_text(value: Any) -> Any:
     """Lists and single numbers share a column: as text they fit both file formats."""
     return json.dumps(list(value)) if isinstance(value, tuple) else value if value is None else str(value)
+
+
+def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file through another name beside it: a full disk or a kill leaves the old file, or none.
+
+    What is not a plain file, such as a pipe or a device, or is in a folder that takes no new file, is written as it is.
+    """
+    if file.exists() and not (file.is_file() and os.access(file.parent, os.W_OK)):
+        write(file)
+        return
+    if file.exists() and not os.access(file, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        unfinished.replace(file.resolve())
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -113,11 +114,14 @@ def run_together(
     Raises:
         StoreError, ClusterError, KeyboardInterrupt: what has ended is committed, and the same call resumes.
     """
+    provenances = [collect_provenance(part.plan, part.spec_path, part.overrides, workers) for part in parts]
     with contextlib.ExitStack() as stack:
-        stores = [stack.enter_context(Store(part.folder)) for part in parts]
-        for part, store in zip(parts, stores, strict=True):
-            check_resumable(store.previous_provenance(), False, part.folder)
-            store.begin_run(part.plan, collect_provenance(part.plan, part.spec_path, part.overrides, workers))
+        stores = []
+        for part in parts:  # all are checked before one is written
+            check = functools.partial(check_resumable, across_versions=False, folder=part.folder)
+            stores.append(stack.enter_context(contextlib.closing(Store(part.folder, check))))
+        for part, store, provenance in zip(parts, stores, provenances, strict=True):
+            stack.enter_context(store).begin_run(part.plan, provenance)
         all_stores = cast(Store, _PartStores(stores, joint.offsets))
         engine = _JointEngine(joint, all_stores, lambda: executor, settings, progress)
         summary = engine.run()

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
+from moejax.console import shorten
 from moejax.sweep.chunk import ENGINE_STATUS_REASONS
 from moejax.sweep.plan import Plan
 
@@ -70,14 +71,12 @@ class WorkQueue:
         self._buckets = [_BucketQueue(deque()) for _ in plan.buckets]
         self._suspects: list[Chunk] = []
 
-    def add(self, position: int, trials: Iterable[int]) -> int:
-        """Queue trials of a cell; returns how many."""
-        trials = list(trials)
-        if trials:
+    def add(self, position: int, trials: Iterable[int], count: int) -> None:
+        """Queue trials of a cell, `count` of them; they are drawn from the iterable when they are handed out."""
+        if count:
             queue = self._buckets[self._plan.cells[position].bucket]
             queue.pending.append(zip(itertools.repeat(position), trials))
-            queue.count += len(trials)
-        return len(trials)
+            queue.count += count
 
     def __len__(self) -> int:
         return sum(queue.count for queue in self._buckets) + sum(
@@ -185,6 +184,6 @@ class WorkQueue:
 
 def summarise_failures(failures: Counter[str]) -> str:
     """One line for the end of a run: the reasons of failed trials, the most frequent first."""
-    parts = [f"{count} x {reason}" for reason, count in failures.most_common(3)]
+    parts = [f"{count} x {shorten(reason)}" for reason, count in failures.most_common(3)]
     rest = len(failures) - len(parts)
     return "; ".join(parts) + (f"; and {rest} more reasons" if rest > 0 else "")

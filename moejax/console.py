@@ -1,0 +1,173 @@
+"""What the program prints: tables that show a user's words as they are, JSON, error lines, and what happens when nobody reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+LONGEST_MESSAGE = 1000
+"""Characters of a message that a person still reads, and that a screen holds."""
+LONGEST_TAIL = 40
+"""Characters of the words that say how much more there is."""
+CLOSED_PIPE_STATUS = 141
+"""Exit status when the reader of the output is gone, as shells count it: 128 + SIGPIPE."""
+OUTPUT_ERROR_STATUS = 2
+DEFAULT_WIDTH = 80
+_ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's control characters, invisible formats, lone surrogates and separators of lines and paragraphs."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters written as escapes: a name cannot colour, move or clear a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in _ESCAPED_CATEGORIES
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+def shorten(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """The text, or its beginning and how much more there is: `most` characters in all."""
+    if len(text) <= most:
+        return text
+    kept = most - LONGEST_TAIL
+    return f"{text[:kept]}... ({len(text) - kept:,} more characters)"
+
+
+def error_line(error: BaseException | str) -> str:
+    """The message of an error on one line that fits a screen."""
+    return shorten(printable(" ".join(str(error).split())))
+
+
+class PlainConsole(Console):
+    """A console that shows strings as they are: `[red]` and `:smile:` in a name are the name's own characters.
+
+    Rich sends every string through `render_str`, those in the cells, heads and titles of tables too. Styles come as `Text`.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **(options | {"emoji": False, "markup": False}))
+
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to `output_that_may_close`; Rich would end the process with status 1."""
+        raise
+
+
+class _LossyStream:
+    """A stream whose errors are dropped with what was to be written: its reader is gone."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """The console of tables, on stdout."""
+    return PlainConsole(quiet=quiet, width=_width())
+
+
+def make_notes(*, quiet: bool = False) -> Console:
+    """The console of progress and notes, on stderr: work goes on when nobody reads them any more."""
+    stream: Any = sys.stderr if sys.stderr is None else _LossyStream(sys.stderr)
+    return PlainConsole(file=stream, quiet=quiet, width=_width())
+
+
+def _width() -> int | None:
+    """A width where the terminal claims to have none (COLUMNS=0 prints nothing at all); None: Rich's own choice."""
+    return DEFAULT_WIDTH if os.environ.get("COLUMNS", "").strip() == "0" else None
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Print a result as JSON; a number that is not finite is null, as JSON has no word for it."""
+    print(json.dumps(_finite(value), indent=indent, allow_nan=False, default=str))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def print_error(error: BaseException | str) -> None:
+    """Print an error, or a warning, as the program's one line on stderr."""
+    print(f"moejax: {error_line(error)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def output_that_may_close() -> Iterator[None]:
+    """End the process as other programs end when the reader of its output goes (`moejax ... | head`): quietly, by status 141.
+
+    A character that the terminal's encoding lacks is replaced. What is still buffered is written before the block is left,
+    so that no error is left to Python's own end. Any other error of stdout, such as a full disk, is one line.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+    except BrokenPipeError as error:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+        if not closed:
+            print_error(error)
+            raise SystemExit(OUTPUT_ERROR_STATUS) from None
+        for stream in closed:
+            _drop_output(stream)
+        raise SystemExit(CLOSED_PIPE_STATUS) from None
+    except OSError as error:
+        _drop_output(sys.stdout)
+        print_error(f"the output cannot be written: {error.strerror or error}")
+        raise SystemExit(OUTPUT_ERROR_STATUS) from None
+
+
+def _is_closed(stream: TextIO | None) -> bool:
+    """Whether the reader of a pipe is gone."""
+    if stream is None:
+        return False
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):
+        return False  # no file, as in a notebook or under test
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _drop_output(stream: TextIO) -> None:
+    """Send what is still buffered nowhere, so that flushing it at Python's end cannot fail."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

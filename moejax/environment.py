@@ -1,0 +1,26 @@
+"""What this process runs on: the devices that JAX finds."""
+
+from __future__ import annotations
+
+import os
+
+
+def require_devices(named_by: str | None = None) -> None:
+    """Start JAX's backend, or say in one line that there is none.
+
+    Args:
+        named_by: the option that names the platform; default: JAX_PLATFORMS and its value.
+
+    Raises:
+        ValueError: JAX finds no device of the platform.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where no plugin is installed
+        named_by = named_by or f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{named_by}: JAX finds no such device here" + (f" ({reason})" if reason else "")
+        ) from error
