@@ -22,8 +22,6 @@ from moejax.console import make_console, output_that_may_close, print_error, pri
 from moejax.environment import require_devices
 
 USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130
-"""As shells have it for SIGINT."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +101,8 @@ class Sweep:
     """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
     security: Path | None = None
     """TOML file with the certificates for --cluster; docs/security.md says how to make it."""
+    worker_timeout: float | None = None
+    """End after this many seconds without any worker; default: 120 on this machine, never for a cluster."""
     vmap_width: int | None = None
     """Trials side by side in one program; default 1 on CPUs."""
     retry_failed: bool = False
@@ -209,11 +209,13 @@ def _run_command(arguments: list[str]) -> None:
         if isinstance(command, Fit | Activations | Info):  # a sweep decides first who needs the devices
             require_devices()
         _RUN[type(command)](command)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        from moejax.sweep.signals import exit_status
+
         if os.environ.get("MOEJAX_TRACEBACK"):
             raise
         print("moejax: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED_STATUS)
+        sys.exit(exit_status(stop))
     except BrokenPipeError:  # nobody reads the output any more
         raise
     except (ValueError, OSError) as error:

@@ -67,19 +67,23 @@ class PlainConsole(Console):
 
 
 class _LossyStream:
-    """A stream whose errors are dropped with what was to be written: its reader is gone."""
+    """A stream that, once its reader is gone, takes what is written and drops it."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _drop_output(self._stream)
+            return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError:
+            _drop_output(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -238,10 +238,10 @@ def cramer_rao_bound(information: jax.Array) -> Covariance:
 
     A singular information gives the bound of what is identified, and says what is not; it never fails.
     """
-    return pseudo_inverse(information)
+    return inverse_of_information(information)
 
 
-def pseudo_inverse(information: jax.Array) -> Covariance:
+def inverse_of_information(information: jax.Array) -> Covariance:
     """The inverse (P, P) of an information (P, P), and what it leaves undetermined."""
     diagonal = jnp.diag(information)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
@@ -288,9 +288,11 @@ def covariance(
     weights = jnp.ones_like(y) if weights is None else weights
     free: dict[str, Any] = {"noise": noise, "fit_intercept": fit_intercept}
     if kind == "observed":
-        return pseudo_inverse(observed_information(params, x, y, weights, activation, **free))
+        return inverse_of_information(observed_information(params, x, y, weights, activation, **free))
     size = sample_scale(weights).effective
-    bread = pseudo_inverse(observed_information(params, x, y, weights, activation, num_samples=size, **free))
+    bread = inverse_of_information(
+        observed_information(params, x, y, weights, activation, num_samples=size, **free)
+    )
     filling = score_outer_products(params, x, y, weights**2, activation, **free)
     return bread._replace(matrix=bread.matrix @ filling @ bread.matrix)
 

@@ -80,6 +80,9 @@ found to be one before they get there.
 """
 NOISE_OF_CHILDREN = 1.5
 """The noise of a child, relative to its parent's: samples then find their way to another expert."""
+SEARCH_RIDGE = 1e-6
+"""Ridge on the gates while the search runs, for each sample, where the fit's own is less: it keeps gates from saturating before
+experts have found their samples. The last polish is with the fit's own."""
 SIDE_BY_SIDE = 4
 """Mixtures in one batch of EM on a CPU: wider, and XLA would split its small loops over threads, at a loss. Elsewhere all are."""
 
@@ -108,6 +111,11 @@ def search_sample(key: jax.Array, problem: Problem) -> Problem:
     draw = jax.random.uniform(key, problem.weights.shape, problem.weights.dtype)
     _, rows = jax.lax.top_k(jnp.where(problem.weights > 0, draw, -1.0), SEARCH_SAMPLES)
     return problem._replace(x=problem.x[rows], y=problem.y[rows], weights=problem.weights[rows])
+
+
+def search_ridge(problem: Problem, config: MethodConfig) -> jax.Array:
+    """() the ridge of the search: SEARCH_RIDGE for each sample, or that of the fit where it is more."""
+    return jnp.maximum(SEARCH_RIDGE * problem.weights.sum(), jnp.asarray(config.ridge, problem.x.dtype))
 
 
 class Mixtures(NamedTuple):
@@ -149,7 +157,7 @@ def climb(starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: 
             num_steps=num_steps,
             fit_intercept=config.fit_intercept,
             noise="shared",
-            ridge=config.ridge,
+            ridge=search_ridge(problem, config),
         )
         value = jnp.where(jnp.isfinite(end.log_likelihood), end.log_likelihood, -jnp.inf)
         profile = log_likelihood_per_sample(end.params, problem.x, problem.y, config.fn)
@@ -308,7 +316,7 @@ def spectral_starts(
             noise="shared",
             tolerance=GATING_TOLERANCE,
             fit_intercept=config.fit_intercept,
-            ridge=config.ridge,
+            ridge=search_ridge(small, config),
         )
 
     given = () if problem.transforms is None else ((config.order, problem.transforms),)

@@ -57,10 +57,12 @@ def reproduce(
         as_json: print the result as JSON.
 
     Raises:
-        ValueError: a name, a spec, an experiment's figure; OSError: a folder or a store. SystemExit: after Ctrl-C.
+        ValueError: a name, a spec, an experiment's figure; OSError: a folder or a store. SystemExit: after
+            Ctrl-C, SIGTERM or SIGHUP.
     """
-    from moejax.sweep.commands import INTERRUPTED_STATUS, Place
+    from moejax.sweep.commands import Place
     from moejax.sweep.executors import compile_without_optimisation
+    from moejax.sweep.signals import exit_status, stopped_by_signals
 
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: expected a number of at least 1")
@@ -75,11 +77,12 @@ def reproduce(
     result: dict[str, Any] = {"programs": session.num_programs, "experiments": [e.name for e in experiments]}
     if not dry_run:
         try:
-            result |= session.run()
-        except KeyboardInterrupt:
+            with stopped_by_signals():
+                result |= session.run()
+        except KeyboardInterrupt as stop:
             command = shlex.join(_canonical_command(names, quick, seed))
             make_notes().print(f"stopped: what has ended is kept; to resume: {command}", soft_wrap=True)
-            raise SystemExit(INTERRUPTED_STATUS) from None
+            raise SystemExit(exit_status(stop)) from None
     if as_json:
         print_json(result)
     return result
@@ -213,7 +216,7 @@ class _Session:
 
         started, compiled_before = time.monotonic(), compilations_so_far()[0]
         folder, failures = self._results_folder(), []
-        start = self.place.executor_factory(max(self.num_programs, 1))
+        start = self.place.executor_factory(max(self.num_programs, 1), _plain_worker_settings())
         executor = KeptExecutor(start)
         compilations, written = 0, []
 

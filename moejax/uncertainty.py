@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.design import gate_centring, predictors_of, sample_blocks, sample_scale
-from moejax.information import Covariance, CovarianceKind, covariance, pseudo_inverse
+from moejax.information import Covariance, CovarianceKind, covariance, inverse_of_information
 from moejax.methods import MethodConfig, Problem
 from moejax.model import MoEParams
 from moejax.polish import Curvature, likelihood_curvature
@@ -53,7 +53,7 @@ def ridge_effect(params: MoEParams, curvature: Curvature, config: MethodConfig) 
     centring = gate_centring(k, rows.dtype)
     penalty = config.ridge * (centring @ gates)
     force = jnp.zeros_like(curvature.gradient).at[k * size : (2 * k - 1) * size].set(penalty.reshape(-1))
-    cost = 0.5 * force @ pseudo_inverse(curvature.observed).matrix @ force
+    cost = 0.5 * force @ inverse_of_information(curvature.observed).matrix @ force
     blocks = curvature.observed[k * size : (2 * k - 1) * size, k * size : (2 * k - 1) * size]
     blocks = blocks.reshape(k - 1, size, k - 1, size)
     known = jnp.einsum("id,idie,ie->i", gates, blocks, gates)

@@ -31,7 +31,9 @@ class InputMap(NamedTuple):
 
 
 FLOAT_TOLERANCE = 64.0
-"""Variation below this many units in the last place of the numbers is rounding: sums and products leave that much."""
+"""Variation below this many units in the last place of double precision is rounding: sums and products leave that much."""
+STORED_TOLERANCE = 4.0
+"""The same for numbers that were given in a lower precision: they were rounded to it once."""
 NEARLY_COLLINEAR = 30.0
 """Condition index from which a direction counts as nearly collinear (Belsley, Kuh and Welsch 1980)."""
 _TAKES_PART = 0.05
@@ -47,9 +49,9 @@ def input_map(
 ) -> InputMap:
     """The whitening of the inputs, by the principal directions of the (centred) sample in units of its columns' spreads.
 
-    A direction is dropped only if it varies by no more than the rounding of the numbers themselves: by FLOAT_TOLERANCE times
-    `precision` times the size of the columns that take part. Integers and amounts of money that differ by one step are not
-    rounded, and are kept.
+    A direction is dropped only if it varies by no more than the rounding of the numbers themselves: by a few units in the last
+    place of the columns that take part (FLOAT_TOLERANCE, STORED_TOLERANCE). Integers and amounts of money that differ by one step
+    are not rounded, and are kept.
 
     Args:
         x: (n, d) finite.
@@ -80,7 +82,8 @@ def input_map(
     middle = share @ scaled if centre else np.zeros(d)
     scaled = scaled - middle
     spread = np.sqrt(share @ scaled**2)
-    mean, rounding = origin + steps * middle, FLOAT_TOLERANCE * precision * largest / steps
+    relative = max(FLOAT_TOLERANCE * float(np.finfo(float).eps), STORED_TOLERANCE * precision)
+    mean, rounding = origin + steps * middle, relative * largest / steps
     varies = spread > (rounding if centre else 0.0)
     columns = np.flatnonzero(varies)
     scaled = scaled[:, varies] / spread[varies]

@@ -1,8 +1,12 @@
 """The command line as a user meets it: results on disk, JSON, and one line with exit status 2 for a bad value."""
 
+import io
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +14,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.datasets
+from rich.table import Table
 
 import moejax
 from moejax import cli
 from moejax.activation_table import activation_row
+from moejax.console import (
+    PlainConsole,
+    error_line,
+    make_console,
+    make_notes,
+    output_that_may_close,
+    print_json,
+)
 from moejax.fit_command import _strongest
 from moejax.fitting import DEFAULT_OPTIONS
 
@@ -243,3 +256,189 @@ def test_a_step_has_no_constants_and_no_warnings(recwarn):
     assert row["order"] is None or row["order"] == 0
     assert (row["c2"], row["gamma"]) == (0.0, None)
     assert not recwarn.list
+
+
+def test_a_closed_pipe_ends_the_program_quietly():
+    """As `moejax ... | head -c 0`: no traceback, nothing on stderr, the status of a program that SIGPIPE ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "moejax.cli", "--help"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.fixture
+def closed_pipe():
+    """A stream that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w", encoding="utf-8")
+    yield stream
+    stream.close()  # would raise if anything were left in it
+
+
+@pytest.mark.parametrize("console", [False, True])
+def test_what_is_printed_into_a_closed_pipe_is_dropped(closed_pipe, console, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    with pytest.raises(SystemExit) as caught, output_that_may_close():
+        (make_console().print if console else print)("a line")
+    assert caught.value.code == 141
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    stream = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit) as caught, output_that_may_close():
+        print("a line")
+    stream.close()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "moejax: the output cannot be written: No space left on device\n"
+
+
+def test_progress_goes_on_when_nobody_reads_it(closed_pipe, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", closed_pipe)
+    for _ in range(3):
+        make_notes().print("a line")
+
+
+def test_a_name_is_shown_as_it_is():
+    out = io.StringIO()
+    console = PlainConsole(file=out, width=80, force_terminal=True, color_system="standard")
+    table = Table("[bold]head", title="[red]title[/x]")
+    table.add_row("[/x] :smile: \x1b[31m \u202e")
+    console.print(table)
+    console.print("[link=x]y[/link] a\x07b")
+    for words in (
+        "[bold]head",
+        "[red]title[/x]",
+        "[/x] :smile: \\x1b[31m \\u202e",
+        "[link=x]y[/link] a\\x07b",
+    ):
+        assert words in re.sub("\x1b\\[[0-9;]*m", "", out.getvalue())
+    assert "\x1b[31m" not in out.getvalue()
+
+
+def test_an_error_is_one_line_that_fits_a_screen():
+    line = error_line("a\nb\x1b[31m" + 5000 * "x")
+    assert line.startswith("a b\\x1b[31mxxx")
+    assert line.endswith(" more characters)")
+    assert len(line) <= 1000
+    assert error_line("short") == "short"
+
+
+def test_json_has_no_word_for_a_number_that_is_not_finite(capsys):
+    print_json({"a": [float("nan"), (1.5, float("inf"))], "b": Path("x")})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, [1.5, None]], "b": "x"}
+
+
+def test_a_terminal_without_a_width_still_prints(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    make_console().print("a line")
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_without_a_home_folder_there_is_no_cache_and_a_line_says_so(capsys, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("MOEJAX_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    cli.main(["activations", "linear", "--quiet"])
+    error = capsys.readouterr().err
+    assert error.startswith("moejax: there is no home folder: compiled programs are not kept")
+    assert error.count("\n") == 1
+    cli.main(["info", "--quiet"])
+    assert capsys.readouterr().err == ""  # it compiles nothing
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOEJAX_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert cli.compilation_cache_folder() is None
+    cli.main(["activations", "linear", "--quiet"])
+    assert "is not a folder): compiled programs are not kept" in capsys.readouterr().err
+    monkeypatch.setenv("MOEJAX_CACHE_DIR", "~/x")
+    assert "~" not in str(cli.compilation_cache_folder())
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend 'nonsense'\nmore"), AssertionError()]
+)
+def test_a_platform_that_is_not_there_is_one_line(capsys, monkeypatch, tmp_path, error):
+    import jax
+
+    def no_devices():
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    monkeypatch.setattr(jax, "devices", no_devices)
+    monkeypatch.chdir(tmp_path)
+    assert "JAX_PLATFORMS=nonsense: JAX finds no such device here" in refused(capsys, "activations", "relu")
+    assert "--platform tpu: JAX finds no such device here" in refused(capsys, "info", "--platform", "tpu")
+    monkeypatch.setitem(jax.config.values, "jax_platforms", "nonsense")
+    from stores import made_up_store
+
+    toml, folder, _ = made_up_store(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert "JAX_PLATFORMS=nonsense" in refused(
+        capsys, "sweep", str(toml), "--workers", "1", "--out", str(tmp_path / "new")
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+    cli.main(["status", str(folder)])  # needs no device
+
+
+def test_functions_of_a_file_that_exits_or_has_dataclasses(capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import sys\nsys.exit(5)\n")
+    assert "called exit (5)" in refused(capsys, "activations", f"{file}:f")
+    file.write_text(
+        "from __future__ import annotations\nimport dataclasses\nimport jax.numpy as jnp\n\n"
+        "@dataclasses.dataclass\nclass Knee:\n    at: float = 0.3\n\n"
+        "print('loading')\n\ndef hinge(t):\n    return jnp.maximum(t, Knee().at)\n"
+    )
+    (row,) = json.loads(run(capsys, "activations", f"{file}:hinge", "--json"))
+    assert row["order"] == 3
+
+
+def test_results_are_written_before_they_are_printed(monkeypatch, tmp_path, closed_pipe):
+    """A reader that goes away takes no file with it."""
+    from stores import made_up_store
+
+    monkeypatch.setattr("moejax.sweep.figures.make_figures", lambda summary: [])
+    _, folder, _ = made_up_store(tmp_path)
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["report", str(folder)])
+    assert caught.value.code == 141
+    assert (folder / "summary.csv").stat().st_size > 500
+    assert (folder / "report.html").stat().st_size > 1000
+
+
+def test_an_export_replaces_a_file_whole_or_not_at_all(monkeypatch, tmp_path, capsys):
+    import pandas as pd
+    from stores import made_up_store
+
+    _, folder, _ = made_up_store(tmp_path)
+    target = tmp_path / "t.csv"
+    target.write_text("old")
+
+    def full(table, path, **_):
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_csv", full)
+        assert "No space left" in refused(capsys, "export", str(folder), str(target))
+    assert target.read_text() == "old"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".t.csv")]
+    run(capsys, "export", str(folder), str(target))
+    assert len(pd.read_csv(target)) == 24

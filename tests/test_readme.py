@@ -4,7 +4,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import moejax
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -25,12 +28,8 @@ def test_python_examples_run(block, capsys):
     printed = capsys.readouterr().out
     if "result" in namespace:
         assert namespace["result"].status == "ok"
-        assert (
-            float(
-                namespace["moejax"].recovery_error(namespace["experts"], namespace["result"].params.experts)
-            )
-            < 1e-3
-        )
+        experts = np.asarray(namespace["experts"], np.float64)
+        assert float(moejax.recovery_error(experts, namespace["result"].params.experts)) < 1e-3
         assert "recovery error" in printed
     else:
         assert not printed  # the file is a plugin, and says nothing

@@ -27,7 +27,7 @@ from moejax.sweep.monte_carlo import (
 from moejax.sweep.progress import duration
 from moejax.sweep.screen import print_summary
 from moejax.sweep.stopping import PrecisionRule
-from moejax.sweep.summary import ESTIMATES, summarise, swept_fields, with_error
+from moejax.sweep.summary import ESTIMATES, percent, summarise, swept_fields, with_error
 from moejax.sweep.tables import FIELD_COLUMNS
 
 
@@ -82,6 +82,10 @@ def test_stopping_rule_looks_only_at_whole_rounds():
         (0.000123, 0.0000045, "(1.230 ± 0.045)e-4"),
         (float("nan"), 1.0, "—"),
         (0.25, float("nan"), "0.25"),
+        (1.234e9, 5.6e6, "(1.2340 ± 0.0056)e9"),
+        (0.5, 3e300, "(0.0 ± 3.0)e300"),
+        (-5e-324, 5e-324, "-4.9e-324 ± 4.9e-324"),
+        (1e-20, 1e-22, "(1.000 ± 0.010)e-20"),
     ],
 )
 def test_numbers_are_shown_with_the_digits_their_error_allows(value, mcse, text):
@@ -89,6 +93,8 @@ def test_numbers_are_shown_with_the_digits_their_error_allows(value, mcse, text)
 
 
 def test_durations():
+    assert [duration(s) for s in (float("nan"), float("inf"))] == ["?", "?"]
+    assert [percent(share) for share in (0.125, float("nan"))] == ["12%", "—"]
     assert [duration(s) for s in (0.04, 9.96, 59.4, 61, 3700)] == [
         "0.0 s",
         "10.0 s",

@@ -276,7 +276,8 @@ def has_begun(out: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_ctrl_c_with_slurm_says_how_to_resume(fake_slurm, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_with_slurm_says_how_to_resume(fake_slurm, tmp_path, number, status):
     """dask-jobqueue 0.9.0 takes SIGINT for itself when it is imported."""
     toml, plugin = write_inputs(tmp_path)
     (tmp_path / "bin" / "sbatch").write_text(
@@ -289,9 +290,9 @@ def test_ctrl_c_with_slurm_says_how_to_resume(fake_slurm, tmp_path):
     wait_until((fake_slurm / "asked").exists, process)
     wait_until(lambda: has_begun(tmp_path / "run"), process)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "to resume:" in error
     assert (fake_slurm / "cancelled").exists()
     assert not list(tmp_path.glob(".moejax-tls-*"))

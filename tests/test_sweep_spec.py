@@ -289,3 +289,199 @@ def test_sizes_that_are_padded_to_the_same_one_share_a_program():
     assert [cell.result_hash for cell in plain.cells] == [
         cell.result_hash for cell in make_plan(parse_spec(text)).cells
     ]
+
+
+HUGE = "1" + 400 * "0"
+ENDLESS = 5000 * "9"
+"""More digits than Python reads."""
+
+
+@pytest.mark.parametrize(
+    "value", [HUGE, f"-{HUGE}", ENDLESS, f"0x{5000 * 'f'}", "inf", "nan", "1e308", "2.5e15"]
+)
+@pytest.mark.parametrize("key", ["trials", "seed", "dim", "num_samples", "pad_samples_to", "max_trials"])
+def test_a_number_no_count_can_be_is_one_line(key, value):
+    """In the file and by --set alike."""
+    text = 'methods = ["joint_em"]\n'
+    if key == "max_trials":
+        text += '[precision]\ntarget = {metric = "recovery_error", mcse = 0.1}\n'
+    else:
+        text += "trials = 3\n"
+    line = f"[{value}]" if key == "pad_samples_to" else value
+    name = f"precision.{key}" if key == "max_trials" else key
+    for document, overrides in (
+        (f"{text.replace('trials = 3', '')}{key} = {line}\n", ()),
+        (text, (f"{name}={line}",)),
+    ):
+        if key == "seed" and value == "2.5e15":
+            continue  # a seed may be that large
+        if overrides == () and key not in ("trials", "max_trials"):
+            document = text + f"{key} = {line}\n"
+        with pytest.raises(SpecError) as caught:
+            parse_spec(document, "huge.toml", overrides)
+        assert key in str(caught.value) or "huge.toml" in str(caught.value) or "--set" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) <= 1000
+
+
+@pytest.mark.parametrize("value", [HUGE, ENDLESS, "inf", "nan", "1e400"])
+@pytest.mark.parametrize("key", ["noise_std", "gating_norm", "expert_norms", "precision.target.mcse"])
+def test_a_number_no_float_can_be_is_one_line(key, value):
+    text = GOOD.replace("noise_std = [0.1, 1]\n", "")
+    if key.startswith("precision"):
+        text = text.replace("trials = 10", "")
+        text += '[precision]\nmax_trials = 10\ntarget = {metric = "recovery_error", mcse = 0.1}\n'
+    for override in (f"{key}={value}", f"{key}=[{value}]"):
+        with pytest.raises(SpecError) as caught:
+            parse_spec(text, "huge.toml", [override])
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) <= 1000
+
+
+@pytest.mark.parametrize("levels", [40, 1000, 20_000])
+@pytest.mark.parametrize("opened", ["[", "{a = "])
+def test_nesting_is_one_line(opened, levels):
+    closed = "]" if opened == "[" else "}"
+    value = opened * levels + "1" + closed * levels
+    for text, overrides in (
+        (GOOD + f"noise_std = {value}\n", ()),
+        (GOOD, (f"dim={value}",)),
+        (GOOD, (f"dim={opened * levels}",)),
+    ):
+        with pytest.raises(SpecError) as caught:
+            parse_spec(text, "deep.toml", overrides)
+        assert len(str(caught.value)) <= 1000
+    with pytest.raises(SpecError, match="within each other"):
+        parse_spec(GOOD.replace("[grid]", f"[grid.{'.'.join(levels * 'a')}]\n[grid]", 1), "deep.toml")
+
+
+def test_a_grid_that_nobody_could_run_is_refused_before_its_cells_are_listed():
+    axes = "\n".join(
+        f"{name} = [{', '.join(map(str, range(1, 200)))}]" for name in ("dim", "num_samples", "num_experts")
+    )
+    with pytest.raises(SpecError, match=r"grid: expected at most 1,000,000 cells, got 7880599"):
+        parse_spec(f'methods = ["joint_em"]\ntrials = 1\n[grid]\n{axes}\n')
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('name = "a\\u001b[31mb"', "expected a name that can be a folder's"),
+        (f'name = "{300 * "a"}"', "expected a name that can be a folder's"),
+        ('activation = "a\\nb"', "expected a name"),
+        (
+            '[precision]\ntarget = {metric = "recovery_error", mcse = 0.1, statistic = ["mean"]}\nmax_trials = 9',
+            "statistic",
+        ),
+        ('[[exclude]]\nmethod = [["joint_em"]]', "expected names"),
+        ("grid = 3", "expected a table"),
+    ],
+)
+def test_values_of_other_kinds_are_one_line(line, message):
+    text = 'methods = ["joint_em"]\n' + ("" if "precision" in line else "trials = 3\n") + line
+    with pytest.raises(SpecError, match=message):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize("override", ["grid.dim=3", "dim=[1, 2]"])
+def test_set_replaces_a_grid_that_is_no_table(override):
+    spec = parse_spec('methods = ["joint_em"]\ntrials = 3\ngrid = 3\n', "x.toml", [override])
+    assert set(spec.grid) == {"dim"}
+
+
+def test_set_replaces_a_precision_that_is_no_table():
+    overrides = [
+        "precision.max_trials=9",
+        "precision.target.mcse=0.1",
+        'precision.target.metric="recovery_error"',
+    ]
+    rule = parse_spec('methods = ["joint_em"]\nprecision = 3\n', "x.toml", overrides).precision
+    assert (rule.max_trials, rule.mcse) == (9, 0.1)
+
+
+def test_a_second_key_in_an_override_is_not_dropped_without_a_word():
+    with pytest.raises(SpecError, match="dim"):
+        parse_spec(GOOD, "good.toml", ["dim=5\nseed=3"])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_spec(tmp_path):
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    assert read_spec(tmp_path / "bom.toml").name == "good"
+    (tmp_path / "study.toml").write_bytes(b"\xef\xbb\xbfstudy = true\n[grid]\na = [1, 2]\n")
+    assert len(read_study(tmp_path / "study.toml", {}).cells) == 2
+
+
+def test_a_method_that_nobody_knows_excludes_nothing_and_is_told():
+    from moejax.sweep.plan import make_plan
+
+    text = GOOD.replace('method = "joint_em"', 'method = "joint_me"')
+    with pytest.raises(
+        SpecError, match=r"\[\[exclude\]\] method: \"joint_me\" is no method; did you mean joint_em"
+    ):
+        make_plan(parse_spec(text, "good.toml"))
+    only = parse_spec(GOOD, "good.toml", ["methods=spectral"])  # one that is not run here is no mistake
+    assert make_plan(only).cells
+
+
+PLUGINS = {
+    "import sys\nsys.exit(3)": r"called exit \(3\)",
+    "raise SystemExit": r"called exit \(None\)",
+    "import argparse\nargparse.ArgumentParser().parse_args(['--x'])": r"called exit \(2\)",
+    "raise ValueError('a\\nb' * 5000)": "raised ValueError: a ba ba",
+    "1 / 0": "raised ZeroDivisionError",
+    "x = " + 5000 * "(": "not valid Python",
+    "x = '\x00'": "not valid Python",
+    "x ==== 1": ":1: not valid Python",
+    "# -*- coding: nonsense -*-": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("source", PLUGINS, ids=lambda source: source[:20].encode("unicode_escape").decode())
+def test_a_plugin_that_cannot_be_used_is_one_line(tmp_path, source, capsys):
+    path = tmp_path / "plugin.py"
+    path.write_text(source)
+    with pytest.raises(ValueError, match=PLUGINS[source]) as caught:
+        run_plugins([path])
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) <= 1000
+
+
+def test_a_plugin_sees_no_arguments_of_ours_and_prints_to_stderr(tmp_path, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys, "argv", ["moejax", "sweep", "--dry-run"])
+    path = tmp_path / "plugin.py"
+    parse = "import argparse, sys\nassert argparse.ArgumentParser().parse_args() is not None\nassert len(sys.argv) == 1\n"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{parse}print('hello')\n".encode())
+    run_plugins([path])
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "hello\n")
+    assert sys.argv == ["moejax", "sweep", "--dry-run"]
+    path.write_bytes("# -*- coding: latin-1 -*-\nNAME = 'é'\nassert len(NAME) == 1\n".encode("latin-1"))
+    run_plugins([path])
+
+
+def test_a_study_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "study.toml"
+    for line, message in {
+        "grid = 3": "expected a table",
+        f"a = {1000 * '['}": "study.toml",
+        f"[grid]\n{chr(10).join(f'a{n} = {list(range(200))}' for n in range(3))}": "at most 1,000,000 cells",
+    }.items():
+        path.write_text(f"study = true\n{line}\n")
+        with pytest.raises(SpecError, match=message):
+            read_study(path, {})
+
+
+def test_a_billion_trials_are_not_listed_to_queue_them():
+    from moejax.sweep.plan import make_plan
+    from moejax.sweep.work import WorkQueue
+
+    plan = make_plan(
+        parse_spec('methods = ["joint_em"]\ntrials = 1e9\ndim = 3\nnum_experts = 2\nnum_samples = 100')
+    )
+    queue = WorkQueue(plan)
+    queue.add(0, (trial for trial in range(plan.spec.trials)), plan.spec.trials)
+    assert len(queue) == 10**9
+    assert queue.take("w", idle=True).trials[0] == (0, 0)

@@ -175,3 +175,29 @@ def test_a_checkout_is_dirty_by_its_sources_not_by_its_results(tmp_path):
     assert git_state(tmp_path / "package") == clean
     (tmp_path / "sweeps" / "one.toml").write_text("2\n")
     assert git_state(tmp_path / "package") == clean | {"dirty": True}
+
+
+def test_a_commit_of_a_repository_that_does_not_track_the_folder_is_not_recorded(tmp_path, monkeypatch):
+    """A user's own repository around the .venv that holds the package, or one that a git hook names in the environment."""
+
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    package = tmp_path / ".venv" / "lib" / "package"
+    package.mkdir(parents=True)
+    (package / "code.py").write_text("1\n")
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "the user's own")
+    assert git_state(package) is None
+    (tmp_path / "own.py").write_text("1\n")
+    git("add", "-A")
+    git("commit", "-m", "more")
+    assert git_state(tmp_path) is not None
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "own.py").write_text("1\n")
+    assert git_state(elsewhere) is None

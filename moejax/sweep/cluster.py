@@ -16,14 +16,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moejax.sweep.executors import ClusterError, DaskExecutor, describe, single_threaded_environment
+from moejax.sweep.dask_executor import Admission, DaskExecutor
+from moejax.sweep.executors import ClusterError, describe, single_threaded_environment
 from moejax.sweep.security import (
     cluster_security,
     private_scratch_folder,
     temporary_security,
     temporary_security_in,
 )
-from moejax.sweep.slurm import SlurmFile, make_slurm_cluster, read_slurm_file, scheduler_without_pages
+from moejax.sweep.slurm import (
+    SlurmFile,
+    SlurmJobs,
+    make_slurm_cluster,
+    read_slurm_file,
+    scheduler_without_pages,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,12 +41,19 @@ CONNECT_SECONDS = 30.0
 LOOPBACK = "127.0.0.1"
 
 
-def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
+def local_executor(
+    workers: int,
+    gpus: tuple[str, ...] = (),
+    admission: Admission | None = None,
+    worker_timeout: float | None = None,
+) -> DaskExecutor:
     """Start worker processes on this machine.
 
     Args:
         workers: how many.
         gpus: names of the GPUs, for CUDA_VISIBLE_DEVICES, one for each worker in turn; empty: cores.
+        admission: what each worker is asked first.
+        worker_timeout: seconds without a worker after which the sweep ends.
 
     Raises:
         ClusterError: the workers do not start.
@@ -90,10 +104,15 @@ def local_executor(workers: int, gpus: tuple[str, ...] = ()) -> DaskExecutor:
         client.close()
         cluster.close()
 
-    return DaskExecutor(client, close)
+    return DaskExecutor(client, close, admission=admission, worker_timeout=worker_timeout)
 
 
-def cluster_executor(cluster: str, security_file: Path | None = None) -> DaskExecutor:
+def cluster_executor(
+    cluster: str,
+    security_file: Path | None = None,
+    admission: Admission | None = None,
+    worker_timeout: float | None = None,
+) -> DaskExecutor:
     """The executor for `--cluster`: tls://HOST:PORT (or tcp://, ucx://), or slurm:FILE.toml.
 
     Raises:
@@ -101,15 +120,20 @@ def cluster_executor(cluster: str, security_file: Path | None = None) -> DaskExe
     """
     if cluster.startswith("slurm:"):
         path = Path(cluster.removeprefix("slurm:"))
-        return slurm_executor(path, cluster_security(cluster, security_file))
+        return slurm_executor(path, cluster_security(cluster, security_file), admission, worker_timeout)
     if "://" in cluster:
-        return joined_executor(cluster, cluster_security(cluster, security_file))
+        return joined_executor(cluster, cluster_security(cluster, security_file), admission, worker_timeout)
     raise ValueError(
         f"--cluster {cluster}: expected tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml"
     )
 
 
-def joined_executor(address: str, security: Security | None = None) -> DaskExecutor:
+def joined_executor(
+    address: str,
+    security: Security | None = None,
+    admission: Admission | None = None,
+    worker_timeout: float | None = None,
+) -> DaskExecutor:
     """Use the workers of a scheduler that is already running, such as `tls://host:8786`.
 
     Raises:
@@ -129,33 +153,50 @@ def joined_executor(address: str, security: Security | None = None) -> DaskExecu
     def close() -> None:
         client.close()
 
-    return DaskExecutor(client, close, patient=True)
+    return DaskExecutor(client, close, patient=True, admission=admission, worker_timeout=worker_timeout)
 
 
-def slurm_executor(path: Path, security: Security | None = None) -> DaskExecutor:
+def slurm_executor(
+    path: Path,
+    security: Security | None = None,
+    admission: Admission | None = None,
+    worker_timeout: float | None = None,
+) -> DaskExecutor:
     """Ask Slurm for workers; they join as their jobs start, for which we wait as long as it takes.
 
     Args:
         path: the Slurm file.
         security: certificates that the jobs can read; None: temporary ones.
+        admission: what each worker is asked first.
+        worker_timeout: seconds without a worker after which the sweep ends.
 
     Raises:
-        ValueError: a bad file; ClusterError: the scheduler or the submission failed.
+        ValueError: a bad file; ClusterError: the scheduler does not start, or Slurm takes no job.
     """
     from distributed import Client
 
     _quiet()
     file = read_slurm_file(path)
+    jobs = SlurmJobs(file)
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(slurm_cluster(file, security))
+        cluster = stack.enter_context(slurm_cluster(file, security, jobs))
         try:
-            cluster.scale(jobs=file.workers)
             client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+            stack.callback(client.close)
+            cluster.scale(jobs=file.workers)
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             raise ClusterError(f"--cluster slurm:{path}: {describe(error)}") from error
-        stack.callback(client.close)
+        news = jobs.wait_for_slurm()
         close = stack.pop_all().close
-    return DaskExecutor(client, close, patient=True)
+    return DaskExecutor(
+        client,
+        close,
+        patient=True,
+        admission=admission,
+        worker_timeout=worker_timeout,
+        about=jobs.known,
+        news=news,
+    )
 
 
 def slurm_job_script(path: Path, security: Security | None = None) -> str:
@@ -170,7 +211,7 @@ def slurm_job_script(path: Path, security: Security | None = None) -> str:
 
 
 @contextlib.contextmanager
-def slurm_cluster(file: SlurmFile, security: Security | None) -> Iterator[Any]:
+def slurm_cluster(file: SlurmFile, security: Security | None, jobs: SlurmJobs | None = None) -> Iterator[Any]:
     """A scheduler that has asked for no job yet; its end cancels the jobs and removes temporary certificates."""
     from dask import config as dask_config
 
@@ -184,7 +225,7 @@ def slurm_cluster(file: SlurmFile, security: Security | None) -> Iterator[Any]:
                     f"written: {error.strerror}; expected a folder that jobs can read, for temporary certificates"
                 ) from None
         with dask_config.set({"temporary-directory": private_scratch_folder()}):
-            cluster = make_slurm_cluster(file, security)
+            cluster = make_slurm_cluster(file, security, jobs)
         stack.callback(cluster.close)
         yield cluster
 
@@ -245,5 +286,7 @@ _DASK_SETTINGS = {
 
 def _quiet() -> None:
     """Dask's log lines are for its developers; what matters is reported as a line of ours."""
-    for name in ("distributed", "tornado", "asyncio"):
+    import distributed  # noqa: F401 - with it come levels of its own for some of these
+
+    for name in ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -21,6 +21,7 @@ from moejax.sweep.chunk import WorkerSettings, configure
 from moejax.sweep.executors import Executor, InProcessExecutor, use_single_thread
 from moejax.sweep.plan import Plan, make_plan
 from moejax.sweep.plugins import run_plugins
+from moejax.sweep.signals import exit_status, stopped_by_signals
 from moejax.sweep.spec import read_spec
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from moejax.sweep.figures import NamedFigure
 
 RUNS_FOLDER = "runs"
-INTERRUPTED_STATUS = 130
-"""Exit status after Ctrl-C, as shells count it: 128 + SIGINT."""
 ACCELERATOR_VMAP_WIDTH = 64
 """Trials side by side on a GPU or TPU, memory permitting; on a CPU one at a time is fastest."""
 
@@ -47,6 +46,7 @@ def sweep(
     plugin: Sequence[Path] = (),
     cluster: str | None = None,
     security: Path | None = None,
+    worker_timeout: float | None = None,
     vmap_width: int | None = None,
     retry_failed: bool = False,
     repair: bool = False,
@@ -66,6 +66,8 @@ def sweep(
         plugin: Python files that register activations, methods, input distributions or metrics; besides the spec's own.
         cluster: tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
         security: TOML file that names the certificates for the cluster; see `moejax.sweep.security`.
+        worker_timeout: seconds without any worker after which the sweep ends; default: 120 for workers of this machine, and
+            no end for a cluster.
         vmap_width: trials that run side by side in one program; default 1 on CPUs.
         retry_failed: run trials again that raised, or whose worker died.
         repair: first replace a damaged store by what is sound in it; the damaged file stays beside it.
@@ -75,18 +77,20 @@ def sweep(
 
     Raises:
         ValueError: the spec or an option; OSError: the folder, the store or the cluster. SystemExit: after
-            Ctrl-C.
+            Ctrl-C, SIGTERM or SIGHUP.
     """
     report_to = make_notes()
     tables = make_console(quiet=quiet or as_json)
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers}: expected a number of at least 1")
+    if worker_timeout is not None and not worker_timeout > 0:
+        raise ValueError(f"--worker-timeout {worker_timeout}: expected a number of seconds above 0")
     if vmap_width is not None and vmap_width < 1:
         raise ValueError(f"--vmap-width {vmap_width}: expected a number of at least 1")
     if pilot and not dry_run:
         raise ValueError("--pilot: goes with --dry-run")
     checked = read_spec(spec, set)
-    place = Place(workers, cluster, dry_run, security)
+    place = Place(workers, cluster, dry_run, security, worker_timeout)
     place.prepare()
     plan = make_plan(
         checked,
@@ -98,21 +102,22 @@ def sweep(
     if dry_run:
         return _dry_run(plan, settings, place, pilot, tables, as_json)
     folder = Path(out) if out is not None else Path(RUNS_FOLDER) / checked.name
-    return _run(
-        plan,
-        settings,
-        place,
-        folder,
-        spec,
-        set,
-        retry_failed,
-        repair,
-        across_versions,
-        report_to,
-        tables,
-        quiet,
-        as_json,
-    )
+    with stopped_by_signals():
+        return _run(
+            plan,
+            settings,
+            place,
+            folder,
+            spec,
+            set,
+            retry_failed,
+            repair,
+            across_versions,
+            report_to,
+            tables,
+            quiet,
+            as_json,
+        )
 
 
 def _run(
@@ -144,33 +149,38 @@ def _run(
     def check(previous: Sequence[Mapping[str, Any]]) -> None:
         check_resumable(previous, across_versions, folder)
 
+    def note(line: str) -> None:
+        report_to.print(line, soft_wrap=True)
+
     if repair:
         report_to.print(repair_store(folder, check), soft_wrap=True)
     with contextlib.ExitStack() as held:
-        checked = held.enter_context(contextlib.closing(Store(folder, check)))  # before workers are asked for
-        start = place.executor_factory(sum(plan.chunks_of(bucket) for bucket in plan.buckets))
+        checked = held.enter_context(
+            contextlib.closing(Store(folder, check, note))
+        )  # before workers are asked for
+        chunks = sum(plan.chunks_of(bucket) for bucket in plan.buckets)
+        start = place.executor_factory(chunks, settings, held)
         if place.warning is not None:
-            report_to.print(place.warning, markup=False, highlight=False, soft_wrap=True)
+            report_to.print(place.warning, soft_wrap=True)
         store = held.enter_context(checked)  # from here on the folder is written
         if store.journal_mode != "wal":
             report_to.print(
                 f"{folder}: this file system cannot share memory; the store uses a rollback journal"
             )
-        store.begin_run(plan, provenance)
-        if retry_failed:
-            store.forget_failures()
-        with sweep_progress(report_to, quiet) as progress:
-            engine = Engine(plan, store, start, settings, progress)
-            try:
-                done = engine.run()
-            except KeyboardInterrupt:
-                kept = sum(map(len, store.done_trials().values()))
-                report_to.print(
-                    f"stopped: {kept:,} trials are kept in {folder}; to resume: {shlex.join(_command())}",
-                    soft_wrap=True,
-                )
-                raise SystemExit(INTERRUPTED_STATUS) from None
-        store.end_run(done.wall_seconds, done.compile_seconds)
+        try:
+            store.begin_run(plan, provenance)
+            if retry_failed:
+                store.forget_failures()
+            with sweep_progress(report_to, quiet) as progress:
+                done = Engine(plan, store, start, settings, progress).run()
+            store.end_run(done.wall_seconds, done.compile_seconds)
+        except KeyboardInterrupt as stop:
+            kept = sum(map(len, store.done_trials().values()))
+            report_to.print(
+                f"stopped: {kept:,} trials are kept in {folder}; to resume: {shlex.join(_command())}",
+                soft_wrap=True,
+            )
+            raise SystemExit(exit_status(stop)) from None
     summary = summarise(folder)
     written = write_results(folder, summary, make_figures(summary))
     if not done.trials_run:
@@ -258,10 +268,18 @@ def _dry_run(
 class Place:
     """Where a sweep runs: this process, worker processes here, or a cluster."""
 
-    def __init__(self, workers: int | None, cluster: str | None, dry_run: bool, security: Path | None = None):
+    def __init__(
+        self,
+        workers: int | None,
+        cluster: str | None,
+        dry_run: bool,
+        security: Path | None = None,
+        worker_timeout: float | None = None,
+    ):
         self._cluster = cluster
         self._security = None if security is None else Path(security)
         self._dry_run = dry_run
+        self._worker_timeout = worker_timeout
         self._gpus: tuple[str, ...] = ()
         self.accelerated = False
         self.workers = workers or 0
@@ -325,17 +343,28 @@ class Place:
         security = cluster_security(self._cluster, self._security)
         return slurm_job_script(Path(self._cluster.removeprefix("slurm:")), security)
 
-    def executor_factory(self, chunks: int) -> Callable[[], Executor]:
-        """How to start workers, no more than chunks. A cluster is joined at once: a wrong address changes nothing on disk."""
+    def executor_factory(
+        self, chunks: int, settings: WorkerSettings, held: contextlib.ExitStack | None = None
+    ) -> Callable[[], Executor]:
+        """How to start workers, no more than chunks.
+
+        A cluster is joined at once, and left when `held` is closed: a wrong address changes nothing on disk.
+        """
         from moejax.sweep import cluster
+        from moejax.sweep.dask_executor import Admission
 
         if self._cluster is not None:
-            joined = cluster.cluster_executor(self._cluster, self._security)
+            admission = Admission.of(settings)
+            joined = cluster.cluster_executor(self._cluster, self._security, admission, self._worker_timeout)
+            if held is not None:
+                held.callback(joined.close)
             return lambda: joined
         workers = min(self.workers, chunks)
         if workers == 1:
             return InProcessExecutor
-        return lambda: cluster.local_executor(workers, self._gpus)
+        return lambda: cluster.local_executor(
+            workers, self._gpus, Admission.of(settings), self._worker_timeout
+        )
 
 
 def worker_settings(plan: Plan) -> WorkerSettings:

@@ -65,6 +65,7 @@ class Engine:
         self._progress = progress
         self._queue = WorkQueue(plan)
         self._running: dict[int, tuple[str, Chunk]] = {}
+        self._workers: set[str] = set()
         self._ticket = 0
         self._work_done = self._work_known = 0.0
         self._trials_known = 0
@@ -94,6 +95,8 @@ class Engine:
                 self._hand_out(executor)
                 if not self._running and not len(self._queue):
                     break
+                for line in executor.news():
+                    self._progress.note(line)
                 for outcome in executor.wait(COMMIT_SECONDS):
                     self._settle(outcome)
                 self._store.commit_if_due()
@@ -151,8 +154,12 @@ class Engine:
 
     def _hand_out(self, executor: Executor) -> None:
         loads: dict[str, list[Chunk]] = {worker: [] for worker in executor.workers()}
+        for worker in self._workers - set(loads):
+            self._queue.forget_worker(worker)
+        self._workers = set(loads)
         for worker, chunk in self._running.values():
-            loads.setdefault(worker, []).append(chunk)
+            if worker in loads:
+                loads[worker].append(chunk)
         for slot in range(executor.slots):  # every worker's first chunk before anyone's second
             for worker, chunks in loads.items():
                 if len(chunks) > slot or any(chunk.suspect for chunk in chunks):

@@ -1,4 +1,4 @@
-"""Where chunks run: in this process, or on the workers of a Dask cluster.
+"""Where chunks run: in this process, or on the workers of a Dask cluster (`dask_executor`).
 
 An executor takes one chunk per slot of a worker and hands back outcomes as they come; the policy (what
 runs where, retries, isolation) is the engine's, the supervision of processes is Dask's.
@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import queue
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from moejax.sweep.chunk import run_chunk
-
-if TYPE_CHECKING:
-    from distributed import Client, Future
 
 SINGLE_THREADED = {
     # LLVM compiles a program on one core faster in one piece than in 32.
@@ -26,8 +21,6 @@ SINGLE_THREADED = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
-WORKERS_REFRESH_SECONDS = 0.5
-NO_WORKERS_SECONDS = 120.0
 
 
 class ClusterError(OSError):
@@ -55,6 +48,10 @@ class Executor(Protocol):
         """Names of the workers that are alive."""
         ...
 
+    def news(self) -> list[str]:
+        """Lines worth telling since the last call, such as what is waited for."""
+        ...
+
     def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
         """Start a chunk on a worker: `run(task)`."""
         ...
@@ -79,6 +76,9 @@ class InProcessExecutor:
     def workers(self) -> list[str]:
         return ["this process"]
 
+    def news(self) -> list[str]:
+        return []
+
     def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
         self._submitted.append((ticket, task, run))
 
@@ -94,87 +94,6 @@ class InProcessExecutor:
 
     def close(self) -> None:
         self._submitted.clear()
-
-
-class DaskExecutor:
-    """Runs chunks on the workers of a Dask scheduler; they come and go, and are asked for as we run."""
-
-    slots = 2
-
-    def __init__(self, client: Client, close: Callable[[], None], patient: bool = False):
-        """`close` ends what was started for this sweep; `patient`: wait for workers as long as it takes."""
-        self._client = client
-        self._close = close
-        self._patient = patient
-        self._ended: queue.SimpleQueue[tuple[int, Future]] = queue.SimpleQueue()
-        self._futures: dict[int, Future] = {}
-        self._workers: list[str] = []
-        self._asked = self._seen = time.monotonic()
-        self._refresh()
-
-    def workers(self) -> list[str]:
-        if time.monotonic() - self._asked > WORKERS_REFRESH_SECONDS or not self._workers:
-            self._refresh()
-        if not self._workers and not self._patient and time.monotonic() - self._seen > NO_WORKERS_SECONDS:
-            raise ClusterError(
-                f"no worker came up within {NO_WORKERS_SECONDS:.0f} seconds; what is done is kept"
-            )
-        return self._workers
-
-    def _refresh(self) -> None:
-        try:
-            threads: Any = self._client.nthreads()  # a dict: this client is not asynchronous
-            self._workers = sorted(threads)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"the Dask scheduler is gone ({describe(error)}); what is done is kept"
-            ) from None
-        self._asked = time.monotonic()
-        if self._workers:
-            self._seen = self._asked
-
-    def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
-        future = self._client.submit(
-            run,
-            task,
-            workers=[worker],
-            allow_other_workers=True,  # that worker may be gone by the time this arrives
-            pure=False,
-            retries=0,
-            key=f"moejax-chunk-{os.getpid()}-{ticket}",
-        )
-        self._futures[ticket] = future
-        future.add_done_callback(lambda ended, ticket=ticket: self._ended.put((ticket, ended)))
-
-    def wait(self, seconds: float) -> list[Outcome]:
-        outcomes = []
-        try:
-            outcomes.append(self._outcome(*self._ended.get(timeout=seconds)))
-            while True:
-                outcomes.append(self._outcome(*self._ended.get_nowait()))
-        except queue.Empty:
-            return outcomes
-
-    def _outcome(self, ticket: int, future: Future) -> Outcome:
-        from distributed import KilledWorker
-
-        del self._futures[ticket]
-        if future.status == "cancelled":
-            raise ClusterError("the Dask scheduler is gone; what is done is kept")
-        try:
-            return Outcome(ticket, future.result())
-        except KilledWorker as error:
-            self._asked = 0.0  # the list of workers is stale
-            return Outcome(ticket, None, f"worker {error.last_worker.address} died", worker_died=True)
-        except Exception as error:  # raised by the chunk, on its worker
-            return Outcome(ticket, None, describe(error))
-
-    def close(self) -> None:
-        futures = list(self._futures.values())
-        self._futures.clear()
-        if futures:
-            self._client.cancel(futures, force=True)
-        self._close()
 
 
 def describe(error: BaseException) -> str:

@@ -175,7 +175,7 @@ def _make_plan(
             buckets.append(_new_bucket(index, static, data, algorithm))
         buckets[index].cells.append(len(cells))
         cells.append(Cell(data, algorithm, hashed, key, index))
-    known = {*spec.methods, *method_names()}
+    known = dict.fromkeys((*spec.methods, *method_names()))
     for index, condition in enumerate(spec.excludes):
         for name in condition.get(METHOD_FIELD, ()):
             if name not in known:

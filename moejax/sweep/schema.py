@@ -163,6 +163,13 @@ def explain(path: Path, error: sqlite3.Error) -> str:
     return f"{path}: {message}"
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether an error of SQLite, or the `StoreError` made of one, says that another program holds the store."""
+    error = error.__cause__ if isinstance(error, StoreError) and error.__cause__ is not None else error
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def connect_for_writing(path: Path) -> sqlite3.Connection:
     """Open a store for the coordinator, or make it; WAL where the file system can, else a rollback journal.
 

@@ -17,10 +17,14 @@ import inspect
 import os
 import shlex
 import signal
+import subprocess
+import time
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moejax.console import print_error
 from moejax.sweep.executors import ClusterError, describe, single_threaded_environment
 from moejax.sweep.fields import nearest, show
 
@@ -28,6 +32,11 @@ if TYPE_CHECKING:
     from distributed import Security
 
 KEYS = ("workers", "job")
+SUBMIT_SECONDS = 120.0
+"""A busy Slurm takes a while to answer sbatch."""
+SQUEUE_SECONDS = 20.0
+GONE_SECONDS = 60.0
+"""A job's nanny starts a new worker long before this."""
 OURS = {
     "cores": "is set here to one single-threaded worker",
     "processes": "is set here to one single-threaded worker",
@@ -97,12 +106,13 @@ def read_slurm_file(path: Path) -> SlurmFile:
     return SlurmFile(path, workers, options)
 
 
-def make_slurm_cluster(file: SlurmFile, security: Security) -> Any:
+def make_slurm_cluster(file: SlurmFile, security: Security, jobs: SlurmJobs | None = None) -> Any:
     """A dask_jobqueue.SLURMCluster that has not asked for jobs; `.job_script()` shows what it submits.
 
     Args:
         file: the checked Slurm file.
         security: certificates in files that the jobs can read.
+        jobs: told what becomes of each job.
 
     Raises:
         ClusterError: the scheduler cannot be started, or an option's value is refused.
@@ -125,9 +135,108 @@ def make_slurm_cluster(file: SlurmFile, security: Security) -> Any:
         options.setdefault("scheduler_cls", scheduler_without_pages())
     options["job_script_prologue"] = [*options.get("job_script_prologue", []), *exports, *WORKER_EXPORTS]
     try:
+        options["job_cls"] = _recorded_job(jobs or SlurmJobs(file))
         return SLURMCluster(cores=1, processes=1, nanny=True, security=security, **options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ClusterError(f"{where}: {describe(error)}") from error
+
+
+class SlurmJobs:
+    """The jobs that were asked for, and what Slurm says of them."""
+
+    def __init__(self, file: SlurmFile):
+        self._where = f"--cluster slurm:{file.path}"
+        self._wanted = file.workers
+        self.accepted: list[str] = []
+        """Their numbers."""
+        self.refusals: list[str] = []
+
+    def wait_for_slurm(self) -> list[str]:
+        """Wait until each job is accepted or refused; lines worth telling.
+
+        Raises:
+            ClusterError: none is accepted.
+        """
+        deadline = time.monotonic() + SUBMIT_SECONDS
+        while len(self.accepted) + len(self.refusals) < self._wanted and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not self.refusals:
+            return []
+        if not self.accepted:
+            raise ClusterError(f"{self._where}: Slurm takes no job: {self.refusals[0]}")
+        return [
+            f"{self._where}: Slurm takes {len(self.accepted)} of {self._wanted} jobs: {self.refusals[0]}; "
+            "the sweep runs on those"
+        ]
+
+    def known(self, came: int, waited: float) -> str:
+        """What Slurm says now, for a line.
+
+        Args:
+            came: workers that have joined so far.
+            waited: seconds for which there is none.
+
+        Raises:
+            ClusterError: no job is left that could bring a worker.
+        """
+        states = self._states()
+        if states is None:
+            if came >= len(self.accepted) > 0 and waited > GONE_SECONDS:
+                raise self._all_ended()
+            return f"{len(self.accepted)} jobs were asked for, and squeue cannot be asked about them"
+        if not states and self.accepted:
+            raise self._all_ended()
+        counts = Counter(states)
+        return "Slurm's jobs: " + ", ".join(f"{count} {state}" for state, count in counts.most_common(4))
+
+    def _all_ended(self) -> ClusterError:
+        return ClusterError(
+            f"{self._where}: all {len(self.accepted)} jobs have ended; what is done is kept, and the same command "
+            "asks for new ones"
+        )
+
+    def _states(self) -> list[str] | None:
+        """State and reason of each of our jobs that has not ended; None if squeue does not answer."""
+        command = ["squeue", "--noheader", "--format=%A %T (%r)", f"--user={os.getuid()}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        rows = [line.strip().partition(" ") for line in done.stdout.splitlines()]
+        return [state for number, _, state in rows if number in self.accepted]
+
+
+def _recorded_job(jobs: SlurmJobs) -> type:
+    """A job of dask_jobqueue that tells `jobs` whether Slurm takes it, and can be closed if it does not."""
+    from dask_jobqueue.slurm import SLURMJob  # pyright: ignore[reportMissingImports] - an extra
+    from distributed.core import Status
+
+    class RecordedJob(SLURMJob):
+        async def start(self) -> None:
+            try:
+                await super().start()
+            except (OSError, RuntimeError, ValueError) as error:
+                self.status = Status.failed
+                jobs.refusals.append(_words_of(error, self.submit_command))
+                raise
+            jobs.accepted.append(self.job_id)
+
+        async def close(self) -> None:
+            try:
+                await super().close()
+            except OSError as error:
+                print_error(f"job {self.job_id} cannot be cancelled: {_words_of(error, self.cancel_command)}")
+            self.status = Status.closed
+
+    return RecordedJob
+
+
+def _words_of(error: Exception, command: str) -> str:
+    """The reason why a program of Slurm failed, on one line."""
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {command.split()[0]} in PATH"
+    said = str(error).partition("stderr:\n")[2] or describe(error)  # dask_jobqueue's message has this heading
+    return " ".join(said.split())[:300]
 
 
 def scheduler_without_pages() -> type:

@@ -122,7 +122,8 @@ def _bucket_states(merged: pd.DataFrame, timed: pd.DataFrame, workers: int) -> l
     per_work = None
     work = merged.groupby("bucket")["work"].first()
     if len(timed):
-        per_work = timed["seconds"].sum() / (timed["size"] * work.reindex(timed.index)).sum()
+        done = (timed["size"] * work.reindex(timed.index)).sum()  # zero: all of it belongs to other specs
+        per_work = timed["seconds"].sum() / done if done else None
     states = []
     for label, group in merged.groupby("bucket", sort=False):
         if label in timed.index:

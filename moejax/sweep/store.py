@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from moejax.sweep.schema import (
     connect_for_writing,
     expected_columns,
     explained,
+    is_busy,
 )
 from moejax.sweep.soundness import check_store
 
@@ -40,6 +41,14 @@ __all__ = ["COMMIT_SECONDS", "Store", "is_running", "lock_folder"]
 
 COMMIT_SECONDS = 0.25
 """Chunks that end within this time share a commit: a kill loses no more work than this, and what runs."""
+
+
+BUSY_MILLISECONDS = 2000
+"""SQLite itself waits this long for another program; no signal is heard meanwhile."""
+FIRST_WORD_SECONDS = 4.0
+"""When the first line says that another program holds the store; each later one comes after twice the time."""
+
+T = TypeVar("T")
 
 
 class Store:
@@ -52,9 +61,21 @@ class Store:
         StoreError: one line for each way in which the folder cannot be used; see `schema`.
     """
 
-    def __init__(self, folder: Path, check: Callable[[Sequence[dict[str, Any]]], None] | None = None):
-        """`check` is given the provenance of the earlier runs that committed a trial, and raises if the folder is refused."""
+    def __init__(
+        self,
+        folder: Path,
+        check: Callable[[Sequence[dict[str, Any]]], None] | None = None,
+        note: Callable[[str], None] = lambda line: None,
+    ):
+        """Hold a folder.
+
+        Args:
+            folder: of the run; made if it is not there.
+            check: given the provenance of the earlier runs that committed a trial; raises if the folder is refused.
+            note: told a line now and then while another program holds the store.
+        """
         self.folder = Path(folder)
+        self._note = note
         self.path = self.folder / STORE_NAME
         self._made = not self.folder.exists()
         try:
@@ -80,10 +101,11 @@ class Store:
     def __enter__(self) -> Store:
         try:
             sign_lock(self._lock)
-            self._connection = connect_for_writing(self.path)
+            self._connection = self._patiently(lambda: connect_for_writing(self.path))
             self._open = True
+            self._connection.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
             with clear_errors(self.path):
-                _add_metric_columns(self._connection)
+                self._patiently(lambda: _add_metric_columns(self._connection))
                 self._kinds = {table: columns_of(self._connection, table) for table in expected_columns()}
         except BaseException:
             self.close()
@@ -99,7 +121,8 @@ class Store:
             if self._open:
                 with clear_errors(self.path):
                     self.commit()
-                    self._connection.execute("PRAGMA optimize")
+                    with contextlib.suppress(sqlite3.OperationalError):  # held by another program: so be it
+                        self._connection.execute("PRAGMA optimize")
         finally:
             if self._open:
                 self._open = False
@@ -279,11 +302,27 @@ class Store:
             try:
                 if self._half_made:
                     self._drop_half()
-                self._connection.execute("COMMIT")
+                self._patiently(lambda: self._connection.execute("COMMIT"))
             except sqlite3.Error as error:
                 self._roll_back()
                 raise explained(self.path, error) from error
         self._last_commit = time.monotonic()
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Do something that needs the store for itself, and wait, visibly, while another program holds it."""
+        started, next_word = time.monotonic(), FIRST_WORD_SECONDS
+        while True:
+            try:
+                return act()
+            except (sqlite3.Error, StoreError) as error:
+                if not is_busy(error):
+                    raise
+            waited = time.monotonic() - started
+            if waited >= next_word:
+                next_word = 2 * max(waited, next_word)
+                self._note(
+                    f"{self.path}: another program has held the store for {waited:.0f} s; still waiting for it"
+                )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -294,7 +333,7 @@ class Store:
         connection = self._connection
         try:
             if not connection.in_transaction:
-                connection.execute("BEGIN IMMEDIATE")
+                self._patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
             self._half_made = True
             connection.execute("SAVEPOINT change")
             yield

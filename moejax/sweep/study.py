@@ -227,11 +227,13 @@ def run_study(
         unit.parts[0].parent.mkdir(parents=True, exist_ok=True)
     while waiting or running:
         busy = {worker for worker, _ in running.values()}
-        for worker in executor.workers() if waiting else ():
+        for worker in executor.workers():  # asked also when nothing waits: this is how lost units are noticed
             if worker not in busy and waiting:
                 ticket += 1
                 running[ticket] = (worker, waiting.pop(0))
                 executor.submit(worker, ticket, running[ticket][1], run_unit)
+        for line in executor.news():
+            note(line)
         for outcome in executor.wait(POLL_SECONDS):
             _, unit = running.pop(outcome.ticket)
             ended += 1

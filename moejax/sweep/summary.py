@@ -29,6 +29,8 @@ ERROR_SUFFIX = "_error"
 SUCCESS_METRIC = "recovery_error"
 SMALL, LARGE = 1e-3, 1e6
 """Numbers outside are written with an exponent."""
+SMALLEST_EXPONENT = -300
+"""Below, a power of ten has few digits, or is zero."""
 
 
 def summarise(folder: Path | str) -> pd.DataFrame:
@@ -161,9 +163,11 @@ def with_error(value: float, mcse: float) -> str:
     if not math.isfinite(mcse) or mcse == 0:
         return f"{value:.3g}"
     places = 1 - math.floor(math.log10(mcse))  # behind the point, for two digits of the error
-    size = max(abs(value), mcse) if mcse >= LARGE else abs(value)
-    if size != 0 and not SMALL <= size < LARGE:
-        exponent = max(math.floor(math.log10(size)), -300)  # 10**-324 would be zero
+    size = max(abs(value), mcse)
+    if not SMALL <= size < LARGE:
+        exponent = math.floor(math.log10(size))
+        if exponent < SMALLEST_EXPONENT:
+            return f"{value:.2g} ± {mcse:.2g}"
         kept = min(max(places + exponent, 0), 12)
         return f"({value / 10**exponent:.{kept}f} ± {mcse / 10**exponent:.{kept}f})e{exponent}"
     kept = min(max(places, 0), 12)

@@ -119,7 +119,7 @@ def run_together(
         stores = []
         for part in parts:  # all are checked before one is written
             check = functools.partial(check_resumable, across_versions=False, folder=part.folder)
-            stores.append(stack.enter_context(contextlib.closing(Store(part.folder, check))))
+            stores.append(stack.enter_context(contextlib.closing(Store(part.folder, check, progress.note))))
         for part, store, provenance in zip(parts, stores, provenances, strict=True):
             stack.enter_context(store).begin_run(part.plan, provenance)
         all_stores = cast(Store, _PartStores(stores, joint.offsets))
@@ -149,6 +149,9 @@ class KeptExecutor:
 
     def workers(self) -> list[str]:
         return self._running().workers()
+
+    def news(self) -> list[str]:
+        return self._running().news()
 
     def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
         self._running().submit(worker, ticket, task, run)
