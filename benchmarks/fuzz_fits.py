@@ -256,16 +256,21 @@ def fit_of_estimator(rng: np.random.Generator) -> str | None:
     try:
         model.fit(x, y, sample_weight=weights)
         said = {
-            "params": model.params_,
             "predict": model.predict(x),
             "predict_std": model.predict_std(x),
             "gate_probabilities": model.gate_probabilities(x),
             "responsibilities": model.responsibilities(x, y),
             "score_samples": np.maximum(model.score_samples(x, y), -1e308),  # what is further off is -inf
             "score_samples without y": model.score_samples(x),
-            "log_likelihood_": model.log_likelihood_,
         }
-        silent = None if model.status_ != "ok" else _not_finite(said)
+        near = (
+            np.abs(np.asarray(x, np.float64)).max(axis=1) < 1e280
+        )  # further off, a row without weight may be
+        said = {name: values[near] for name, values in said.items()} | {"params": model.params_}
+        silent = None
+        if model.status_ == "ok":
+            silent = _not_finite(said | {"log_likelihood_": model.log_likelihood_})
+            silent = silent or _another_likelihood(model.params_, model.log_likelihood_, x, y, weights, 1e-6)
         model.predict(new)
         model.gate_probabilities(new)
     except NotNumbersError as error:

@@ -15,25 +15,33 @@ from moejax.model import MoEParams
 from moejax.polish import num_noise_parameters
 from moejax.whitening import InputMap, params_in_input_units
 
+SMALLEST = float(np.finfo(float).tiny)
+"""Numbers nearer to zero have fewer digits."""
+NEGLIGIBLE = 1e-8
+"""Of a coefficient for white inputs and labels in their own unit."""
+UNITS = "units in which the coefficients and the noise are numbers in double precision"
+
 
 def are_numbers(params: MoEParams) -> bool:
     """Whether parameters, as NumPy arrays, are finite and no noise has lost digits next to zero."""
-    smallest = np.finfo(float).tiny
-    return all(np.isfinite(leaf).all() for leaf in params) and bool((params.noise_std >= smallest).all())
+    return all(np.isfinite(leaf).all() for leaf in params) and bool((params.noise_std >= SMALLEST).all())
 
 
-def require_numbers(params: MoEParams) -> None:
+def require_numbers(params: MoEParams, fitted: MoEParams) -> None:
     """Refuse parameters that are no numbers in double precision.
 
+    Args:
+        params: in the units of the data.
+        fitted: the same for white inputs and labels in their own unit.
+
     Raises:
-        ValueError: a coefficient is infinite, or a noise vanishes.
+        ValueError: a coefficient is infinite, or a noise or all coefficients of an expert or a gate vanish that did not.
     """
-    require(
-        are_numbers(params),
-        "x, y",
-        "units in which the coefficients and the noise are numbers in double precision",
-        [np.abs(params.experts).max(), params.noise_std.min()],
-    )
+    require(are_numbers(params), "x, y", UNITS, [np.abs(params.experts).max(), params.noise_std.min()])
+    for before, after in ((fitted.experts, params.experts), (fitted.gating, params.gating)):
+        sizes = (np.abs(values).max(axis=-1, initial=0.0) for values in (before, after))
+        vanished = (next(sizes) > NEGLIGIBLE) & (next(sizes) < SMALLEST)
+        require(not vanished.any(), "x, y", UNITS, "coefficients that vanish")
 
 
 class DataUnits(NamedTuple):
@@ -71,7 +79,7 @@ class DataUnits(NamedTuple):
             )
             given = params_in_input_units(scaled, self.inputs.mean, self.inputs.matrix)
         if are_numbers(host):
-            require_numbers(given)
+            require_numbers(given, host)
         return given
 
     def errors(

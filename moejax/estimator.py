@@ -201,7 +201,6 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.params_ = result.params
         if result.status != "ok" and not all(np.isfinite(leaf).all() for leaf in self.params_):
             raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
-        require_numbers(self.params_)
         self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
         self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
         self.noise_std_ = self.params_.noise_std
@@ -467,15 +466,17 @@ def _least_squares(
     smallest = math.sqrt(np.finfo(float).eps * float(share @ labels**2) + np.finfo(float).tiny)
     sigma = max(spread, smallest) if noise_std is None else float(noise_std) / unit
     none = np.zeros_like(coefficients)[None]
-    params = MoEParams(
-        unit * coefficients[None], none, np.full(1, unit * sigma), np.full(1, unit * mean), np.zeros(1)
-    )
+    fitted = MoEParams(coefficients[None], none, np.full(1, sigma), np.full(1, mean), np.zeros(1))
     value = -0.5 * (spread / sigma) ** 2 - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
     found = input_findings(inputs)
     diagnostics = {"num_passes": 1, **found, "notes": input_notes(found)}
-    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused afterwards
-        in_input_units = params_in_input_units(params, inputs.mean, inputs.matrix)
-    return FitResult(in_input_units, float(weights.sum()) * value, np.zeros(0), diagnostics, "ok")
+    with np.errstate(over="ignore", invalid="ignore"):
+        params = MoEParams(
+            unit * fitted.experts, none, unit * fitted.noise_std, unit * fitted.expert_bias, np.zeros(1)
+        )
+        params = params_in_input_units(params, inputs.mean, inputs.matrix)
+    require_numbers(params, fitted)
+    return FitResult(params, float(weights.sum()) * value, np.zeros(0), diagnostics, "ok")
 
 
 @functools.partial(jax.jit, static_argnames="fn")
