@@ -335,6 +335,17 @@ def test_a_name_is_shown_as_it_is():
     assert "\x1b[31m" not in out.getvalue()
 
 
+def test_every_console_is_a_plain_one():
+    """A console of Rich's own would take `[red]` in a user's name for a style."""
+    package = Path(cli.__file__).parent
+    own = [
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"\bConsole\(", path.read_text(encoding="utf-8")) and path.name != "console.py"
+    ]
+    assert own in ([], ["fit_command.py"])
+
+
 def test_an_error_is_one_line_that_fits_a_screen():
     line = error_line("a\nb\x1b[31m" + 5000 * "x")
     assert line.startswith("a b\\x1b[31mxxx")
