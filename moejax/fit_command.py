@@ -19,6 +19,7 @@ import moejax
 from moejax.activation_table import load_function
 from moejax.activations import ScalarFunction, activation_facts, get_activation
 from moejax.arguments import whole_number
+from moejax.console import make_console, make_notes
 from moejax.datasets import Dataset, load, read_table
 from moejax.em import NoiseModel
 from moejax.fitting import FitResult, fit
@@ -76,7 +77,7 @@ def fit_command(
     )
     if table.y.ndim > 1:
         raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
-    with Console(stderr=True, quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
+    with make_notes(quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
         result = fit(
             jax.random.key(seed),
             table.x,
@@ -131,7 +132,7 @@ def fit_command(
     if out is not None:
         _save(out, summary, table, result, posterior, predicted)
         if not quiet:
-            Console(markup=False, emoji=False).print(
+            make_console().print(
                 f"written to {out}: fit.json, parameters.parquet, samples.parquet, convergence.png"
                 + (", selection.png" if result.selection is not None else "")
             )
@@ -267,6 +268,12 @@ def _number(value: float | None, form: str) -> str:
     return "—" if value is None else f"{value:{form}}"
 
 
+def _beside(value: float | None, noise_std: float | None) -> float | None:
+    """The value, or zero where it is rounding beside the noise."""
+    rounding = value is not None and noise_std is not None and abs(value) < 1e-9 * noise_std
+    return 0.0 if rounding else value
+
+
 def _strongest(values: dict[str, float | None], errors: dict[str, float] | None, count: int = 3) -> str:
     ranked = sorted(values.items(), key=lambda item: -abs(item[1] or 0.0))[:count]
     if errors is None:
@@ -298,7 +305,7 @@ def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
 
 
 def _print(summary: dict[str, Any], table: Dataset) -> None:
-    console = Console(markup=False, emoji=False)  # names are the user's
+    console = make_console()
     settings = summary["settings"]
     units = "standardised units" if summary["units"] == "standardised" else "the data's units"
     console.print(
@@ -322,8 +329,8 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
             str(expert["expert"]),
             _number(expert["share"], ".3f"),
             _number(expert["noise_std"], ".4g"),
-            _number(expert["mean_target"], "+.4g"),
-            _number(expert["bias"], "+.4g"),
+            _number(_beside(expert["mean_target"], expert["noise_std"]), "+.4g"),
+            _number(_beside(expert["bias"], expert["noise_std"]), "+.4g"),
         )
         inputs.add_row(
             str(expert["expert"]),
