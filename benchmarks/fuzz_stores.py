@@ -172,6 +172,27 @@ def store_edited(rng: np.random.Generator) -> str | None:
         return read_or_repair(rng, folder)
 
 
+def store_old(rng: np.random.Generator) -> None:
+    """A store of the version without digests, changed by SQL: what is read may be wrong, but nothing is raised but a refusal."""
+    with copy_of_store() as folder:
+        connection = sqlite3.connect(folder / "store.sqlite", isolation_level=None)
+        for table in TABLES:
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN digest")
+        connection.execute("PRAGMA user_version=1")
+        statements = []
+        for _ in range(rng.integers(1, 3)):
+            statement, values = edit(rng, connection)
+            with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
+                connection.execute(statement, values)
+                statements.append((statement, values))
+        connection.close()
+        last[0] = repr(statements)[:5000]
+        what_is_read(folder)
+        with Store(folder):
+            pass
+        what_is_read(folder)
+
+
 TABLES = ("cells", "plan", "trials", "arrays", "runs", "chunks", "timings")
 
 
@@ -245,5 +266,6 @@ KINDS: dict[str, Callable[[np.random.Generator], str | None]] = {
     "store_flipped": store_flipped,
     "store_cut": store_cut,
     "store_edited": store_edited,
+    "store_old": store_old,
 }
 SHARES = {"store_flipped": 2.0, "store_edited": 2.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -59,7 +60,8 @@ class PlainConsole(Console):
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text), **(options | {"emoji": False, "markup": False}))
+        plain: dict[str, Any] = {"emoji": False, "markup": False}
+        return super().render_str(printable(text), **(options | plain))
 
     def on_broken_pipe(self) -> None:
         """Leave a closed pipe to `output_that_may_close`; Rich would end the process with status 1."""
@@ -133,7 +135,7 @@ def output_that_may_close() -> Iterator[None]:
     so that no error is left to Python's own end. Any other error of stdout, such as a full disk, is one line.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     try:
         try:

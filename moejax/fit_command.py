@@ -18,6 +18,7 @@ from rich.table import Table
 import moejax
 from moejax.activation_table import load_function
 from moejax.activations import ScalarFunction, activation_facts, get_activation
+from moejax.arguments import whole_number
 from moejax.datasets import Dataset, load, read_table
 from moejax.em import NoiseModel
 from moejax.fitting import FitResult, fit
@@ -25,6 +26,7 @@ from moejax.information import CovarianceKind
 from moejax.label_units import is_linear
 from moejax.methods import get_method
 from moejax.model import predict, responsibilities
+from moejax.selection import CRITERIA
 
 
 def fit_command(
@@ -62,6 +64,7 @@ def fit_command(
         raise ValueError(f"--data-dir {data_dir}: goes with --dataset NAME, not with a file")
     if data is None and (separator is not None or decimal is not None):
         raise ValueError("--separator, --decimal: go with a file, not with --dataset NAME")
+    whole_number(seed, "--seed", -(2**63), 2**63 - 1)
     get_method(method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     if out is not None and out.exists() and not out.is_dir():
@@ -106,7 +109,7 @@ def fit_command(
         "status": result.status,
         "data_notes": list(table.notes),
         "in_units": in_units,
-        "selection": None if result.selection is None else result.selection.to_dict("records"),
+        "selection": None if result.selection is None else _selection(result, in_units[shown]),
         "diagnostics": result.diagnostics,
         "settings": result.settings
         | {
@@ -133,6 +136,15 @@ def fit_command(
                 + (", selection.png" if result.selection is not None else "")
             )
     return summary
+
+
+def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `FitResult.selection`, their likelihoods in the units that are shown."""
+    assert result.selection is not None
+    shift = shown["log_likelihood"] - result.log_likelihood
+    criteria = {name: result.selection[name] - 2.0 * shift for name in CRITERIA}
+    table = result.selection.assign(log_likelihood=result.selection["log_likelihood"] + shift, **criteria)
+    return table.to_dict("records")
 
 
 def parse_num_experts(text: str) -> int | str | list[int]:

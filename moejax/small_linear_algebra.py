@@ -28,7 +28,7 @@ MAX_SWEEPS = 30
 
 
 def cholesky(matrix: jax.Array) -> jax.Array:
-    """(..., n, n): the lower triangular L with L L' = matrix (..., n, n); NaN if that is not positive definite."""
+    """(..., n, n): the lower triangular L with L L' = matrix (..., n, n); its triangle is NaN if that is not positive definite."""
     return _CHOLESKY(matrix)
 
 
@@ -171,7 +171,8 @@ def _cholesky_of_many(matrices: jax.Array) -> jax.Array:
     start = (matrices, matrices, jnp.zeros_like(matrices[:, 0]))
     factor = jax.lax.fori_loop(0, index.size, step, start)[1]
     failed = jnp.isnan(factor[:, -1:, -1:])  # a pivot that is not positive makes all later ones NaN
-    return jnp.where(failed, jnp.nan, factor.swapaxes(1, 2))
+    lower = (index[:, None] >= index[None])[None]
+    return jnp.where(failed & lower, jnp.nan, factor.swapaxes(1, 2))
 
 
 def _solve_positive_definite_one(matrix: jax.Array, right: jax.Array) -> jax.Array:
@@ -266,6 +267,7 @@ def _singular_vectors(matrices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
     """U' (B, k, k), singular values (B, k), V' (B, k, d) of (B, k, d) = U S V'; in V', NaN for a singular value of zero."""
     num_rows, length = matrices.shape[1:]
     bound = jnp.abs(matrices).max(axis=(1, 2))[:, None, None]
+    bound = jnp.where(bound > 0, bound, 1.0)
     identity = jnp.broadcast_to(
         jnp.eye(num_rows, dtype=matrices.dtype)[None], (*matrices.shape[:2], num_rows)
     )

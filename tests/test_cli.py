@@ -154,6 +154,14 @@ def test_fit_of_a_file_with_other_separators_and_a_constant_column(capsys, tmp_p
     document = json.loads(run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--json"))
     assert document["in_units"]["data"]["experts"][0]["coefficients"]["left"] == pytest.approx(2.0, abs=0.05)
     assert document["diagnostics"]["constant_inputs"] == [1]
+    several = json.loads(
+        run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--num-experts", "1,90", "--json")
+    )
+    first, left_out = several["selection"]
+    assert first["log_likelihood"] == pytest.approx(document["log_likelihood"])
+    assert first["bic"] == pytest.approx(-2 * document["log_likelihood"] + 3 * np.log(200))
+    assert left_out["bic"] is None
+    assert "at least" in left_out["status"]
     printed = run(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", ";", "--decimal", ",")
     assert "left out, because they do not vary: inputs 2" in printed
     assert "separator" in refused(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", "/")
@@ -225,6 +233,7 @@ def test_info_names_the_cache(capsys, monkeypatch, tmp_path):
         (["fit", "--dataset", "diabetes", "--num-experts", "few"], ["--num-experts", "few", "auto"]),
         (["fit", "--dataset", "diabetes", "--method", "magic"], ["method", "magic"]),
         (["fit", "--dataset", "diabetes", "--noise-std", "0"], ["noise_std", "0.0"]),
+        (["fit", "--dataset", "diabetes", "--seed", "9" * 400], ["--seed", "a whole number", "bits"]),
         (["activations", "rellu"], ["rellu", "nearest: relu"]),
         (["activations", "relu", "--noise-std", "-1"], ["noise_std", "-1"]),
         (["activations", "nowhere.py:f"], ["nowhere.py"]),
@@ -324,6 +333,17 @@ def test_a_name_is_shown_as_it_is():
     ):
         assert words in re.sub("\x1b\\[[0-9;]*m", "", out.getvalue())
     assert "\x1b[31m" not in out.getvalue()
+
+
+def test_every_console_is_a_plain_one():
+    """A console of Rich's own would take `[red]` in a user's name for a style."""
+    package = Path(cli.__file__).parent
+    own = [
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"\bConsole\(", path.read_text(encoding="utf-8")) and path.name != "console.py"
+    ]
+    assert own in ([], ["fit_command.py"])
 
 
 def test_an_error_is_one_line_that_fits_a_screen():

@@ -267,7 +267,7 @@ def test_repair_keeps_what_is_sound_and_the_rest_is_run_again(tmp_path, capsys):
     change(folder, DAMAGE["a number"], "UPDATE arrays SET content = x'00' WHERE trial = 8 AND cell = 2")
     old = (folder / STORE_NAME).read_bytes()
     line = repair_store(folder, lambda previous: None)
-    assert "21 trials are sound and kept, 3 that could be read are not" in line
+    assert "21 sound trials are kept, 3 damaged ones are not" in line
     assert (folder / "store.sqlite.damaged").read_bytes() == old
     kept = load(folder, all_specs=True)
     expected = whole[(whole["trial"] != 3) & ~((whole["trial"] == 8) & (whole["method"] == "joint_em"))]

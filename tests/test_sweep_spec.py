@@ -474,6 +474,20 @@ def test_a_study_is_refused_in_one_line(tmp_path):
             read_study(path, {})
 
 
+def test_a_damaged_cell_of_a_study_is_named(tmp_path):
+    from moejax.sweep.chunk import WorkerSettings
+    from moejax.sweep.study import StudyUnit, run_study
+
+    part = tmp_path / "cell.parquet"
+    unit = StudyUnit(tmp_path / "study.py", ({"a": 1},), (part,), True, WorkerSettings(True, None))
+    part.write_bytes(b"PAR1 no more")
+    with pytest.raises(
+        ValueError, match=r"cell\.parquet: a finished cell cannot be read .*; remove the file"
+    ) as caught:
+        run_study([unit], executor=None)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_billion_trials_are_not_listed_to_queue_them():
     from moejax.sweep.plan import make_plan
     from moejax.sweep.work import WorkQueue

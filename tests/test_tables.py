@@ -109,8 +109,8 @@ def numbered(text, start, first='""'):
         (".csv", numbered(PLAIN, 0, "Unnamed: 0"), ["numbers the rows"]),
         (".csv", b"\xef\xbb\xbf" + PLAIN.encode(), []),
         (".csv", PLAIN.encode("utf-16"), []),
-        (".csv.gz", gzip.compress(PLAIN.encode()), []),
-        (".tsv.gz", gzip.compress(other_form((",", "\t")).encode("utf-16")), []),
+        (".csv.gz", gzip.compress(PLAIN.encode(), mtime=0), []),
+        (".tsv.gz", gzip.compress(other_form((",", "\t")).encode("utf-16"), mtime=0), []),
         (".csv", other_form(("a,b,y", "b\xe9,b,y")).encode("latin-1"), ["Windows-1252"]),
         (".csv", other_form(("a,b,y", '"a, or\n""A""",b,y')), []),
     ],
@@ -223,7 +223,7 @@ def test_rows_are_counted_across_pieces(tmp_path, monkeypatch):
 
 def test_damaged_gzip(tmp_path):
     path = tmp_path / "data.csv.gz"
-    whole = gzip.compress(PLAIN.encode())
+    whole = gzip.compress(PLAIN.encode(), mtime=0)
     for content in (whole[:-9], PLAIN.encode(), whole[:12] + b"\xff\xff" + whole[14:]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a whole gzip file"):

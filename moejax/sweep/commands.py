@@ -11,7 +11,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +146,7 @@ def _run(
 
     provenance = collect_provenance(plan, spec, overrides, place.description)
 
-    def check(previous: Sequence[Mapping[str, Any]]) -> None:
+    def check(previous: Sequence[dict[str, Any]]) -> None:
         check_resumable(previous, across_versions, folder)
 
     def note(line: str) -> None:

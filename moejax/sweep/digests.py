@@ -36,11 +36,23 @@ def row_digests(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], 
     Returns:
         Signed 64-bit numbers, as SQLite keeps them.
     """
+    return _digests(kinds, columns, rows).tolist()
+
+
+def digests_hold(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], rows: int) -> np.ndarray:
+    """(rows,) bool: whether the digests among the columns are those of the rows."""
+    kept, found = columns[DIGEST_COLUMN], _digests(kinds, columns, rows)
+    if set(map(type, kept)) <= {int}:
+        return np.array(kept, dtype=np.int64) == found
+    return np.array([one == other for one, other in zip(kept, found.tolist(), strict=True)], bool)
+
+
+def _digests(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], rows: int) -> np.ndarray:
     total = np.zeros(rows, np.uint64)
     for name, values in columns.items():
         if name != DIGEST_COLUMN:
             total += _mixed(name, kinds[name], values)
-    return total.view(np.int64).tolist()
+    return total.view(np.int64)
 
 
 def well_typed(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], rows: int) -> np.ndarray:

@@ -33,6 +33,8 @@ LARGEST_WHOLE = 2**31 - 1
 """Of a field: JAX counts in 32 bits."""
 LONGEST_SHOWN = 200
 """Characters of a value in a message."""
+DEEPEST_SHOWN = 4
+"""Levels of lists in a message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,20 +90,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
-def show(value: Any) -> str:
-    """A value as a person would write it in a spec."""
+def show(value: Any, level: int = 0) -> str:
+    """A value as a person would write it in a spec; `level` lists deep in another value."""
     if value is None:
         return DEFAULT_WORD
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return shorten("[" + ", ".join(show(item) for item in value) + "]", LONGEST_SHOWN)
+        inner = "..." if level > DEEPEST_SHOWN else ", ".join(show(item, level + 1) for item in value)
+        return shorten(f"[{inner}]", LONGEST_SHOWN)
     if isinstance(value, str):
         return shorten(f'"{value}"', LONGEST_SHOWN)
     try:
         return shorten(str(value), LONGEST_SHOWN)
     except ValueError:  # Python writes no integer of more than some thousand digits
         return f"a number of {value.bit_length():,} bits"
+    except RecursionError:
+        return "a value nested too deeply to be shown"
 
 
 def whole(value: Any) -> int | None:

@@ -65,7 +65,7 @@ def repair_store(folder: Path, check: Callable[[Sequence[dict[str, Any]]], None]
         finally:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 new.with_name(new.name + suffix).unlink(missing_ok=True)
-    return f"{path}: {kept:,} trials are sound and kept, {lost:,} that could be read are not; the old store is {damaged.name}"
+    return f"{path}: {kept:,} sound trials are kept, {lost:,} damaged ones are not; the old store is {damaged.name}"
 
 
 def _fresh(path: Path) -> sqlite3.Connection:
@@ -77,10 +77,11 @@ def _keep_aside(path: Path) -> Path:
     """Copy the store, and move its log away, which must not be taken for the new store's."""
     damaged = path.with_name(path.name + DAMAGED_SUFFIX)
     shutil.copy2(path, damaged)
-    for suffix in ("-wal", "-shm"):
-        beside = path.with_name(path.name + suffix)
-        if beside.exists():
-            beside.replace(damaged.with_name(damaged.name + suffix))
+    log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    if log.exists() and log.stat().st_size:
+        log.replace(damaged.with_name(damaged.name + "-wal"))
+    for beside in (log, index):
+        beside.unlink(missing_ok=True)
     return damaged
 
 

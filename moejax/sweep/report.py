@@ -199,9 +199,8 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> str:
     for run in runs:
         git = run["git"]
         code = "" if git is None else git["commit"][:12] + (" with changes" if git["dirty"] else "")
-        started = datetime.datetime.fromtimestamp(run["started"], datetime.UTC)
         entries = [
-            started.strftime("%Y-%m-%d %H:%M:%S UTC"),
+            _date(run["started"]),
             f"{run['trials']:,}",
             "stopped early" if run["wall_seconds"] is None else duration(run["wall_seconds"]),
             "" if run["compile_seconds"] is None else duration(run["compile_seconds"]),
@@ -222,6 +221,14 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> str:
         for plugin in last["plugins"]:
             parts.append(f"<p>Plugin {_text(plugin['path'])}:</p><pre>{_text(plugin['source'])}</pre>")
     return "".join(parts)
+
+
+def _date(seconds: float) -> str:
+    """Unix time as a date; a clock may have been anywhere."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return "—"
 
 
 def _plain(value: Any) -> str:

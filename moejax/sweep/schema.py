@@ -141,8 +141,12 @@ def clear_errors(path: Path) -> Iterator[None]:
 def explained(path: Path, error: sqlite3.Error) -> StoreError:
     """The `StoreError` for an error of SQLite."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if code == sqlite3.SQLITE_CORRUPT:
         return damaged(path, str(error))
+    if code == sqlite3.SQLITE_NOTADB:
+        return StoreError(
+            f"{path}: the store is damaged ({error}); nothing of it can be read: move it away, or restore a copy"
+        )
     return StoreError(explain(path, error))
 
 

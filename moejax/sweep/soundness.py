@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moejax.sweep.digests import DIGEST_COLUMN, row_digests, well_typed
+from moejax.sweep.digests import DIGEST_COLUMN, digests_hold, well_typed
 from moejax.sweep.fields import FIELDS, METHOD_FIELD
 from moejax.sweep.schema import clear_errors, columns_of, damaged, expected_columns
 from moejax.sweep.stopping import PrecisionRule
@@ -128,19 +129,23 @@ def _finding(connection: sqlite3.Connection, table: str) -> str:
     """How many rows of a table are not as they were written; empty if all are."""
     kinds = columns_of(connection, table)
     total = bad = 0
-    for columns, rows in _batches(connection, table, list(kinds)):
+    for columns, rows in _batches(connection, table, kinds):
         total += rows
         bad += rows - int(sound_rows(table, kinds, columns, rows).sum())
     return f"{bad:,} of {total:,} rows of {table}" if bad else ""
 
 
 def _batches(
-    connection: sqlite3.Connection, table: str, names: Sequence[str]
+    connection: sqlite3.Connection, table: str, kinds: Mapping[str, str]
 ) -> Iterator[tuple[dict[str, Sequence[Any]], int]]:
-    listed = ", ".join(f'"{name}"' for name in names)
+    """The columns of a table, batch by batch; a text where a blob belongs is NULL, for Python sees bytes in both."""
+    listed = ", ".join(
+        f"CASE typeof({name}) WHEN 'blob' THEN {name} END" if kind == "BLOB" else f'"{name}"'
+        for name, kind in kinds.items()
+    )
     cursor = connection.execute(f"SELECT {listed} FROM {table}")
     while rows := cursor.fetchmany(BATCH_ROWS):
-        yield dict(zip(names, zip(*rows, strict=True), strict=True)), len(rows)
+        yield dict(zip(kinds, zip(*rows, strict=True), strict=True)), len(rows)
 
 
 def sound_rows(
@@ -151,8 +156,7 @@ def sound_rows(
     By their digests; rows of an older store have none, and are sound if their types, and the shapes of their JSON, are.
     """
     if DIGEST_COLUMN in columns:
-        found = np.array(row_digests(kinds, columns, rows), dtype=object)
-        return np.array(columns[DIGEST_COLUMN], dtype=object) == found
+        return digests_hold(kinds, columns, rows)
     required = [name for name, kind in expected_columns()[table].items() if name in REQUIRED[table] and kind]
     good = well_typed(kinds, columns, rows)
     for name in required:
@@ -190,10 +194,20 @@ def _are_fields(text: Any) -> bool:
     return True
 
 
+def _is_array(content: Any) -> bool:
+    """Whether bytes are an array as `numpy.save` writes it."""
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False) is not None
+    except (ValueError, TypeError, EOFError, OSError):
+        return False
+
+
 def is_provenance(text: Any) -> bool:
     """Whether a text is the JSON of a run's provenance."""
     values = _json_object(text)
-    if values is None or not all(isinstance(values.get(n), types) for n, types in PROVENANCE_TYPES.items()):
+    if values is None or not set(PROVENANCE_TYPES) <= set(values):
+        return False
+    if not all(isinstance(values[name], types) for name, types in PROVENANCE_TYPES.items()):
         return False
     git = values["git"]
     plugins = all(
@@ -212,7 +226,9 @@ def _is_spec(text: str) -> bool:
     spec = _json_object(text)
     if spec is None or not isinstance(spec.get("name"), str) or type(spec.get("seed")) is not int:
         return False
-    rule = spec.get("precision")
+    if "precision" not in spec:
+        return False
+    rule = spec["precision"]
     if rule is None:
         return True
     try:
@@ -239,5 +255,6 @@ def _json_object(text: Any) -> dict[str, Any] | None:
 _SHAPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "cells": ("fields", _are_fields),
     "runs": ("provenance", is_provenance),
+    "arrays": ("content", _is_array),
 }
-"""Table -> the column that is JSON, and its check."""
+"""Table -> a column that has a form of its own, and its check."""

@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from moejax.console import shorten
 from moejax.sweep.chunk import (
     RAISED,
     WORKER_DIED,
@@ -33,7 +34,7 @@ from moejax.sweep.chunk import (
     make_room_for_programs,
 )
 from moejax.sweep.executors import Executor, describe
-from moejax.sweep.fields import nearest, show
+from moejax.sweep.fields import LONGEST_SHOWN, nearest, show
 from moejax.sweep.hashing import canonical_json
 from moejax.sweep.places import SpecError, parse_toml
 from moejax.sweep.plugins import syntax_of
@@ -266,8 +267,15 @@ def _collect(
                 status, reason = failures[part]
                 rows = pd.DataFrame([{"status": status, "reason": reason}])
             else:
-                rows = pd.read_parquet(part)
-                facts.append(json.loads(part.with_suffix(".json").read_text(encoding="utf-8")))
+                try:
+                    rows = pd.read_parquet(part)
+                    facts.append(json.loads(part.with_suffix(".json").read_text(encoding="utf-8")))
+                except (OSError, ValueError) as error:
+                    reason = " ".join(str(error).split())
+                    raise ValueError(
+                        f"{part}: a finished cell cannot be read ({shorten(reason, LONGEST_SHOWN)}); remove the file and "
+                        "the same command runs this cell again"
+                    ) from None
                 for name, nothing in (("status", 0), ("reason", "")):
                     if name not in rows:
                         rows[name] = nothing

@@ -1,0 +1,122 @@
+"""No program holds a batched LAPACK call, with which jaxlib may stop for ever (see `moejax.small_linear_algebra`).
+
+The calls are read in the lowered text: XLA's CPU compiler adds no call of LAPACK and does not batch one, which
+`test_the_lowered_text_shows_the_calls_that_are_compiled` checks.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import fitting, label_units, trial
+from moejax.activations import get_activation
+from moejax.estimator import _gates_and_means
+from moejax.methods import MethodConfig, Problem, get_method, lookup_method, method_names, zero_gates
+from moejax.spectral import host_transforms
+from moejax.trial import AlgorithmSettings, DataSettings
+from moejax.uncertainty import uncertainty
+
+FN = get_activation("tanh")
+N, D, K = 64, 8, 3
+"""With intercepts, systems of 9 and 18 rows: small ones, and some above what is solved side by side."""
+MADE_OF_OTHERS = {"spectral", "gradient_mse", "multistart"}
+SIDE_BY_SIDE = [name for name in method_names() if name not in MADE_OF_OTHERS]
+"""Those whose linear algebra is not all in another of them: tracing takes time."""
+
+
+def lapack_calls(text):
+    """(name, largest rank of an operand) of each LAPACK call in a lowered program."""
+    lines = re.findall(r"custom_call @(lapack_\w+)\(.*\} : \((.*)\) -> ", text)
+    return [(name, max(t.count("x") for t in re.findall(r"tensor<([^>]*)>", types))) for name, types in lines]
+
+
+def batched(lowered):
+    text = lowered.as_text()
+    calls = lapack_calls(text)
+    assert len(calls) == text.count("custom_call @lapack_")
+    return sorted({name for name, rank in calls if rank > 2})
+
+
+@functools.cache
+def transforms(order):
+    return jax.tree.map(jnp.asarray, host_transforms(FN, 0.1, order, "weighted", K))
+
+
+def problem(method, num_outputs=1):
+    order = lookup_method(method).order or 3
+    shape = (N,) if num_outputs == 1 else (N, num_outputs)
+    x, y = jnp.ones((N, D)), jnp.ones(shape)
+    return Problem(
+        x, y, jnp.ones(N), jnp.full(shape[1:], 0.1), transforms(order) if num_outputs == 1 else None
+    )
+
+
+def config(method):
+    order = lookup_method(method).order or 3
+    return MethodConfig(fn=FN, num_experts=K, order=order, fit_intercept=True, num_starts=16)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_fit_has_no_batched_calls(method):
+    assert (
+        batched(fitting._run_method.lower(jax.random.key(0), problem(method), method, config(method))) == []
+    )
+
+
+def test_a_fit_of_several_outputs_has_no_batched_calls():
+    several, of = problem("joint_em", 2), config("joint_em")
+    assert batched(fitting._run_method.lower(jax.random.key(0), several, "joint_em", of)) == []
+
+
+@pytest.mark.parametrize("method", SIDE_BY_SIDE)
+def test_fits_side_by_side_have_no_batched_calls(method):
+    side_by_side = jax.vmap(lambda key, given: get_method(method)(key, given, config(method)))
+    given = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), problem(method))
+    assert batched(jax.jit(side_by_side).lower(jax.random.split(jax.random.key(0)), given)) == []
+
+
+def test_trials_side_by_side_have_no_batched_calls():
+    """As a sweep runs them with --vmap-width 2: instance, sample, label transforms and metrics are the same for all methods."""
+    data = DataSettings(activation="tanh", dim=D, num_experts=K, num_samples=N)
+    spec, traced = trial.prepare(data, AlgorithmSettings(method="spectral", noise_knowledge="estimated"), N)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 2), traced)
+    assert batched(trial._run_trials.lower(np.zeros((2, 2), np.uint32), stacked, spec, vmap_width=2)) == []
+
+
+@pytest.mark.parametrize("kind", ["polynomial", "least_norm"])
+def test_label_transforms_side_by_side_have_no_batched_calls(kind):
+    def build(noise_std):
+        return trial.traced_transforms(FN, noise_std, 3, kind, K)
+
+    assert batched(jax.jit(jax.vmap(build)).lower(jnp.asarray([0.1, 0.2]))) == []
+
+
+def test_the_other_programs_of_a_fit_and_of_the_estimator_have_no_batched_calls():
+    given, of = problem("multistart"), config("multistart")
+    params = zero_gates(jnp.ones((K, D)), jnp.asarray(0.1))
+    smallest, largest = 0.01, 10.0
+    assert batched(uncertainty.lower(params, given, "observed", of)) == []
+    assert batched(uncertainty.lower(params, given, "sandwich", of)) == []
+    assert batched(fitting._evaluate.lower(params, given, FN)) == []
+    assert batched(_gates_and_means.lower(params, given.x, FN)) == []
+    assert batched(label_units._estimated.lower(given.y, given.weights, FN, smallest, largest)) == []
+    assert (
+        batched(label_units._estimated_ratio.lower(given.y, given.weights, FN, smallest, largest, 0.5)) == []
+    )
+
+
+def test_the_lowered_text_shows_the_calls_that_are_compiled():
+    def calls(matrices, right):
+        one = jnp.linalg.cholesky(matrices[0])
+        return one, jnp.linalg.eigh(matrices), jnp.linalg.solve(matrices, right[:, :, None])
+
+    lowered = jax.jit(calls).lower(jnp.stack([jnp.eye(3)] * 2), jnp.ones((2, 3)))
+    found = lapack_calls(lowered.as_text())
+    assert ("lapack_dpotrf_ffi", 2) in found
+    assert batched(lowered) == ["lapack_dgetrf_ffi", "lapack_dsyevd_ffi", "lapack_dtrsm_ffi"]
+    compiled = re.findall(r'custom_call_target="(lapack_\w+)"', lowered.compile().as_text())
+    assert sorted(compiled) == sorted(name for name, _ in found)
