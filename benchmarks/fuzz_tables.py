@@ -6,11 +6,13 @@ and whatever is still read must be a table of finite numbers.
 
 from __future__ import annotations
 
+import atexit
 import csv
 import datetime
 import gzip
 import io
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from decimal import Decimal
@@ -24,8 +26,8 @@ import pyarrow.parquet
 
 from moejax.tables import read_table
 
-_FOLDER = tempfile.TemporaryDirectory()
-FOLDER = Path(_FOLDER.name)
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-tables-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 _last = {"input": ""}
 CELLS = (
     *(
