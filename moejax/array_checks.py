@@ -190,9 +190,9 @@ def _in_double_precision(array: np.ndarray, name: str) -> np.ndarray:
     real = array.dtype.kind in "biufOSU" or jnp.issubdtype(array.dtype, np.number)
     if not real:
         raise NotNumbersError(f"{name}: expected an array of numbers, got dtype {brief_text(array.dtype)}")
-    if array.dtype.kind == "O":
-        array = np.where(pd.isna(array), np.nan, array) if array.ndim else array
     try:
+        if array.dtype.kind == "O" and array.ndim:
+            array = np.where(pd.isna(array), np.nan, array)
         with np.errstate(over="ignore"):  # what overflows is found as infinite
             return np.asarray(array.astype(np.float64, copy=False))
     except OverflowError as error:

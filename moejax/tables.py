@@ -214,31 +214,34 @@ def _listed(names: Iterable[str]) -> str:
 
 def _parquet_columns(path: Path) -> tuple[list[Column], list[str]]:
     """The columns of the file, and of the index that pandas keeps beside them the levels that have names."""
+    if not path.is_dir():
+        path.open("rb").close()  # an error of the system, not of the content
     try:
         table = pyarrow.parquet.read_table(path)
         metadata = table.schema.pandas_metadata
-    except (pyarrow.ArrowException, ValueError) as error:
+        fields = list(zip(table.schema.names, table.columns, strict=True))
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise ValueError(f"{path}: not a readable parquet table: {brief_text(error)}") from error
     columns, notes = [], []
-    for field, cells in zip(table.schema, table.columns, strict=True):
-        if _UNNAMED_INDEX.fullmatch(field.name):
+    for name, cells in fields:
+        if _UNNAMED_INDEX.fullmatch(name):
             notes.append("the index has no name: it was left out")
         else:
-            columns.append(_parquet_column(path, field.name, cells))
+            columns.append(_parquet_column(path, name, cells))
     columns += _counting_levels(metadata, table.num_rows)
     return columns, notes
 
 
 def _counting_levels(metadata: Any, num_rows: int) -> list[Column]:
     """Named levels of pandas' index that count: they are kept as a rule in the metadata, not as a column."""
+    levels = metadata.get("index_columns") if isinstance(metadata, dict) else None
     found = []
-    for level in metadata.get("index_columns", ()) if isinstance(metadata, dict) else ():
+    for level in levels if isinstance(levels, list) else ():
         if isinstance(level, dict) and level.get("kind") == "range" and level.get("name") is not None:
-            bounds = [level.get(word) for word in ("start", "stop", "step")]
-            if all(type(bound) is int for bound in bounds) and bounds[2] != 0:
-                numbers = range(*bounds)
-                if len(numbers) == num_rows:
-                    found.append(Column(str(level["name"]), np.array(numbers, np.float64)))
+            start, stop, step = (level.get(word) for word in ("start", "stop", "step"))
+            whole = all(type(bound) is int and abs(bound) < 2**53 for bound in (start, stop, step))
+            if whole and step != 0 and len(range(start, stop, step)) == num_rows:
+                found.append(Column(str(level["name"]), np.arange(start, stop, step, dtype=np.float64)))
     return found
 
 
@@ -265,7 +268,12 @@ def _parquet_column(path: Path, name: str, cells: pyarrow.ChunkedArray) -> Colum
         types.is_null,
     )
     if any(is_kind(kind) for is_kind in readable):
-        return column_of(name, cells.to_pylist())
+        try:
+            return column_of(name, cells.to_pylist())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: column {brief(name)}: not readable text: {brief_text(error)}"
+            ) from error
     what = f"dates or durations ({kind})" if types.is_temporal(kind) else f"the type {brief_text(kind)}"
     raise ValueError(
         f"{path}: column {brief(name)}: expected numbers, got {what}; turn them into numbers first"

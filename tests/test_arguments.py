@@ -2,6 +2,7 @@
 
 import datetime
 import warnings
+from decimal import Decimal
 from fractions import Fraction
 
 import jax
@@ -155,6 +156,7 @@ BAD_X = {
     "nullable": (pd.DataFrame(X).astype("Float64").mask(X > 2.0), ["finite", "nan"]),
     "integer too large": (changed(X, (0, 0), 10**400, object), ["finite", "too large"]),
     "number too large": (changed(X, (0, 0), np.longdouble("1e4000"), np.longdouble), ["finite", "inf"]),
+    "signalling NaN": (changed(X, (0, 0), Decimal("sNaN"), object), ["numbers", "InvalidOperation"]),
     "dictionary among numbers": (changed(X, (0, 0), {"a": 1}, object), ["numbers", "dict"]),
     "records": (np.zeros(60, [("a", float)]), ["numbers", "'a'"]),
     "keys": (jax.random.split(jax.random.key(0), 60), ["numbers", "key"]),

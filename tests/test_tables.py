@@ -3,9 +3,12 @@
 import datetime
 import decimal
 import gzip
+import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from moejax import delimited_text
@@ -296,7 +299,8 @@ def test_a_damaged_parquet_file(tmp_path):
     path = tmp_path / "data.parquet"
     frame().to_parquet(path)
     whole = path.read_bytes()
-    for content in (b"", b"PAR1", whole[:-20], b"a,b,y\n1,2,3\n"):
+    header = whole[:8] + b"\xff" * 8 + whole[16:]  # of the first page
+    for content in (b"", b"PAR1", whole[:-20], b"a,b,y\n1,2,3\n", header):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="not a readable parquet table"):
             read_table(path, "y")
@@ -323,6 +327,39 @@ def test_not_a_table(tmp_path):
         read_table(empty, "y")
     with pytest.raises(OSError, match=r"missing\.csv"):
         read_table(tmp_path / "missing.csv", "y")
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        3,
+        [1],
+        [{"kind": "range", "name": "row", "start": 0, "stop": 10**30, "step": 1}],
+        [{"kind": "range", "name": "row"}],
+    ],
+)
+def test_metadata_that_pandas_did_not_write(tmp_path, levels):
+    path = tmp_path / "data.parquet"
+    table = pa.table({"a": [1.0, 2.0], "y": [2.0, 1.0]})
+    pa.parquet.write_table(
+        table.replace_schema_metadata({"pandas": json.dumps({"index_columns": levels})}), path
+    )
+    assert read_table(path, "y").input_names == ("a",)
+    pa.parquet.write_table(table.replace_schema_metadata({"pandas": "{"}), path)
+    with pytest.raises(ValueError, match="not a readable parquet table"):
+        read_table(path, "y")
+
+
+def test_parquet_names_and_text_that_are_no_text(tmp_path):
+    path = tmp_path / "data.parquet"
+    text = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"1", b"\xff"]).buffers()[1:]])
+    pa.parquet.write_table(pa.table({"a": text, "y": [2.0, 1.0]}), path)
+    with pytest.raises(ValueError, match=r"column 'a': not readable text"):
+        read_table(path, "y")
+    pa.parquet.write_table(pa.table({"name_of_a": [1.0, 2.0], "y": [2.0, 1.0]}), path)
+    path.write_bytes(path.read_bytes().replace(b"name_of_a", b"name\xff\xffof"))
+    with pytest.raises(ValueError, match="not a readable parquet table"):
+        read_table(path, "y")
 
 
 def test_all_columns_of_a_file(tmp_path):
