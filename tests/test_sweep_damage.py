@@ -6,6 +6,7 @@ import itertools
 import json
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from moejax import cli
 from moejax.sweep import commands, load, load_arrays, load_timings, soundness, tables
 from moejax.sweep import store as store_module
 from moejax.sweep.digests import row_digests
+from moejax.sweep.engine import RunSummary
 from moejax.sweep.executors import ClusterError
 from moejax.sweep.provenance import collect_provenance
 from moejax.sweep.repair import repair_store
@@ -115,6 +117,16 @@ def test_what_is_kept_after_ctrl_c_is_counted_in_the_store(tmp_path, monkeypatch
         commands.sweep(toml, out=folder, workers=1, quiet=True)
     assert caught.value.code == 130
     assert "stopped: 10 trials are kept" in capsys.readouterr().err
+
+
+def test_failures_are_counted_in_json(tmp_path, monkeypatch, capsys):
+    toml, folder, _ = made_up_store(tmp_path)
+    summary = RunSummary(trials_run=3, failures=Counter({"RuntimeError: no": 2}), wall_seconds=float("inf"))
+    monkeypatch.setattr("moejax.sweep.engine.Engine.run", lambda engine: summary)
+    commands.sweep(toml, out=folder, workers=1, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["failures"] == {"RuntimeError: no": 2}
+    assert printed["wall_seconds"] is None
 
 
 REFUSALS: dict[str, tuple[dict[str, object], str]] = {

@@ -10,9 +10,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from stores import made_up_store
 
 from moejax.sweep import schema
-from moejax.sweep.provenance import git_state
+from moejax.sweep.provenance import collect_provenance, git_state
 from moejax.sweep.schema import StoreError
 from moejax.sweep.store import Store, is_running
 from moejax.sweep.tables import load
@@ -201,3 +202,10 @@ def test_a_commit_of_a_repository_that_does_not_track_the_folder_is_not_recorded
     elsewhere.mkdir()
     (elsewhere / "own.py").write_text("1\n")
     assert git_state(elsewhere) is None
+
+
+def test_the_text_of_the_spec_is_the_one_that_was_read(tmp_path):
+    toml, _, plan = made_up_store(tmp_path)
+    text = toml.read_text()
+    toml.unlink()  # as a pipe has nothing left
+    assert collect_provenance(plan, toml, (), "nobody")["spec_text"] == text

@@ -195,7 +195,10 @@ def _run(
     if done.failures:
         tables.print(f"{done.failures.total():,} trials not ok: {summarise_failures(done.failures)}")
     print_results(tables, summary, written)
-    result = {"folder": str(folder), "written": [str(path) for path in written]} | dataclasses.asdict(done)
+    result: dict[str, Any] = {"folder": str(folder), "written": [str(path) for path in written]}
+    result |= dataclasses.asdict(done) | {
+        "failures": dict(done.failures)
+    }  # asdict turns a Counter into pairs
     if as_json:
         print_json(result)
     return result

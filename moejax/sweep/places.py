@@ -59,6 +59,7 @@ class Places:
 
     def __init__(self, path: Path | str, text: str = "", overridden: frozenset[str] = frozenset()):
         self.path = str(path)
+        self.text = text
         self._overridden = overridden
         self._lines: dict[tuple[str, int, str], int] = {}
         table, index = "", 0

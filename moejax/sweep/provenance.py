@@ -49,7 +49,7 @@ def collect_provenance(plan: Plan, spec_path: Path, overrides: Sequence[str], wo
     """Everything about a run that is known when it starts (devices and times come with its chunks)."""
     return {
         "spec_file": str(spec_path),
-        "spec_text": spec_path.read_text(encoding="utf-8-sig"),
+        "spec_text": plan.spec.places.text,  # as it was read: the file may be a pipe, or another one by now
         "overrides": list(overrides),
         "spec": plan.spec.to_json(),
         "plugins": [{"path": plugin.path, "source": plugin.source} for plugin in plan.plugins],
