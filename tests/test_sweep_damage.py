@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -202,7 +203,9 @@ def test_of_several_sweeps_one_that_is_refused_leaves_all_as_they_were(tmp_path,
     before = [folder_digest(part.folder) for part in parts]
     joint = join_plans([part.plan for part in parts])
     with pytest.raises(StoreError, match="damaged"):
-        run_together(parts, joint, KeptExecutor(pytest.fail), None, None, "nobody")
+        run_together(
+            parts, joint, KeptExecutor(pytest.fail), None, SimpleNamespace(note=pytest.fail), "nobody"
+        )
     assert [folder_digest(part.folder) for part in parts] == before
 
 
