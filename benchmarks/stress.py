@@ -1,7 +1,7 @@
 """Does a default fit ever hang? Fresh processes with two threads, one after another, with many default fits of random problems.
 
 Two batched LAPACK calls at once could take both threads of XLA's pool on a CPU with two cores and wait for each other for ever; a
-fit hung so once in some hundred. Every process draws its problems from its own seed: k = 2 to 4 experts of d = 3 inputs, with
+fit hung so now and then. Every process draws its problems from its own seed: k = 2 to 4 experts of d = 3 inputs, with
 intercepts, n = 300, linear with shared noise or tanh with a noise for each. A fit that takes longer than the limit is a hang: its
 process is ended, and its stack is printed. The processes share a folder of compiled programs, so that only the first of a kind
 compiles.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 LARGEST_SOLVED, LARGEST_FACTORISED, LARGEST_ROTATED = 12, 8, 6
 """Rows up to which matrices side by side take less time than LAPACK for one after the other: linear systems, triangular and
 orthonormal factors, eigenvalues and singular values. Up to these sizes they also take less than a batched LAPACK call if the batch
-is wide: 256 systems of 3 rows a fifth, of 8 rows three quarters; beyond, one after the other takes up to 1.5 times as long."""
+is wide; beyond, one after the other takes longer than the batched call would."""
 MAX_SWEEPS = 30
 """Sweeps of rotations; six or so reach the precision."""
 
