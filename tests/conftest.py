@@ -2,7 +2,6 @@
 
 import gc
 import os
-import tempfile
 from pathlib import Path
 
 # Read when NumPy is imported. The threads of two processes on two cores would wait for each other.
@@ -24,9 +23,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # programs compiled by one test are found by the next, also in other processes
-_cache = Path(
-    os.environ.get("MOEJAX_TEST_CACHE", Path(tempfile.gettempdir()) / f"moejax-test-cache-{os.getuid()}")
-)
+_cache = Path(os.environ.get("MOEJAX_TEST_CACHE", Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -44,3 +41,10 @@ def double_precision_again():
     yield
     if not jax.config.values["jax_enable_x64"]:
         jax.config.update("jax_enable_x64", True)
+
+
+def pytest_collection_modifyitems(items):
+    """The processes of pytest-xdist must agree on every test's name, which an object's address in it would prevent."""
+    unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if unstable:
+        raise pytest.UsageError(f"tests named after an address in memory: {', '.join(unstable[:5])}")
