@@ -10,9 +10,12 @@ from moejax.label_transforms import LabelTransform, label_transform
 from moejax.methods import register_method
 from moejax.metrics import recovery_error, register_metric
 from moejax.model import MoEParams, log_likelihood, make_params, predict, responsibilities, sample
+from moejax.registry import take_for_built_in
 
 if TYPE_CHECKING:
     from moejax.estimator import MoERegressor
+
+take_for_built_in()
 
 __version__ = "0.2.0"
 

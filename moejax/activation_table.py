@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +26,7 @@ from moejax.label_transforms import (
     transform_on_host,
     why_unusable,
 )
-from moejax.user_code import run_user_code
+from moejax.user_code import read_user_file, run_user_file
 
 REFERENCE_DIM, REFERENCE_NUM_EXPERTS = 10, 3
 """The setting of the predicted n MSE."""
@@ -45,13 +43,7 @@ def load_function(reference: str) -> ScalarFunction:
     if not path.is_file():
         raise ValueError(f"{reference}: no file {file!r}; expected FILE.py:FUNCTION")
     name = f"moejax_function_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{reference}: {file!r} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    run_user_code(
-        functools.partial(spec.loader.exec_module, module), module, f"{reference}: running the file"
-    )
+    module = run_user_file(read_user_file(path, reference), name, f"{reference}: running the file")
     fn = getattr(module, function, None)
     if not callable(fn):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

@@ -6,7 +6,6 @@ Wherever a name is accepted, the function itself is too.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.checks import brief
 from moejax.gaussian import HALF_WIDTH
+from moejax.registry import Registry
 
 ScalarFunction = Callable[[jax.Array], jax.Array]
 ActivationLike = str | ScalarFunction
@@ -42,40 +41,32 @@ class ActivationFacts(NamedTuple):
     """whether g changes in jumps only (a step, a staircase): then its slope says nothing of where to go."""
 
 
-_REGISTRY: dict[str, ScalarFunction] = {}
-_replaced: list[str] = []
+_REGISTRY: Registry[ScalarFunction] = Registry("activation")
 
 
-def register_activation(name: str, fn: ScalarFunction) -> ScalarFunction:
+def register_activation(name: str, fn: ScalarFunction, *, replace: bool = False) -> ScalarFunction:
     """Make `fn` available under `name` everywhere an activation is named.
 
     Args:
-        name: what specs, the command line and `fit(activation=...)` will call it. An existing name is replaced.
+        name: what specs, the command line and `fit(activation=...)` will call it.
         fn: scalar JAX function R -> R, finite on [-8.5, 8.5]; it may have kinks, and cusps where its slope is infinite.
+        replace: whether a built-in name may be given to `fn`; a name of your own may always be given anew.
 
     Returns:
         `fn`, so that it can be used as `functools.partial(register_activation, "name")` decorates.
 
     Raises:
-        ValueError: the name is empty, or `fn` is not a finite scalar function that JAX differentiates but at single points.
+        ValueError: the name is no identifier or built in; or `fn` is no finite scalar function that JAX differentiates
+            but at single points.
     """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"activation name: expected an identifier such as 'cube', got {name!r}")
     activation_facts(fn)
-    if _REGISTRY.get(name, fn) is not fn:
-        _replaced.append(name)
-    _REGISTRY[name] = fn
+    _REGISTRY.register(name, fn, replace)
     return fn
-
-
-def registry_generation() -> int:
-    """How many names have been given to another function: part of the key of whatever is cached by name."""
-    return len(_replaced)
 
 
 def activation_names() -> tuple[str, ...]:
     """The registered names, in the order of their registration."""
-    return tuple(_REGISTRY)
+    return _REGISTRY.names()
 
 
 def get_activation(activation: ActivationLike) -> ScalarFunction:
@@ -86,17 +77,7 @@ def get_activation(activation: ActivationLike) -> ScalarFunction:
     """
     if callable(activation):
         return activation
-    if isinstance(activation, str) and activation in _REGISTRY:
-        return _REGISTRY[activation]
-    near = (
-        difflib.get_close_matches(activation, _REGISTRY, n=3, cutoff=0.4)
-        if isinstance(activation, str)
-        else []
-    )
-    nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise ValueError(
-        f"activation: unknown name {brief(activation)}; {nearest}registered: {', '.join(_REGISTRY)}"
-    )
+    return _REGISTRY.lookup(activation)
 
 
 def activation_name(activation: ActivationLike) -> str:
@@ -311,4 +292,4 @@ for _name, _fn in {
     "square": jnp.square,
     "cos": jnp.cos,
 }.items():
-    _REGISTRY[_name] = _fn
+    _REGISTRY.register(_name, _fn)

@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 
 from moejax.cache import cache_folder, why_no_cache
 from moejax.console import make_console, output_that_may_close, print_error, print_json
-from moejax.environment import require_devices
+from moejax.environment import pin_random_numbers, require_devices
 
 USER_ERROR_STATUS = 2
 
@@ -110,7 +110,7 @@ class Sweep:
     repair: bool = False
     """First replace a damaged store by what is sound in it."""
     across_versions: bool = False
-    """Go on although the folder holds results of another version of moejax."""
+    """Go on although the folder holds results of another version or source of moejax, or of another JAX."""
     common: CommonOptions = Common()
 
 
@@ -157,6 +157,8 @@ class Reproduce:
     """Processes; 1: this one. Default: one for each core or GPU."""
     dry_run: bool = False
     """Print the plan; run nothing."""
+    across_versions: bool = False
+    """Go on although a run folder holds results of another version or source of moejax, or of another JAX."""
     common: CommonOptions = Common()
 
 
@@ -226,13 +228,14 @@ def _run_command(arguments: list[str]) -> None:
 
 
 def configure_jax(common: Common, default_precision: str) -> None:
-    """Platform and precision.
+    """Platform, precision and random numbers.
 
     Raises:
         ValueError: the platform is not there.
     """
     import jax
 
+    pin_random_numbers()
     jax.config.update("jax_enable_x64", (common.precision or default_precision) == "float64")
     if common.platform is not None:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(common.platform, common.platform))

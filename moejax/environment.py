@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import os
 
+PRNG = "threefry2x32"
+"""The generator of every trial's random numbers; keys are its key data."""
+
+
+def pin_random_numbers() -> None:
+    """Make JAX draw the same numbers whatever JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE say."""
+    import jax
+
+    for name, value in {"jax_default_prng_impl": PRNG, "jax_threefry_partitionable": True}.items():
+        if jax.config.values[name] != value:
+            jax.config.update(name, value)
+
 
 def require_devices(named_by: str | None = None) -> None:
     """Start JAX's backend, or say in one line that there is none.

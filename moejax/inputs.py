@@ -11,7 +11,6 @@ does not vanish at the ends of its support, and the other is no density.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.checks import brief
+from moejax.checks import require
 from moejax.gaussian import standard_normal
 from moejax.model import LOG_TWO_PI
+from moejax.registry import Registry
 from moejax.score_tensors import LogDensity
 
 InputSampler = Callable[[jax.Array, int, int, jnp.dtype], jax.Array]
@@ -37,37 +37,37 @@ class InputDistribution(NamedTuple):
     """x (d,) -> () log p(x), a scalar JAX function; None where there is none to differentiate."""
 
 
-_REGISTRY: dict[str, InputDistribution] = {}
+_REGISTRY: Registry[InputDistribution] = Registry("input_distribution")
 
 
 def register_input_distribution(
-    name: str, sampler: InputSampler, log_density: LogDensity | None = None
+    name: str, sampler: InputSampler, log_density: LogDensity | None = None, *, replace: bool = False
 ) -> InputSampler:
     """Make a sampler (key, num_samples, dim, dtype) -> x (num_samples, dim) available under a name.
 
     A sample is drawn in blocks, each with its own key: what rows share (a mixture's centres, say) must not be drawn from it.
 
     Args:
-        name: an identifier; an existing one is replaced, with its density.
+        name: an identifier.
         sampler: of the inputs.
         log_density: x (d,) -> () log p(x), up to a constant: one scalar JAX function, all that score tensors need.
+        replace: whether a built-in name may be given to them; a name of your own may always be given anew.
 
     Raises:
-        ValueError: the name is no identifier, or the sampler or the density is not callable.
+        ValueError: the name is no identifier or built in, or the sampler or the density is not callable.
     """
-    if not isinstance(name, str) or not name.isidentifier() or not callable(sampler):
-        raise ValueError(
-            f"input distribution: expected an identifier and a function, got {name!r} and {sampler!r}"
-        )
+    require(
+        callable(sampler), "input_distribution", "a function (key, num_samples, dim, dtype) -> x", sampler
+    )
     if log_density is not None and not callable(log_density):
         raise ValueError(f"log_density: expected a function of x (d,), or None, got {log_density!r}")
-    _REGISTRY[name] = InputDistribution(sampler, log_density)
+    _REGISTRY.register(name, InputDistribution(sampler, log_density), replace)
     return sampler
 
 
 def input_distribution_names() -> tuple[str, ...]:
     """The registered names."""
-    return tuple(_REGISTRY)
+    return _REGISTRY.names()
 
 
 def get_input_distribution(name: str) -> InputSampler:
@@ -89,13 +89,7 @@ def get_log_density(name: str) -> LogDensity | None:
 
 
 def _registered(name: str) -> InputDistribution:
-    if isinstance(name, str) and name in _REGISTRY:
-        return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) if isinstance(name, str) else []
-    nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise ValueError(
-        f"input_distribution: unknown name {brief(name)}; {nearest}registered: {', '.join(_REGISTRY)}"
-    )
+    return _REGISTRY.lookup(name)
 
 
 def normal(mean: Any, covariance: Any) -> InputDistribution:

@@ -7,7 +7,6 @@ registered under a name with `register_method`, and is then known to `fit`, to t
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -21,11 +20,12 @@ from moejax.activations import (
     activation_name,
     get_activation,
 )
-from moejax.checks import brief
+from moejax.checks import require
 from moejax.em import RIDGE, NoiseModel, gating_em, joint_em
 from moejax.gaussian import standard_normal
 from moejax.model import MoEParams, unit_rows
 from moejax.polish import polish
+from moejax.registry import Registry
 from moejax.residual import NUM_PASSES, mean_gates, residual_estimate
 from moejax.score_tensors import LogDensity
 from moejax.spectral import (
@@ -129,7 +129,7 @@ class Registered(NamedTuple):
     slopes: Slopes
 
 
-_REGISTRY: dict[str, Registered] = {}
+_REGISTRY: Registry[Registered] = Registry("method")
 
 
 def register_method(
@@ -140,6 +140,7 @@ def register_method(
     order: int | None = None,
     several_outputs: bool = False,
     slopes: Slopes = "used",
+    replace: bool = False,
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
@@ -152,23 +153,23 @@ def register_method(
         several_outputs: whether labels may be (n, m).
         slopes: whether the experts go along the slope of the activation ("used": a step function is refused, because its slope is
             zero), in the polish only ("polish"), or not at all ("unused").
+        replace: whether a built-in name may be given to `method`; a name of your own may always be given anew.
 
     Raises:
-        ValueError: the name is no identifier, `method` is not callable, or `moments` or `slopes` is another word.
+        ValueError: the name is no identifier or built in, `method` is not callable, or `moments` or `slopes` is another word.
     """
-    if not isinstance(name, str) or not name.isidentifier() or not callable(method):
-        raise ValueError(f"method: expected an identifier and a function, got {name!r} and {method!r}")
+    require(callable(method), "method", "a function", method)
     if moments not in get_args(Moments):
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
     if slopes not in get_args(Slopes):
         raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
-    _REGISTRY[name] = Registered(method, moments, order, several_outputs, slopes)
+    _REGISTRY.register(name, Registered(method, moments, order, several_outputs, slopes), replace)
     return method
 
 
 def method_names() -> tuple[str, ...]:
     """The registered names."""
-    return tuple(_REGISTRY)
+    return _REGISTRY.names()
 
 
 def get_method(name: str) -> Method:
@@ -191,11 +192,7 @@ def lookup_method(name: str) -> Registered:
     Raises:
         ValueError: it is not registered; the message names the nearest.
     """
-    if isinstance(name, str) and name in _REGISTRY:
-        return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=2, cutoff=0.4) if isinstance(name, str) else []
-    nearest = f"nearest: {', '.join(near)}; " if near else ""
-    raise ValueError(f"method: unknown name {brief(name)}; {nearest}registered: {', '.join(_REGISTRY)}")
+    return _REGISTRY.lookup(name)
 
 
 def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 import optax
 
 from moejax.activations import ScalarFunction
+from moejax.checks import require
 from moejax.model import MoEParams, permute_experts, unit_rows
+from moejax.registry import Registry
 
 SUCCESS_THRESHOLD = 0.02
 """A trial succeeds if its recovery error is below this."""
@@ -35,7 +37,7 @@ class Recovery(NamedTuple):
 
 
 Metric = Callable[[Recovery, ScalarFunction], jax.Array]
-_REGISTRY: dict[str, Metric] = {}
+_REGISTRY: Registry[Metric] = Registry("metric")
 
 
 def register_metric(name: str, metric: Metric) -> Metric:
@@ -48,15 +50,14 @@ def register_metric(name: str, metric: Metric) -> Metric:
     Raises:
         ValueError: the name is no identifier, or `metric` is not callable.
     """
-    if not isinstance(name, str) or not name.isidentifier() or not callable(metric):
-        raise ValueError(f"metric: expected an identifier and a function, got {name!r} and {metric!r}")
-    _REGISTRY[name] = metric
+    require(callable(metric), "metric", "a function (recovery, activation) -> ()", metric)
+    _REGISTRY.register(name, metric)
     return metric
 
 
 def registered_metrics() -> dict[str, Metric]:
     """Metrics that were registered beside the built-in ones, by name."""
-    return dict(_REGISTRY)
+    return dict(_REGISTRY.items())
 
 
 def expert_distances(true_experts: jax.Array, estimated_experts: jax.Array, even: bool = False) -> jax.Array:

@@ -40,6 +40,7 @@ def reproduce(
     out: Path | None = None,
     workers: int | None = None,
     dry_run: bool = False,
+    across_versions: bool = False,
     quiet: bool = False,
     as_json: bool = False,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def reproduce(
         out: folder of the results.
         workers: processes; default: one per core, or one per GPU.
         dry_run: print the plan; run and write nothing.
+        across_versions: go on although a run folder holds results of another version or source of moejax, or of another JAX.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
 
@@ -72,7 +74,7 @@ def reproduce(
     place.prepare()
     if quick and not place.accelerated:
         compile_without_optimisation()  # nearly all of a quick run's time is compilation
-    session = _Session(root, experiments, quick, seed, out, place, quiet or as_json)
+    session = _Session(root, experiments, quick, seed, out, place, across_versions, quiet or as_json)
     session.print_plan()
     result: dict[str, Any] = {"programs": session.num_programs, "experiments": [e.name for e in experiments]}
     if not dry_run:
@@ -80,7 +82,7 @@ def reproduce(
             with stopped_by_signals():
                 result |= session.run()
         except KeyboardInterrupt as stop:
-            command = shlex.join(_canonical_command(names, quick, seed))
+            command = shlex.join(_canonical_command(names, quick, seed, across_versions))
             make_notes().print(f"stopped: what has ended is kept; to resume: {command}", soft_wrap=True)
             raise SystemExit(exit_status(stop)) from None
     if as_json:
@@ -88,8 +90,11 @@ def reproduce(
     return result
 
 
-def _canonical_command(names: Sequence[str], quick: bool, seed: int | None) -> list[str]:
+def _canonical_command(
+    names: Sequence[str], quick: bool, seed: int | None, across_versions: bool = False
+) -> list[str]:
     options = (["--quick"] if quick else []) + ([] if seed is None else ["--seed", str(seed)])
+    options += ["--across-versions"] if across_versions else []
     return ["moejax", "reproduce", *names, *options]
 
 
@@ -104,6 +109,7 @@ class _Session:
         seed: int | None,
         out: Path | None,
         place: Any,
+        across_versions: bool,
         quiet: bool,
     ):
         from moejax.sweep.commands import ACCELERATOR_VMAP_WIDTH, worker_settings
@@ -113,6 +119,7 @@ class _Session:
         from moejax.sweep.study import read_study, study_units
 
         self.root, self.quick, self.seed, self.place = root, quick, seed, place
+        self.across_versions = across_versions
         self.quiet = quiet
         self.tables = make_console(quiet=quiet)
         self.notes = make_notes(quiet=quiet)
@@ -278,6 +285,7 @@ class _Session:
                 self.folder(experiment),
                 experiment.spec_path,
                 override_texts(experiment.overrides),
+                self.across_versions,
             )
             for experiment in group
         ]
@@ -313,7 +321,12 @@ class _Session:
         from moejax.sweep.study import run_study
 
         started = time.monotonic()
-        run = run_study(self.units[experiment.name], executor, lambda line: self.notes.print(f"  {line}"))
+        run = run_study(
+            self.units[experiment.name],
+            executor,
+            lambda line: self.notes.print(f"  {line}"),
+            self.across_versions,
+        )
         extend = experiment.get("extend")
         table = run.table if extend is None else extend(run.table, self.folder(experiment))
         return table, RunFacts(

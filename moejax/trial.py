@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import ScalarFunction, activation_facts, get_activation, registry_generation
+from moejax.activations import ScalarFunction, activation_facts, get_activation
 from moejax.design import sample_blocks, sum_over_blocks
+from moejax.environment import PRNG
 from moejax.inputs import get_input_distribution
 from moejax.label_transforms import (
     TRANSFORM_KINDS,
@@ -59,6 +60,7 @@ from moejax.model import (
     with_stand_ins,
 )
 from moejax.noise import estimate_noise_std
+from moejax.registry import State, registered_state
 from moejax.spectral import SpectralTransforms, host_transforms, traced_transforms
 
 METRICS = (
@@ -148,8 +150,8 @@ class TrialSpec:
     max_iterations: int
     record_history: bool
     record_path: bool
-    registry_generation: int
-    """Of the activations' names, so that a name given to another function is another program."""
+    registered: State
+    """So that a name given to another function is another program."""
     metrics: tuple[tuple[str, Metric], ...] = ()
     """Registered metrics, by name."""
 
@@ -318,7 +320,7 @@ def _order(
     algorithm: AlgorithmSettings,
     dim: int,
     num_experts: int,
-    generation: int,
+    registered: State,
 ) -> int:
     """The order that the algorithm decomposes; 0 where it uses no moments.
 
@@ -367,7 +369,7 @@ def static_spec(
         data.input_distribution,
         data.noise_std,
         algorithm,
-        registry_generation(),
+        registered_state(),
         tuple(registered_metrics().items()),
     )
 
@@ -381,7 +383,7 @@ def _static_spec(
     input_distribution: str,
     noise_std: float,
     algorithm: AlgorithmSettings,
-    generation: int,
+    registered: State,
     metrics: tuple[tuple[str, Metric], ...],
 ) -> TrialSpec:
     fit_activation = algorithm.fit_activation or activation
@@ -399,7 +401,7 @@ def _static_spec(
         transform=cast(TransformKind, algorithm.transform)
         if algorithm.noise_knowledge == "estimated"
         else None,
-        order=_order(fit_activation, noise_std, algorithm, dim, fit_num_experts, generation),
+        order=_order(fit_activation, noise_std, algorithm, dim, fit_num_experts, registered),
         num_restarts=algorithm.num_restarts,
         num_starts=algorithm.num_starts,
         start=cast(Start, algorithm.start),
@@ -407,7 +409,7 @@ def _static_spec(
         max_iterations=algorithm.max_iterations,
         record_history="history" in algorithm.record,
         record_path="path" in algorithm.record,
-        registry_generation=generation,
+        registered=registered,
         metrics=metrics,
     )
 
@@ -592,7 +594,7 @@ def _run_trials(
     def run(inputs):
         key_data, hyperparameters = inputs
         with jax.default_matmul_precision("highest"):
-            return run_trial(jax.random.wrap_key_data(key_data), hyperparameters, spec=spec)
+            return run_trial(jax.random.wrap_key_data(key_data, impl=PRNG), hyperparameters, spec=spec)
 
     return jax.lax.map(run, (key_data, hyperparameters), batch_size=None if vmap_width == 1 else vmap_width)
 

@@ -10,6 +10,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 import pytest
 
+from moejax import registry as registry_module
+from moejax.registry import registered_state
+from moejax.sweep import plugins
 from moejax.sweep.executors import compile_without_optimisation
 
 # Nearly all of the suite's time goes to compilation. Processes that tests start inherit the flags, and those of the caller win:
@@ -41,6 +44,18 @@ def double_precision_again():
     yield
     if not jax.config.values["jax_enable_x64"]:
         jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(autouse=True)
+def registered_names_again():
+    """What a test registers is gone after it, and a plugin that it used is out of use."""
+    before = [(registry, dict(registry._values)) for registry in registry_module._registries]
+    yield
+    for registry, values in before:
+        if registry._values != values:
+            registry._values = values
+            registered_state.cache_clear()
+            plugins._used.clear()
 
 
 def pytest_collection_modifyitems(items):

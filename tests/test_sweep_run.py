@@ -20,10 +20,11 @@ from test_sweep_fake_core import NAMES, command, environment, run, write_inputs
 
 import moejax
 from moejax import trial as core
+from moejax.registry import Registry
 from moejax.sweep import chunk, commands, load, load_arrays, load_runs, load_timings, read_spec, schema
 from moejax.sweep.chunk import ChunkTask
 from moejax.sweep.plan import make_plan
-from moejax.sweep.plugins import read_plugin, run_plugin
+from moejax.sweep.plugins import module_name, read_plugin, use_plugins
 from moejax.sweep.schema import StoreError
 from moejax.sweep.status import read_status
 from moejax.sweep.summary import summarise
@@ -37,12 +38,11 @@ def fake(tmp_path, monkeypatch):
     real = {name: getattr(core, name) for name in NAMES}
     variables = dict(os.environ)
     toml, plugin = write_inputs(tmp_path)
-    module = read_plugin(plugin).module_name
+    module = module_name(read_plugin(plugin))
     yield toml, plugin
     for name, value in real.items():
         setattr(core, name, value)
     sys.modules.pop(module, None)
-    chunk.configure.cache_clear()
     chunk._prepared.cache_clear()
     os.environ.clear()
     os.environ.update(variables)
@@ -238,7 +238,7 @@ def test_bad_trials_are_rows_with_a_reason_and_cost_no_other(fake, tmp_path, act
 
 def plan_of(fake, *overrides: str):
     plugin = read_plugin(fake[1])
-    run_plugin(plugin)
+    use_plugins([plugin])
     return make_plan(read_spec(fake[0], overrides), [plugin])
 
 
@@ -276,14 +276,13 @@ moejax.register_metric("worst_angle", worst_angle)
 @pytest.mark.slow
 def test_a_plugins_metric_is_a_column(tmp_path, monkeypatch):
     monkeypatch.setattr("moejax.sweep.figures.write_figures", lambda figures, folder: [])
-    monkeypatch.setattr("moejax.metrics._REGISTRY", {})
     toml, plugin = tmp_path / "spec.toml", tmp_path / "plugin.py"
     toml.write_text(
         'name = "m"\nmethods = ["spectral"]\ntrials = 5\ndim = 4\nnum_experts = 2\nnum_samples = 500\n'
     )
     plugin.write_text(METRIC_PLUGIN)
     commands.sweep(toml, plugin=[plugin], out=tmp_path / "run", workers=1, quiet=True)
-    monkeypatch.setattr("moejax.metrics._REGISTRY", {})  # a reader need not have the plugin
+    monkeypatch.setattr("moejax.metrics._REGISTRY", Registry("metric"))  # a reader need not have the plugin
     table = load(tmp_path / "run")
     assert list(table.columns[-3:]) == ["worst_angle", "status", "reason"]
     cosines = np.cos(np.deg2rad(table["worst_angle"]))
@@ -292,7 +291,6 @@ def test_a_plugins_metric_is_a_column(tmp_path, monkeypatch):
 
 
 def test_a_metric_may_not_take_the_name_of_another_column(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr("moejax.metrics._REGISTRY", {})
     moejax.register_metric("noise_std", lambda recovery, fn: recovery.held_out_y.mean())
     with pytest.raises(
         ValueError, match=r"metric: expected a name that no other column has, got 'noise_std'"
@@ -426,7 +424,7 @@ def test_one_worker_and_two_give_equal_rows(fake, tmp_path):
         done = run(command(toml, plugin, tmp_path / str(workers), workers=workers))
         assert done.returncode == 0, done.stderr
         assert f"on {workers} worker" in done.stdout
-    run_plugin(read_plugin(plugin))
+    use_plugins([read_plugin(plugin)])
     pd.testing.assert_frame_equal(load(tmp_path / "1"), load(tmp_path / "2"), check_exact=True)
     assert load_timings(tmp_path / "2")["process"].nunique() == 2
 
@@ -533,7 +531,7 @@ def kill_and_resume(fake, tmp_path: Path, kills: int, workers: int) -> None:
     for folder in (out, whole):
         done = run(command(toml, plugin, folder, workers=workers, set=overrides))
         assert done.returncode == 0, done.stderr
-    run_plugin(read_plugin(plugin))
+    use_plugins([read_plugin(plugin)])
     for folder in (out, whole):
         commands.export(folder, folder / "table.csv", quiet=True)
     assert (out / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()

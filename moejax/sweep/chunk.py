@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from moejax import trial as core
+from moejax.environment import pin_random_numbers
 from moejax.sweep.hashing import trial_key
-from moejax.sweep.plugins import Plugin, run_plugin
+from moejax.sweep.plugins import Plugin, use_plugins
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 """A program was compiled, or loaded from the persistent cache: then it comes after the other event."""
@@ -127,6 +128,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's mallopt."""
 
 
+@functools.cache
 def _keep_freed_memory() -> None:
     """Stop glibc from giving a trial's arrays back to the system, which would zero them anew for the next trial.
 
@@ -139,18 +141,20 @@ def _keep_freed_memory() -> None:
         mallopt(M_TOP_PAD, 2**26)
 
 
-@functools.lru_cache(maxsize=8)
 def configure(settings: WorkerSettings) -> None:
-    """Bring this process to the coordinator's precision, cache and plugins; done once for equal settings."""
+    """Bring this process to the coordinator's precision, random numbers, cache and plugins.
+
+    It is done for every chunk: a worker that is shared may have run one with other settings meanwhile.
+    """
     import jax
 
     _keep_freed_memory()
+    pin_random_numbers()
     if jax.config.values["jax_enable_x64"] != settings.enable_x64:
         jax.config.update("jax_enable_x64", settings.enable_x64)
     if settings.compilation_cache_dir and not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", settings.compilation_cache_dir)
-    for plugin in settings.plugins:
-        run_plugin(plugin)
+    use_plugins(settings.plugins)
 
 
 @functools.lru_cache(maxsize=512)

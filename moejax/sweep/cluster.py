@@ -11,6 +11,7 @@ certificates of this run; `security` has the certificates of other clusters.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30.0
 LOOPBACK = "127.0.0.1"
+DEVICES = Path("/dev")
 
 
 def local_executor(
@@ -239,11 +241,18 @@ def available_cores() -> list[int]:
 
 def visible_gpus() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs for CUDA_VISIBLE_DEVICES, found without starting a backend here."""
+    devices = [path.name.removeprefix("nvidia") for path in DEVICES.glob("nvidia[0-9]*")]
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return tuple(name for name in given.split(",") if name not in ("", "-1"))
-    devices = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
-    return tuple(sorted(devices, key=int))
+    if given is None:
+        return tuple(sorted(devices, key=int))
+    if not devices and not (DEVICES / "dxg").exists():  # dxg: Windows' GPUs under Linux
+        return ()  # the variable makes no GPU
+    names = (name.strip() for name in given.split(","))
+    return tuple(itertools.takewhile(_names_a_gpu, names))  # CUDA, too, stops at the first that is none
+
+
+def _names_a_gpu(name: str) -> bool:
+    return name.isdigit() or name.startswith(("GPU-", "MIG-"))
 
 
 def worker_memory_bytes(workers: int) -> int | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moejax.console import make_console, make_notes, print_json
-from moejax.environment import require_devices
+from moejax.environment import pin_random_numbers, require_devices
 from moejax.sweep.chunk import WorkerSettings, configure
 from moejax.sweep.executors import Executor, InProcessExecutor, use_single_thread
 from moejax.sweep.plan import Plan, make_plan
@@ -71,7 +71,7 @@ def sweep(
         vmap_width: trials that run side by side in one program; default 1 on CPUs.
         retry_failed: run trials again that raised, or whose worker died.
         repair: first replace a damaged store by what is sound in it; the damaged file stays beside it.
-        across_versions: go on although the folder holds results of another version of moejax.
+        across_versions: go on although the folder holds results of another version or source of moejax, or of another JAX.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
 
@@ -294,6 +294,7 @@ class Place:
         from moejax.sweep.cluster import available_cores, visible_gpus
         from moejax.sweep.security import cluster_security
 
+        pin_random_numbers()
         platforms = jax.config.values["jax_platforms"] or os.environ.get("JAX_PLATFORMS", "")
         on_cpu = platforms == "cpu"
         self._gpus = () if on_cpu or "tpu" in platforms else visible_gpus()

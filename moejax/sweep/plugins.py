@@ -1,94 +1,88 @@
 """A user's own activation, method, input distribution or metric: one Python file, run here and in every worker.
 
-The file registers what it brings (for example with `moejax.register_activation`). Its source is part of the
-key of every result of the sweep, comments and layout apart: a changed function never passes for the old one.
+The file registers what it brings (for example with `moejax.register_activation`). What it depends on is part of the key of every
+result of the sweep (`moejax.user_code`): a changed function, helper or declared data file never passes for the old one.
 """
 
 from __future__ import annotations
 
-import ast
-import dataclasses
 import hashlib
-import importlib.util
+import itertools
 import sys
-import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from moejax.user_code import run_user_code
+from moejax.registry import recorded_registrations
+from moejax.user_code import UserFile, read_user_file, run_user_file, serve_helpers
 
+Plugin = UserFile
+"""A plugin, as it is sent to workers."""
 
-@dataclasses.dataclass(frozen=True)
-class Plugin:
-    """The text of a plugin file, as it is sent to workers."""
-
-    path: str
-    source: str
-    digest: str
-    """sha256 of the syntax tree, in hex."""
-
-    @property
-    def module_name(self) -> str:
-        return f"moejax_plugin_{self.digest[:16]}"
+_registrations: dict[str, list[Callable[[], None]]] = {}
+"""By digest: calling them in order registers again what the plugin registered."""
+_used: list[str] = []
+"""Digests of the plugins whose registrations and helpers are in force."""
 
 
 def read_plugin(path: Path) -> Plugin:
-    """Read a plugin file and check its syntax; nothing is run.
+    """Read a plugin file, its helpers and data files, and check the syntax; nothing is run.
 
     Raises:
-        ValueError: the file cannot be read or is not Python.
+        ValueError: see `moejax.user_code.read_user_file`.
     """
-    try:
-        source = importlib.util.decode_source(
-            Path(path).read_bytes()
-        )  # as import reads it: by its coding line
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"plugin {path}: cannot be read: {error}") from None
-    return Plugin(str(path), source, hashlib.sha256(syntax_of(source, f"plugin {path}").encode()).hexdigest())
+    return read_user_file(path, f"plugin {path}")
 
 
-def syntax_of(source: str, where: str) -> str:
-    """The syntax tree of a Python text, as text: comments and layout do not count.
+def module_name(plugin: Plugin) -> str:
+    """The name under which the plugin's module is known to Python."""
+    return f"moejax_plugin_{plugin.digest[:16]}"
+
+
+def use_plugins(plugins: Sequence[Plugin]) -> None:
+    """Have the registrations of these plugins in force; each is run once in a process.
+
+    A worker that serves two sweeps may hold two plugins, or two states of one, that give one name to different functions.
 
     Raises:
-        ValueError: not Python.
+        ValueError: a file raised, a data file is not there or is another one, or two plugins have different helpers of one name;
+            the message names the file.
     """
-    try:
-        return ast.dump(ast.parse(source))
-    except SyntaxError as error:
-        raise ValueError(f"{where}:{error.lineno}: not valid Python: {error.msg}") from None
-    except ValueError as error:  # a null character
-        raise ValueError(f"{where}: not valid Python: {error}") from None
-    except (RecursionError, MemoryError):
-        raise ValueError(f"{where}: not valid Python: nested too deeply") from None
-
-
-def run_plugin(plugin: Plugin) -> None:
-    """Run a plugin in this process, once.
-
-    Raises:
-        ValueError: the file raised; the message names the file and the error.
-    """
-    if plugin.module_name in sys.modules:
+    digests = [plugin.digest for plugin in plugins]
+    if digests == _used and all(module_name(plugin) in sys.modules for plugin in plugins):
         return
-    module = types.ModuleType(plugin.module_name)
-    module.__file__ = plugin.path
-    run_user_code(
-        lambda: exec(compile(plugin.source, plugin.path, "exec"), module.__dict__),
-        module,
-        f"plugin {plugin.path}:",
-    )
+    _check_helpers(plugins)
+    _used.clear()
+    for plugin in plugins:
+        plugin.check_data_files(f"plugin {plugin.path}")
+        if module_name(plugin) in sys.modules:
+            serve_helpers(plugin)
+            for register_again in _registrations.get(plugin.digest, []):
+                register_again()
+            continue
+        with recorded_registrations() as registrations:
+            run_user_file(plugin, module_name(plugin), f"plugin {plugin.path}:")
+        _registrations[plugin.digest] = registrations
+    _used.extend(digests)
+
+
+def _check_helpers(plugins: Sequence[Plugin]) -> None:
+    for first, second in itertools.combinations(plugins, 2):
+        others = {helper.name: helper for helper in second.helpers}
+        for helper in first.helpers:
+            if helper.name in others and others[helper.name].source != helper.source:
+                raise ValueError(
+                    f"plugins {first.path} and {second.path} import two different files as {helper.name!r}; rename one"
+                )
 
 
 def run_plugins(paths: Sequence[Path]) -> tuple[Plugin, ...]:
-    """Read plugins, equal ones once, and run them in this process.
+    """Read plugins, equal ones once, and use them in this process.
 
     Raises:
-        ValueError: see `read_plugin` and `run_plugin`.
+        ValueError: see `read_plugin` and `use_plugins`.
     """
     plugins = {plugin.digest: plugin for plugin in map(read_plugin, paths)}
-    for plugin in plugins.values():
-        run_plugin(plugin)
+    use_plugins(tuple(plugins.values()))
     return tuple(plugins.values())
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import functools
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moejax.sweep.admission import numeric_settings, source_digest
+from moejax.sweep.admission import version as _version
 from moejax.sweep.plan import Plan
 from moejax.sweep.schema import StoreError
 
@@ -23,19 +25,20 @@ GIT_PLACES = (
     "GIT_PREFIX",
 )
 """Variables by which git is told where a repository is."""
+COMPARED = {
+    "moejax": "moejax",
+    "source": "a moejax whose source has the digest",
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "prng": "the random number generator",
+}
+"""Entries of `made_by`, in words."""
 PACKAGES = ("moejax", "jax", "jaxlib", "numpy", "scipy", "distributed")
 
 
 def package_version() -> str:
     """Version of moejax; "unknown" if it runs from a folder that was never installed."""
     return _version("moejax")
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def float_precision() -> str:
@@ -52,10 +55,20 @@ def collect_provenance(plan: Plan, spec_path: Path, overrides: Sequence[str], wo
         "spec_text": plan.spec.places.text,  # as it was read: the file may be a pipe, or another one by now
         "overrides": list(overrides),
         "spec": plan.spec.to_json(),
-        "plugins": [{"path": plugin.path, "source": plugin.source} for plugin in plan.plugins],
+        "plugins": [
+            {
+                "path": plugin.path,
+                "source": plugin.source,
+                "helpers": {helper.name: helper.source for helper in plugin.helpers},
+                "data_files": dict(plugin.data_files),
+            }
+            for plugin in plan.plugins
+        ],
         "command": sys.argv,
         "git": git_state(Path(__file__).parent),
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "source": made_by()["source"],
+        "prng": made_by()["prng"],
         "precision": float_precision(),
         "host": platform.node(),
         "system": platform.platform(),
@@ -67,7 +80,9 @@ def collect_provenance(plan: Plan, spec_path: Path, overrides: Sequence[str], wo
 
 
 def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, folder: Path) -> None:
-    """Refuse to mix rows of two precisions, or (unless asked for) of two versions of the package.
+    """Refuse to mix rows of two precisions, or (unless asked for) of two versions or sources of the package, or two of JAX.
+
+    What an older moejax did not record is not compared.
 
     Raises:
         StoreError: one line with both values and what to do.
@@ -78,10 +93,43 @@ def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, f
                 f"{folder}: holds {run['precision']} results and this run is {float_precision()}; "
                 f"use --precision {run['precision']}, or another folder with --out"
             )
-        version = run["versions"]["moejax"]
-        if version != package_version() and not across_versions:
+        check_same_code({**run, **run["versions"]}, across_versions, folder)
+
+
+def made_by() -> dict[str, str]:
+    """What makes the numbers besides the spec and the precision: moejax and its source, JAX, and its random numbers."""
+    names = ("moejax", "jax", "jaxlib")
+    return {name: _version(name) for name in names} | {
+        "source": _source(),
+        "prng": numeric_settings()["prng"],
+    }
+
+
+@functools.cache  # the code that runs is that of the start
+def _source() -> str:
+    return source_digest(Path(__file__).parents[1])
+
+
+def check_same_code(then: Mapping[str, Any], across_versions: bool, place: Path) -> None:
+    """Refuse to mix, unless asked for, what other code has made; what an older moejax did not record is not compared.
+
+    Args:
+        then: of `made_by`, when the results were made.
+        across_versions: whether they may be mixed.
+        place: where they are.
+
+    Raises:
+        StoreError: one line with both values and what to do.
+    """
+    if across_versions:
+        return
+    now = made_by()
+    for name, what in COMPARED.items():
+        old = then.get(name)
+        if old is not None and old != now[name]:
+            short = 12 if name == "source" else None
             raise StoreError(
-                f"{folder}: holds results of moejax {version} and this is {package_version()}; "
+                f"{place}: holds results of {what} {old[:short]} and this is {now[name][:short]}; "
                 "use another folder with --out, or --across-versions to mix them"
             )
 

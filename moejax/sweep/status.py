@@ -75,7 +75,9 @@ def read_status(folder: Path | str) -> Status:
     with reading(folder, most_trials=MOST_CHECKED) as connection:
         plan = frame_of(connection, "SELECT cell, bucket, work, first_trials FROM plan ORDER BY position")
         counts = frame_of(
-            connection, "SELECT cell, count(*) AS done, sum(status != 0) AS failed FROM trials GROUP BY cell"
+            connection,
+            "SELECT cell, count(*) AS done, sum(status != 0) AS failed FROM trials JOIN plan USING (cell) "
+            "WHERE trial < most_trials GROUP BY cell",
         )
         chunks = frame_of(connection, _BUCKET_TIMES)
         recent = connection.execute(
@@ -85,7 +87,7 @@ def read_status(folder: Path | str) -> Status:
             (RECENT_SECONDS,),
         ).fetchone()
         reasons = connection.execute(
-            "SELECT status, reason, count(*) FROM trials JOIN plan USING (cell) WHERE status != 0 "
+            "SELECT status, reason, count(*) FROM trials JOIN plan USING (cell) WHERE status != 0 AND trial < most_trials "
             "GROUP BY status, reason ORDER BY 3 DESC"
         ).fetchall()
         provenance = connection.execute("SELECT provenance FROM runs ORDER BY run DESC LIMIT 1").fetchone()

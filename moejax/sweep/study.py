@@ -9,9 +9,7 @@ process.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -37,9 +35,9 @@ from moejax.sweep.executors import Executor, describe
 from moejax.sweep.fields import LONGEST_SHOWN, nearest, show
 from moejax.sweep.hashing import canonical_json
 from moejax.sweep.places import SpecError, parse_toml
-from moejax.sweep.plugins import syntax_of
+from moejax.sweep.provenance import check_same_code, made_by
 from moejax.sweep.spec import MAX_CELLS, STUDY_KEY
-from moejax.user_code import run_user_code
+from moejax.user_code import read_user_file, run_user_file
 
 POLL_SECONDS = 0.5
 
@@ -103,17 +101,7 @@ def load_experiment(path: Path) -> types.ModuleType:
     name = f"moejax_experiment_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    run_user_code(functools.partial(spec.loader.exec_module, module), module, f"{path}:")
-    return module
-
-
-def source_digest(path: Path) -> str:
-    """sha256 of a Python file's syntax tree, in hex: comments and layout change no result."""
-    return hashlib.sha256(syntax_of(path.read_text(encoding="utf-8-sig"), str(path)).encode()).hexdigest()
+    return run_user_file(read_user_file(path, str(path)), name, f"{path}:")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +146,7 @@ def run_unit(unit: StudyUnit) -> UnitResult:
             "wall_seconds": time.perf_counter() - clock,
             "compilations": count,
             "compile_seconds": seconds,
+            "made_by": made_by(),
         }
         part.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
         unfinished = part.with_suffix(".tmp")
@@ -190,7 +179,7 @@ def study_units(
     settings: WorkerSettings,
 ) -> list[StudyUnit]:
     """The cells grouped by their program: those that agree in the fields named by `program`."""
-    digest = source_digest(experiment)
+    digest = read_user_file(experiment, str(experiment)).digest
     groups: dict[str, list[tuple[Mapping[str, Any], Path]]] = {}
     for cell in spec.cells:
         content = canonical_json({"cell": cell, "source": digest, "double": double_precision})
@@ -209,7 +198,10 @@ def study_units(
 
 
 def run_study(
-    units: Sequence[StudyUnit], executor: Executor, note: Callable[[str], None] = lambda line: None
+    units: Sequence[StudyUnit],
+    executor: Executor,
+    note: Callable[[str], None] = lambda line: None,
+    across_versions: bool = False,
 ) -> StudyRun:
     """Run what is missing of a study and read the whole back.
 
@@ -217,7 +209,14 @@ def run_study(
         units: of `study_units`.
         executor: where units run; one at a time on each worker.
         note: told of every unit that ends.
+        across_versions: whether cells that other code has made may stay.
+
+    Raises:
+        StoreError: a finished cell is another code's. ValueError: it cannot be read.
     """
+    for part in (part for unit in units for part in unit.parts):
+        if part.exists():
+            check_same_code(_facts(part).get("made_by", {}), across_versions, part)
     failures: dict[Path, tuple[int, str]] = {}
     waiting = [_missing(unit) for unit in units]
     waiting = [unit for unit in waiting if unit.cells]
@@ -257,6 +256,21 @@ def _missing(unit: StudyUnit) -> StudyUnit:
     )
 
 
+def _facts(part: Path) -> dict[str, Any]:
+    """How a finished cell was made."""
+    try:
+        return json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(part, error) from None
+
+
+def _unreadable(part: Path, error: Exception) -> ValueError:
+    reason = shorten(" ".join(str(error).split()), LONGEST_SHOWN)
+    return ValueError(
+        f"{part}: a finished cell cannot be read ({reason}); remove the file and the same command runs this cell again"
+    )
+
+
 def _collect(
     units: Sequence[StudyUnit], failures: Mapping[Path, tuple[int, str]], cells_run: int
 ) -> StudyRun:
@@ -269,13 +283,9 @@ def _collect(
             else:
                 try:
                     rows = pd.read_parquet(part)
-                    facts.append(json.loads(part.with_suffix(".json").read_text(encoding="utf-8")))
                 except (OSError, ValueError) as error:
-                    reason = " ".join(str(error).split())
-                    raise ValueError(
-                        f"{part}: a finished cell cannot be read ({shorten(reason, LONGEST_SHOWN)}); remove the file and "
-                        "the same command runs this cell again"
-                    ) from None
+                    raise _unreadable(part, error) from None
+                facts.append(_facts(part))
                 for name, nothing in (("status", 0), ("reason", "")):
                     if name not in rows:
                         rows[name] = nothing

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from moejax.sweep.digests import DIGEST_COLUMN
 from moejax.sweep.fields import ALGORITHM_FIELDS, DATA_FIELDS, METHOD_FIELD
 from moejax.sweep.schema import STORE_NAME, StoreError, clear_errors, columns_of, connect_for_reading
 from moejax.sweep.soundness import check_store
+from moejax.sweep.stopping import PrecisionRule
 
 FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
 """Columns that say what a cell is, the method apart."""
@@ -109,13 +111,34 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
         columns = ", ".join(f'"{name}"' if name in have else "NULL" for name in metrics)
         cells = _cells(connection, all_specs)
         raw = connection.execute(f"SELECT cell, trial, status, reason, {columns} FROM trials").fetchall()
+        latest = connection.execute("SELECT provenance FROM runs ORDER BY run DESC LIMIT 1").fetchone()
+        spec = json.loads(json.loads(latest[0])["spec"]) if latest else {}
     rows = pd.DataFrame.from_records(raw, columns=["cell", "trial", "status", "reason", *metrics])
     rows[metrics] = rows[metrics].astype("float64")
     position = rows["cell"].map(pd.Series(np.arange(len(cells)), index=cells["cell"]))
     rows = rows[position.notna()].drop(columns="cell")
     rows.insert(0, "position", position[position.notna()].astype("int64"))
     rows = rows.sort_values(["position", "trial"], kind="stable", ignore_index=True)
+    if not all_specs:  # an earlier spec with more trials may have left some
+        targets = _targets(cells, rows, spec)
+        rows = rows[rows["trial"].to_numpy() < targets[rows["position"].to_numpy()]].reset_index(drop=True)
     return cells.drop(columns="cell"), rows
+
+
+def _targets(cells: pd.DataFrame, rows: pd.DataFrame, spec: Mapping[str, Any]) -> np.ndarray:
+    """How many trials the spec wants of each cell, by the rows that are there."""
+    if not spec.get("precision"):
+        return cells["most_trials"].to_numpy()
+    rule = PrecisionRule(**spec["precision"])
+    values, trials = rows[rule.metric].to_numpy(), rows["trial"].to_numpy()
+    bounds = np.searchsorted(rows["position"], np.arange(len(cells) + 1))
+    targets = []
+    for first, last in itertools.pairwise(bounds):
+        leading = int(
+            (trials[first:last] == np.arange(last - first)).sum()
+        )  # a killed run may have left gaps
+        targets.append(rule.target_after(values[first : first + leading])[0])
+    return np.array(targets, dtype=np.int64)
 
 
 def metric_columns(rows: pd.DataFrame) -> list[str]:

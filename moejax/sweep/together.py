@@ -30,6 +30,8 @@ class Part:
     folder: Path
     spec_path: Path
     overrides: tuple[str, ...] = ()
+    across_versions: bool = False
+    """Whether the folder may hold results of other code."""
 
     @property
     def trials(self) -> int:
@@ -118,7 +120,9 @@ def run_together(
     with contextlib.ExitStack() as stack:
         stores = []
         for part in parts:  # all are checked before one is written
-            check = functools.partial(check_resumable, across_versions=False, folder=part.folder)
+            check = functools.partial(
+                check_resumable, across_versions=part.across_versions, folder=part.folder
+            )
             stores.append(stack.enter_context(contextlib.closing(Store(part.folder, check, progress.note))))
         for part, store, provenance in zip(parts, stores, provenances, strict=True):
             stack.enter_context(store).begin_run(part.plan, provenance)

@@ -1,0 +1,128 @@
+"""Names for functions: activations, input distributions, methods and metrics are each one `Registry`.
+
+A name may be given another value, in a notebook's cell that runs again for example; `registered_state` says which value every name
+has, so that whatever is cached by name can have it in its key. A name of moejax's own is given away only if that is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from moejax.checks import brief
+
+Value = TypeVar("Value")
+State = tuple[tuple[str, str, int], ...]
+"""(kind, name, which of its values) of every name that does not have its first value."""
+
+_registries: list[Registry] = []
+_recorders: list[list[Callable[[], None]]] = []
+
+
+class Registry(Generic[Value]):
+    """Values by name, in the order of their registration.
+
+    Args:
+        kind: what a name stands for; messages begin with it.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._values: dict[str, Value] = {}
+        self._ever: dict[str, list[Value]] = {}
+        """All values that a name has had: an index into them tells two functions apart, as an address cannot."""
+        self._built_in: frozenset[str] = frozenset()
+        _registries.append(self)
+
+    def register(self, name: str, value: Value, replace: bool = False) -> None:
+        """Give a name a value.
+
+        Args:
+            name: an identifier.
+            value: what it shall stand for.
+            replace: whether a built-in name may be given another value.
+
+        Raises:
+            ValueError: the name is no identifier, or it is built in and `replace` is false.
+        """
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"{self.kind}: expected an identifier for a name, got {brief(name)}")
+        if name in self._built_in and not replace and self._values[name] != value:
+            raise ValueError(
+                f"{self.kind}: {name!r} is built in; take another name, or give replace=True to have it stand for something else"
+            )
+        self._assign(name, value)
+        for recorder in _recorders:
+            recorder.append(lambda: self._assign(name, value))
+
+    def _assign(self, name: str, value: Value) -> None:
+        ever = self._ever.setdefault(name, [])
+        if value not in ever:
+            ever.append(value)
+        self._values[name] = value
+        registered_state.cache_clear()
+
+    def lookup(self, name: object) -> Value:
+        """The value of a name.
+
+        Raises:
+            ValueError: it is not registered; the message names the nearest, and all.
+        """
+        if isinstance(name, str) and name in self._values:
+            return self._values[name]
+        near = difflib.get_close_matches(name, self._values, n=3, cutoff=0.4) if isinstance(name, str) else []
+        nearest = f"nearest: {', '.join(near)}; " if near else ""
+        raise ValueError(
+            f"{self.kind}: unknown name {brief(name)}; {nearest}registered: {', '.join(self._values)}"
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """The registered names."""
+        return tuple(self._values)
+
+    def items(self) -> tuple[tuple[str, Value], ...]:
+        """The registered names and their values."""
+        return tuple(self._values.items())
+
+    def changed(self) -> State:
+        """The names that do not have their first value."""
+        which = {name: self._ever[name].index(value) for name, value in self._values.items()}
+        return tuple((self.kind, name, index) for name, index in sorted(which.items()) if index)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def close(self) -> None:
+        """Take all names that there are for built in."""
+        self._built_in = frozenset(self._values)
+
+
+def take_for_built_in() -> None:
+    """Take every name that is registered so far for one of moejax's own."""
+    for registry in _registries:
+        registry.close()
+
+
+@functools.cache
+def registered_state() -> State:
+    """Which names stand for something else than at first: part of the key of whatever is cached by name.
+
+    >>> from moejax.registry import registered_state
+    >>> registered_state()
+    ()
+    """
+    return tuple(entry for registry in _registries for entry in registry.changed())
+
+
+@contextmanager
+def recorded_registrations() -> Iterator[list[Callable[[], None]]]:
+    """Inside, whatever is registered is also noted: calling the entries of the list in order registers it anew."""
+    record: list[Callable[[], None]] = []
+    _recorders.append(record)
+    try:
+        yield record
+    finally:
+        _recorders.remove(record)
