@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, special, stats
 
 import moejax
-from moejax import activations, trial
+from moejax import trial
 from moejax.activations import (
     activation_derivatives,
     activation_facts,
@@ -41,12 +41,6 @@ REFERENCE = {
 EVEN = {"abs", "square", "cos"}
 ODD = {"linear", "sigmoid", "tanh", "erf", "sin"}
 KINKED = {"relu", "leaky_relu", "abs"}
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """A registry that forgets what a test adds."""
-    monkeypatch.setattr(activations, "_REGISTRY", dict(activations._REGISTRY))
 
 
 def test_all_fourteen_are_registered():
@@ -107,7 +101,7 @@ def test_unknown_name_names_the_nearest():
         get_activation("sigmoyd")
 
 
-def test_functions_are_accepted_where_names_are(registry):
+def test_functions_are_accepted_where_names_are():
     def cube(t):
         return t**3
 
@@ -147,13 +141,13 @@ def _opaque(t):
         ("opaque", _opaque, "JAX differentiates, but that failed: Pure callbacks do not support JVP"),
     ],
 )
-def test_refused_registrations(registry, name, fn, message):
+def test_refused_registrations(name, fn, message):
     with pytest.raises(ValueError, match=message):
         register_activation(name, fn)
     assert name not in activation_names()
 
 
-def test_a_host_function_that_is_no_jax_function_is_refused(registry):
+def test_a_host_function_that_is_no_jax_function_is_refused():
     def with_numpy(t):
         return np.tanh(np.asarray(t))
 
@@ -201,7 +195,7 @@ def test_functions_with_a_slope_are_no_step_functions(fn):
     assert not activation_facts(get_activation(fn)).stepped
 
 
-def test_methods_that_climb_refuse_a_step_function(registry):
+def test_methods_that_climb_refuse_a_step_function():
     stairs = register_activation("stairs", STEPS["staircase"])
     x = np.random.default_rng(0).normal(size=(60, 2))
     y = np.floor(2.0 * x[:, 0]) + 0.1 * x[:, 1]
