@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.environment import is_machines_fault
 from moejax.gaussian import HALF_WIDTH
 from moejax.registry import Registry
 
@@ -216,6 +217,8 @@ def _attempt(evaluate: Callable[..., Any], fn: ScalarFunction, z: np.ndarray, wo
     try:
         return evaluate(fn, z)
     except Exception as error:  # a user's function may raise anything
+        if is_machines_fault(error):
+            raise
         reason = (str(error).strip().splitlines() or [""])[0]
         if not isinstance(error, TypeError | ValueError):
             reason = f"{type(error).__name__}: {reason}"

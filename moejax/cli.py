@@ -22,6 +22,7 @@ from moejax.console import make_console, output_that_may_close, print_error, pri
 from moejax.environment import pin_random_numbers, require_devices
 
 USER_ERROR_STATUS = 2
+NO_RESULT_STATUS = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +226,11 @@ def _run_command(arguments: list[str]) -> None:
             raise
         print_error(error)
         sys.exit(USER_ERROR_STATUS)
+    except RuntimeError as error:
+        if type(error).__name__ != "NoResultError" or os.environ.get("MOEJAX_TRACEBACK"):
+            raise
+        print_error(error)
+        sys.exit(NO_RESULT_STATUS)
 
 
 def configure_jax(common: Common, default_precision: str) -> None:

@@ -17,6 +17,18 @@ def pin_random_numbers() -> None:
             jax.config.update(name, value)
 
 
+NO_THREAD = "can't start new thread"
+RESOURCES = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", NO_THREAD)
+"""Parts of the messages of RuntimeErrors, Python's and XLA's, that come from the machine."""
+
+
+def is_machines_fault(error: BaseException) -> bool:
+    """Whether an error says nothing of what was run: memory, threads or files ran out."""
+    if isinstance(error, MemoryError | OSError):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in RESOURCES)
+
+
 def require_devices(named_by: str | None = None) -> None:
     """Start JAX's backend, or say in one line that there is none.
 

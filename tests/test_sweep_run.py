@@ -38,6 +38,7 @@ from moejax.sweep.plugins import module_name, read_plugin, use_plugins
 from moejax.sweep.schema import StoreError
 from moejax.sweep.status import read_status
 from moejax.sweep.summary import summarise
+from moejax.sweep.work import GIVE_UP_AFTER
 
 
 @pytest.fixture
@@ -256,13 +257,42 @@ def plan_of(fake, *overrides: str):
     return make_plan(read_spec(fake[0], overrides), [plugin])
 
 
-def test_a_program_that_never_works_is_given_up_soon(fake, tmp_path):
-    result = sweep(fake, tmp_path / "run", "activation=always_raises", "trials=2000")
+def test_a_program_that_never_works_is_given_up_soon(fake, tmp_path, capsys):
+    """What was not tried is no row; the command fails, and goes on once the cause is mended."""
+    toml, plugin = fake
+    options = {"plugin": [plugin], "out": tmp_path / "run", "workers": 1, "set": ["trials=2000"]}
+    with pytest.raises(
+        commands.NoResultError, match=r"no trial has a result: .*nothing works; .*--retry-failed"
+    ):
+        commands.sweep(toml, **(options | {"set": ["trials=2000", "activation=always_raises"]}))
+    said = capsys.readouterr()
+    programs = said.err.count("given up, ")
+    assert programs >= 1
     table = load(tmp_path / "run")
-    assert len(table) == 2 * 3 * 2 * 2000
+    assert len(table) == GIVE_UP_AFTER * programs
     assert (table["status"] == chunk.RAISED).all()
-    assert table["reason"].str.contains("nothing works").all()
-    assert result["wall_seconds"] < 20
+    not_tried = 2 * 3 * 2 * 2000 - len(table)
+    assert f"{not_tried:,} trials not tried, because their programs never worked" in said.out
+    assert read_status(tmp_path / "run").left == not_tried
+
+
+def test_trials_that_failed_before_are_counted(fake, tmp_path, capsys):
+    """The same command again says what failed, and fails too where nothing has a result."""
+    toml, plugin = fake
+    few = {"plugin": [plugin], "out": tmp_path / "run", "workers": 1}
+    failing = few | {
+        "set": ["activation=always_raises", "trials=1", "noise_std=0.1", "num_samples=60", "methods=spectral"]
+    }
+    for _ in range(2):
+        with pytest.raises(commands.NoResultError):
+            commands.sweep(toml, **failing)
+    assert "all 1 trials are in" in (said := capsys.readouterr().out)
+    assert "already (1 failed: --retry-failed runs them again)" in said
+    with pytest.raises(commands.NoResultError):
+        commands.sweep(toml, **failing, retry_failed=True)
+    sweep(fake, tmp_path / "run", "activation=refuses", "trials=5")
+    sweep(fake, tmp_path / "run", "activation=refuses", "trials=5", quiet=False)
+    assert "(30 failed: --retry-failed" in capsys.readouterr().out
 
 
 def test_history_is_kept_where_asked_for(fake, tmp_path):
@@ -315,7 +345,8 @@ def test_a_metric_may_not_take_the_name_of_another_column(fake, tmp_path, monkey
 
 
 def test_status_counts_what_is_done_failed_and_left(fake, tmp_path, capsys):
-    sweep(fake, tmp_path / "run", "activation=refuses", "noise_std=0.5", "trials=5")
+    with pytest.raises(commands.NoResultError, match="30 x activation: refuses has no usable order"):
+        sweep(fake, tmp_path / "run", "activation=refuses", "noise_std=0.5", "trials=5")
     state = read_status(tmp_path / "run")
     assert (state.done, state.failed, state.left, state.running) == (30, 30, 0, False)
     assert state.failures == [("activation: refuses has no usable order at noise_std = 0.5", 30)]

@@ -35,6 +35,10 @@ ACCELERATOR_VMAP_WIDTH = 64
 """Trials side by side on a GPU or TPU, memory permitting; on a CPU one at a time is fastest."""
 
 
+class NoResultError(RuntimeError):
+    """Not one trial of a sweep has a result: the fault is rather the environment's, or the program's."""
+
+
 def sweep(
     spec: Path,
     *,
@@ -76,8 +80,8 @@ def sweep(
         as_json: print the result as JSON.
 
     Raises:
-        ValueError: the spec or an option; OSError: the folder, the store or the cluster. SystemExit: after
-            Ctrl-C, SIGTERM or SIGHUP.
+        ValueError: the spec or an option; OSError: the folder, the store or the cluster. NoResultError: every trial failed.
+            SystemExit: after Ctrl-C, SIGTERM or SIGHUP.
     """
     report_to = make_notes()
     tables = make_console(quiet=quiet or as_json)
@@ -183,17 +187,27 @@ def _run(
             raise SystemExit(exit_status(stop)) from None
     summary = summarise(folder)
     written = write_results(folder, summary, make_figures(summary))
+    failed = f" ({done.broken_before:,} failed: --retry-failed runs them again)" if done.broken_before else ""
     if not done.trials_run:
-        tables.print(f"nothing to run: all {done.trials_reused:,} trials are in {folder} already")
+        tables.print(
+            f"nothing to run: all {done.trials_reused:,} trials are in {folder} already{failed}",
+            soft_wrap=True,
+        )
     else:
-        reused = f", {done.trials_reused:,} reused" if done.trials_reused else ""
+        reused = f", {done.trials_reused:,} reused{failed}" if done.trials_reused else ""
         tables.print(
             f"{done.trials_run:,} trials run in {duration(done.wall_seconds)} "
             f"({done.trials_run / max(done.wall_seconds, 1e-9):.1f}/s on {place.description}; "
-            f"{done.compilations} compilations, {duration(done.compile_seconds)}){reused}"
+            f"{done.compilations} compilations, {duration(done.compile_seconds)}){reused}",
+            soft_wrap=True,
         )
     if done.failures:
         tables.print(f"{done.failures.total():,} trials not ok: {summarise_failures(done.failures)}")
+    if done.not_tried:
+        tables.print(
+            f"{done.not_tried:,} trials not tried, because their programs never worked; the same command tries them again",
+            soft_wrap=True,
+        )
     print_results(tables, summary, written)
     result: dict[str, Any] = {"folder": str(folder), "written": [str(path) for path in written]}
     result |= dataclasses.asdict(done) | {
@@ -201,6 +215,11 @@ def _run(
     }  # asdict turns a Counter into pairs
     if as_json:
         print_json(result)
+    if done.nothing_worked:
+        reasons = f": {summarise_failures(done.failures)}" if done.failures else ""
+        raise NoResultError(
+            f"{folder}: no trial has a result{reasons}; mend the cause, and run the same command with --retry-failed"
+        )
     return result
 
 

@@ -16,7 +16,7 @@ from moejax.sweep.chunk import RAISED, WORKER_DIED, ChunkCell, ChunkResult, Chun
 from moejax.sweep.executors import Executor, Outcome
 from moejax.sweep.plan import Plan
 from moejax.sweep.store import COMMIT_SECONDS, Store
-from moejax.sweep.work import Chunk, FailedTrials, WorkQueue
+from moejax.sweep.work import Chunk, FailedTrials, GivenUp, WorkQueue
 
 
 class Progress(Protocol):
@@ -44,6 +44,19 @@ class RunSummary:
     padded_trials: int = 0
     """Trials that only filled the last chunk of a bucket."""
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Reasons of the trials of this run that are not ok."""
+    not_tried: int = 0
+    """Trials of programs that never worked."""
+    trials_broken: int = 0
+    """Trials of this run that raised, whose worker died, or whose cell could not be prepared: they have no result."""
+    broken_before: int = 0
+    """Such trials among those that were there already."""
+
+    @property
+    def nothing_worked(self) -> bool:
+        """Whether no trial that the spec asks for has a result."""
+        total = self.trials_run + self.trials_reused
+        return total > 0 and self.trials_broken + self.broken_before == total
 
 
 class Engine:
@@ -114,7 +127,7 @@ class Engine:
         rule = self._plan.spec.precision
         if rule is not None:
             self._values = self._store.metric_values(rule.metric)
-        done = self._store.done_trials()
+        done, broken = self._store.done_trials(), self._store.broken_trials()
         for position in range(len(self._plan.cells)):
             have = done.get(position, set())
             if rule is None:
@@ -124,6 +137,9 @@ class Engine:
                 self._judge(position, have)
             reused = self._targets[position] - self._left[position]
             self.summary.trials_reused += reused
+            self.summary.broken_before += sum(
+                trial < self._targets[position] for trial in broken.get(position, ())
+            )
             self._work_done += reused * self._work(position)
 
     def _work(self, position: int) -> float:
@@ -205,10 +221,23 @@ class Engine:
         if not chunk.suspect:  # the first failure of a chunk, not every step of its isolation
             self._progress.note(f"{label}: {outcome.reason}; its chunk is run again in parts")
         status = WORKER_DIED if outcome.worker_died else RAISED
-        for failed in self._queue.failed(chunk, status, outcome.reason, outcome.worker_died):
+        failed, given_up = self._queue.failed(chunk, status, outcome.reason, outcome.worker_died)
+        if failed is not None:
             if outcome.worker_died:
                 self._progress.note(f"{label}: {failed.reason}: {len(failed.chunk.trials)} failed")
             self._commit(failed.chunk, _failed_result(failed), failed.chunk.attempts)
+        if given_up is not None:
+            self._give_up(given_up)
+
+    def _give_up(self, given_up: GivenUp) -> None:
+        """Count what is left of a program that never worked; the same command tries it again."""
+        bucket = self._plan.buckets[given_up.bucket]
+        self.summary.not_tried += given_up.trials
+        self._trials_known -= given_up.trials
+        self._work_known -= given_up.trials * bucket.work
+        self._progress.note(
+            f"{bucket.label}: given up, {given_up.trials:,} trials not tried: {given_up.reason}"
+        )
 
     def _commit(self, chunk: Chunk, result: ChunkResult, attempts: int) -> None:
         bucket = self._plan.buckets[chunk.bucket]
@@ -218,6 +247,7 @@ class Engine:
         self.summary.trials_run += len(chunk.trials)
         self._work_done += len(chunk.trials) * bucket.work
         for index, status in enumerate(result.status.tolist()):
+            self.summary.trials_broken += status < 0
             if status:
                 self.summary.failures[
                     result.reasons.get(index) or core.STATUS_REASONS.get(status, str(status))

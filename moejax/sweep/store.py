@@ -207,14 +207,21 @@ class Store:
 
     def done_trials(self) -> dict[int, set[int]]:
         """Committed trials by the plan's cell position."""
+        return self._trials_by_position("SELECT cell, trial FROM trials")
+
+    def broken_trials(self) -> dict[int, set[int]]:
+        """Committed trials that have no result: those that `forget_failures` would delete."""
+        return self._trials_by_position("SELECT cell, trial FROM trials WHERE status < 0")
+
+    def _trials_by_position(self, query: str) -> dict[int, set[int]]:
         position_of = {cell: position for position, cell in enumerate(self._cells)}
-        done: dict[int, set[int]] = {}
+        trials: dict[int, set[int]] = {}
         with clear_errors(self.path):
-            for cell, trial in self._connection.execute("SELECT cell, trial FROM trials"):
+            for cell, trial in self._connection.execute(query):
                 position = position_of.get(cell)
                 if position is not None:
-                    done.setdefault(position, set()).add(trial)
-        return done
+                    trials.setdefault(position, set()).add(trial)
+        return trials
 
     def metric_values(self, metric: str) -> dict[int, dict[int, float]]:
         """Committed values of a metric: plan position -> trial -> value, NaN where there is none."""

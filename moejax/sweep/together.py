@@ -183,11 +183,12 @@ class _JointEngine(Engine):
     def _fill(self) -> None:
         if self._plan.spec.precision is not None:
             return super()._fill()
-        done = self._store.done_trials()
+        done, broken = self._store.done_trials(), self._store.broken_trials()
         for position, target in enumerate(self._cell_targets):
             self._raise_target(position, target, done.get(position, set()))
             reused = target - self._left[position]
             self.summary.trials_reused += reused
+            self.summary.broken_before += sum(trial < target for trial in broken.get(position, ()))
             self._work_done += reused * self._work(position)
         return None
 
@@ -203,10 +204,16 @@ class _PartStores:
         return int(np.searchsorted(self._offsets, position, side="right")) - 1
 
     def done_trials(self) -> dict[int, set[int]]:
+        return self._of_all(Store.done_trials)
+
+    def broken_trials(self) -> dict[int, set[int]]:
+        return self._of_all(Store.broken_trials)
+
+    def _of_all(self, trials_of: Callable[[Store], dict[int, set[int]]]) -> dict[int, set[int]]:
         return {
             int(offset) + position: trials
             for store, offset in zip(self._stores, self._offsets, strict=True)
-            for position, trials in store.done_trials().items()
+            for position, trials in trials_of(store).items()
         }
 
     def metric_values(self, metric: str) -> Mapping[int, dict[int, float]]:

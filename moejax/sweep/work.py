@@ -42,6 +42,15 @@ class FailedTrials:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenUp:
+    """Trials of a program that never worked: they were not tried, and no row says that they were."""
+
+    bucket: int
+    trials: int
+    reason: str
+
+
 @dataclasses.dataclass
 class _BucketQueue:
     pending: deque[Iterator[tuple[int, int]]]
@@ -56,6 +65,7 @@ class _BucketQueue:
     succeeded: bool = False
     isolated: int = 0
     """Trials that failed alone."""
+    given_up: bool = False
 
 
 class WorkQueue:
@@ -109,45 +119,49 @@ class WorkQueue:
         queue.chunk_seconds += (wall_seconds - compile_seconds - queue.chunk_seconds) / queue.chunks_done
         queue.compile_seconds = max(queue.compile_seconds, compile_seconds)
 
-    def failed(self, chunk: Chunk, status: int, reason: str, worker_died: bool) -> list[FailedTrials]:
+    def failed(
+        self, chunk: Chunk, status: int, reason: str, worker_died: bool
+    ) -> tuple[FailedTrials | None, GivenUp | None]:
         """Decide on a chunk that raised or whose worker died.
 
         The first time that a worker dies, the chunk is run again as it is (the fault may be the
-        machine's); otherwise it is halved until the bad trial is alone. Returns the trials that are given
-        up.
+        machine's); otherwise it is halved until the bad trial is alone, and becomes a failed row.
+
+        Returns:
+            What becomes a failed row, and what is given up: the rest of a program of which GIVE_UP_AFTER trials failed alone and
+            none succeeded.
         """
+        queue = self._buckets[chunk.bucket]
+        if queue.given_up:  # it ran on another worker meanwhile
+            return None, GivenUp(chunk.bucket, len(chunk.trials), reason)
         if len(chunk.trials) > 1:
             if worker_died and not chunk.suspect:
                 self._suspects.append(dataclasses.replace(chunk, attempts=1))
-                return []
+                return None, None
             middle = len(chunk.trials) // 2
             for part in (chunk.trials[middle:], chunk.trials[:middle]):
                 self._suspects.append(Chunk(chunk.bucket, part, chunk.attempts + 1))
-            return []
+            return None, None
         tried = dataclasses.replace(chunk, attempts=chunk.attempts + 1, alone=chunk.alone + 1)
         if tried.alone < MAX_ATTEMPTS_ALONE:
             self._suspects.append(tried)
-            return []
-        queue = self._buckets[chunk.bucket]
+            return None, None
         queue.isolated += 1
         if worker_died:
             reason = ENGINE_STATUS_REASONS[status]  # which worker it was is in the table of times
-        given_up = [FailedTrials(tried, status, reason)]
-        if queue.isolated >= GIVE_UP_AFTER and not queue.succeeded:
-            given_up += self._give_up(chunk.bucket, status, reason)
-        return given_up
+        failed = FailedTrials(tried, status, reason)
+        if queue.isolated < GIVE_UP_AFTER or queue.succeeded:
+            return failed, None
+        return failed, GivenUp(chunk.bucket, self._drop(chunk.bucket), reason)
 
-    def _give_up(self, bucket: int, status: int, reason: str) -> list[FailedTrials]:
+    def _drop(self, bucket: int) -> int:
+        """Take a program's trials out of the queue; how many there were."""
         queue = self._buckets[bucket]
-        reason = f"not tried: {GIVE_UP_AFTER} trials of this program failed alone, none succeeded: {reason}"
-        rest = [chunk for chunk in self._suspects if chunk.bucket == bucket]
+        count = queue.count + sum(len(chunk.trials) for chunk in self._suspects if chunk.bucket == bucket)
         self._suspects = [chunk for chunk in self._suspects if chunk.bucket != bucket]
-        size = self._plan.buckets[bucket].chunk_size
-        pending = self._drain(queue)
-        while trials := tuple(itertools.islice(pending, size)):
-            rest.append(Chunk(bucket, trials))
-        queue.count = 0
-        return [FailedTrials(chunk, status, reason) for chunk in rest]
+        queue.pending.clear()
+        queue.count, queue.given_up = 0, True
+        return count
 
     def _choose(self, worker: str) -> int | None:
         waiting = [index for index, queue in enumerate(self._buckets) if queue.count]
