@@ -1,5 +1,10 @@
 """moejax: parameter recovery for mixtures of experts, from moments to the maximum-likelihood estimate."""
 
+# ruff: noqa: E402 - before the imports that take seconds
+from moejax.startup import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()
+
 from typing import TYPE_CHECKING, Any
 
 from moejax import baselines, multistart  # noqa: F401 - they register methods

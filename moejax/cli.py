@@ -11,18 +11,30 @@ import os
 import platform as host_platform
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import (
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    UseAppendAction,
+    arg,
+    subcommand,
+)
 
+import moejax
 from moejax.cache import cache_folder, why_no_cache
 from moejax.console import make_console, output_that_may_close, print_error, print_json
 from moejax.environment import pin_random_numbers, require_devices
+from moejax.startup import raise_on_interrupt
 
 USER_ERROR_STATUS = 2
 NO_RESULT_STATUS = 1
+_SETTING = re.compile(r"[A-Za-z_.]+\s*=")
+_PYTHON_FILE = re.compile(r"\.py$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +98,7 @@ class Sweep:
     """Run the sweep that a TOML file declares; the same command again resumes it."""
 
     spec: Positional[Path]
+    """The TOML file; - reads it from stdin."""
     out: Path | None = None
     """Run folder; default runs/NAME."""
     dry_run: bool = False
@@ -94,10 +107,10 @@ class Sweep:
     """With --dry-run: time one chunk of every program and estimate the whole."""
     workers: int | None = None
     """Processes; 1: this one. Default: one for each core or GPU."""
-    set: tuple[str, ...] = ()
-    """KEY=VALUE overrides of the spec."""
-    plugin: tuple[Path, ...] = ()
-    """Python files that register activations, methods or input distributions."""
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """KEY=VALUE, an override of the spec; may be given several times."""
+    plugin: UseAppendAction[tuple[Path, ...]] = ()
+    """A Python file that registers activations, methods or input distributions."""
     cluster: str | None = None
     """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
     security: Path | None = None
@@ -137,6 +150,7 @@ class Export:
 
     folder: Positional[Path]
     file: Positional[Path]
+    """FILE.csv, FILE.csv.gz or FILE.parquet; - is CSV on stdout."""
     common: CommonOptions = Common()
 
 
@@ -198,14 +212,65 @@ def main(arguments: list[str] | None = None) -> None:
         _run_command(sys.argv[1:] if arguments is None else arguments)
 
 
+def one_option_each(arguments: Sequence[str]) -> list[str]:
+    """Options that take a list, `--set A B`, as one option for each value, `--set A --set B`: then they can be given twice.
+
+    What follows belongs to the option while it looks like one of its values, so that `--set trials=7 SPEC` leaves SPEC alone.
+
+    >>> one_option_each(["--set", "trials=7", "dim=5", "a.toml"])
+    ['--set', 'trials=7', '--set', 'dim=5', 'a.toml']
+    """
+    looks_like = {"--set": _SETTING.match, "--plugin": _PYTHON_FILE.search}
+    spread: list[str] = []
+    option: str | None = None
+    taken = 0
+    for argument in arguments:
+        if option is not None and (taken == 0 or looks_like[option](argument)):
+            spread += [
+                option,
+                argument,
+            ]  # the first value whatever it looks like: its error is told by the command
+            taken += 1
+            continue
+        option, taken = (argument, 0) if argument in looks_like else (None, 0)
+        if option is None:
+            spread.append(argument)
+    return spread if option is None or taken else [*spread, option]
+
+
+def with_homes(command: Any) -> Any:
+    """The command with `~` in its paths as the home folder that it stands for: a shell leaves it where it is quoted.
+
+    Raises:
+        ValueError: there is no such home.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        try:
+            if isinstance(value, Path):
+                changes[field.name] = value.expanduser()
+            elif isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
+                changes[field.name] = tuple(item.expanduser() for item in value)
+        except RuntimeError as error:  # pathlib's word for a user without a home
+            raise ValueError(f"--{field.name.replace('_', '-')}: {value}: {error}") from None
+    return dataclasses.replace(command, **changes)
+
+
 def _run_command(arguments: list[str]) -> None:
+    raise_on_interrupt()
+    if arguments == ["--version"]:
+        print(f"moejax {moejax.__version__}")
+        return
     command = tyro.cli(
         OmitArgPrefixes[OmitSubcommandPrefixes[Command]],
         prog="moejax",
-        description="Parameter recovery for mixtures of experts: fits, sweeps and their figures.",
-        args=arguments or ["--help"],
+        description="Parameter recovery for mixtures of experts: fits, sweeps and their figures. `--version` tells the version.",
+        args=one_option_each(arguments) or ["--help"],
     )
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's is not ours: figures go into files
     try:
+        command = with_homes(command)
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
         if isinstance(command, Fit | Sweep | Reproduce | Activations):
             keep_programs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,10 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 LONGEST_MESSAGE = 1000
@@ -24,6 +28,7 @@ CLOSED_PIPE_STATUS = 141
 """Exit status when the reader of the output is gone, as shells count it: 128 + SIGPIPE."""
 OUTPUT_ERROR_STATUS = 2
 DEFAULT_WIDTH = 80
+WIDEST = 10_000
 _ESCAPED_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's control characters, invisible formats, lone surrogates and separators of lines and paragraphs."""
 
@@ -49,8 +54,11 @@ def shorten(text: str, most: int = LONGEST_MESSAGE) -> str:
 
 
 def error_line(error: BaseException | str) -> str:
-    """The message of an error on one line that fits a screen."""
-    return shorten(printable(" ".join(str(error).split())))
+    """The message of an error on one line that fits a screen; the system's own with the file first."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return shorten(printable(" ".join(text.split())))
 
 
 class PlainConsole(Console):
@@ -62,6 +70,26 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         plain: dict[str, Any] = {"emoji": False, "markup": False}
         return super().render_str(printable(text), **(options | plain))
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As Rich prints, but a table is wider than the terminal rather than without its numbers."""
+        given = self._width
+        if len(objects) == 1 and isinstance(objects[0], Table):
+            self.width = max(self.width, self._least_width(objects[0]))
+        try:
+            super().print(*objects, **options)
+        finally:
+            self._width = given
+
+    def _least_width(self, table: Table) -> int:
+        """The width at which no number, head or word of a table is cut."""
+        for column in table.columns:
+            column.overflow = "fold"
+            column.no_wrap = column.no_wrap or column.justify == "right"
+            texts = (column.header, *column.cells)
+            parts = (str(text).splitlines() if column.no_wrap else str(text).split() for text in texts)
+            column.min_width = max((cell_len(part) for part in itertools.chain(*parts)), default=0)
+        return Measurement.get(self, self.options.update(width=WIDEST), table).minimum
 
     def on_broken_pipe(self) -> None:
         """Leave a closed pipe to `output_that_may_close`; Rich would end the process with status 1."""

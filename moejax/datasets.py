@@ -167,6 +167,8 @@ def load(
             raise ValueError(f"{option}: no option of dataset {name!r}; it has {', '.join(known) or 'none'}")
     if options.get("period", STOCK_PERIODS[0]) not in STOCK_PERIODS:
         raise ValueError(f"period: expected one of {', '.join(STOCK_PERIODS)}, got {options['period']!r}")
+    if data_dir is not None and name not in _PUBLISHED:
+        raise ValueError(f"data_dir: {name!r} is in no folder: it comes with scikit-learn")
     data = (
         _load_published(name, _PUBLISHED[name], data_dir, options) if name in _PUBLISHED else _load_diabetes()
     )

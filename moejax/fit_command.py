@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from moejax.arguments import whole_number
 from moejax.console import make_console, make_notes
 from moejax.datasets import Dataset, load, read_table
 from moejax.em import NoiseModel
+from moejax.files import folder_for_results
 from moejax.fitting import FitResult, fit
 from moejax.information import CovarianceKind
 from moejax.label_units import is_linear
@@ -68,8 +70,6 @@ def fit_command(
     whole_number(seed, "--seed", -(2**63), 2**63 - 1)
     get_method(method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; expected a folder")
     table = (
         read_table(data, target, separator=separator, decimal=decimal)
         if data is not None and target is not None
@@ -77,65 +77,69 @@ def fit_command(
     )
     if table.y.ndim > 1:
         raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
-    with make_notes(quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
-        result = fit(
-            jax.random.key(seed),
-            table.x,
-            table.y,
-            num_experts=parse_num_experts(num_experts),
-            activation=fn,
-            noise_std=noise_std,
-            noise=noise,
-            fit_intercept=intercept,
-            method=method,
-            standardise=standardise,
-            num_starts=num_starts,
-            covariance=covariance,
-            max_iterations=max_iterations,
-        )
-    with jax.enable_x64(True):  # inputs and biases may have offsets that cancel
-        predicted = np.asarray(predict(result.params, table.x, fn))
-        posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
-    in_units = {
-        units.name: _in_units(table, result, posterior, predicted, units)
-        for units in (data_units(table), standardised_units(table, fn, intercept))
-    }
-    shown = UNIT_NAMES[int(standardise)]
-    summary = {
-        **in_units[shown],
-        "units": shown,
-        "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
-        "num_samples": len(table.y),
-        "num_inputs": table.x.shape[1],
-        "status": result.status,
-        "data_notes": list(table.notes),
-        "in_units": in_units,
-        "selection": None if result.selection is None else _selection(result, in_units[shown]),
-        "diagnostics": result.diagnostics,
-        "settings": result.settings
-        | {
-            "data": str(data) if data is not None else dataset,
-            "target": table.target_name,
-            "num_experts": len(result.params.noise_std),
-            "num_experts_tried": num_experts,
-            "activation": activation,
-            "seed": seed,
-            "data_dir": None if data_dir is None else str(data_dir),
-            "moejax": moejax.__version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-        },
-    }
-    summary = _without_nan(summary)
+    with contextlib.ExitStack() as held:
+        scratch = None if out is None else held.enter_context(folder_for_results(out, "--out"))
+        with make_notes(quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
+            result = fit(
+                jax.random.key(seed),
+                table.x,
+                table.y,
+                num_experts=parse_num_experts(num_experts),
+                activation=fn,
+                noise_std=noise_std,
+                noise=noise,
+                fit_intercept=intercept,
+                method=method,
+                standardise=standardise,
+                num_starts=num_starts,
+                covariance=covariance,
+                max_iterations=max_iterations,
+            )
+        with jax.enable_x64(True):  # inputs and biases may have offsets that cancel
+            predicted = np.asarray(predict(result.params, table.x, fn))
+            posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
+        in_units = {
+            units.name: _in_units(table, result, posterior, predicted, units)
+            for units in (data_units(table), standardised_units(table, fn, intercept))
+        }
+        shown = UNIT_NAMES[int(standardise)]
+        summary = {
+            **in_units[shown],
+            "units": shown,
+            "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
+            "num_samples": len(table.y),
+            "num_inputs": table.x.shape[1],
+            "status": result.status,
+            "data_notes": list(table.notes),
+            "in_units": in_units,
+            "selection": None if result.selection is None else _selection(result, in_units[shown]),
+            "diagnostics": result.diagnostics,
+            "settings": result.settings
+            | {
+                "data": str(data) if data is not None else dataset,
+                "target": table.target_name,
+                "num_experts": len(result.params.noise_std),
+                "num_experts_tried": num_experts,
+                "activation": activation,
+                "seed": seed,
+                "data_dir": None if data_dir is None else str(data_dir),
+                "moejax": moejax.__version__,
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        summary = _without_nan(summary)
+        if scratch is not None:
+            _save(scratch, summary, table, result, posterior, predicted)
+    written = ["fit.json", "parameters.parquet", "samples.parquet", "convergence.png"]
+    if result.selection is not None:
+        written.append("selection.png")
+    elif out is not None:
+        (out / "selection.png").unlink(missing_ok=True)  # of an earlier fit
     if not quiet:
         _print(summary, table)
-    if out is not None:
-        _save(out, summary, table, result, posterior, predicted)
-        if not quiet:
-            make_console().print(
-                f"written to {out}: fit.json, parameters.parquet, samples.parquet, convergence.png"
-                + (", selection.png" if result.selection is not None else "")
-            )
+        if out is not None:
+            make_console().print(f"written to {out}: {', '.join(written)}", soft_wrap=True)
     return summary
 
 
@@ -286,7 +290,7 @@ def _strongest(values: dict[str, float | None], errors: dict[str, float] | None,
 
 
 def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
-    out = Table(title="How many experts (less is better; * least BIC)", box=box.SIMPLE)
+    out = Table(title="How many experts (less is better; * least BIC)", box=box.SIMPLE, pad_edge=False)
     for name in ("experts", "log-likelihood", "parameters", "AIC", "BIC", "ICL", "T2 eigengap"):
         out.add_column(name, justify="right")
     for row in selection:
@@ -388,9 +392,8 @@ def _save(
     posterior: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    from moejax.plotting import convergence_figure, selection_figure
+    from moejax.plotting import convergence_figure, own_style, selection_figure
 
-    out.mkdir(parents=True, exist_ok=True)
     in_data, standardised = (
         _parameter_rows(summary["in_units"][name]["experts"], table.input_names) for name in UNIT_NAMES
     )
@@ -403,11 +406,10 @@ def _save(
     scaling = summary["in_units"][summary["units"]]["scaling"]
     y, mean = ((a - scaling["target_mean"]) / scaling["target_std"] for a in (table.y, predicted))
     units = "standard deviations" if scaling["target_std"] != 1.0 else "the data's units"
-    convergence_figure(result.history, y, mean, posterior.argmax(axis=1), units, out / "convergence.png")
-    if result.selection is None:
-        (out / "selection.png").unlink(missing_ok=True)  # of an earlier fit
-    else:
-        selection_figure(result.selection, out / "selection.png")
+    with own_style():
+        convergence_figure(result.history, y, mean, posterior.argmax(axis=1), units, out / "convergence.png")
+        if result.selection is not None:
+            selection_figure(result.selection, out / "selection.png")
     shift = summary["in_units"][summary["units"]]["log_likelihood"] - result.log_likelihood
     document = summary | {"history": (result.history + shift).tolist()}
     (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from moejax.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 150
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@contextlib.contextmanager
+def own_style() -> Iterator[None]:
+    """Within the block, matplotlib's own defaults: the same figure whatever a matplotlibrc, a style or MPLBACKEND says.
+
+    A notebook leaves a backend in MPLBACKEND that its child processes do not have, and matplotlib looks at it when it is imported.
+    """
+    given = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        import matplotlib
+    finally:
+        os.environ.pop("MPLBACKEND")
+        if given is not None:
+            os.environ["MPLBACKEND"] = given
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as the PNG or PDF that its name says, whole or not at all: the same bytes for the same figure.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    kind = path.suffix.removeprefix(".")
+    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[kind]
+    write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata))
+
+
+def _two_panels(height: float) -> tuple[Figure, Axes, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    return figure, left, right
 
 
 def convergence_figure(
@@ -22,12 +73,7 @@ def convergence_figure(
         units: of the labels.
         path: PNG file to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.0), layout="constrained")
+    figure, left, right = _two_panels(4.0)
     if history.size:
         gap = np.maximum(history.max() - history, 1e-6)
         left.semilogy(np.arange(1, history.size + 1), gap, marker="o", markersize=3.5, color=PALETTE[0])
@@ -54,8 +100,7 @@ def convergence_figure(
     right.set_title("Labels, by their most responsible expert")
     right.legend(fontsize=8, framealpha=0.9)
     right.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_picture(figure, path)
 
 
 def selection_figure(table: pd.DataFrame, path: Path) -> None:
@@ -65,12 +110,7 @@ def selection_figure(table: pd.DataFrame, path: Path) -> None:
         table: of `moejax.selection.selection_table`.
         path: PNG file to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure, left, right = _two_panels(3.8)
     number = table["num_experts"]
     for name, colour, marker in zip(("aic", "bic", "icl"), PALETTE, "osD", strict=False):
         left.plot(number, table[name] - table[name].min(), marker=marker, color=colour, label=name.upper())
@@ -90,5 +130,4 @@ def selection_figure(table: pd.DataFrame, path: Path) -> None:
         axes.set_xticks(number)
         axes.set_xlabel("number of experts k")
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save_picture(figure, path)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moejax.experiment import Experiment, override_texts
+from moejax.plotting import own_style, save_picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,8 @@ def write_results(
     summary = experiment.get("summary")
     if summary is not None:
         write_table(summary(table), folder / SUMMARY_NAME)
-    save_figure(experiment.module.figure(table), folder)
+    with own_style():
+        save_figure(experiment.module.figure(table), folder)
     sentence, claims = render(
         experiment.get("SHOWS", ""), experiment.get("NUMBERS", {}), read_results(folder)
     )
@@ -134,8 +136,8 @@ def save_figure(figure: Any, folder: Path) -> None:
 
     if not isinstance(figure, Figure):
         raise ValueError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
-    figure.savefig(folder / "figure.png", dpi=150, metadata={"Software": None})
-    figure.savefig(folder / "figure.pdf", metadata={"CreationDate": None})
+    for name in ("figure.png", "figure.pdf"):
+        save_picture(figure, folder / name)
 
 
 def write_gallery(folder: Path, experiments: Sequence[Experiment]) -> None:

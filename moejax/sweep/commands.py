@@ -139,8 +139,8 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> dict[str, Any]:
+    from moejax.plotting import own_style
     from moejax.sweep.engine import Engine
-    from moejax.sweep.figures import make_figures
     from moejax.sweep.progress import duration, sweep_progress
     from moejax.sweep.provenance import check_resumable, collect_provenance
     from moejax.sweep.repair import repair_store
@@ -186,7 +186,10 @@ def _run(
             )
             raise SystemExit(exit_status(stop)) from None
     summary = summarise(folder)
-    written = write_results(folder, summary, make_figures(summary))
+    with own_style():
+        from moejax.sweep.figures import make_figures
+
+        written = write_results(folder, summary, make_figures(summary))
     failed = f" ({done.broken_before:,} failed: --retry-failed runs them again)" if done.broken_before else ""
     if not done.trials_run:
         tables.print(
@@ -229,9 +232,9 @@ def write_results(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure
     Raises:
         StoreError: the folder cannot be written.
     """
+    from moejax.files import write_whole
     from moejax.sweep.figures import write_figures
     from moejax.sweep.schema import StoreError
-    from moejax.sweep.tables import write_whole
 
     try:
         write_whole(folder / "summary.csv", lambda path: summary.to_csv(path, index=False))
@@ -419,11 +422,12 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
 
 
 def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
-    """Write the table of trials to FILE.csv or FILE.parquet; returns the number of rows."""
-    from moejax.sweep.tables import export_table
+    """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or to stdout for `-`; returns the number of rows."""
+    from moejax.sweep.tables import STDOUT, export_table
 
     rows = export_table(folder, file)
-    make_console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
+    if file != STDOUT:
+        make_console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
     return rows
 
 
@@ -435,16 +439,19 @@ def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         OSError: no store there, or the folder cannot be written.
     """
-    from moejax.sweep.figures import make_figures
-    from moejax.sweep.report import write_report
+    from moejax.plotting import own_style
     from moejax.sweep.summary import summarise
 
     folder = Path(folder)
     tables = make_console(quiet=quiet)
     summary = summarise(folder)
-    figures = make_figures(summary)
-    written = write_results(folder, summary, figures)
-    written.append(write_report(folder, summary, figures))
+    with own_style():
+        from moejax.sweep.figures import make_figures
+        from moejax.sweep.report import write_report
+
+        figures = make_figures(summary)
+        written = write_results(folder, summary, figures)
+        written.append(write_report(folder, summary, figures))
     print_results(tables, summary, written[:-1])
     tables.print(f"report: {written[-1]}", soft_wrap=True)
     return {"folder": str(folder), "written": [str(path) for path in written]}

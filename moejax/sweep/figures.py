@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from moejax.plotting import save_picture
 from moejax.sweep.fields import METHOD_FIELD, SHORT, show
 from moejax.sweep.summary import SUCCESS_METRIC, swept_fields
 
@@ -143,10 +144,10 @@ def write_figures(figures: list[NamedFigure], folder: Path) -> list[Path]:
     written = []
     for index, named in enumerate(figures):
         name = picture_name(figures, index)
-        named.figure.savefig(folder / name, dpi=150)
+        save_picture(named.figure, folder / name)
         written.append(folder / name)
         if index == 0:
-            named.figure.savefig(folder / "figure.pdf")
+            save_picture(named.figure, folder / "figure.pdf")
             written.append(folder / "figure.pdf")
     return written
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import moejax
 from moejax.sweep.admission import numeric_settings, source_digest
 from moejax.sweep.admission import version as _version
 from moejax.sweep.plan import Plan
@@ -33,12 +34,12 @@ COMPARED = {
     "prng": "the random number generator",
 }
 """Entries of `made_by`, in words."""
-PACKAGES = ("moejax", "jax", "jaxlib", "numpy", "scipy", "distributed")
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "distributed")
 
 
 def package_version() -> str:
-    """Version of moejax; "unknown" if it runs from a folder that was never installed."""
-    return _version("moejax")
+    """Version of moejax, as its source has it: an editable install may be of an older one."""
+    return moejax.__version__
 
 
 def float_precision() -> str:
@@ -66,7 +67,8 @@ def collect_provenance(plan: Plan, spec_path: Path, overrides: Sequence[str], wo
         ],
         "command": sys.argv,
         "git": git_state(Path(__file__).parent),
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in PACKAGES}
+        | {"moejax": package_version(), "python": platform.python_version()},
         "source": made_by()["source"],
         "prng": made_by()["prng"],
         "precision": float_precision(),
@@ -98,8 +100,10 @@ def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, f
 
 def made_by() -> dict[str, str]:
     """What makes the numbers besides the spec and the precision: moejax and its source, JAX, and its random numbers."""
-    names = ("moejax", "jax", "jaxlib")
-    return {name: _version(name) for name in names} | {
+    return {
+        "moejax": package_version(),
+        "jax": _version("jax"),
+        "jaxlib": _version("jaxlib"),
         "source": _source(),
         "prng": numeric_settings()["prng"],
     }

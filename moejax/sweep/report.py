@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from moejax.console import printable, shorten
+from moejax.files import write_whole
 from moejax.sweep.fields import METHOD_FIELD, show
 from moejax.sweep.figures import NamedFigure, picture_name
 from moejax.sweep.progress import duration
@@ -23,7 +24,7 @@ from moejax.sweep.schema import StoreError
 from moejax.sweep.status import Status, read_status
 from moejax.sweep.stopping import PrecisionRule
 from moejax.sweep.summary import ESTIMATES, SUCCESS_METRIC, percent, swept_fields, with_error
-from moejax.sweep.tables import load_runs, write_whole
+from moejax.sweep.tables import load_runs
 
 REPORT_NAME = "report.html"
 MAX_TABLE_ROWS = 400

@@ -19,10 +19,12 @@ num_samples = 1000
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ STUDY_KEY = "study"
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 2**31 - 1
 MAX_CELLS = 10**6
+STDIN = Path("-")
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LONGEST_NAME = 200
 """Bytes of a name that every file system takes for a folder's."""
 
@@ -154,20 +158,29 @@ def read_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
     """Read and check a spec file.
 
     Args:
-        path: the TOML file.
+        path: the TOML file; `-` is stdin.
         overrides: `KEY=VALUE` strings that replace what the file says.
 
     Raises:
         SpecError: one line with file, line, field, value and what is accepted.
     """
+    return parse_spec(read_spec_text(path), path, overrides)
+
+
+def read_spec_text(path: Path) -> str:
+    """The text of a spec, with or without a byte order mark; of stdin for `-`.
+
+    Raises:
+        SpecError: it cannot be read, or is neither UTF-8 nor UTF-16 with a byte order mark.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        content = sys.stdin.buffer.read() if path == STDIN else Path(path).read_bytes()
+        return content.decode("utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig")
     except UnicodeDecodeError:
         raise SpecError(f"{path}: cannot read the spec: not UTF-8 text") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise SpecError(f"{path}: cannot read the spec: {reason}") from None
-    return parse_spec(text, path, overrides)
 
 
 def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = ()) -> Spec:
@@ -229,9 +242,9 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
 
 
 def _name(places: Places, document: Mapping[str, Any], path: Path | str) -> str:
-    name = document.get("name", Path(path).stem)
+    name = document.get("name", "stdin" if path == STDIN else Path(path).stem)
     good = isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) <= LONGEST_NAME
-    if not good or name in (".", "..") or set(name) & set("/\\"):
+    if not good or name in (".", "..") or name != name.strip() or set(name) & set("/\\"):
         raise places.error(
             f"{show(name)} is not accepted: expected a name that can be a folder's", key="name"
         )

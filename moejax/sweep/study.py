@@ -36,7 +36,7 @@ from moejax.sweep.fields import LONGEST_SHOWN, nearest, show
 from moejax.sweep.hashing import canonical_json
 from moejax.sweep.places import SpecError, parse_toml
 from moejax.sweep.provenance import check_same_code, made_by
-from moejax.sweep.spec import MAX_CELLS, STUDY_KEY
+from moejax.sweep.spec import MAX_CELLS, STUDY_KEY, read_spec_text
 from moejax.user_code import read_user_file, run_user_file
 
 POLL_SECONDS = 0.5
@@ -65,11 +65,7 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> StudySpec:
     Raises:
         SpecError: not readable, not TOML, not called a study, an axis that is no list, or an override of a key that is not there.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot read the spec: {error}") from None
-    document = parse_toml(text, path)
+    document = parse_toml(read_spec_text(path), path)
     if document.pop(STUDY_KEY, None) is not True:
         raise SpecError(f"{path}: missing: {STUDY_KEY} = true, which says that it is no sweep")
     grid = document.pop("grid", {})

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import itertools
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from moejax import trial as core
+from moejax.files import write_whole
 from moejax.sweep.chunk import ENGINE_STATUS_REASONS
 from moejax.sweep.digests import DIGEST_COLUMN
 from moejax.sweep.fields import ALGORITHM_FIELDS, DATA_FIELDS, METHOD_FIELD
@@ -27,14 +27,23 @@ from moejax.sweep.schema import STORE_NAME, StoreError, clear_errors, columns_of
 from moejax.sweep.soundness import check_store
 from moejax.sweep.stopping import PrecisionRule
 
+STDOUT = Path("-")
 FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
 """Columns that say what a cell is, the method apart."""
 
 
 def store_path(folder: Path) -> Path:
-    """The store of a run folder (or the store file itself)."""
+    """The store of a run folder (or the store file itself).
+
+    Raises:
+        StoreError: it is a file of another kind.
+    """
     folder = Path(folder)
-    return folder if folder.is_file() else folder / STORE_NAME
+    if not folder.is_file():
+        return folder / STORE_NAME
+    if folder.suffix != Path(STORE_NAME).suffix:
+        raise StoreError(f"{folder}: is a file; expected a folder that `moejax sweep` has written")
+    return folder
 
 
 @contextlib.contextmanager
@@ -231,23 +240,28 @@ def load_runs(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def export_table(folder: Path | str, file: Path | str) -> int:
-    """Write the table of trials to FILE.csv or FILE.parquet; returns the number of rows.
+    """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or as CSV to stdout for `-`; returns the number of rows.
 
     Raises:
         ValueError: another ending. StoreError: the store or the file cannot be used.
     """
     file = Path(file)
-    if file.suffix.lower() not in (".csv", ".parquet"):
+    name = file.name.lower()
+    if file != STDOUT and not name.endswith((".csv", ".csv.gz", ".parquet")):
         raise ValueError(
-            f"{file}: unknown format {file.suffix!r}: expected a name that ends in .csv or .parquet"
+            f"{file}: unknown format {file.suffix!r}: expected a name that ends in .csv, .csv.gz or .parquet, or - for stdout"
         )
     table = load(folder)
-    for name in table:
-        if table[name].map(lambda value: isinstance(value, tuple)).any():
-            table[name] = table[name].map(_tuple_text)
-    write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
+    for column in table:
+        if table[column].map(lambda value: isinstance(value, tuple)).any():
+            table[column] = table[column].map(_tuple_text)
+    if file == STDOUT:
+        table.to_csv(sys.stdout, index=False)
+        return len(table)
+    packed: dict[str, Any] = {"compression": {"method": "gzip", "mtime": 0}} if name.endswith(".gz") else {}
+    write = table.to_parquet if name.endswith(".parquet") else table.to_csv
     try:
-        write_whole(file, lambda path: write(path, index=False))
+        write_whole(file, lambda path: write(path, index=False, **packed))
     except OSError as error:
         raise StoreError(f"{file}: cannot be written: {error.strerror or error}") from None
     return len(table)
@@ -256,21 +270,3 @@ def export_table(folder: Path | str, file: Path | str) -> int:
 def _tuple_text(value: Any) -> Any:
     """Lists and single numbers share a column: as text they fit both file formats."""
     return json.dumps(list(value)) if isinstance(value, tuple) else value if value is None else str(value)
-
-
-def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file through another name beside it: a full disk or a kill leaves the old file, or none.
-
-    What is not a plain file, such as a pipe or a device, or is in a folder that takes no new file, is written as it is.
-    """
-    if file.exists() and not (file.is_file() and os.access(file.parent, os.W_OK)):
-        write(file)
-        return
-    if file.exists() and not os.access(file, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        unfinished.replace(file.resolve())
-    finally:
-        unfinished.unlink(missing_ok=True)
