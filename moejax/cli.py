@@ -28,7 +28,7 @@ from tyro.conf import (
 import moejax
 from moejax.cache import cache_folder, why_no_cache
 from moejax.console import make_console, output_that_may_close, print_error, print_json
-from moejax.environment import pin_random_numbers, require_devices
+from moejax.environment import available_cores, memory_bytes, pin_random_numbers, require_devices
 from moejax.startup import raise_on_interrupt
 
 USER_ERROR_STATUS = 2
@@ -291,6 +291,13 @@ def _run_command(arguments: list[str]) -> None:
             raise
         print_error(error)
         sys.exit(USER_ERROR_STATUS)
+    except FloatingPointError as error:
+        if os.environ.get("MOEJAX_TRACEBACK"):
+            raise
+        print_error(
+            f"JAX_DEBUG_NANS: {error}; some of moejax's steps are NaN and left out where they do not apply: run without it"
+        )
+        sys.exit(USER_ERROR_STATUS)
     except RuntimeError as error:
         if type(error).__name__ != "NoResultError" or os.environ.get("MOEJAX_TRACEBACK"):
             raise
@@ -317,6 +324,8 @@ def keep_programs() -> None:
     """Keep compiled programs in the cache; without one, say so in a line and go on."""
     import jax
 
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return  # JAX_COMPILATION_CACHE_DIR is the user's choice
     reason, folder = why_no_cache(), compilation_cache_folder()
     if folder is not None:
         try:
@@ -429,8 +438,10 @@ def _run_info(command: Info) -> None:
         "platform": jax.default_backend(),
         "precision": str(jax.numpy.result_type(float)),
         "processor": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "compilation_cache": str(compilation_cache_folder()),
+        "cores": len(available_cores()),
+        "memory_bytes": memory_bytes(),
+        "compilation_cache": jax.config.values["jax_compilation_cache_dir"]
+        or str(compilation_cache_folder()),
         "cache": str(cache_folder()),
     }
     if command.common.json:

@@ -9,7 +9,9 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
 2. In the later ones the free places go to children of the population, by moves that EM itself cannot make: an expert dropped and
    another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture. Newcomers compete among
    themselves first and with the population one generation later, when they have had time to climb.
-3. The last few are polished to their maxima on the whole sample (the generations see at most SEARCH_SAMPLES of it, chosen at
+3. A ridge on the gates keeps them from saturating before experts have found their samples. In the last generations it goes down to
+   that of the fit: the best mixture with sharp gates is seldom the best one with soft gates, made sharp.
+4. The last few are polished to their maxima on the whole sample (the generations see at most SEARCH_SAMPLES of it, chosen at
    random, and what they tell apart beyond doubt is not polished), and the best is the result. Several outputs are polished by EM.
 """
 
@@ -62,12 +64,14 @@ YOUNG = 24
 """Survivors of the last newcomers, beside the population."""
 NEWCOMERS = 48
 """Of each generation, beside both."""
-GENERATIONS_OF_CHILDREN = 24
+GENERATIONS_OF_CHILDREN = 60
+LAST_GENERATIONS = 24
+"""Of them, those in which the ridge goes down."""
 FEWEST_FOR_CHILDREN = 16
 """Random starts below which there are no children: then it is a spectral start beside a few random ones."""
 PASSES = 15
 """EM passes of a generation."""
-NUM_FINALISTS = 3
+NUM_FINALISTS = 6
 RULED_OUT = 5.0
 """Standard errors, of the difference of two log-likelihoods on the search's sample, by which a finalist behind has lost."""
 EM_STEPS_FOR_ONE = 10
@@ -81,8 +85,9 @@ found to be one before they get there.
 NOISE_OF_CHILDREN = 1.5
 """The noise of a child, relative to its parent's: samples then find their way to another expert."""
 SEARCH_RIDGE = 1e-6
-"""Ridge on the gates while the search runs, for each sample, where the fit's own is less: it keeps gates from saturating before
-experts have found their samples. The last polish is with the fit's own."""
+"""Ridge on the gates while the search runs, for each sample, where the fit's own is less."""
+SMALLEST_RIDGE = 1e-9
+"""Of the last generation, for each sample, where the fit's own is less: EM that is not polished needs some."""
 SIDE_BY_SIDE = 4
 """Mixtures in one batch of EM on a CPU: wider, and XLA would split its small loops over threads, at a loss. Elsewhere all are."""
 
@@ -118,6 +123,14 @@ def search_ridge(problem: Problem, config: MethodConfig) -> jax.Array:
     return jnp.maximum(SEARCH_RIDGE * problem.weights.sum(), jnp.asarray(config.ridge, problem.x.dtype))
 
 
+def ridges_of(num_generations: int, num_last: int, problem: Problem, config: MethodConfig) -> jax.Array:
+    """(g,) the ridge of each generation: the search's, and in the last ones down to the fit's by equal factors."""
+    high = search_ridge(problem, config)
+    low = jnp.clip(jnp.asarray(config.ridge, high.dtype), SMALLEST_RIDGE * problem.weights.sum(), high)
+    steps = jnp.clip(jnp.arange(1 - num_generations, 1) + num_last, 0, num_last).astype(high.dtype)
+    return high * (low / high) ** (steps / max(num_last, 1))
+
+
 class Mixtures(NamedTuple):
     """s mixtures side by side, and what the data say of them."""
 
@@ -139,8 +152,10 @@ def _together(*params: MoEParams) -> MoEParams:
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *params)
 
 
-def climb(starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: int) -> Mixtures:
-    """EM from every start, leaves (s, ..).
+def climb(
+    starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: int, ridge: jax.Array
+) -> Mixtures:
+    """EM from every start, leaves (s, ..), with a ridge () on the gates.
 
     The noise is shared and free, known or not: a start that is far off explains its labels by noise first.
     """
@@ -157,7 +172,7 @@ def climb(starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: 
             num_steps=num_steps,
             fit_intercept=config.fit_intercept,
             noise="shared",
-            ridge=search_ridge(problem, config),
+            ridge=ridge,
         )
         value = jnp.where(jnp.isfinite(end.log_likelihood), end.log_likelihood, -jnp.inf)
         profile = log_likelihood_per_sample(end.params, problem.x, problem.y, config.fn)
@@ -367,16 +382,16 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
         return jnp.pad(fresh, no_more + [(0, 0)] * leaf.ndim)
 
     def advance(
-        grown: MoEParams, inputs: tuple[jax.Array, jax.Array, MoEParams]
+        grown: MoEParams, inputs: tuple[jax.Array, jax.Array, jax.Array, MoEParams]
     ) -> tuple[MoEParams, jax.Array]:
-        key, is_fresh, born = inputs
+        key, ridge, is_fresh, born = inputs
         if not num_newcomers:
-            kept = keep_best(climb(grown, small, config, PASSES), size, same)
+            kept = keep_best(climb(grown, small, config, PASSES, ridge), size, same)
             return kept.params, kept.values
         if has_children:
             children = children_of(key, _rows(grown, slice(num_parents)), NEWCOMERS)
             born = jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), born, children)
-        climbed = climb(_together(grown, born), small, config, PASSES)
+        climbed = climb(_together(grown, born), small, config, PASSES, ridge)
         parents = keep_best(_rows(climbed, slice(size)), num_parents, same)
         # what was just born competes with its like, and only a generation later with those that had more passes
         newcomers = _rows(climbed, slice(size, None))
@@ -386,6 +401,7 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     are_fresh = jnp.arange(num_generations) < num_fresh
     generations = (
         jax.random.split(search_key, num_generations),
+        ridges_of(num_generations, LAST_GENERATIONS if has_children else 0, small, config),
         are_fresh,
         jax.tree.map(by_generation, drawn),
     )

@@ -111,14 +111,25 @@ def test_a_row_near_a_repetition_alone_is_no_repetition():
 def test_two_orders_of_the_same_experts_are_one_mixture(problem):
     starts = random_starts(jax.random.key(3), problem, CONFIG, 2, jnp.std(problem.y))
     reversed_order = jax.tree.map(lambda leaf: leaf[:, ::-1], starts)
-    climbed = multistart.climb(
-        jax.tree.map(lambda *leaves: jnp.concatenate(leaves), starts, reversed_order), problem, CONFIG, 3
-    )
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), starts, reversed_order)
+    climbed = multistart.climb(both, problem, CONFIG, 3, multistart.search_ridge(problem, CONFIG))
     np.testing.assert_array_equal(multistart.repetitions(climbed.profiles, 1e-6), [False, False, True, True])
     expected = moejax.log_likelihood(
         jax.tree.map(lambda leaf: leaf[1], climbed.params), problem.x, problem.y, CONFIG.fn
     )
     np.testing.assert_allclose(climbed.profiles[1].sum(), expected, rtol=1e-12)  # the weights are 1
+
+
+def test_the_ridge_goes_down_to_that_of_the_fit(problem):
+    n = float(problem.weights.sum())
+    ridges = multistart.ridges_of(10, 4, problem, dataclasses.replace(CONFIG, ridge=1e-7 * n))
+    np.testing.assert_allclose(ridges[:6], multistart.SEARCH_RIDGE * n)
+    np.testing.assert_allclose(ridges[6:] / ridges[5:9], 10.0**-0.25)
+    np.testing.assert_allclose(ridges[-1], 1e-7 * n)
+    strong = multistart.ridges_of(5, 4, problem, dataclasses.replace(CONFIG, ridge=2.0 * n))
+    np.testing.assert_allclose(strong, 2.0 * n)
+    none = multistart.ridges_of(5, 4, problem, dataclasses.replace(CONFIG, ridge=0.0))
+    np.testing.assert_allclose(none[-1], multistart.SMALLEST_RIDGE * n)
 
 
 @pytest.mark.slow

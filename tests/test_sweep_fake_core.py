@@ -37,7 +37,7 @@ import moejax.trial as trial
 METRICS = ("recovery_error", "gating_error", "mixing_error", "noise_error", "log_likelihood_per_sample",
            "held_out_log_likelihood", "predictive_rmse", "num_iterations")
 STATUS_REASONS = {0: "", 1: "non-finite", 2: "fell below"}
-FAULTS = ("raises", "always_raises", "kills", "refuses")
+FAULTS = ("large", "raises", "always_raises", "kills", "refuses")
 
 @dataclasses.dataclass(frozen=True)
 class TrialSpec:
@@ -98,6 +98,8 @@ def run_trials(keys, hyperparameters, spec, vmap_width=1):
     marks = np.asarray(keys)[:, 0] % 40
     if spec.activation == "raises" and (marks == 7).any():
         raise RuntimeError("a bad trial")
+    if spec.activation == "large" and vmap_width > 2:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
     if spec.activation == "always_raises":
         raise RuntimeError("nothing works")
     if spec.activation == "kills" and (marks == 7).any():

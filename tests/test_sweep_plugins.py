@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.environment import PRNG, pin_random_numbers
+from moejax.environment import PRNG, pin_random_numbers, visible_gpus
 from moejax.registry import registered_state
 from moejax.sweep import load
-from moejax.sweep.cluster import visible_gpus
 from moejax.sweep.plugins import read_plugin, run_plugins, use_plugins
 
 PLUGIN = """
@@ -234,7 +233,7 @@ def test_random_numbers_are_pinned():
 def test_a_variable_makes_no_gpu(tmp_path, monkeypatch, given, devices, expected):
     for name in devices:
         (tmp_path / name).touch()
-    monkeypatch.setattr("moejax.sweep.cluster.DEVICES", tmp_path)
+    monkeypatch.setattr("moejax.environment.DEVICES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -274,6 +275,31 @@ def test_a_program_that_never_works_is_given_up_soon(fake, tmp_path, capsys):
     not_tried = 2 * 3 * 2 * 2000 - len(table)
     assert f"{not_tried:,} trials not tried, because their programs never worked" in said.out
     assert read_status(tmp_path / "run").left == not_tried
+
+
+def test_a_chunk_too_large_for_the_memory_runs_narrower(fake, tmp_path, capsys):
+    done = sweep(fake, tmp_path / "run", "activation=large", quiet=False, vmap_width=16)
+    assert "RESOURCE_EXHAUSTED" not in str(done["failures"])
+    said = capsys.readouterr().err
+    for width in (16, 8, 4):
+        assert f"memory ran out with {width} trials side by side; on with {width // 2}" in said
+    sweep(fake, tmp_path / "plain", "activation=large", vmap_width=1)
+    pd.testing.assert_frame_equal(
+        load(tmp_path / "run"), load(tmp_path / "plain"), check_exact=False, rtol=1e-6
+    )
+
+
+def test_an_interrupt_that_gets_lost_is_raised_again():
+    """JAX's hook into garbage collection prints and forgets what is raised while it runs."""
+    from moejax.sweep.signals import raise_if_stopped, stopped_by_signals
+
+    with stopped_by_signals():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_stopped()
+        raise_if_stopped()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_trials_that_failed_before_are_counted(fake, tmp_path, capsys):

@@ -11,12 +11,11 @@ certificates of this run; `security` has the certificates of other clusters.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moejax.sweep.cores import CoreClaim
 from moejax.sweep.dask_executor import Admission, DaskExecutor
 from moejax.sweep.executors import ClusterError, describe, single_threaded_environment
 from moejax.sweep.security import (
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 30.0
 LOOPBACK = "127.0.0.1"
-DEVICES = Path("/dev")
 
 
 def local_executor(
@@ -68,7 +66,8 @@ def local_executor(
     # Other users of this machine reach its loopback too, but lack the certificates of this run.
     security = temporary_security()
     reachable = {"host": LOOPBACK, "protocol": "tls://", "security": security}
-    cores = available_cores()
+    claim = CoreClaim(private_scratch_folder())
+    cores = [] if gpus else claim.take(workers)
     specs: dict[Any, Any] = {}
     for index in range(workers):
         if gpus:
@@ -76,7 +75,7 @@ def local_executor(
             core = None
         else:
             environment = single_threaded_environment()
-            core = cores[index % len(cores)]
+            core = cores[index]
         options = {
             "nthreads": 1,
             "env": environment,
@@ -99,12 +98,14 @@ def local_executor(
     except (OSError, TimeoutError, RuntimeError, ValueError) as error:
         if cluster is not None:
             cluster.close()
+        claim.release()
         reason = describe(error)
         raise ClusterError(f"--workers {workers}: the workers did not start: {reason}") from error
 
     def close() -> None:
         client.close()
         cluster.close()
+        claim.release()
 
     return DaskExecutor(client, close, admission=admission, worker_timeout=worker_timeout)
 
@@ -230,38 +231,6 @@ def slurm_cluster(file: SlurmFile, security: Security | None, jobs: SlurmJobs | 
             cluster = make_slurm_cluster(file, security, jobs)
         stack.callback(cluster.close)
         yield cluster
-
-
-def available_cores() -> list[int]:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs for CUDA_VISIBLE_DEVICES, found without starting a backend here."""
-    devices = [path.name.removeprefix("nvidia") for path in DEVICES.glob("nvidia[0-9]*")]
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
-        return tuple(sorted(devices, key=int))
-    if not devices and not (DEVICES / "dxg").exists():  # dxg: Windows' GPUs under Linux
-        return ()  # the variable makes no GPU
-    names = (name.strip() for name in given.split(","))
-    return tuple(itertools.takewhile(_names_a_gpu, names))  # CUDA, too, stops at the first that is none
-
-
-def _names_a_gpu(name: str) -> bool:
-    return name.isdigit() or name.startswith(("GPU-", "MIG-"))
-
-
-def worker_memory_bytes(workers: int) -> int | None:
-    """Memory of this machine for each worker; None where the system does not say."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None
-    return total // max(workers, 1)
 
 
 def worker_preload(core: int | None) -> str:

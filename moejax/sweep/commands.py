@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moejax.console import make_console, make_notes, print_json
-from moejax.environment import pin_random_numbers, require_devices
+from moejax.environment import (
+    available_cores,
+    gpu_memory_bytes,
+    memory_bytes,
+    pin_random_numbers,
+    require_devices,
+    visible_gpus,
+)
 from moejax.sweep.chunk import WorkerSettings, configure
 from moejax.sweep.executors import Executor, InProcessExecutor, use_single_thread
 from moejax.sweep.plan import Plan, make_plan
@@ -93,20 +100,20 @@ def sweep(
         raise ValueError(f"--vmap-width {vmap_width}: expected a number of at least 1")
     if pilot and not dry_run:
         raise ValueError("--pilot: goes with --dry-run")
-    checked = read_spec(spec, set)
-    place = Place(workers, cluster, dry_run, security, worker_timeout)
-    place.prepare()
-    plan = make_plan(
-        checked,
-        run_plugins((*checked.plugins, *plugin)),
-        vmap_width=vmap_width or (ACCELERATOR_VMAP_WIDTH if place.accelerated else 1),
-        worker_memory_bytes=place.memory_bytes,
-    )
-    settings = worker_settings(plan)
-    if dry_run:
-        return _dry_run(plan, settings, place, pilot, tables, as_json)
-    folder = Path(out) if out is not None else Path(RUNS_FOLDER) / checked.name
     with stopped_by_signals():
+        checked = read_spec(spec, set)
+        place = Place(workers, cluster, dry_run, security, worker_timeout)
+        place.prepare()
+        plan = make_plan(
+            checked,
+            run_plugins((*checked.plugins, *plugin)),
+            vmap_width=vmap_width or (ACCELERATOR_VMAP_WIDTH if place.accelerated else 1),
+            worker_memory_bytes=place.memory_bytes,
+        )
+        settings = worker_settings(plan)
+        if dry_run:
+            return _dry_run(plan, settings, place, pilot, tables, as_json)
+        folder = Path(out) if out is not None else Path(RUNS_FOLDER) / checked.name
         return _run(
             plan,
             settings,
@@ -313,7 +320,6 @@ class Place:
         """Decide on workers; set XLA's threads, which must happen before JAX starts its backend."""
         import jax
 
-        from moejax.sweep.cluster import available_cores, visible_gpus
         from moejax.sweep.security import cluster_security
 
         pin_random_numbers()
@@ -341,10 +347,13 @@ class Place:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Memory for each worker; not known for accelerators and clusters."""
-        from moejax.sweep.cluster import worker_memory_bytes
-
-        return None if self.accelerated or self._cluster is not None else worker_memory_bytes(self.workers)
+        """Memory for each worker: of this machine, or of its GPU; not known for TPUs and clusters."""
+        if self._cluster is not None:
+            return None
+        if self.accelerated:
+            return gpu_memory_bytes() if self._gpus else None
+        total = memory_bytes()
+        return None if total is None else total // max(self.workers, 1)
 
     @property
     def description(self) -> str:

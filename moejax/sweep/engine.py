@@ -12,9 +12,11 @@ from typing import Protocol
 import numpy as np
 
 from moejax import trial as core
+from moejax.environment import out_of_memory
 from moejax.sweep.chunk import RAISED, WORKER_DIED, ChunkCell, ChunkResult, ChunkTask, WorkerSettings
 from moejax.sweep.executors import Executor, Outcome
 from moejax.sweep.plan import Plan
+from moejax.sweep.signals import raise_if_stopped
 from moejax.sweep.store import COMMIT_SECONDS, Store
 from moejax.sweep.work import Chunk, FailedTrials, GivenUp, WorkQueue
 
@@ -77,7 +79,8 @@ class Engine:
         self._settings = settings
         self._progress = progress
         self._queue = WorkQueue(plan)
-        self._running: dict[int, tuple[str, Chunk]] = {}
+        self._running: dict[int, tuple[str, Chunk, int]] = {}
+        """By ticket: worker, chunk, and trials side by side."""
         self._workers: set[str] = set()
         self._ticket = 0
         self._work_done = self._work_known = 0.0
@@ -105,6 +108,7 @@ class Engine:
         started = time.monotonic()
         try:
             while True:
+                raise_if_stopped()
                 self._hand_out(executor)
                 if not self._running and not len(self._queue):
                     break
@@ -173,7 +177,7 @@ class Engine:
         for worker in self._workers - set(loads):
             self._queue.forget_worker(worker)
         self._workers = set(loads)
-        for worker, chunk in self._running.values():
+        for worker, chunk, _ in self._running.values():
             if worker in loads:
                 loads[worker].append(chunk)
         for slot in range(executor.slots):  # every worker's first chunk before anyone's second
@@ -201,11 +205,11 @@ class Engine:
             settings=self._settings,
         )
         self._ticket += 1
-        self._running[self._ticket] = (worker, chunk)
+        self._running[self._ticket] = (worker, chunk, bucket.vmap_width)
         return self._ticket, task
 
     def _settle(self, outcome: Outcome) -> None:
-        worker, chunk = self._running.pop(outcome.ticket)
+        worker, chunk, width = self._running.pop(outcome.ticket)
         if outcome.result is not None:
             result = outcome.result
             self._queue.succeeded(chunk, result.wall_seconds, result.compile_seconds)
@@ -214,6 +218,9 @@ class Engine:
             self.summary.execute_seconds += result.execute_seconds
             self.summary.padded_trials += self._plan.buckets[chunk.bucket].chunk_size - len(chunk.trials)
             self._commit(chunk, result, chunk.attempts + 1)
+            return
+        if out_of_memory(outcome.reason) and width > 1:
+            self._run_narrower(chunk, width)
             return
         if outcome.worker_died:
             self._queue.forget_worker(worker)
@@ -228,6 +235,16 @@ class Engine:
             self._commit(failed.chunk, _failed_result(failed), failed.chunk.attempts)
         if given_up is not None:
             self._give_up(given_up)
+
+    def _run_narrower(self, chunk: Chunk, width: int) -> None:
+        """Run a chunk again that was too large for the device's memory, with half as many trials side by side."""
+        bucket = self._plan.buckets[chunk.bucket]
+        if bucket.vmap_width >= width:  # else another chunk has found it out before
+            bucket.vmap_width = width // 2
+            self._progress.note(
+                f"{bucket.label}: memory ran out with {width} trials side by side; on with {bucket.vmap_width}"
+            )
+        self._queue.again(chunk)
 
     def _give_up(self, given_up: GivenUp) -> None:
         """Count what is left of a program that never worked; the same command tries it again."""

@@ -25,11 +25,24 @@ def exit_status(stop: KeyboardInterrupt) -> int:
     return SIGNAL_STATUS + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
+_swallowed: list[KeyboardInterrupt] = []
+"""A stop that came, until it has been seen to arrive."""
+
+
+def raise_if_stopped() -> None:
+    """Raise the stop that a signal asked for, if it was raised where nobody could catch it: JAX's hook into garbage collection,
+    for example, prints and forgets whatever is raised while it runs.
+    """
+    if _swallowed:
+        raise _swallowed.pop()
+
+
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within the block, the first SIGTERM or SIGHUP raises `Stopped`; a second one ends the process at once.
+    """Within the block, the first SIGTERM or SIGHUP raises `Stopped`, and a second one ends the process at once.
 
-    A signal that is ignored (nohup) stays ignored, and so does one that the caller handles.
+    A Ctrl-C raises KeyboardInterrupt as ever. Both are raised by `raise_if_stopped` if they get lost. A signal that is ignored
+    (nohup) stays ignored, and so does one that the caller handles.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
@@ -38,15 +51,30 @@ def stopped_by_signals() -> Iterator[None]:
         number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL
     ]
 
+    interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
     def stop(number: int, _: FrameType | None) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
-        raise Stopped(number)
+        raise _noted(Stopped(number))
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise _noted(KeyboardInterrupt())
 
     for number in numbers:
         signal.signal(number, stop)
+    if interrupts:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+        if interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _swallowed.clear()
+
+
+def _noted(stop: KeyboardInterrupt) -> KeyboardInterrupt:
+    _swallowed[:] = [stop]
+    return stop

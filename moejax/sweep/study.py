@@ -36,6 +36,7 @@ from moejax.sweep.fields import LONGEST_SHOWN, nearest, show
 from moejax.sweep.hashing import canonical_json
 from moejax.sweep.places import SpecError, parse_toml
 from moejax.sweep.provenance import check_same_code, made_by
+from moejax.sweep.signals import raise_if_stopped
 from moejax.sweep.spec import MAX_CELLS, STUDY_KEY, read_spec_text
 from moejax.user_code import read_user_file, run_user_file
 
@@ -222,6 +223,7 @@ def run_study(
     for unit in waiting:
         unit.parts[0].parent.mkdir(parents=True, exist_ok=True)
     while waiting or running:
+        raise_if_stopped()
         busy = {worker for worker, _ in running.values()}
         for worker in executor.workers():  # asked also when nothing waits: this is how lost units are noticed
             if worker not in busy and waiting:

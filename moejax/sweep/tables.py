@@ -58,7 +58,9 @@ def reading(folder: Path | str, *, most_trials: int | None = None) -> Iterator[s
         check_store(connection, path, most_trials=most_trials)
         with clear_errors(path):
             if not columns_of(connection, "plan"):
-                raise StoreError(f"{path}: there is nothing in this store yet")
+                raise StoreError(
+                    f"{path}: there is nothing in this store yet (a copy needs the file -wal beside it too, if there was one)"
+                )
             connection.execute("BEGIN")
             yield connection
 

@@ -106,6 +106,10 @@ class WorkQueue:
         queue.count -= len(trials)
         return Chunk(index, trials)
 
+    def again(self, chunk: Chunk) -> None:
+        """Queue a chunk again that did not fail by itself."""
+        self._suspects.append(chunk)
+
     def forget_worker(self, worker: str) -> None:
         """A worker is gone, and what it had compiled with it."""
         for queue in self._buckets:
