@@ -99,7 +99,9 @@ def is_refusal(error: BaseException) -> bool:
         return True
     own = f"{os.sep}moejax{os.sep}" in raised_in or Path(raised_in).parent == HERE
     text = str(error)
-    return own and not isinstance(error, TypeError) and "\n" not in text and 0 < len(text) <= LONGEST_LINE
+    return (
+        own and isinstance(error, ValueError | OSError) and "\n" not in text and 0 < len(text) <= LONGEST_LINE
+    )
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def sample_blocks(
     if block_size is None:
         block_size = BLOCK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_SIZE
     n = x.shape[0]
-    block_size = min(block_size, n)
+    block_size = max(min(block_size, n), 1)
     num_blocks = -(-n // block_size)
 
     def filled_up(a: jax.Array) -> jax.Array:

@@ -104,9 +104,15 @@ def prepare(
             f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
         )
     needed = num_rows_needed(num_experts, rank, intercept)
-    if used < needed:
+    effective = float(sample.weights.sum())  # of reliabilities, the number of equal rows that say as much
+    if min(used, effective * (1 + 1e-9)) < needed:
+        got = (
+            f"{used}"
+            if used <= effective * (1 + 1e-9)
+            else f"{used} that say as much as {effective:.3g} equal ones"
+        )
         raise TooManyExpertsError(
-            f"x: expected at least {needed} rows with weight for k = {num_experts} experts of {rank} inputs, got {used}"
+            f"x: expected at least {needed} rows with weight for k = {num_experts} experts of {rank} inputs, got {got}"
         )
     z = (sample.x - inputs.mean) @ inputs.matrix
     labels = fitted_labels(

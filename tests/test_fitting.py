@@ -278,3 +278,14 @@ def test_sandwich_errors_do_not_depend_on_the_scale_of_the_weights():
     assert plain is not None
     for other in (large, shares):
         np.testing.assert_allclose(other.experts, plain.experts, rtol=1e-4)
+
+
+def test_weights_that_leave_hardly_a_row_are_refused():
+    """Else an expert would go through the few rows that count, with a noise of rounding, and the status ok."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 2)), rng.normal(size=60)
+    weights = np.where(np.arange(60) < 2, 1.0, 1e-9)
+    with pytest.raises(
+        ValueError, match=r"at least 5 rows with weight .* got 60 that say as much as 2 equal ones"
+    ):
+        moejax.fit(jax.random.key(0), x, y, num_experts=1, weights=weights, fit_intercept=True)
