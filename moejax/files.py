@@ -22,7 +22,8 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
         return
     if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    # the whole path: pandas takes one that begins with "file:" for a URL
+    unfinished = file.absolute().with_name(f".{file.name}.{os.getpid()}")
     try:
         write(unfinished)
         unfinished.replace(file.resolve())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ STORE_NAME = "store.sqlite"
 SCHEMA_VERSION = 2
 """Version 1 had no digests."""
 APPLICATION_ID = 0x6D6F6A78  # "mojx": a SQLite file that carries another is not a store
+LONGEST_PATH = 500
+"""SQLite has 512 bytes for a path, a suffix of its own included."""
 BUSY_SECONDS = 30.0
 
 NETWORK_FILE_SYSTEMS = (
@@ -153,6 +156,8 @@ def explained(path: Path, error: sqlite3.Error) -> StoreError:
 def explain(path: Path, error: sqlite3.Error) -> str:
     """One line for an error of SQLite: what happened, and what to do."""
     message = str(error)
+    if len(os.fsencode(path.absolute())) > LONGEST_PATH:
+        return f"{path}: SQLite takes paths of at most {LONGEST_PATH} bytes; choose a shorter one with --out"
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return (
@@ -282,7 +287,8 @@ def on_network_file_system(path: Path) -> bool:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    # the whole path: SQLite takes one that begins with "file:" for a URI
+    connection = sqlite3.connect(path.absolute(), timeout=BUSY_SECONDS, isolation_level=None)
     connection.execute("PRAGMA synchronous=FULL")  # a committed row survives a power cut
     return connection
 
