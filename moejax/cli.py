@@ -324,8 +324,8 @@ def keep_programs() -> None:
     """Keep compiled programs in the cache; without one, say so in a line and go on."""
     import jax
 
-    if jax.config.values["jax_compilation_cache_dir"]:
-        return  # JAX_COMPILATION_CACHE_DIR is the user's choice
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return  # the user's choice
     reason, folder = why_no_cache(), compilation_cache_folder()
     if folder is not None:
         try:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 # Read when NumPy is imported. The threads of two processes on two cores would wait for each other.
@@ -10,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 import pytest
 
+from moejax import multistart
 from moejax import registry as registry_module
 from moejax.registry import registered_state
 from moejax.sweep import plugins
@@ -18,6 +20,37 @@ from moejax.sweep.executors import compile_without_optimisation
 # Nearly all of the suite's time goes to compilation. Processes that tests start inherit the flags, and those of the caller win:
 # XLA_FLAGS=--xla_backend_optimization_level=2 (and --xla_cpu_use_fusion_emitters=true) tests the programs that users get.
 compile_without_optimisation()
+
+# Started by nohup, or in the background of a script, a process ignores these; what it starts does too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Not optimised, the search of a default fit takes half a minute. Most tests ask for any good fit; those of the search itself take it
+# whole (`whole_search`).
+WHOLE_SEARCH = {
+    "GENERATIONS_OF_CHILDREN": multistart.GENERATIONS_OF_CHILDREN,
+    "LAST_GENERATIONS": multistart.LAST_GENERATIONS,
+}
+SHORT_SEARCH = {"GENERATIONS_OF_CHILDREN": 12, "LAST_GENERATIONS": 4}
+
+
+def _set_search(sizes):
+    for name, value in sizes.items():
+        setattr(multistart, name, value)
+
+
+_set_search(SHORT_SEARCH)
+
+
+@pytest.fixture(scope="module")
+def whole_search():
+    """The search as users have it, in a whole module: programs of the short one are forgotten before and after."""
+    jax.clear_caches()
+    _set_search(WHOLE_SEARCH)
+    yield
+    _set_search(SHORT_SEARCH)
+    jax.clear_caches()
+
 
 gc.set_threshold(
     100_000, 20, 100

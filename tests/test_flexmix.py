@@ -29,6 +29,7 @@ def has_flexmix() -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("whole_search")
 def test_likelihood_and_maximum_are_those_of_flexmix(tmp_path):
     if not has_flexmix():
         pytest.skip("R with the package flexmix is not installed")

@@ -391,7 +391,7 @@ def test_export(fake, tmp_path, capsys):
         assert list(read.columns) == list(table.columns)
         np.testing.assert_array_equal(read["recovery_error"], table["recovery_error"])
         assert set(read["expert_norms"]) == {"1.0", "[1.0, 2.0]"}
-    with pytest.raises(ValueError, match=r"expected a name that ends in \.csv or \.parquet"):
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.csv, \.csv\.gz or \.parquet"):
         commands.export(tmp_path / "run", tmp_path / "t.xlsx")
 
 
