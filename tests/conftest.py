@@ -25,8 +25,8 @@ compile_without_optimisation()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Not optimised, the search of a default fit takes half a minute. Most tests ask for any good fit; those of the search itself take it
-# whole (`whole_search`).
+# Not optimised, the search of a default fit takes half a minute. Most tests ask for any good fit; those of the search itself
+# take it whole (`whole_search`).
 WHOLE_SEARCH = {
     "GENERATIONS_OF_CHILDREN": multistart.GENERATIONS_OF_CHILDREN,
     "LAST_GENERATIONS": multistart.LAST_GENERATIONS,

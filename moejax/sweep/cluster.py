@@ -95,6 +95,10 @@ def local_executor(
                 workers=specs, scheduler=scheduler, name="moejax", silence_logs=False, security=security
             )
         client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+    except KeyboardInterrupt:
+        _abandon(cluster)
+        claim.release()
+        raise
     except (OSError, TimeoutError, RuntimeError, ValueError) as error:
         if cluster is not None:
             cluster.close()
@@ -108,6 +112,15 @@ def local_executor(
         claim.release()
 
     return DaskExecutor(client, close, admission=admission, worker_timeout=worker_timeout)
+
+
+def _abandon(cluster: Any) -> None:
+    """Leave a cluster that is still starting: its workers end with this process, and Dask's own end of it would raise."""
+    from distributed.deploy import spec
+
+    spec.SpecCluster._instances.clear()
+    if cluster is not None:
+        cluster.close(timeout=1)
 
 
 def cluster_executor(

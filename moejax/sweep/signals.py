@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -61,6 +62,11 @@ def stopped_by_signals() -> Iterator[None]:
     def interrupt(_: int, __: FrameType | None) -> None:
         raise _noted(KeyboardInterrupt())
 
+    def tell_unraisable(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):  # else `raise_if_stopped` has it
+            told_before(lost)
+
+    told_before, sys.unraisablehook = sys.unraisablehook, tell_unraisable
     for number in numbers:
         signal.signal(number, stop)
     if interrupts:
@@ -72,6 +78,7 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
         if interrupts:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = told_before
         _swallowed.clear()
 
 
