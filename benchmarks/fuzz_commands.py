@@ -16,7 +16,8 @@ import numpy as np
 from fuzz_stores import sound_folder
 from fuzz_values import last, mutated, pick
 
-from moejax import cli, methods
+from moejax import cli
+from moejax.registry import registrations_undone
 from moejax.sweep.plugins import run_plugins
 
 os.environ["MOEJAX_CACHE_DIR"] = ""
@@ -54,7 +55,7 @@ def plugin_file(rng: np.random.Generator) -> str | None:
     before = dict(sys.modules)
     with (
         tempfile.TemporaryDirectory() as folder,
-        registries_kept(),
+        registrations_undone(),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         path = Path(folder) / "plugin.py"
@@ -68,20 +69,6 @@ def plugin_file(rng: np.random.Generator) -> str | None:
                 if name.startswith("moejax_plugin_"):
                     del sys.modules[name]
         return f"it printed to stdout: {out.getvalue()[:80]!r}" if out.getvalue() else None
-
-
-@contextlib.contextmanager
-def registries_kept() -> Iterator[None]:
-    """What a plugin registers is forgotten afterwards."""
-    from moejax import activations, inputs, metrics
-
-    kept = [(module._REGISTRY, dict(module._REGISTRY)) for module in (activations, inputs, metrics, methods)]
-    try:
-        yield
-    finally:
-        for registry, content in kept:
-            registry.clear()
-            registry.update(content)
 
 
 CLI_COMMANDS = (

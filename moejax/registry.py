@@ -126,3 +126,15 @@ def recorded_registrations() -> Iterator[list[Callable[[], None]]]:
         yield record
     finally:
         _recorders.remove(record)
+
+
+@contextmanager
+def registrations_undone() -> Iterator[None]:
+    """What is registered inside is forgotten afterwards."""
+    before = [(registry, registry.items()) for registry in _registries]
+    try:
+        yield
+    finally:
+        for registry, values in before:
+            registry._values = dict(values)
+        registered_state.cache_clear()

@@ -12,8 +12,7 @@ import jax
 import pytest
 
 from moejax import multistart
-from moejax import registry as registry_module
-from moejax.registry import registered_state
+from moejax.registry import registrations_undone
 from moejax.sweep import plugins
 from moejax.sweep.executors import compile_without_optimisation
 
@@ -82,17 +81,32 @@ def double_precision_again():
 @pytest.fixture(autouse=True)
 def registered_names_again():
     """What a test registers is gone after it, and a plugin that it used is out of use."""
-    before = [(registry, dict(registry._values)) for registry in registry_module._registries]
-    yield
-    for registry, values in before:
-        if registry._values != values:
-            registry._values = values
-            registered_state.cache_clear()
-            plugins._used.clear()
+    with registrations_undone():
+        yield
+    plugins._used.clear()
+
+
+LONG_FILES = (
+    "test_sweep_run.py",
+    "test_reproduce.py",
+    "test_information.py",
+    "test_multistart.py",
+    "test_trial.py",
+    "test_estimator.py",
+    "test_fitting.py",
+    "test_sweep_security.py",
+    "test_sweep_plugins.py",
+    "test_sweep_cluster.py",
+    "test_readme.py",
+    "test_data_units.py",
+)
+"""They come first: a process that began one of them last would keep the other waiting (`--no-loadscope-reorder`)."""
 
 
 def pytest_collection_modifyitems(items):
-    """The processes of pytest-xdist must agree on every test's name, which an object's address in it would prevent."""
+    """The long files first. The processes of pytest-xdist must agree on every test's name: no object's address may be in it."""
+    rank = {name: index for index, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
     unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if unstable:
         raise pytest.UsageError(f"tests named after an address in memory: {', '.join(unstable[:5])}")

@@ -31,14 +31,14 @@ def problem():
 
 @pytest.fixture(scope="module")
 def optima(problem):
-    """(200,) log-likelihoods, with their ridge, where EM from random starts ends."""
-    starts = random_starts(jax.random.key(1), problem, CONFIG, 200, jnp.std(problem.y))
+    """(120,) log-likelihoods, with their ridge, where EM from random starts ends."""
+    starts = random_starts(jax.random.key(1), problem, CONFIG, 120, jnp.std(problem.y))
 
     @jax.jit
     def climb(starts):
         def run(start):
             return joint_em(
-                start, problem.x, problem.y, problem.weights, fn=CONFIG.fn, num_steps=800, fit_intercept=True
+                start, problem.x, problem.y, problem.weights, fn=CONFIG.fn, num_steps=400, fit_intercept=True
             ).history
 
         return jax.lax.map(run, starts)
@@ -222,6 +222,7 @@ def test_only_what_may_still_win_contends(problem):
 def test_what_is_ruled_out_is_not_polished(problem, monkeypatch):
     """The search sees half of the data."""
     monkeypatch.setattr(multistart, "SEARCH_SAMPLES", N // 2)
+    monkeypatch.setattr(multistart, "GENERATIONS_OF_CHILDREN", 10)
     results = {}
     for limit in (0.0, np.inf):
         monkeypatch.setattr(multistart, "RULED_OUT", limit)
