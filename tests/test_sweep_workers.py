@@ -34,7 +34,7 @@ def cluster(monkeypatch):
 
     monkeypatch.setattr(dask_executor, "WORKERS_REFRESH_SECONDS", 0.05)
     with LocalCluster(
-        n_workers=0, processes=False, threads_per_worker=1, dashboard_address=None, silence_logs=60
+        n_workers=0, processes=False, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=60
     ) as made:
         yield made
 
@@ -86,6 +86,24 @@ def test_a_chunk_is_taken_back_when_its_only_worker_is_replaced(cluster):
         executor.submit(second, 3, [1, 2], run=len)
         (outcome,) = wait_until(lambda: executor.wait(1.0))
         assert (outcome.ticket, outcome.result) == (3, 2)
+
+
+@pytest.mark.parametrize("replacements", [0, 1])
+def test_a_result_that_ends_with_its_worker_is_run_again(cluster, monkeypatch, replacements):
+    """The task had ended well, and nobody had fetched its result yet: Dask waits for the worker to run it once more."""
+    monkeypatch.setattr(dask_executor, "GATHER_SECONDS", 0.2)
+    cluster.scale(1)
+    with executor_on(cluster, patient=True) as executor:
+        (first,) = wait_until(executor.workers)
+        executor.submit(first, 1, [1, 2], run=len)
+        (_, future) = executor._futures[1]
+        wait_until(future.done)
+        replace_workers(cluster, replacements)
+        outcomes: list = []
+        waiter = threading.Thread(target=lambda: outcomes.extend(executor.wait(5.0)), daemon=True)
+        waiter.start()
+        waiter.join(20.0)
+        assert [(outcome.ticket, outcome.worker_died) for outcome in outcomes] == [(1, True)]
 
 
 def test_a_sweep_whose_only_worker_is_replaced_has_every_row_once(fake, cluster, tmp_path, monkeypatch):  # noqa: F811

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 WORKERS_REFRESH_SECONDS = 0.5
 NO_WORKERS_SECONDS = 120.0
 """After this long without a worker of this machine, something is wrong with it."""
+GATHER_SECONDS = 5.0
+"""A result that has not come after this long may be lost with its worker."""
 FIRST_WORD_SECONDS = 10.0
 """Without a worker, this is when the first line says so; each later one comes after twice the time."""
 _QUESTION = "exec(source, names) or names['refusal'](expected, settings)"
@@ -52,6 +54,10 @@ class Admission:
             "settings": self.settings,
         }
         return client.submit(eval, _QUESTION, names, workers=[worker], pure=False, retries=0, key=key)
+
+
+class WorkerLostError(Exception):
+    """A worker ended with a result that nobody had fetched yet."""
 
 
 class DaskExecutor:
@@ -157,8 +163,12 @@ class DaskExecutor:
             if future.status not in ("finished", "error"):
                 continue
             del self._asking[worker]
-            error = future.exception()
-            reason = future.result() if error is None else describe(error)
+            try:
+                reason = self._gathered(worker, future)
+            except WorkerLostError:
+                continue  # `_refresh` asks those that come
+            except Exception as error:  # whatever the question met there
+                reason = describe(error)
             self._answers[worker] = reason
             if reason:
                 self._news.append(f"worker {worker} gets no trials: {reason}")
@@ -205,19 +215,43 @@ class DaskExecutor:
         try:
             ticket, future = self._ended.get(timeout=0.0 if outcomes else seconds)
             while True:
-                if self._futures.pop(ticket, None) is not None:  # else it was taken back
-                    outcomes.append(self._outcome(ticket, future))
+                worker, _ = self._futures.pop(ticket, ("", None))
+                if worker:  # else it was taken back
+                    outcomes.append(self._outcome(ticket, worker, future))
                 ticket, future = self._ended.get_nowait()
         except queue.Empty:
             return outcomes
 
-    def _outcome(self, ticket: int, future: Future) -> Outcome:
+    def _gathered(self, worker: str, future: Future) -> Any:
+        """What a task that has ended gave, fetched from its worker.
+
+        A worker that ends in between takes the result along. Dask would then wait to run the task on it again, for ever.
+
+        Raises:
+            WorkerLostError: that happened. Whatever the task raised.
+        """
+        from distributed import TimeoutError as NotGathered
+
+        while True:
+            try:
+                return future.result(timeout=GATHER_SECONDS)
+            except NotGathered:
+                if future.status == "error":  # the task's own
+                    raise
+                if worker not in self._client.nthreads():
+                    self._client.cancel([future], force=True)
+                    raise WorkerLostError(worker) from None
+
+    def _outcome(self, ticket: int, worker: str, future: Future) -> Outcome:
         from distributed import KilledWorker
 
         if future.status == "cancelled":
             raise ClusterError("the Dask scheduler is gone; what is done is kept")
         try:
-            return Outcome(ticket, future.result())
+            return Outcome(ticket, self._gathered(worker, future))
+        except WorkerLostError:
+            self._refreshed = 0.0  # the list of workers is stale
+            return Outcome(ticket, None, f"worker {worker} died", worker_died=True)
         except KilledWorker as error:
             self._refreshed = 0.0  # the list of workers is stale
             return Outcome(ticket, None, f"worker {error.last_worker.address} died", worker_died=True)
