@@ -59,7 +59,12 @@ class FittedLabels(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def is_linear(fn: ScalarFunction) -> bool:
-    """Whether g is the identity, so that experts take up the labels' units."""
+    """Whether g is the identity, so that experts take up the labels' units.
+
+    Raises:
+        ValueError: g is no activation.
+    """
+    activation_facts(fn)
     points = np.array([-3.0, -0.5, 0.0, 0.7, 2.0])
     return bool(np.array_equal(values_on_host(fn, points), points))
 

@@ -39,6 +39,10 @@ class TooManyExpertsError(ValueError):
     """The rows, or the inputs' rank, do not suffice for this number of experts."""
 
 
+LARGEST_COUNT = 2.0**53
+"""Rows that double precision tells apart from one more."""
+
+
 class Sample(NamedTuple):
     """What a user gave, checked, on the host in double precision."""
 
@@ -60,9 +64,16 @@ def rescaled_weights(weights: np.ndarray, are: WeightsAre | None) -> tuple[np.nd
     """Weights (n,) as numbers of equal rows, and what they were taken for.
 
     Counts stay as they are. Reliabilities are scaled to sum to (sum w)^2 / sum w^2, the number of equal rows that say as much.
+
+    Raises:
+        ValueError: counts of more rows than double precision can count.
     """
+    countable = float(weights.max()) * len(weights) <= LARGEST_COUNT
     if are is None:
-        are = "counts" if bool(np.all(weights == np.round(weights))) else "reliability"
+        are = "counts" if countable and bool(np.all(weights == np.round(weights))) else "reliability"
+    require(
+        are != "counts" or countable, "weights", f"counts of at most {LARGEST_COUNT:.0g} rows", weights.max()
+    )
     if are == "counts":
         return weights, are
     share = weights / weights.max()

@@ -289,3 +289,23 @@ def test_weights_that_leave_hardly_a_row_are_refused():
         ValueError, match=r"at least 5 rows with weight .* got 60 that say as much as 2 equal ones"
     ):
         moejax.fit(jax.random.key(0), x, y, num_experts=1, weights=weights, fit_intercept=True)
+
+
+def test_weights_that_count_no_rows_are_reliabilities():
+    """Whole numbers, but more than can be counted: as counts their log-likelihood is minus infinity, with the status ok."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 2)), rng.normal(size=60)
+    huge = np.full(60, 1.25e306)
+    options = {"num_experts": 1, "fit_intercept": True}
+    fitted, plain = (
+        moejax.fit(jax.random.key(0), x, y, weights=w, **options) for w in (huge, 0.5 * np.ones(60))
+    )
+    np.testing.assert_allclose(fitted.log_likelihood, plain.log_likelihood, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"weights: expected counts of at most 9e\+15 rows, got 1\.25e\+306"):
+        moejax.fit(jax.random.key(0), x, y, weights=huge, weights_are="counts", **options)
+
+
+@pytest.mark.parametrize("value", [ValueError, print])
+def test_what_is_callable_but_no_jax_function_is_refused(value):
+    with pytest.raises(ValueError, match=r"activation .*: expected a scalar JAX function"):
+        moejax.MoERegressor(1, activation=value).fit(np.eye(8)[:, :2], np.arange(8.0))
