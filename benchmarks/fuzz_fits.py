@@ -296,9 +296,8 @@ def _another_likelihood(
     x, y, weights = x[used], y[used], weights[used]
     if y.ndim != 1:
         return None
-    if not np.all(
-        weights == np.round(weights)
-    ):  # weights without a scale are scaled to their effective number
+    counts = np.all(weights == np.round(weights)) and weights.max() * len(weights) <= 2.0**53
+    if not counts:  # weights without a scale are scaled to their effective number
         weights = weights / weights.max()
         weights = weights * (weights.sum() / (weights**2).sum())
     experts, gating, noise_std, expert_bias, gating_bias = (
