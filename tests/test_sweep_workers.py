@@ -106,6 +106,25 @@ def test_a_result_that_ends_with_its_worker_is_run_again(cluster, monkeypatch, r
         assert [(outcome.ticket, outcome.worker_died) for outcome in outcomes] == [(1, True)]
 
 
+def test_a_worker_that_dask_pauses_gets_nothing_and_is_told(cluster, monkeypatch):
+    """Its memory is near Dask's limit: it would take no chunk up, for ever if that is the size of a JAX process."""
+    from distributed import Status
+
+    monkeypatch.setattr(dask_executor, "PAUSED_REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr(dask_executor, "FIRST_WORD_SECONDS", 0.1)
+    cluster.scale(1)
+    with executor_on(cluster, patient=True) as executor:
+        wait_until(executor.workers)
+        (worker,) = cluster.workers.values()
+        worker.periodic_callbacks["memory_monitor"].stop()  # it would see that there is memory enough
+        worker.status = Status.paused
+        wait_until(lambda: not executor.workers())
+        (line, *_) = wait_until(lambda: executor.workers() or executor.news())
+        assert "1 paused by Dask, because their memory is near its limit" in line
+        worker.status = Status.running
+        wait_until(executor.workers)
+
+
 def test_a_sweep_whose_only_worker_is_replaced_has_every_row_once(fake, cluster, tmp_path, monkeypatch):  # noqa: F811
     from distributed import Client
 

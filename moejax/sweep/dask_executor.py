@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import os
 import pickle
 import queue
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 WORKERS_REFRESH_SECONDS = 0.5
 NO_WORKERS_SECONDS = 120.0
 """After this long without a worker of this machine, something is wrong with it."""
+PAUSED_REFRESH_SECONDS = 5.0
 GATHER_SECONDS = 5.0
 """A result that has not come after this long may be lost with its worker."""
 FIRST_WORD_SECONDS = 10.0
@@ -103,6 +105,8 @@ class DaskExecutor:
         self._asking: dict[str, Future] = {}
         self._answers: dict[str, str] = {}
         """Worker -> why it gets no chunk; empty: it gets some."""
+        self._paused: set[str] = set()
+        self._asked_who_is_paused = -math.inf
         self._news = list(news)
         self._questions = self._came = 0
         self._refreshed = self._last_usable = time.monotonic()
@@ -113,7 +117,9 @@ class DaskExecutor:
         if time.monotonic() - self._refreshed > WORKERS_REFRESH_SECONDS or not self._live:
             self._refresh()
         self._hear()
-        usable = [worker for worker in self._live if self._answers.get(worker) == ""]
+        usable = [
+            worker for worker in self._live if self._answers.get(worker) == "" and worker not in self._paused
+        ]
         self._watch(bool(usable))
         return usable
 
@@ -131,6 +137,10 @@ class DaskExecutor:
             ) from None
         self._refreshed = time.monotonic()
         self._live = sorted(threads)
+        if self._refreshed - self._asked_who_is_paused > PAUSED_REFRESH_SECONDS:
+            self._asked_who_is_paused = self._refreshed
+            known: Any = self._client.scheduler_info()["workers"]
+            self._paused = {worker for worker, facts in known.items() if facts.get("status") == "paused"}
         gone = ({*self._answers, *self._asking} | {worker for worker, _ in self._futures.values()}) - set(
             threads
         )
@@ -197,6 +207,8 @@ class DaskExecutor:
 
     def _known(self, refused: list[str], waited: float) -> str:
         parts = [] if self._live else ["the scheduler has none"]
+        if self._paused:
+            parts.append(f"{len(self._paused)} paused by Dask, because their memory is near its limit")
         if refused:
             parts.append(f"{len(refused)} cannot run this sweep ({refused[0]})")
         if self._asking:

@@ -46,6 +46,11 @@ OURS = {
 }
 """Options that are not the user's, and why."""
 WORKER_EXPORTS = (
+    # A worker that Dask pauses, because its memory is near the job's, keeps its chunks for ever; Slurm ends what uses too much.
+    "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False",
+    "export DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False",
+    "export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False",
+    "export DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False",
     "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",  # a worker's web pages have no authentication
     # Dask's scratch folder of a node is the same for all users, and first in a worker's path of imports.
     'scratch="${TMPDIR:-/tmp}/moejax-$(id -u)"; mkdir -m 700 "$scratch" 2>/dev/null; '
