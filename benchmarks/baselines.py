@@ -1,7 +1,8 @@
 """Every method on the same instances: success rate, errors, passes over the data, seconds.
 
-float32, known noise, gates of norm 1 orthogonal to the experts, the trials of `moejax.trial`. A pass is one visit of every sample,
-for gradient descent as for EM (whose pass also makes Gram matrices, and costs more); pilots, moments and all starts are counted.
+float32, known noise, gates of norm 1 orthogonal to the experts, the trials of `moejax.sweep.trial`. A pass is one visit of every
+sample, for gradient descent as for EM (whose pass also makes Gram matrices, and costs more); pilots, moments and all starts are
+counted.
 
     python benchmarks/baselines.py [--trials 20] [--methods joint_em gradient_nll ..] [--num-starts 1] [--settings 0 1 2]
 """
@@ -15,8 +16,10 @@ import jax
 import numpy as np
 
 from moejax.methods import STARTS, method_names
-from moejax.metrics import SUCCESS_THRESHOLD
-from moejax.trial import AlgorithmSettings, DataSettings, prepare, run_trials
+from moejax.model.metrics import SUCCESS_THRESHOLD
+from moejax.sweep.trial.prepare import prepare
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
+from moejax.sweep.trial.trial import run_trials
 
 SETTINGS = (
     DataSettings(activation="linear", dim=10, num_experts=3, num_samples=10_000, noise_std=0.1),

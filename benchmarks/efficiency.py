@@ -20,14 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import activation_facts, activation_names, get_activation
-from moejax.information import cramer_rao_bound, fisher_information, parameter_blocks
-from moejax.label_transforms import choose_order
+from moejax.likelihood.information import cramer_rao_bound, fisher_information, parameter_blocks
+from moejax.likelihood.predictors import free_parameters
 from moejax.methods import MethodConfig, Problem, get_method
-from moejax.metrics import SUCCESS_THRESHOLD, align, recovery_error
-from moejax.model import InstanceScales, random_params, sample
-from moejax.polish import free_parameters
-from moejax.spectral import host_transforms
+from moejax.model.activations import activation_facts, activation_names, get_activation
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.metrics import SUCCESS_THRESHOLD, align, recovery_error
+from moejax.model.mixture import sample
+from moejax.moments.orders import choose_order
+from moejax.moments.spectral import host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD = 10, 3, 0.1
 NUM_NODES = 25

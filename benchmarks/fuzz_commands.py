@@ -16,9 +16,9 @@ import numpy as np
 from fuzz_stores import sound_folder
 from fuzz_values import last, mutated, pick
 
-from moejax import cli
+from moejax.cli import program as cli
 from moejax.registry import registrations_undone
-from moejax.sweep.plugins import run_plugins
+from moejax.sweep.plan.plugins import run_plugins
 
 os.environ["MOEJAX_CACHE_DIR"] = ""
 os.environ["MOEJAX_TRACEBACK"] = "1"  # errors come out as they are: a line that hides a fault is no refusal
@@ -192,7 +192,7 @@ def run_line(words: Sequence[str]) -> str | None:
 @contextlib.contextmanager
 def figures_left_out() -> Iterator[None]:
     """Without figures, which take seconds and are made from the same table."""
-    from moejax.sweep import figures
+    from moejax.sweep.report import figures
 
     kept = figures.write_figures
     figures.write_figures = lambda named, folder: []

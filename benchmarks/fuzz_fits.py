@@ -22,8 +22,8 @@ import scipy.sparse
 import scipy.special
 
 import moejax
-from moejax.arguments import NotNumbersError
 from moejax.checks import brief
+from moejax.fitting.array_checks import NotNumbersError
 
 NUM_ROWS, NUM_INPUTS = 40, 2
 SIZES = (1e308, -1e308, 1e200, 1e30, 1e-30, 1e-200, 1e-320, 5e-324, 0.0, -0.0, 2.0**53, 1e16)

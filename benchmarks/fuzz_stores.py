@@ -16,18 +16,18 @@ import numpy as np
 import pandas as pd
 from fuzz_values import any_value, last, mutated, pick
 
-from moejax import trial as core
 from moejax.sweep import load, load_arrays, load_timings
-from moejax.sweep.chunk import ChunkResult
-from moejax.sweep.fields import FIELDS
-from moejax.sweep.plan import make_plan
-from moejax.sweep.provenance import collect_provenance
-from moejax.sweep.repair import repair_store
-from moejax.sweep.report import write_report
-from moejax.sweep.spec import read_spec
-from moejax.sweep.status import read_status
-from moejax.sweep.store import Store
-from moejax.sweep.summary import summarise
+from moejax.sweep import trial as core
+from moejax.sweep.execution.provenance import collect_provenance
+from moejax.sweep.plan.chunks import ChunkResult
+from moejax.sweep.plan.plan import make_plan
+from moejax.sweep.report.page import write_report
+from moejax.sweep.report.status import read_status
+from moejax.sweep.report.summary import summarise
+from moejax.sweep.spec.fields import FIELDS
+from moejax.sweep.spec.parse import read_spec
+from moejax.sweep.store.repair import repair_store
+from moejax.sweep.store.store import Store
 
 
 def last_input() -> str:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from fuzz_values import NUMBERS, WORDS, any_value, fitting_value, last, mutated, pick, quoted, toml_text
 
-from moejax import methods
 from moejax.console import PlainConsole
-from moejax.sweep.fields import FIELDS
-from moejax.sweep.plan import make_plan
-from moejax.sweep.screen import print_plan
-from moejax.sweep.spec import TOP_LEVEL, parse_spec, read_spec
+from moejax.methods import method as methods
+from moejax.sweep.plan.plan import make_plan
+from moejax.sweep.report.terminal import print_plan
+from moejax.sweep.spec.fields import FIELDS
+from moejax.sweep.spec.parse import TOP_LEVEL, parse_spec, read_spec
 
 
 def last_input() -> str:

@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from moejax.tables import read_table
+from moejax.fitting.tables import read_table
 
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-tables-"))
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moejax.sweep.fields import FIELDS
+from moejax.sweep.spec.fields import FIELDS
 
 last = [""]
 """The text of the input that ran last."""

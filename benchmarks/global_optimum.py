@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import moejax
-from moejax.datasets import load
-from moejax.em import joint_em
+from moejax.fitting.datasets import load
+from moejax.fitting.whitening import input_map
+from moejax.likelihood.em import joint_em
 from moejax.methods import MethodConfig, Problem, random_starts
-from moejax.whitening import input_map
 
 KEYS, STARTS, PASSES, BATCH = 10, 2000, 800, 100
 
@@ -35,7 +35,7 @@ def random_start_optima(x: np.ndarray, y: np.ndarray, num_experts: int) -> np.nd
     whitening = input_map(x, np.ones(len(y)), centre=True)
     z, labels = jnp.asarray((x - whitening.mean) @ whitening.matrix), jnp.asarray(y)
     problem = Problem(z, labels, jnp.ones_like(labels), jnp.std(labels), None)
-    linear = moejax.activations.get_activation("linear")
+    linear = moejax.model.activations.get_activation("linear")
     config = MethodConfig(fn=linear, num_experts=num_experts, order=0, fit_intercept=True)
     starts = random_starts(jax.random.key(12345), problem, config, STARTS, jnp.std(labels))
 

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import activation_facts, activation_names, get_activation
-from moejax.label_transforms import choose_order
+from moejax.likelihood.polish import polish
 from moejax.methods import MethodConfig, Problem, get_method
-from moejax.metrics import recovery_error
-from moejax.model import InstanceScales, random_params, sample
-from moejax.polish import polish
-from moejax.spectral import host_transforms
+from moejax.model.activations import activation_facts, activation_names, get_activation
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.metrics import recovery_error
+from moejax.model.mixture import sample
+from moejax.moments.orders import choose_order
+from moejax.moments.spectral import host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD = 10, 3, 0.1
 TOLERANCE = 0.01

@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.activations import activation_facts, get_activation
-from moejax.inputs import get_input_distribution, get_log_density
-from moejax.label_transforms import transform_noise_std
-from moejax.metrics import match_experts, recovery_error
-from moejax.model import InstanceScales, random_params, sample_labels, unit_rows
-from moejax.noise import estimate_noise_std
-from moejax.residual import residual_estimate
-from moejax.spectral import host_transforms, traced_transforms
+from moejax.methods.residual_passes import residual_estimate
+from moejax.model.activations import activation_facts, get_activation
+from moejax.model.inputs import get_input_distribution, get_log_density
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.metrics import match_experts, recovery_error
+from moejax.model.mixture import sample_labels, unit_rows
+from moejax.moments.noise import estimate_noise_std
+from moejax.moments.orders import transform_noise_std
+from moejax.moments.spectral import host_transforms, traced_transforms
 
 DIM, NUM_EXPERTS = 10, 3
 CHUNK_SIZE = 65_536

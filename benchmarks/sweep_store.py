@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from moejax import trial as core
 from moejax.sweep import commands, load
-from moejax.sweep.chunk import ChunkResult
-from moejax.sweep.plan import make_plan
-from moejax.sweep.provenance import collect_provenance
-from moejax.sweep.spec import read_spec
-from moejax.sweep.status import read_status
-from moejax.sweep.store import Store
+from moejax.sweep import trial as core
+from moejax.sweep.execution.provenance import collect_provenance
+from moejax.sweep.plan.chunks import ChunkResult
+from moejax.sweep.plan.plan import make_plan
+from moejax.sweep.report.status import read_status
+from moejax.sweep.spec.parse import read_spec
+from moejax.sweep.store.store import Store
 
 SPEC = """
 name = "million"

@@ -42,11 +42,12 @@ QUICK = ("trials=10", "num_samples=[2400, 4000]", "pad_samples_to=[4096]")
 
 
 def main() -> None:
-    from moejax.activation_table import activation_rows, print_activation_rows
-    from moejax.cli import Common, configure_jax
+    from moejax.cli.activations import activation_rows, print_activation_rows
+    from moejax.cli.options import Common
+    from moejax.cli.program import configure_jax
     from moejax.sweep import commands, load
-    from moejax.sweep.figures import line_figure
-    from moejax.sweep.summary import estimates
+    from moejax.sweep.report.figures import line_figure
+    from moejax.sweep.report.summary import estimates
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moejax.claims import Number
+from moejax.reproduce.claims import Number
 from moejax.sweep import load_arrays
-from moejax.sweep.figures import COLOURS
+from moejax.sweep.report.axes import COLOURS
 
 SPEC = "sweeps/convergence.toml"
 QUICK = {

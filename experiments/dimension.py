@@ -1,8 +1,8 @@
 """How does the error grow with the dimension, at a fixed number of samples?"""
 
-from moejax.claims import Number
-from moejax.sweep.figures import line_figure
-from moejax.sweep.summary import estimates
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.figures import line_figure
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/dimension.toml"
 QUICK = {"trials": 10, "num_samples": 4000, "activation": ["linear"], "dim": [6, 10]}

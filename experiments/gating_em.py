@@ -13,13 +13,14 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moejax.activations import get_activation
-from moejax.claims import Number
-from moejax.em import gating_em, joint_em
-from moejax.gaussian import standard_normal
-from moejax.model import InstanceScales, random_params, sample, unit_rows
-from moejax.sweep.figures import COLOURS, MARKERS
+from moejax.likelihood.em import gating_em, joint_em
+from moejax.model.activations import get_activation
+from moejax.model.gaussian import standard_normal
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.mixture import sample, unit_rows
+from moejax.reproduce.claims import Number
 from moejax.sweep.monte_carlo import mean_and_mcse
+from moejax.sweep.report.axes import COLOURS, MARKERS
 
 SPEC = "sweeps/gating-em.toml"
 PROGRAM = ("activation",)

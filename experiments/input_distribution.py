@@ -1,8 +1,8 @@
 """What if the inputs are not standard normal?"""
 
-from moejax.claims import Number
-from moejax.sweep.figures import line_figure
-from moejax.sweep.summary import estimates
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.figures import line_figure
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/input-distribution.toml"
 QUICK = {

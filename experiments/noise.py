@@ -1,8 +1,8 @@
 """How much noise can each method bear? All noise levels of a method and an activation share one program."""
 
-from moejax.claims import Number
-from moejax.sweep.figures import line_figure
-from moejax.sweep.summary import estimates
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.figures import line_figure
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/noise.toml"
 QUICK = {"trials": 10, "num_samples": 4000, "activation": ["linear"], "noise_std": [0.1, 0.4]}

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moejax.claims import Number
-from moejax.sweep.figures import COLOURS, MARKERS
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.axes import COLOURS, MARKERS
 
 SPEC = "sweeps/non-linearity.toml"
 QUICK = {

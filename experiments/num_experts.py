@@ -1,8 +1,8 @@
 """When do random starts stop finding all experts?"""
 
-from moejax.claims import Number
-from moejax.sweep.figures import line_figure
-from moejax.sweep.summary import estimates
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.figures import line_figure
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/num-experts.toml"
 QUICK = {"trials": 10, "dim": 10, "num_samples": 4000, "activation": ["linear"], "num_experts": [2, 3]}

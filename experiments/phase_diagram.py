@@ -6,9 +6,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from moejax.claims import Number
-from moejax.sweep.figures import HEAT_MAP
-from moejax.sweep.summary import estimates
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.axes import HEAT_MAP
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/phase-diagram.toml"
 QUICK = {

@@ -1,8 +1,8 @@
 """The picture at the top of the README: recovery error against sample size, two activations at two noise levels."""
 
-from moejax.claims import Number
-from moejax.sweep.figures import line_figure
-from moejax.sweep.summary import estimates
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.figures import line_figure
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/quickstart.toml"
 QUICK = {

@@ -15,16 +15,16 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moejax import datasets
-from moejax.activations import get_activation
-from moejax.claims import Number
-from moejax.label_transforms import transform_noise_std
+from moejax.fitting import datasets
+from moejax.fitting.whitening import input_map
 from moejax.methods import MethodConfig, Problem, get_method, lookup_method, moments_of
-from moejax.model import log_likelihood_per_sample, predict
-from moejax.noise import estimate_noise_std
-from moejax.spectral import traced_transforms
-from moejax.sweep.figures import COLOURS
-from moejax.whitening import input_map
+from moejax.model.activations import get_activation
+from moejax.model.mixture import log_likelihood_per_sample, predict
+from moejax.moments.noise import estimate_noise_std
+from moejax.moments.orders import transform_noise_std
+from moejax.moments.spectral import traced_transforms
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.axes import COLOURS
 
 SPEC = "sweeps/real-data.toml"
 PROGRAM = ("dataset", "model", "num_experts")

@@ -4,9 +4,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from moejax.claims import Number
-from moejax.sweep.figures import COLOURS, MARKERS
-from moejax.sweep.summary import estimates
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.axes import COLOURS, MARKERS
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/restarts.toml"
 QUICK = {

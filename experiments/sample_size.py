@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from moejax.activations import activation_facts, get_activation
-from moejax.claims import Number
-from moejax.gaussian import standard_normal
-from moejax.information import fisher_information
-from moejax.metrics import bottleneck_assignment, expert_distances
-from moejax.model import InstanceScales, random_params
-from moejax.sweep.figures import line_figure
-from moejax.sweep.summary import estimates
+from moejax.likelihood.information import fisher_information
+from moejax.model.activations import activation_facts, get_activation
+from moejax.model.gaussian import standard_normal
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.metrics import bottleneck_assignment, expert_distances
+from moejax.reproduce.claims import Number
+from moejax.sweep.report.figures import line_figure
+from moejax.sweep.report.summary import estimates
 
 SPEC = "sweeps/sample-size.toml"
 QUICK = {"trials": 10, "activation": ["linear", "tanh"], "num_samples": [2400, 4000], "pad_samples_to": []}

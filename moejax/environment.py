@@ -1,13 +1,16 @@
-"""What this process runs on: devices, cores and memory, within the limits of a container, and the random numbers' generator."""
+"""The machine and the process: devices, cores and memory, threads, the cache, git, and the random numbers' generator."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import os
+import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 DEVICES = Path("/dev")
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -148,3 +151,166 @@ def _content(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def cache_folder() -> Path | None:
+    """MOEJAX_CACHE_DIR, or `moejax` in the user's cache folder.
+
+    None, and nothing is kept, if MOEJAX_CACHE_DIR is set to nothing, if the user has no home folder, or if the folder is not
+    there and cannot be made.
+    """
+    folder = _chosen_folder()
+    return None if folder is None or (_obstacle(folder) and not folder.is_dir()) else folder
+
+
+def why_no_cache() -> str:
+    """Why nothing new can be kept although nobody asked for that; empty if all is well."""
+    if os.environ.get("MOEJAX_CACHE_DIR") == "":
+        return ""
+    folder = _chosen_folder()
+    return "there is no home folder" if folder is None else _obstacle(folder)
+
+
+def _chosen_folder() -> Path | None:
+    chosen = os.environ.get("MOEJAX_CACHE_DIR")
+    if chosen == "":
+        return None
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moejax"
+    except RuntimeError:  # pathlib's word for a user without a home
+        return None
+
+
+def _obstacle(folder: Path) -> str:
+    """Why the folder cannot be made or written, by the first of its parents that exists; empty if it can."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except (OSError, StopIteration) as error:
+        return f"{folder} cannot be used ({getattr(error, 'strerror', None) or 'no such folder'})"
+    if not there.is_dir():
+        return f"{folder} cannot be used ({there} is not a folder)"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written"
+
+
+def compilation_cache_folder() -> Path | None:
+    """Where compiled programs are kept, apart for each kind of CPU: MOEJAX_CACHE_DIR, or the user's cache folder.
+
+    None, and no cache, where MOEJAX_CACHE_DIR is set to nothing, or where nothing can be written.
+    """
+    base = None if why_no_cache() else cache_folder()
+    return None if base is None else base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
+
+
+def cpu_model() -> str:
+    """The processor's model and, where it tells, its family and stepping: compiled programs differ by them."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    fields = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)$", text, flags=re.MULTILINE))
+    return " ".join([platform.machine(), *fields.values()])
+
+
+SINGLE_THREADED = {
+    # LLVM compiles a program on one core faster in one piece than in 32.
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
+    "NPROC": "1",  # the size of XLA's own thread pool
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+def use_single_thread() -> None:
+    """Make XLA run on one thread in this process; it must be called before JAX starts its backend.
+
+    With it, the numbers of `--workers 1` are those of any single-threaded worker, bit for bit.
+    """
+    for name, value in single_threaded_environment().items():
+        os.environ[name] = value
+
+
+def compile_without_optimisation() -> None:
+    """Make XLA compile fast and run slowly, in this process and those that it starts, unless XLA_FLAGS say otherwise.
+
+    LLVM does not optimise, and jaxlib up to 0.10 uses the older of its two code generators for CPUs: a trial compiles in a
+    third of the time and runs in five times as much. It must be called before JAX starts its backend.
+    """
+    import jaxlib
+
+    flags = "--xla_backend_optimization_level=0"
+    if tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10):
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    given = os.environ.get("XLA_FLAGS", "")
+    if flags not in given:  # XLA takes the last of two equal flags: the user's
+        os.environ["XLA_FLAGS"] = f"{flags} {given}".strip()
+
+
+def single_threaded_environment() -> dict[str, Any]:
+    """Environment of a single-threaded process; flags that the user gave to XLA are kept."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = SINGLE_THREADED["XLA_FLAGS"]
+    return SINGLE_THREADED | {"XLA_FLAGS": given if flags in given else f"{given} {flags}".strip()}
+
+
+GIT_PLACES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+)
+"""Variables by which git is told where a repository is."""
+
+
+def float_precision() -> str:
+    """ "float32" or "float64": JAX's setting in this process."""
+    import jax
+
+    return "float64" if jax.config.values["jax_enable_x64"] else "float32"
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that holds the package, and whether it was changed since; None without one.
+
+    A repository counts only if it tracks the files of the folder: one that a virtual environment lies in, ignored, does not.
+
+    Changes in results/ do not count: they are what `moejax reproduce` writes, and no number comes from them.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None or not _git(folder, "ls-files", "--", "."):
+        return None
+    sources = (":(top)", ":(top,exclude)results")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *sources)
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # a hook of another repository is run with that repository named in the environment
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            env=environment,
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None  # no git, or no checkout: the versions must do
+    return done.stdout.strip()
+
+
+def processor_name() -> str:
+    """The CPU's own name, where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()

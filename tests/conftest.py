@@ -11,10 +11,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 import pytest
 
-from moejax import multistart
+from moejax.environment import compile_without_optimisation
+from moejax.methods import global_search as multistart
 from moejax.registry import registrations_undone
-from moejax.sweep import plugins
-from moejax.sweep.executors import compile_without_optimisation
+from moejax.sweep.plan import plugins
 
 # Nearly all of the suite's time goes to compilation. Processes that tests start inherit the flags, and those of the caller win:
 # XLA_FLAGS=--xla_backend_optimization_level=2 (and --xla_cpu_use_fusion_emitters=true) tests the programs that users get.

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moejax import trial as core
-from moejax.sweep.chunk import ChunkResult
-from moejax.sweep.plan import Plan, make_plan
-from moejax.sweep.provenance import collect_provenance
-from moejax.sweep.schema import STORE_NAME, expected_columns
-from moejax.sweep.spec import read_spec
-from moejax.sweep.store import Store
+from moejax.sweep import trial as core
+from moejax.sweep.execution.provenance import collect_provenance
+from moejax.sweep.plan.chunks import ChunkResult
+from moejax.sweep.plan.plan import Plan, make_plan
+from moejax.sweep.spec.parse import read_spec
+from moejax.sweep.store.schema import STORE_NAME, expected_columns
+from moejax.sweep.store.store import Store
 
 SPEC = """
 name = "made-up"

@@ -9,8 +9,8 @@ import pytest
 from scipy import integrate, special, stats
 
 import moejax
-from moejax import trial
-from moejax.activations import (
+from moejax.methods import register_method, require_slopes
+from moejax.model.activations import (
     activation_derivatives,
     activation_facts,
     activation_name,
@@ -19,8 +19,8 @@ from moejax.activations import (
     get_activation,
     register_activation,
 )
-from moejax.methods import register_method, require_slopes
-from moejax.spectral import host_transforms, spectral_estimate
+from moejax.moments.spectral import host_transforms, spectral_estimate
+from moejax.sweep import trial
 
 REFERENCE = {
     "linear": lambda t: t,

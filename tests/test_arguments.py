@@ -13,18 +13,11 @@ import pytest
 import scipy.sparse
 
 import moejax
-from moejax import MoERegressor, arguments
-from moejax.arguments import (
-    NotNumbersError,
-    as_numbers,
-    checked_arrays,
-    checked_options,
-    noise_levels,
-    number_of_experts,
-    prng_key,
-    whole_number,
-)
+from moejax import MoERegressor
 from moejax.checks import brief, require
+from moejax.fitting import arguments
+from moejax.fitting.arguments import checked_options, noise_levels, number_of_experts, prng_key, whole_number
+from moejax.fitting.array_checks import NotNumbersError, as_numbers, checked_arrays
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 2))

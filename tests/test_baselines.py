@@ -8,19 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import baselines, log_likelihood, recovery_error
-from moejax.activations import get_activation
-from moejax.baselines import (
-    LEARNING_RATES,
-    PILOT_PASSES,
-    GatedLossMoments,
-    clusterwise_regression,
-    descend,
-    gated_loss,
-    negative_log_likelihood,
-    squared_error,
-)
-from moejax.design import sample_blocks
+from moejax import log_likelihood, recovery_error
+from moejax.likelihood.blocks import sample_blocks
 from moejax.methods import (
     MOMENT_PASSES,
     MethodConfig,
@@ -30,10 +19,23 @@ from moejax.methods import (
     method_names,
     moments_of,
 )
-from moejax.model import InstanceScales, random_params, sample
-from moejax.moments import second_moment, whitened_moment
-from moejax.spectral import NOT_FINITE, OK, RANK_DEFICIENT, host_transforms
-from moejax.trial import AlgorithmSettings, DataSettings, check_settings, prepare, run_trials
+from moejax.methods.gated_loss import GatedLossMoments, gated_loss
+from moejax.methods.gradient_descent import (
+    LEARNING_RATES,
+    PILOT_PASSES,
+    descend,
+    negative_log_likelihood,
+    squared_error,
+)
+from moejax.methods.joint_em import clusterwise_regression
+from moejax.model.activations import get_activation
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.mixture import sample
+from moejax.moments.cross_moments import second_moment, whitened_moment
+from moejax.moments.spectral import NOT_FINITE, OK, RANK_DEFICIENT, host_transforms
+from moejax.sweep.trial.prepare import prepare
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings
+from moejax.sweep.trial.trial import run_trials
 
 D, K, N, NOISE = 4, 2, 1500, 0.1
 NAMES = ("joint_em", "gradient_nll", "gradient_mse", "gated_losses")
@@ -258,7 +260,7 @@ def test_the_gated_loss_of_the_population_has_its_minima_at_the_scaled_dual_basi
 
 
 def test_clusterwise_regression_is_least_squares_on_the_samples_nearest_to_each_expert(monkeypatch):
-    monkeypatch.setattr(baselines, "CLUSTERWISE_DAMPING", 0.0)
+    monkeypatch.setattr("moejax.methods.joint_em.CLUSTERWISE_DAMPING", 0.0)
     rng = np.random.default_rng(3)
     n, d, k = 400, 3, 2
     x, truth, start = rng.normal(size=(n, d)), rng.normal(size=(k, d)), rng.normal(size=(k, d))

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from moejax.claims import Number, read_results, render
-from moejax.experiment import load_experiments
+from moejax.reproduce.claims import Number, read_results, render
+from moejax.reproduce.experiment import load_experiments
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = sorted((ROOT / "results").glob("*/claims.json"))

@@ -17,8 +17,10 @@ import sklearn.datasets
 from rich.table import Table
 
 import moejax
-from moejax import cli
-from moejax.activation_table import activation_row
+from moejax.cli import program as cli
+from moejax.cli.activations import activation_row
+from moejax.cli.fit_tables import _strongest
+from moejax.cli.options import Info
 from moejax.console import (
     PlainConsole,
     error_line,
@@ -27,8 +29,8 @@ from moejax.console import (
     output_that_may_close,
     print_json,
 )
-from moejax.fit_command import _strongest
-from moejax.fitting import DEFAULT_OPTIONS
+from moejax.environment import compilation_cache_folder
+from moejax.fitting.pipeline import DEFAULT_OPTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +117,7 @@ def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
 def test_fit_of_one_target_of_a_data_set_in_a_folder(capsys, tmp_path):
     from test_datasets import STOCK, stock_file
 
-    from moejax.datasets import STOCK_PERIODS, STOCK_TARGETS
+    from moejax.fitting.datasets import STOCK_PERIODS, STOCK_TARGETS
 
     rng = np.random.default_rng(0)
     weights = rng.dirichlet(np.ones(6), size=100)
@@ -215,7 +217,7 @@ def test_info_names_the_cache(capsys, monkeypatch, tmp_path):
     info = json.loads(run(capsys, "info", "--json"))
     assert info["precision"] == "float64"
     monkeypatch.setenv("MOEJAX_CACHE_DIR", str(tmp_path))
-    assert str(cli.compilation_cache_folder()).startswith(str(tmp_path))
+    assert str(compilation_cache_folder()).startswith(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_interrupts_end_in_one_line(monkeypatch, capsys):
     def interrupted(command):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._RUN, cli.Info, interrupted)
+    monkeypatch.setitem(cli._RUN, Info, interrupted)
     with pytest.raises(SystemExit) as caught:
         cli.main(["info"])
     assert caught.value.code == 130
@@ -337,7 +339,7 @@ def test_a_name_is_shown_as_it_is():
 
 def test_every_console_is_a_plain_one():
     """A console of Rich's own would take `[red]` in a user's name for a style."""
-    package = Path(cli.__file__).parent
+    package = Path(moejax.__file__).parent
     own = [
         path.name
         for path in package.rglob("*.py")
@@ -383,11 +385,11 @@ def test_without_a_home_folder_there_is_no_cache_and_a_line_says_so(capsys, monk
 def test_a_cache_that_cannot_be_written_is_done_without(capsys, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MOEJAX_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert cli.compilation_cache_folder() is None
+    assert compilation_cache_folder() is None
     cli.main(["activations", "linear", "--quiet"])
     assert "is not a folder): compiled programs are not kept" in capsys.readouterr().err
     monkeypatch.setenv("MOEJAX_CACHE_DIR", "~/x")
-    assert "~" not in str(cli.compilation_cache_folder())
+    assert "~" not in str(compilation_cache_folder())
 
 
 @pytest.mark.parametrize(
@@ -433,7 +435,7 @@ def test_results_are_written_before_they_are_printed(monkeypatch, tmp_path, clos
     """A reader that goes away takes no file with it."""
     from stores import made_up_store
 
-    monkeypatch.setattr("moejax.sweep.figures.make_figures", lambda summary: [])
+    monkeypatch.setattr("moejax.sweep.report.figures.make_figures", lambda summary: [])
     _, folder, _ = made_up_store(tmp_path)
     monkeypatch.setattr(sys, "stdout", closed_pipe)
     with pytest.raises(SystemExit) as caught:

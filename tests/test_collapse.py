@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.collapse import is_collapsed, label_rounding
+from moejax.likelihood.collapse import is_collapsed, label_rounding
 
 EPS = np.finfo(float).eps
 

@@ -1,4 +1,4 @@
-"""No program holds a batched LAPACK call, with which jaxlib may stop for ever (see `moejax.small_linear_algebra`).
+"""No program holds a batched LAPACK call, with which jaxlib may stop for ever (see `moejax.model.small_linear_algebra`).
 
 The calls are read in the lowered text: XLA's CPU compiler adds no call of LAPACK and does not batch one, which
 `test_the_lowered_text_shows_the_calls_that_are_compiled` checks.
@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax import fitting, label_units, trial
-from moejax.activations import get_activation
-from moejax.estimator import _gates_and_means
+from moejax.fitting import label_units
+from moejax.fitting import pipeline as fitting
+from moejax.fitting.estimator import _gates_and_means
+from moejax.fitting.uncertainty import uncertainty
 from moejax.methods import MethodConfig, Problem, get_method, lookup_method, method_names, zero_gates
-from moejax.spectral import host_transforms
-from moejax.trial import AlgorithmSettings, DataSettings
-from moejax.uncertainty import uncertainty
+from moejax.model.activations import get_activation
+from moejax.moments.spectral import host_transforms, traced_transforms
+from moejax.sweep import trial
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
+from moejax.sweep.trial.trial import _run_trials
 
 FN = get_activation("tanh")
 N, D, K = 64, 8, 3
@@ -84,13 +87,13 @@ def test_trials_side_by_side_have_no_batched_calls():
     data = DataSettings(activation="tanh", dim=D, num_experts=K, num_samples=N)
     spec, traced = trial.prepare(data, AlgorithmSettings(method="spectral", noise_knowledge="estimated"), N)
     stacked = jax.tree.map(lambda leaf: np.stack([leaf] * 2), traced)
-    assert batched(trial._run_trials.lower(np.zeros((2, 2), np.uint32), stacked, spec, vmap_width=2)) == []
+    assert batched(_run_trials.lower(np.zeros((2, 2), np.uint32), stacked, spec, vmap_width=2)) == []
 
 
 @pytest.mark.parametrize("kind", ["polynomial", "least_norm"])
 def test_label_transforms_side_by_side_have_no_batched_calls(kind):
     def build(noise_std):
-        return trial.traced_transforms(FN, noise_std, 3, kind, K)
+        return traced_transforms(FN, noise_std, 3, kind, K)
 
     assert batched(jax.jit(jax.vmap(build)).lower(jnp.asarray([0.1, 0.2]))) == []
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.activations import get_activation
-from moejax.data_units import DataUnits
-from moejax.information import covariance, standard_errors
-from moejax.label_transforms import why_unusable
-from moejax.label_units import LabelMap, activation_range, fitted_labels, is_linear, labels_note
-from moejax.whitening import input_map, params_in_input_units
+from moejax.fitting.data_units import DataUnits
+from moejax.fitting.label_units import LabelMap, activation_range, fitted_labels, is_linear, labels_note
+from moejax.fitting.whitening import input_map, params_in_input_units
+from moejax.likelihood.information import covariance, standard_errors
+from moejax.model.activations import get_activation
+from moejax.moments.orders import why_unusable
 
 N = 4000
 
@@ -99,7 +99,7 @@ def drawn(fit_intercept):
         np.array([0.5, -1.0]) * fit_intercept,
         np.array([0.3, 0.0]) * fit_intercept,
     )
-    y, _ = moejax.model.sample_labels(jax.random.key(0), params, "linear", jnp.asarray(z))
+    y, _ = moejax.model.mixture.sample_labels(jax.random.key(0), params, "linear", jnp.asarray(z))
     return z, params, np.asarray(y, np.float64)
 
 
@@ -194,7 +194,7 @@ def test_weights_without_a_scale_have_none():
 
 def test_unequal_reliabilities_count_as_their_effective_number():
     weights = np.array([0.5, 0.25, 0.25, 0.0])
-    resolved, kind = moejax.preparation.rescaled_weights(weights, None)
+    resolved, kind = moejax.fitting.preparation.rescaled_weights(weights, None)
     assert kind == "reliability"
     assert resolved.sum() == pytest.approx(1.0 / (0.5**2 + 2 * 0.25**2))
     np.testing.assert_allclose(resolved / resolved.sum(), weights)

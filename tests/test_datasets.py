@@ -13,8 +13,8 @@ import numpy as np
 import openpyxl
 import pytest
 
-from moejax import datasets
-from moejax.datasets import STOCK_PERIODS, load
+from moejax.fitting import datasets
+from moejax.fitting.datasets import STOCK_PERIODS, load
 
 REAL_DATA = Path(os.environ.get("MOEJAX_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
 needs_real_data = pytest.mark.skipif(

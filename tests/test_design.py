@@ -6,18 +6,13 @@ import numpy as np
 import pytest
 
 from moejax import log_likelihood, make_params, sample
-from moejax.activations import activation_facts
-from moejax.design import (
-    block_matrix,
-    params_of,
-    predictors_of,
-    sample_blocks,
-    sum_over_blocks,
-    weighted_gram,
-)
-from moejax.em import Point, expectation
-from moejax.model import expert_means, gate_logits, with_stand_ins
-from moejax.polish import likelihood_curvature
+from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
+from moejax.likelihood.derivatives import likelihood_curvature
+from moejax.likelihood.em import expectation
+from moejax.likelihood.m_step import Point
+from moejax.likelihood.predictors import block_matrix, params_of, predictors_of, weighted_gram
+from moejax.model.activations import activation_facts
+from moejax.model.mixture import expert_means, gate_logits, with_stand_ins
 
 RNG = np.random.default_rng(0)
 

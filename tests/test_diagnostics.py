@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.diagnostics import _gate_angle
+from moejax.fitting.diagnostics import _gate_angle
 
 QUICK = {"num_experts": 2, "fit_intercept": True, "method": "spectral_em", "noise_std": None}
 

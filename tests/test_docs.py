@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from moejax.inputs import input_distribution_names
-from moejax.label_transforms import TRANSFORM_KINDS
-from moejax.sweep.fields import FIELDS
-from moejax.sweep.stopping import PRECISION_KEYS, STATISTICS
-from moejax.trial import metric_names
+from moejax.model.inputs import input_distribution_names
+from moejax.moments.label_transforms import TRANSFORM_KINDS
+from moejax.sweep.spec.fields import FIELDS
+from moejax.sweep.spec.precision import PRECISION_KEYS, STATISTICS
+from moejax.sweep.trial.measures import metric_names
 
 TEXT = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
 

@@ -10,8 +10,9 @@ from scipy import optimize, special, stats
 from sklearn.linear_model import LogisticRegression
 
 from moejax import log_likelihood, make_params, responsibilities, sample
-from moejax.activations import get_activation
-from moejax.em import RIDGE, frozen_scan, gating_em, joint_em
+from moejax.likelihood.em import RIDGE, gating_em, joint_em
+from moejax.likelihood.scan import frozen_scan
+from moejax.model.activations import get_activation
 
 D, K, N = 3, 3, 600
 

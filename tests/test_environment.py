@@ -5,7 +5,7 @@ import fcntl
 import pytest
 
 from moejax import environment
-from moejax.sweep.cores import CoreClaim
+from moejax.sweep.execution.cores import CoreClaim
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_containers_memory_is_the_memory(groups, own, files, limit):
 
 
 def test_two_sweeps_are_not_pinned_to_the_same_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("moejax.sweep.cores.available_cores", lambda: [0, 1, 2])
+    monkeypatch.setattr("moejax.sweep.execution.cores.available_cores", lambda: [0, 1, 2])
     first, second = CoreClaim(str(tmp_path)), CoreClaim(str(tmp_path))
     assert first.take(2) == [0, 1]
     assert second.take(2) == [2, None]  # what finds no free core goes where the system sends it
@@ -95,7 +95,7 @@ def test_the_machines_faults_are_told_from_a_functions():
 
 def test_no_thread_is_no_property_of_an_activation():
     """It would be kept as a result: a cell that cannot be prepared."""
-    from moejax.activations import activation_facts
+    from moejax.model.activations import activation_facts
 
     def starved(t):
         raise RuntimeError("can't start new thread")

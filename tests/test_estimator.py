@@ -74,9 +74,7 @@ def test_scikit_learns_check_of_weights_for_the_default_method():
 
 
 def test_it_is_imported_on_first_use_only():
-    code = (
-        "import sys, moejax; assert 'moejax.estimator' not in sys.modules; moejax.MoERegressor; print('ok')"
-    )
+    code = "import sys, moejax; assert 'moejax.fitting.estimator' not in sys.modules; moejax.MoERegressor; print('ok')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "ok\n", done.stderr
 

@@ -10,7 +10,7 @@ import scipy.stats
 from sklearn.linear_model import LinearRegression
 
 import moejax
-from moejax.model import InstanceScales, random_params
+from moejax.model.instances import InstanceScales, random_params
 
 DIM, NUM_EXPERTS, NOISE_STD = 5, 2, 0.1
 WITH_INTERCEPTS = {

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moejax import arguments
-from moejax.arguments import as_numbers, checked_arrays, noise_levels, number_of_experts, prng_key
 from moejax.checks import brief
-from moejax.tables import read_columns
+from moejax.fitting import arguments
+from moejax.fitting.arguments import noise_levels, number_of_experts, prng_key
+from moejax.fitting.array_checks import as_numbers, checked_arrays
+from moejax.fitting.tables import read_columns
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

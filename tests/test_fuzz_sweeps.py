@@ -13,13 +13,14 @@ from stores import made_up_store
 
 from moejax.console import PlainConsole, error_line, shorten
 from moejax.sweep import load, load_arrays, load_timings
-from moejax.sweep.digests import row_digests
-from moejax.sweep.fields import FIELDS
-from moejax.sweep.plan import make_plan
-from moejax.sweep.schema import STORE_NAME, StoreError
-from moejax.sweep.spec import MAX_CELLS, TOP_LEVEL, SpecError, parse_spec
-from moejax.sweep.status import read_status
-from moejax.sweep.summary import with_error
+from moejax.sweep.plan.plan import make_plan
+from moejax.sweep.report.status import read_status
+from moejax.sweep.report.summary import with_error
+from moejax.sweep.spec.fields import FIELDS
+from moejax.sweep.spec.parse import MAX_CELLS, TOP_LEVEL, parse_spec
+from moejax.sweep.spec.positions import SpecError
+from moejax.sweep.store.digests import row_digests
+from moejax.sweep.store.schema import STORE_NAME, StoreError
 
 small = settings(
     max_examples=60,

@@ -6,7 +6,7 @@ import pytest
 from numpy.polynomial import hermite_e
 from scipy import integrate, stats
 
-from moejax.gaussian import gaussian_grid, hermite_polynomials
+from moejax.model.gaussian import gaussian_grid, hermite_polynomials
 
 
 def test_hermite_polynomials_are_those_of_numpy():

@@ -9,8 +9,8 @@ import pytest
 from scipy import integrate, special, stats
 
 from moejax import make_params, sample
-from moejax.activations import get_activation
-from moejax.information import (
+from moejax.fitting.whitening import params_in_input_units
+from moejax.likelihood.information import (
     confidence_intervals,
     covariance,
     cramer_rao_bound,
@@ -21,9 +21,10 @@ from moejax.information import (
     standard_errors,
     transform_covariance,
 )
-from moejax.model import log_likelihood_per_sample, permute_experts, sample_labels
-from moejax.polish import free_parameters, params_from_free, polish
-from moejax.whitening import params_in_input_units
+from moejax.likelihood.polish import polish
+from moejax.likelihood.predictors import free_parameters, params_from_free
+from moejax.model.activations import get_activation
+from moejax.model.mixture import log_likelihood_per_sample, permute_experts, sample_labels
 
 pytestmark = pytest.mark.slow
 

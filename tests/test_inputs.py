@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from moejax.inputs import (
+from moejax.model.inputs import (
     get_input_distribution,
     get_log_density,
     input_distribution_names,

@@ -11,15 +11,13 @@ from numpy.polynomial import hermite_e
 from scipy import integrate, special, stats
 
 from moejax import label_transform
-from moejax.activations import activation_facts, get_activation
-from moejax.label_transforms import (
+from moejax.model.activations import activation_facts, get_activation
+from moejax.moments.label_transforms import TRANSFORM_KINDS, LabelTransform, transform_on_host
+from moejax.moments.orders import (
     RELATIVE_NOISE_RANGE,
-    TRANSFORM_KINDS,
-    LabelTransform,
     choose_order,
     predicted_mse,
     transform_noise_std,
-    transform_on_host,
     why_unusable,
 )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moejax import log_likelihood
-from moejax.activations import get_activation
+from moejax.likelihood.polish import polish
 from moejax.methods import (
     METHOD_STATUS,
     MethodConfig,
@@ -16,9 +16,10 @@ from moejax.methods import (
     moments_of,
     register_method,
 )
-from moejax.model import InstanceScales, random_params, sample
-from moejax.polish import polish
-from moejax.spectral import OK, SPECTRAL_STATUS, host_transforms
+from moejax.model.activations import get_activation
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.mixture import sample
+from moejax.moments.spectral import OK, SPECTRAL_STATUS, host_transforms
 
 D, K, N, NOISE = 4, 2, 2000, 0.1
 

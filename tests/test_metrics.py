@@ -9,8 +9,8 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from moejax import make_params, recovery_error
-from moejax.metrics import align, bottleneck_assignment, expert_distances, gating_error, match_experts
-from moejax.model import permute_experts
+from moejax.model.metrics import align, bottleneck_assignment, expert_distances, gating_error, match_experts
+from moejax.model.mixture import permute_experts
 
 bottleneck = jax.jit(bottleneck_assignment)
 error = jax.jit(recovery_error, static_argnames="even")

@@ -10,12 +10,11 @@ import pytest
 from scipy import special, stats
 
 from moejax import log_likelihood, make_params, predict, responsibilities, sample
-from moejax.model import (
-    InstanceScales,
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.mixture import (
     log_likelihood_per_sample,
     permute_experts,
     posterior,
-    random_params,
     regauge,
     sample_labels,
     unit_rows,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from moejax import label_transform
-from moejax.activations import get_activation
-from moejax.moments import (
+from moejax.model.activations import get_activation
+from moejax.moments.cross_moments import (
     RawMoments,
     power_sums,
     second_moment,

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax import model, multistart
-from moejax.em import joint_em
+from moejax.likelihood.em import joint_em
 from moejax.methods import MethodConfig, Problem, get_method, random_starts
-from moejax.model import MoEParams, make_params, regauge
+from moejax.methods import global_search as multistart
+from moejax.methods.moves import NOISE_OF_CHILDREN, Mixtures, children_of
+from moejax.model import mixture as model
+from moejax.model.mixture import MoEParams, make_params, regauge
 
 pytestmark = pytest.mark.usefixtures("whole_search")
 K, D, N = 3, 2, 240
 CONFIG = MethodConfig(
-    fn=moejax.activations.get_activation("linear"), num_experts=K, order=0, fit_intercept=True
+    fn=moejax.model.activations.get_activation("linear"), num_experts=K, order=0, fit_intercept=True
 )
 
 
@@ -80,7 +82,7 @@ def test_weights_of_zero_are_no_samples(problem):
 def mixtures_with(values, profiles):
     """Those whose parameters are their number."""
     number = jnp.arange(len(values), dtype=float)
-    return multistart.Mixtures(
+    return Mixtures(
         MoEParams(*(number for _ in MoEParams._fields)), jnp.asarray(values), jnp.asarray(profiles)
     )
 
@@ -136,7 +138,7 @@ def test_the_ridge_goes_down_to_that_of_the_fit(problem):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_starts", [multistart.FEWEST_FOR_CHILDREN, 48])
 def test_the_best_child_is_kept_however_few_the_starts(problem, monkeypatch, num_starts):
-    mark, make = 7.0, multistart.children_of
+    mark, make = 7.0, children_of
 
     def marked(*arguments):
         children = make(*arguments)
@@ -145,7 +147,7 @@ def test_the_best_child_is_kept_however_few_the_starts(problem, monkeypatch, num
     def scored(starts, *_):
         born = (starts.noise_std.reshape(starts.noise_std.shape[0], -1) == mark).all(axis=1)
         number = jnp.arange(born.size, dtype=float)
-        return multistart.Mixtures(starts, jnp.where(born, 1.0, -1.0 - number), 10.0 * number[:, None])
+        return Mixtures(starts, jnp.where(born, 1.0, -1.0 - number), 10.0 * number[:, None])
 
     monkeypatch.setattr(multistart, "children_of", marked)
     monkeypatch.setattr(multistart, "climb", scored)
@@ -162,10 +164,10 @@ def population_of(*mixtures):
 def test_children_differ_from_their_parent_in_at_most_two_experts():
     draws = jax.random.normal(jax.random.key(0), (4, 5, 3))
     parents = [regauge(make_params(draws[i], draws[i + 2], 0.1, draws[i, :, 0])) for i in (0, 1)]
-    make = jax.jit(multistart.children_of, static_argnums=2)
+    make = jax.jit(children_of, static_argnums=2)
     children = make(jax.random.key(1), population_of(*parents), 200)
     np.testing.assert_array_equal(children.gating[:, -1], 0.0)
-    np.testing.assert_allclose(children.noise_std, 0.1 * multistart.NOISE_OF_CHILDREN)
+    np.testing.assert_allclose(children.noise_std, 0.1 * NOISE_OF_CHILDREN)
     experts, taken = np.asarray(children.experts), 0
     for mine, other in ((0, 1), (1, 0)):  # parents take turns
         theirs = experts[mine::2]
@@ -178,7 +180,7 @@ def test_children_differ_from_their_parent_in_at_most_two_experts():
 @pytest.mark.slow
 def test_split_halves_keep_the_mean_of_their_parent():
     parent = make_params(jnp.eye(3), jnp.eye(3), 0.1)
-    experts = np.asarray(multistart.children_of(jax.random.key(2), population_of(parent), 60).experts)
+    experts = np.asarray(children_of(jax.random.key(2), population_of(parent), 60).experts)
     two = np.any(experts != np.eye(3), axis=2).sum(axis=1) == 2
     assert two.sum() > 5
     for child in experts[two]:

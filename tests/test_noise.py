@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.activations import get_activation
-from moejax.noise import estimate_noise_std
+from moejax.model.activations import get_activation
+from moejax.moments.noise import estimate_noise_std
 
 N = 20_000
 

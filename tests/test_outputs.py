@@ -10,9 +10,9 @@ import scipy.stats
 from sklearn.linear_model import LinearRegression
 
 import moejax
-from moejax.em import joint_em
+from moejax.likelihood.em import joint_em
 from moejax.methods import MethodConfig, Problem, random_starts
-from moejax.model import MoEParams, predict, responsibilities, sample_labels
+from moejax.model.mixture import MoEParams, predict, responsibilities, sample_labels
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,7 @@ def test_responsibilities_and_predictions_are_those_of_bayes(data, fitted):
 
 def test_one_column_is_the_mixture_of_one_output(data):
     x, y, _ = (jnp.asarray(a) for a in data)
-    config = MethodConfig(fn=moejax.activations.get_activation("linear"), num_experts=K, order=0)
+    config = MethodConfig(fn=moejax.model.activations.get_activation("linear"), num_experts=K, order=0)
     single = Problem(x, y[:, 0], jnp.ones(N), jnp.asarray(0.3), None)
     start = jax.tree.map(lambda leaf: leaf[0], random_starts(jax.random.key(3), single, config, 1, 0.5))
     column = MoEParams(

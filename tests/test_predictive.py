@@ -8,8 +8,8 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from moejax import predictive
-from moejax.predictive import expected_log_density, root_mean_square
+from moejax.fitting import predictive
+from moejax.fitting.predictive import expected_log_density, root_mean_square
 
 
 def by_scipy(log_gates, means, noise_std):

@@ -37,7 +37,7 @@ def test_python_examples_run(block, capsys):
 
 
 def test_sweep_example_is_a_valid_spec(tmp_path):
-    from moejax.sweep.spec import read_spec
+    from moejax.sweep.spec.parse import read_spec
 
     (block,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
     assert tomllib.loads(block)["name"] == "my-sweep"

@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moejax import cli
-from moejax.claims import Number, compute, render
-from moejax.experiment import load_experiments, override_texts
-from moejax.reproduce import reproduce
+from moejax.cli import program as cli
+from moejax.reproduce.cell_functions import read_study
+from moejax.reproduce.claims import Number, compute, render
+from moejax.reproduce.experiment import load_experiment, load_experiments, override_texts
+from moejax.reproduce.runner import reproduce
 from moejax.sweep import commands, load
-from moejax.sweep.plan import make_plan
-from moejax.sweep.spec import parse_spec, read_spec
-from moejax.sweep.study import load_experiment, read_study
-from moejax.sweep.summary import estimates
-from moejax.sweep.together import join_plans
+from moejax.sweep.plan.joint import join_plans
+from moejax.sweep.plan.plan import make_plan
+from moejax.sweep.report.summary import estimates
+from moejax.sweep.spec.parse import parse_spec, read_spec
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ noise_std = [0.1, 0.5]
 """
 EXPERIMENT = """
 from matplotlib.figure import Figure
-from moejax.claims import Number
+from moejax.reproduce.claims import Number
 SPEC = "sweeps/NAME.toml"
 QUICK = {QUICK}
 NUMBERS = {"error": Number("noise_std == 0.1")}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from moejax import recovery_error
-from moejax.activations import get_activation
 from moejax.methods import NOT_CONVERGED, MethodConfig, Problem, get_method
-from moejax.metrics import align, match_experts
-from moejax.model import MoEParams, make_params, sample
-from moejax.residual import GATING_STEPS, conditional_means, residual_estimate, residual_labels
-from moejax.spectral import (
+from moejax.methods.residual_passes import GATING_STEPS, conditional_means, residual_estimate, residual_labels
+from moejax.model.activations import get_activation
+from moejax.model.metrics import align, match_experts
+from moejax.model.mixture import MoEParams, make_params, sample
+from moejax.moments.spectral import (
     OK,
     SpectralLabels,
     TensorPart,

@@ -10,10 +10,10 @@ import scipy.special
 from sklearn.linear_model import LogisticRegression
 
 import moejax
-from moejax.activations import get_activation
-from moejax.em import RIDGE
-from moejax.information import covariance, standard_errors
-from moejax.polish import polish
+from moejax.likelihood.em import RIDGE
+from moejax.likelihood.information import covariance, standard_errors
+from moejax.likelihood.polish import polish
+from moejax.model.activations import get_activation
 
 OPTIONS = {"num_experts": 2, "fit_intercept": True, "method": "joint_em", "max_iterations": 500}
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from moejax import fit, recovery_error
-from moejax.inputs import get_input_distribution, get_log_density, normal, normal_mixture
-from moejax.model import make_params, sample_labels
-from moejax.moments import first_moment, second_moment, whitened_moment
-from moejax.score_tensors import (
+from moejax.model.inputs import get_input_distribution, get_log_density, normal, normal_mixture
+from moejax.model.mixture import make_params, sample_labels
+from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
+from moejax.moments.score_tensors import (
     AffineLogDensity,
     score_first_moment,
     score_second_moment,

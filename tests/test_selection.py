@@ -8,8 +8,7 @@ import scipy.stats
 from sklearn.linear_model import LinearRegression
 
 import moejax
-from moejax.model import responsibilities
-from moejax.selection import (
+from moejax.fitting.selection import (
     criteria,
     left_out,
     num_free_parameters,
@@ -17,6 +16,7 @@ from moejax.selection import (
     numbers_to_try,
     selection_table,
 )
+from moejax.model.mixture import responsibilities
 
 
 def test_criteria_are_their_definitions():

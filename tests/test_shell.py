@@ -14,11 +14,12 @@ from rich.table import Table
 from stores import made_up_store
 
 import moejax
-from moejax import cli
+from moejax.cli import program as cli
+from moejax.cli.options import Info, Sweep
 from moejax.console import PlainConsole
 from moejax.files import folder_for_results
-from moejax.plotting import own_style, save_picture
 from moejax.sweep import read_spec
+from moejax.sweep.report.pictures import own_style, save_picture
 
 SPEC = 'name = "tiny"\nmethods = ["joint_em"]\ntrials = 6\ndim = 3\nnum_experts = 2\nnum_samples = 200\n'
 
@@ -99,13 +100,11 @@ def test_the_table_on_stdout_and_packed(tmp_path, capsys):
 
 def test_a_tilde_is_a_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    command = cli.with_homes(
-        cli.Sweep(Path("~/a.toml"), out=Path("~/r"), plugin=(Path("~/p.py"), Path("q.py")))
-    )
+    command = cli.with_homes(Sweep(Path("~/a.toml"), out=Path("~/r"), plugin=(Path("~/p.py"), Path("q.py"))))
     assert (command.spec, command.out) == (tmp_path / "a.toml", tmp_path / "r")
     assert command.plugin == (tmp_path / "p.py", Path("q.py"))
     with pytest.raises(ValueError, match=r"--out: ~nobody-of-this-name/r: "):
-        cli.with_homes(cli.Sweep(Path("a"), out=Path("~nobody-of-this-name/r")))
+        cli.with_homes(Sweep(Path("a"), out=Path("~nobody-of-this-name/r")))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +233,7 @@ def test_nans_that_jax_shall_stop_at_are_one_line(spec, capsys, monkeypatch):
     def stopped(command):
         raise FloatingPointError("invalid value (nan) encountered in jit(f)")
 
-    monkeypatch.setitem(cli._RUN, cli.Info, stopped)
+    monkeypatch.setitem(cli._RUN, Info, stopped)
     with pytest.raises(SystemExit):
         cli.main(["info"])
     assert capsys.readouterr().err.startswith(

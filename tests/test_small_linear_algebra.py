@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.small_linear_algebra import (
+from moejax.model.small_linear_algebra import (
     LARGEST_SOLVED,
     cholesky,
     eigh,

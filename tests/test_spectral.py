@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from moejax import recovery_error
-from moejax.activations import get_activation
-from moejax.inputs import get_log_density, normal
-from moejax.label_transforms import predicted_mse
-from moejax.metrics import match_experts
-from moejax.model import InstanceScales, random_params, sample
-from moejax.spectral import (
+from moejax.model.activations import get_activation
+from moejax.model.inputs import get_log_density, normal
+from moejax.model.instances import InstanceScales, random_params
+from moejax.model.metrics import match_experts
+from moejax.model.mixture import sample
+from moejax.moments.orders import predicted_mse
+from moejax.moments.spectral import (
     NOT_FINITE,
     OK,
     RANK_DEFICIENT,

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from moejax import make_params, sample
-from moejax.activations import get_activation
-from moejax.baselines import standard_labels
+from moejax.likelihood.polish import polish
+from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.methods import NOT_CONVERGED, MethodConfig, Problem, get_method
-from moejax.model import predict
-from moejax.polish import free_parameters, params_from_free, polish
-from moejax.spectral import OK
-from moejax.stationarity import squared_error_curvature
+from moejax.methods.gradient_descent import standard_labels
+from moejax.methods.stationarity import squared_error_curvature
+from moejax.model.activations import get_activation
+from moejax.model.mixture import predict
+from moejax.moments.spectral import OK
 
 D, K, N = 3, 2, 600
 

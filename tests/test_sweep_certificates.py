@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 from test_sweep_run import fake, sweep  # noqa: F401 - a fixture
 
-from moejax import cli
-from moejax.sweep import commands
-from moejax.sweep.certificates import make_certificates
-from moejax.sweep.cluster import joined_executor
-from moejax.sweep.executors import ClusterError, InProcessExecutor
-from moejax.sweep.security import ROLES, cluster_security, private_scratch_folder, read_security_file
+from moejax.cli import program as cli
+from moejax.sweep.execution.certificates import make_certificates
+from moejax.sweep.execution.dask_cluster import joined_executor
+from moejax.sweep.execution.executors import ClusterError, InProcessExecutor
+from moejax.sweep.execution.location import Place
+from moejax.sweep.execution.security import (
+    ROLES,
+    cluster_security,
+    private_scratch_folder,
+    read_security_file,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,9 @@ def certificates(tmp_path_factory) -> Path:
 
 
 def test_joining_without_tls_is_one_warning(fake, tmp_path, monkeypatch, capsys, certificates):  # noqa: F811
-    monkeypatch.setattr("moejax.sweep.cluster.cluster_executor", lambda *_: InProcessExecutor())
+    monkeypatch.setattr(
+        "moejax.sweep.execution.dask_cluster.cluster_executor", lambda *_: InProcessExecutor()
+    )
     small = ("trials=2", "noise_std=0.1")
     sweep(fake, tmp_path / "run", *small, workers=None, cluster="tcp://[::1]:1")
     lines = capsys.readouterr().err.splitlines()
@@ -131,9 +138,9 @@ def encrypt_the_clients_key(folder: Path) -> None:
 def test_security_goes_with_a_cluster_that_has_tls(certificates):
     file = certificates / "security.toml"
     with pytest.raises(ValueError, match=r"--security .*security.toml: goes with --cluster"):
-        commands.Place(2, None, False, file).prepare()
+        Place(2, None, False, file).prepare()
     with pytest.raises(ValueError, match=r"--cluster tcp://x:1: expected tls://HOST:PORT with --security"):
-        commands.Place(None, "tcp://x:1", False, file).prepare()
+        Place(None, "tcp://x:1", False, file).prepare()
 
 
 def test_the_file_names_every_role_that_slurm_needs(certificates):

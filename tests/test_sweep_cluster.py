@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 from test_sweep_fake_core import command, environment, run, write_inputs
 
+from moejax.environment import compile_without_optimisation, single_threaded_environment
 from moejax.sweep import load
-from moejax.sweep.certificates import make_certificates
-from moejax.sweep.cluster import cluster_executor, slurm_job_script
-from moejax.sweep.executors import ClusterError, compile_without_optimisation, single_threaded_environment
+from moejax.sweep.execution.certificates import make_certificates
+from moejax.sweep.execution.dask_cluster import cluster_executor, slurm_job_script
+from moejax.sweep.execution.executors import ClusterError
 
 SLURM = """
 workers = 64
@@ -84,7 +85,7 @@ def test_a_running_scheduler_gives_the_rows_of_this_process(tmp_path):
 
 
 def test_an_address_where_no_scheduler_answers_is_one_line(monkeypatch):
-    monkeypatch.setattr("moejax.sweep.cluster.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("moejax.sweep.execution.dask_cluster.CONNECT_SECONDS", 1.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -16,18 +16,20 @@ import pandas as pd
 import pytest
 from stores import CHUNK, SPEC, add, change, folder_digest, made_up_store, make_old
 
-from moejax import cli
-from moejax.sweep import commands, load, load_arrays, load_timings, soundness, tables
-from moejax.sweep import store as store_module
-from moejax.sweep.digests import row_digests
-from moejax.sweep.engine import RunSummary
-from moejax.sweep.executors import ClusterError
-from moejax.sweep.provenance import collect_provenance
-from moejax.sweep.repair import repair_store
-from moejax.sweep.schema import STORE_NAME, StoreError, expected_columns
-from moejax.sweep.status import read_status
-from moejax.sweep.store import Store
-from moejax.sweep.summary import summarise
+from moejax.cli import program as cli
+from moejax.sweep import commands, load, load_arrays, load_timings
+from moejax.sweep.execution.engine import RunSummary
+from moejax.sweep.execution.executors import ClusterError
+from moejax.sweep.execution.provenance import collect_provenance
+from moejax.sweep.report.status import read_status
+from moejax.sweep.report.summary import summarise
+from moejax.sweep.store import read as tables
+from moejax.sweep.store import soundness
+from moejax.sweep.store import store as store_module
+from moejax.sweep.store.digests import row_digests
+from moejax.sweep.store.repair import repair_store
+from moejax.sweep.store.schema import STORE_NAME, StoreError, expected_columns
+from moejax.sweep.store.store import Store
 
 READERS: dict[str, Callable[[Path], object]] = {
     "load": load,
@@ -44,7 +46,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """They take seconds, and have tests of their own."""
-    monkeypatch.setattr("moejax.sweep.figures.make_figures", lambda summary: [])
+    monkeypatch.setattr("moejax.sweep.report.figures.make_figures", lambda summary: [])
 
 
 def interrupted_after(lines: int, action: Callable[[], object]) -> bool:
@@ -113,7 +115,7 @@ def test_what_is_kept_after_ctrl_c_is_counted_in_the_store(tmp_path, monkeypatch
         engine.summary.trials_run = 1000  # what the engine believes does not count
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moejax.sweep.engine.Engine.run", interrupted)
+    monkeypatch.setattr("moejax.sweep.execution.engine.Engine.run", interrupted)
     with pytest.raises(SystemExit) as caught:
         commands.sweep(toml, out=folder, workers=1, quiet=True)
     assert caught.value.code == 130
@@ -123,7 +125,7 @@ def test_what_is_kept_after_ctrl_c_is_counted_in_the_store(tmp_path, monkeypatch
 def test_failures_are_counted_in_json(tmp_path, monkeypatch, capsys):
     toml, folder, _ = made_up_store(tmp_path)
     summary = RunSummary(trials_run=3, failures=Counter({"RuntimeError: no": 2}), wall_seconds=float("inf"))
-    monkeypatch.setattr("moejax.sweep.engine.Engine.run", lambda engine: summary)
+    monkeypatch.setattr("moejax.sweep.execution.engine.Engine.run", lambda engine: summary)
     commands.sweep(toml, out=folder, workers=1, as_json=True)
     printed = json.loads(capsys.readouterr().out)
     assert printed["failures"] == {"RuntimeError: no": 2}
@@ -158,9 +160,9 @@ def test_a_refused_run_changes_nothing(tmp_path, monkeypatch, name):
     if options.get("plugin") == ["PLUGIN"]:
         options["plugin"] = [tmp_path / "plugin.py"]
     if "precision" in name:
-        monkeypatch.setattr("moejax.sweep.provenance.float_precision", lambda: "float32")
+        monkeypatch.setattr("moejax.sweep.execution.provenance.float_precision", lambda: "float32")
     if "version" in name:
-        monkeypatch.setattr("moejax.sweep.provenance.package_version", lambda: "99")
+        monkeypatch.setattr("moejax.sweep.execution.provenance.package_version", lambda: "99")
     if name == "newer store":
         change(folder, "PRAGMA user_version=99")
     if name == "damaged":
@@ -170,7 +172,7 @@ def test_a_refused_run_changes_nothing(tmp_path, monkeypatch, name):
         def no_cluster(*_):
             raise ClusterError("no scheduler")
 
-        monkeypatch.setattr("moejax.sweep.cluster.cluster_executor", no_cluster)
+        monkeypatch.setattr("moejax.sweep.execution.dask_cluster.cluster_executor", no_cluster)
         options.pop("workers")
     before = folder_digest(folder)
     with pytest.raises((ValueError, OSError), match=words) as caught:
@@ -185,14 +187,15 @@ def test_a_refused_run_leaves_no_new_folder(tmp_path, monkeypatch):
     def no_cluster(*_):
         raise ClusterError("no scheduler")
 
-    monkeypatch.setattr("moejax.sweep.cluster.cluster_executor", no_cluster)
+    monkeypatch.setattr("moejax.sweep.execution.dask_cluster.cluster_executor", no_cluster)
     with pytest.raises(ClusterError):
         commands.sweep(toml, out=tmp_path / "other", cluster="tcp://127.0.0.1:9", quiet=True)
     assert not (tmp_path / "other").exists()
 
 
 def test_of_several_sweeps_one_that_is_refused_leaves_all_as_they_were(tmp_path, monkeypatch):
-    from moejax.sweep.together import KeptExecutor, Part, join_plans, run_together
+    from moejax.sweep.execution.joint import KeptExecutor, Part, run_together
+    from moejax.sweep.plan.joint import join_plans
 
     parts = []
     for name in ("a", "b"):

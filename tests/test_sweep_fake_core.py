@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from moejax import trial as core
+from moejax.sweep import trial as core
 
 NAMES = (
     "METRICS",
@@ -28,11 +28,11 @@ NAMES = (
 )
 
 FAKE_CORE = '''
-"""The fake core: replaces the functions of moejax.trial when it is run as a plugin."""
+"""The fake core: replaces the functions of moejax.sweep.trial when it is run as a plugin."""
 import dataclasses, os, signal, time
 from typing import NamedTuple
 import jax, jax.numpy as jnp, numpy as np
-import moejax.trial as trial
+import moejax.sweep.trial as trial
 
 METRICS = ("recovery_error", "gating_error", "mixing_error", "noise_error", "log_likelihood_per_sample",
            "held_out_log_likelihood", "predictive_rmse", "num_iterations")
@@ -144,7 +144,8 @@ def command(toml: Path, plugin: Path, out: Path, **options: object) -> list[str]
     script = (
         "import json, sys\n"
         "from pathlib import Path\n"
-        "from moejax.sweep import commands, figures\n"
+        "from moejax.sweep import commands\n"
+        "from moejax.sweep.report import figures\n"
         "figures.write_figures = lambda figures, folder: []  # they take seconds, and have tests of their own\n"
         "if __name__ == '__main__':\n"
         "    toml, plugin, out, options = sys.argv[1:]\n"
@@ -168,7 +169,7 @@ def command(toml: Path, plugin: Path, out: Path, **options: object) -> list[str]
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment of such a process: this one's, on the CPU, with the repository importable."""
-    root = str(Path(core.__file__).resolve().parents[1])
+    root = str(Path(core.__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, **variables}
 

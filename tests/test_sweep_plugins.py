@@ -12,7 +12,7 @@ import moejax
 from moejax.environment import PRNG, pin_random_numbers, visible_gpus
 from moejax.registry import registered_state
 from moejax.sweep import load
-from moejax.sweep.plugins import read_plugin, run_plugins, use_plugins
+from moejax.sweep.plan.plugins import read_plugin, run_plugins, use_plugins
 
 PLUGIN = """
 from pathlib import Path
@@ -69,7 +69,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_a_plugin_needs_is_part_of_it(folder, name):
     before = run_plugins([folder / "mine.py"])
-    function = moejax.activations.get_activation("scaled_tanh")
+    function = moejax.model.activations.get_activation("scaled_tanh")
     assert float(function(1.0)) == pytest.approx(np.tanh(1.0) + 0.5)
     (folder / name).write_text(CHANGES[name])
     after = run_plugins([folder / "mine.py"])
@@ -77,7 +77,7 @@ def test_what_a_plugin_needs_is_part_of_it(folder, name):
     scale = 3.0 if name == "helper.py" else 1.0
     slope = {"parts/inner.py": 0.75, "shift.txt": 1.0}.get(name, 0.5)
     shape = np.sin(1.0) if name == "mine.py" else np.tanh(1.0)
-    function = moejax.activations.get_activation("scaled_tanh")
+    function = moejax.model.activations.get_activation("scaled_tanh")
     assert float(function(1.0)) == pytest.approx(scale * shape + slope)
 
 
@@ -133,7 +133,7 @@ def test_a_worker_of_two_sweeps_has_the_names_of_the_one_that_it_serves(tmp_path
     states = []
     for index in (0, 1, 0, 1):
         use_plugins([plugins[index]])
-        assert float(moejax.activations.get_activation("mine")(2.0)) == (2.0, 8.0)[index]
+        assert float(moejax.model.activations.get_activation("mine")(2.0)) == (2.0, 8.0)[index]
         states.append(registered_state())
     assert states[:2] == states[2:]  # the same programs again, not others
     assert states[0] != states[1]
@@ -185,11 +185,11 @@ def test_built_in_names_are_given_away_only_if_that_is_asked_for():
         moejax.register_method("joint_em", lambda key, problem, config: None, moments="none")
     with pytest.raises(ValueError, match=r"input_distribution: 'uniform' is built in"):
         moejax.register_input_distribution("uniform", lambda key, n, d, dtype: jnp.zeros((n, d), dtype))
-    relu = moejax.activations.get_activation("relu")
+    relu = moejax.model.activations.get_activation("relu")
     moejax.register_activation("relu", relu)  # the same again is no change
     assert registered_state() == ()
     moejax.register_activation("relu", twice, replace=True)
-    assert moejax.activations.get_activation("relu") is twice
+    assert moejax.model.activations.get_activation("relu") is twice
     assert registered_state() == (("activation", "relu", 1),)
 
 
@@ -241,10 +241,11 @@ def test_a_variable_makes_no_gpu(tmp_path, monkeypatch, given, devices, expected
 
 
 def test_a_study_of_other_code_is_not_mixed(tmp_path, monkeypatch):
-    from moejax.sweep import provenance, study
-    from moejax.sweep.chunk import WorkerSettings
-    from moejax.sweep.executors import InProcessExecutor
-    from moejax.sweep.schema import StoreError
+    from moejax.reproduce import cell_functions as study
+    from moejax.sweep.execution import provenance
+    from moejax.sweep.execution.executors import InProcessExecutor
+    from moejax.sweep.plan.chunks import WorkerSettings
+    from moejax.sweep.store.schema import StoreError
 
     path = tmp_path / "study.py"
     path.write_text(

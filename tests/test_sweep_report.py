@@ -14,21 +14,21 @@ from rich.console import Console
 from test_sweep_fake_core import write_inputs
 from test_sweep_run import fake as fake  # a fixture
 
-from moejax import trial as core
+from moejax.console import duration
 from moejax.sweep import commands
-from moejax.sweep.chunk import COMPILE_EVENT
-from moejax.sweep.figures import make_figures, write_figures
+from moejax.sweep import trial as core
+from moejax.sweep.execution.worker import COMPILE_EVENT
 from moejax.sweep.monte_carlo import (
     mean_and_mcse,
     median_and_mcse,
     root_mean_square_and_mcse,
     success_and_mcse,
 )
-from moejax.sweep.progress import duration
-from moejax.sweep.screen import print_summary
-from moejax.sweep.stopping import PrecisionRule
-from moejax.sweep.summary import ESTIMATES, percent, summarise, swept_fields, with_error
-from moejax.sweep.tables import FIELD_COLUMNS
+from moejax.sweep.report.figures import make_figures, write_figures
+from moejax.sweep.report.summary import ESTIMATES, percent, summarise, swept_fields, with_error
+from moejax.sweep.report.terminal import print_summary
+from moejax.sweep.spec.precision import PrecisionRule
+from moejax.sweep.store.read import FIELD_COLUMNS
 
 
 @pytest.mark.parametrize("trials", [25, 200])
@@ -165,7 +165,7 @@ class Page(HTMLParser):
 
 
 def test_report_is_one_sound_page(run_folder, capsys, monkeypatch):
-    monkeypatch.setattr("moejax.sweep.figures.write_figures", write_figures)  # the real one again
+    monkeypatch.setattr("moejax.sweep.report.figures.write_figures", write_figures)  # the real one again
     result = commands.report(run_folder)
     assert "report.html" in capsys.readouterr().out
     assert result["written"][-1].endswith("report.html")

@@ -20,33 +20,27 @@ import pytest
 from test_sweep_fake_core import NAMES, command, environment, run, write_inputs
 
 import moejax
-from moejax import trial as core
 from moejax.registry import Registry
-from moejax.sweep import (
-    chunk,
-    commands,
-    load,
-    load_arrays,
-    load_runs,
-    load_timings,
-    provenance,
-    read_spec,
-    schema,
-)
-from moejax.sweep.chunk import ChunkTask
-from moejax.sweep.plan import make_plan
-from moejax.sweep.plugins import module_name, read_plugin, use_plugins
-from moejax.sweep.schema import StoreError
-from moejax.sweep.status import read_status
-from moejax.sweep.summary import summarise
-from moejax.sweep.work import GIVE_UP_AFTER
+from moejax.sweep import commands, load, load_arrays, load_runs, load_timings, read_spec
+from moejax.sweep import trial as core
+from moejax.sweep.execution import provenance
+from moejax.sweep.execution import worker as chunk
+from moejax.sweep.execution.location import worker_settings
+from moejax.sweep.execution.work_queue import GIVE_UP_AFTER
+from moejax.sweep.plan.chunks import NOT_PREPARED, RAISED, WORKER_DIED, ChunkCell, ChunkTask
+from moejax.sweep.plan.plan import make_plan
+from moejax.sweep.plan.plugins import module_name, read_plugin, use_plugins
+from moejax.sweep.report.status import read_status
+from moejax.sweep.report.summary import summarise
+from moejax.sweep.store import schema
+from moejax.sweep.store.schema import StoreError
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """Inputs of a sweep with the fake core in this process; the real core comes back afterwards."""
     # figures take seconds, and have tests of their own
-    monkeypatch.setattr("moejax.sweep.figures.write_figures", lambda figures, folder: [])
+    monkeypatch.setattr("moejax.sweep.report.figures.write_figures", lambda figures, folder: [])
     real = {name: getattr(core, name) for name in NAMES}
     variables = dict(os.environ)
     toml, plugin = write_inputs(tmp_path)
@@ -225,9 +219,7 @@ def test_an_impossible_cell_in_a_grid_is_named(fake):
     assert "in the cell noise_std = 0.1, num_samples = 40, method = " in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("activation", "status"), [("raises", chunk.RAISED), ("refuses", chunk.NOT_PREPARED)]
-)
+@pytest.mark.parametrize(("activation", "status"), [("raises", RAISED), ("refuses", NOT_PREPARED)])
 def test_bad_trials_are_rows_with_a_reason_and_cost_no_other(fake, tmp_path, activation, status):
     sweep(fake, tmp_path / "run", f"activation={activation}")
     table = load(tmp_path / "run")
@@ -271,7 +263,7 @@ def test_a_program_that_never_works_is_given_up_soon(fake, tmp_path, capsys):
     assert programs >= 1
     table = load(tmp_path / "run")
     assert len(table) == GIVE_UP_AFTER * programs
-    assert (table["status"] == chunk.RAISED).all()
+    assert (table["status"] == RAISED).all()
     not_tried = 2 * 3 * 2 * 2000 - len(table)
     assert f"{not_tried:,} trials not tried, because their programs never worked" in said.out
     assert read_status(tmp_path / "run").left == not_tried
@@ -291,7 +283,7 @@ def test_a_chunk_too_large_for_the_memory_runs_narrower(fake, tmp_path, capsys):
 
 def test_an_interrupt_that_gets_lost_is_raised_again():
     """JAX's hook into garbage collection prints and forgets what is raised while it runs."""
-    from moejax.sweep.signals import raise_if_stopped, stopped_by_signals
+    from moejax.sweep.execution.signals import raise_if_stopped, stopped_by_signals
 
     with stopped_by_signals():
         with contextlib.suppress(KeyboardInterrupt):
@@ -331,7 +323,7 @@ def test_history_is_kept_where_asked_for(fake, tmp_path):
 METRIC_PLUGIN = """
 import jax.numpy as jnp
 import moejax
-from moejax.metrics import align
+from moejax.model.metrics import align
 
 def worst_angle(recovery, fn):
     fitted = align(recovery.truth, recovery.fitted)
@@ -345,14 +337,16 @@ moejax.register_metric("worst_angle", worst_angle)
 
 @pytest.mark.slow
 def test_a_plugins_metric_is_a_column(tmp_path, monkeypatch):
-    monkeypatch.setattr("moejax.sweep.figures.write_figures", lambda figures, folder: [])
+    monkeypatch.setattr("moejax.sweep.report.figures.write_figures", lambda figures, folder: [])
     toml, plugin = tmp_path / "spec.toml", tmp_path / "plugin.py"
     toml.write_text(
         'name = "m"\nmethods = ["spectral"]\ntrials = 5\ndim = 4\nnum_experts = 2\nnum_samples = 500\n'
     )
     plugin.write_text(METRIC_PLUGIN)
     commands.sweep(toml, plugin=[plugin], out=tmp_path / "run", workers=1, quiet=True)
-    monkeypatch.setattr("moejax.metrics._REGISTRY", Registry("metric"))  # a reader need not have the plugin
+    monkeypatch.setattr(
+        "moejax.model.metrics._REGISTRY", Registry("metric")
+    )  # a reader need not have the plugin
     table = load(tmp_path / "run")
     assert list(table.columns[-3:]) == ["worst_angle", "status", "reason"]
     cosines = np.cos(np.deg2rad(table["worst_angle"]))
@@ -435,7 +429,7 @@ def test_a_full_disk_loses_nothing(fake, tmp_path, monkeypatch):
         return connection
 
     monkeypatch.setattr(schema, "_open", open_on_a_small_disk)
-    monkeypatch.setattr("moejax.sweep.store.COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("moejax.sweep.store.store.COMMIT_SECONDS", 0.0)
     with pytest.raises(StoreError, match="disk is full") as caught:
         sweep(fake, tmp_path / "run", "trials=300")
     assert "\n" not in str(caught.value)
@@ -464,7 +458,7 @@ def test_versions_and_precisions_are_not_mixed(fake, tmp_path, monkeypatch):
     sweep(fake, tmp_path / "run", across_versions=True)
     monkeypatch.undo()
     assert (tmp_path / "run" / "store.sqlite").read_bytes() != before
-    monkeypatch.setattr("moejax.sweep.provenance.float_precision", lambda: "float16")
+    monkeypatch.setattr("moejax.sweep.execution.provenance.float_precision", lambda: "float16")
     with pytest.raises(
         StoreError, match=r"this run is float16; use --precision float\d\d, or another folder"
     ):
@@ -474,10 +468,10 @@ def test_versions_and_precisions_are_not_mixed(fake, tmp_path, monkeypatch):
 def test_a_padded_chunk_gives_the_rows_of_a_whole_one(fake):
     plan = plan_of(fake)
     cell = plan.cells[0]
-    settings = commands.worker_settings(plan)
+    settings = worker_settings(plan)
 
     def run_some(trials: tuple[int, ...]) -> np.ndarray:
-        sent = chunk.ChunkCell(cell.data, cell.algorithm, cell.data_hash)
+        sent = ChunkCell(cell.data, cell.algorithm, cell.data_hash)
         task = ChunkTask((sent,), (0,) * len(trials), trials, 0, 1024, 8, 1, settings)
         return chunk.run_chunk(task).metrics["recovery_error"]
 
@@ -529,7 +523,7 @@ def test_killed_workers_are_replaced_and_the_bad_trial_is_isolated(fake, tmp_pat
     assert "died; its chunk is run again in parts" in done.stderr
     table = load(tmp_path / "run")
     assert len(table) == 8
-    died = table[table["status"] == chunk.WORKER_DIED]
+    died = table[table["status"] == WORKER_DIED]
     assert list(zip(died["num_samples"], died["trial"], strict=True)) == bad
     assert (died["reason"] == "the worker died while it ran the trial").all()
 

@@ -20,21 +20,21 @@ from test_sweep_certificates import certificates  # noqa: F401 - a fixture
 from test_sweep_fake_core import command, environment, write_inputs
 from test_sweep_run import fake, started, sweep  # noqa: F401 - a fixture
 
-from moejax.sweep.cluster import (
+from moejax.sweep.execution.dask_cluster import (
     local_executor,
     slurm_cluster,
     slurm_executor,
     slurm_job_script,
 )
-from moejax.sweep.executors import ClusterError, InProcessExecutor
-from moejax.sweep.schema import STORE_NAME
-from moejax.sweep.security import (
+from moejax.sweep.execution.executors import ClusterError, InProcessExecutor
+from moejax.sweep.execution.security import (
     ROLES,
     private_scratch_folder,
     read_security_file,
     temporary_security,
 )
-from moejax.sweep.slurm import read_slurm_file
+from moejax.sweep.execution.slurm import read_slurm_file
+from moejax.sweep.store.schema import STORE_NAME
 
 SECONDS = 30.0
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from moejax import trial as core
-from moejax.sweep.fields import DATA_FIELDS, FIELDS
-from moejax.sweep.plugins import run_plugins
-from moejax.sweep.spec import SpecError, parse_spec, read_spec
-from moejax.sweep.study import read_study
+from moejax.reproduce.cell_functions import read_study
+from moejax.sweep import trial as core
+from moejax.sweep.plan.plugins import run_plugins
+from moejax.sweep.spec.fields import DATA_FIELDS, FIELDS
+from moejax.sweep.spec.parse import parse_spec, read_spec
+from moejax.sweep.spec.positions import SpecError
 
 GOOD = """name = "good"
 methods = ["spectral", "joint_em"]
@@ -206,7 +207,7 @@ def test_a_bad_override_is_one_line(override, message):
 
 
 def test_all_cells_excluded_is_said(tmp_path):
-    from moejax.sweep.plan import make_plan
+    from moejax.sweep.plan.plan import make_plan
 
     spec = parse_spec('methods = ["spectral"]\ntrials = 1\ndim = 3\n[[exclude]]\ndim = 3', "e.toml")
     with pytest.raises(SpecError, match="every cell is excluded"):
@@ -214,7 +215,7 @@ def test_all_cells_excluded_is_said(tmp_path):
 
 
 def test_chunks_are_about_a_second_of_work_however_large_a_trial_is():
-    from moejax.sweep.plan import make_plan
+    from moejax.sweep.plan.plan import make_plan
 
     text = """
 methods = ["joint_em"]
@@ -272,7 +273,7 @@ def test_all_the_sweeps_are_there():
 
 
 def test_sizes_that_are_padded_to_the_same_one_share_a_program():
-    from moejax.sweep.plan import make_plan
+    from moejax.sweep.plan.plan import make_plan
 
     text = """
     methods = ["spectral"]
@@ -412,7 +413,7 @@ def test_a_byte_order_mark_is_no_part_of_a_spec(tmp_path):
 
 
 def test_a_method_that_nobody_knows_excludes_nothing_and_is_told():
-    from moejax.sweep.plan import make_plan
+    from moejax.sweep.plan.plan import make_plan
 
     text = GOOD.replace('method = "joint_em"', 'method = "joint_me"')
     with pytest.raises(
@@ -475,8 +476,8 @@ def test_a_study_is_refused_in_one_line(tmp_path):
 
 
 def test_a_damaged_cell_of_a_study_is_named(tmp_path):
-    from moejax.sweep.chunk import WorkerSettings
-    from moejax.sweep.study import StudyUnit, run_study
+    from moejax.reproduce.cell_functions import StudyUnit, run_study
+    from moejax.sweep.plan.chunks import WorkerSettings
 
     part = tmp_path / "cell.parquet"
     unit = StudyUnit(tmp_path / "study.py", ({"a": 1},), (part,), True, WorkerSettings(True, None))
@@ -489,8 +490,8 @@ def test_a_damaged_cell_of_a_study_is_named(tmp_path):
 
 
 def test_a_billion_trials_are_not_listed_to_queue_them():
-    from moejax.sweep.plan import make_plan
-    from moejax.sweep.work import WorkQueue
+    from moejax.sweep.execution.work_queue import WorkQueue
+    from moejax.sweep.plan.plan import make_plan
 
     plan = make_plan(
         parse_spec('methods = ["joint_em"]\ntrials = 1e9\ndim = 3\nnum_experts = 2\nnum_samples = 100')

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from stores import made_up_store
 
-from moejax.sweep import schema
-from moejax.sweep.provenance import collect_provenance, git_state
-from moejax.sweep.schema import StoreError
-from moejax.sweep.store import Store, is_running
-from moejax.sweep.tables import load
+from moejax.environment import git_state
+from moejax.sweep.execution.provenance import collect_provenance
+from moejax.sweep.store import schema
+from moejax.sweep.store.lock import is_running
+from moejax.sweep.store.read import load
+from moejax.sweep.store.schema import StoreError
+from moejax.sweep.store.store import Store
 
 
 def tear(path: Path, offset: int) -> None:

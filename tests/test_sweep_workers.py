@@ -16,13 +16,15 @@ import pandas as pd
 import pytest
 from test_sweep_run import committed, fake, sweep  # noqa: F401 - a fixture
 
-from moejax.sweep import admission, dask_executor, load, schema
-from moejax.sweep.chunk import WorkerSettings
-from moejax.sweep.cluster import slurm_executor
-from moejax.sweep.dask_executor import Admission, DaskExecutor
-from moejax.sweep.executors import ClusterError
-from moejax.sweep.provenance import float_precision
-from moejax.sweep.signals import Stopped, exit_status, stopped_by_signals
+from moejax.environment import float_precision
+from moejax.sweep import load
+from moejax.sweep.execution import admission, dask_executor
+from moejax.sweep.execution.dask_cluster import slurm_executor
+from moejax.sweep.execution.dask_executor import Admission, DaskExecutor
+from moejax.sweep.execution.executors import ClusterError
+from moejax.sweep.execution.signals import Stopped, exit_status, stopped_by_signals
+from moejax.sweep.plan.chunks import WorkerSettings
+from moejax.sweep.store import schema
 
 SETTINGS = WorkerSettings(enable_x64=True, compilation_cache_dir=None)
 
@@ -132,7 +134,7 @@ def test_a_sweep_whose_only_worker_is_replaced_has_every_row_once(fake, cluster,
     sweep(fake, tmp_path / "quiet", *small)
     client = Client(cluster, set_as_default=False)
     monkeypatch.setattr(
-        "moejax.sweep.cluster.cluster_executor",
+        "moejax.sweep.execution.dask_cluster.cluster_executor",
         lambda address, security, admission, timeout: DaskExecutor(
             client, client.close, patient=True, admission=admission, worker_timeout=timeout
         ),
@@ -256,8 +258,8 @@ def test_a_signal_is_an_interrupt_with_a_status_of_its_own():
 
 
 def test_a_store_that_another_program_holds_is_waited_for(fake, tmp_path, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr("moejax.sweep.store.BUSY_MILLISECONDS", 50)
-    monkeypatch.setattr("moejax.sweep.store.FIRST_WORD_SECONDS", 0.2)
+    monkeypatch.setattr("moejax.sweep.store.store.BUSY_MILLISECONDS", 50)
+    monkeypatch.setattr("moejax.sweep.store.store.FIRST_WORD_SECONDS", 0.2)
     out, small = tmp_path / "run", ("methods=spectral", "noise_std=0.1", "num_samples=40")
     sweep(fake, out, *small, "trials=3")
     holder = sqlite3.connect(out / schema.STORE_NAME, isolation_level=None, check_same_thread=False)
@@ -271,7 +273,7 @@ def test_a_store_that_another_program_holds_is_waited_for(fake, tmp_path, monkey
 
 def schema_begin(monkeypatch, holder: sqlite3.Connection) -> threading.Timer:
     """Take the store just before a run begins, and let go a little later."""
-    from moejax.sweep.store import Store
+    from moejax.sweep.store.store import Store
 
     release = threading.Timer(0.6, lambda: holder.execute("ROLLBACK"))
     begin_run = Store.begin_run

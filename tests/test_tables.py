@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from moejax import delimited_text
-from moejax.tables import read_columns, read_table
+from moejax.fitting import delimited_text
+from moejax.fitting.tables import read_columns, read_table
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from moejax.tensor_power import (
+from moejax.moments.tensor_power import (
     CONVERGED,
     NOT_CONVERGED,
     NOT_FINITE,

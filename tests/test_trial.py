@@ -9,20 +9,11 @@ import numpy as np
 import pytest
 
 from moejax import make_params
-from moejax.activations import register_activation
-from moejax.trial import (
-    METRICS,
-    NUM_HELD_OUT,
-    AlgorithmSettings,
-    DataSettings,
-    check_settings,
-    num_parameters,
-    prepare,
-    recovery_metrics,
-    run_trials,
-    static_spec,
-    trial_memory_bytes,
-)
+from moejax.model.activations import register_activation
+from moejax.sweep.trial.measures import METRICS, NUM_HELD_OUT, recovery_metrics
+from moejax.sweep.trial.prepare import prepare, static_spec, trial_memory_bytes
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings, num_parameters
+from moejax.sweep.trial.trial import run_trials
 
 DATA = DataSettings(activation="tanh", dim=4, num_experts=2, num_samples=900, noise_std=0.1)
 ALGORITHM = AlgorithmSettings(max_iterations=15, num_restarts=4, record=("history",))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moejax.whitening import input_map
+from moejax.fitting.whitening import input_map
 
 N = 400
 

@@ -3,9 +3,10 @@
 spec -> plan (cells, buckets, chunks) -> engine and executors -> store -> tables, summary, figures, report
 """
 
-from moejax.sweep.hashing import trial_key
-from moejax.sweep.spec import Spec, SpecError, parse_spec, read_spec
-from moejax.sweep.tables import export_table, load, load_arrays, load_runs, load_timings
+from moejax.sweep.plan.identity import trial_key
+from moejax.sweep.spec.parse import Spec, parse_spec, read_spec
+from moejax.sweep.spec.positions import SpecError
+from moejax.sweep.store.read import export_table, load, load_arrays, load_runs, load_timings
 
 __all__ = [
     "Spec",

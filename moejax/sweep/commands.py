@@ -8,38 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moejax.console import make_console, make_notes, print_json
-from moejax.environment import (
-    available_cores,
-    gpu_memory_bytes,
-    memory_bytes,
-    pin_random_numbers,
-    require_devices,
-    visible_gpus,
-)
-from moejax.sweep.chunk import WorkerSettings, configure
-from moejax.sweep.executors import Executor, InProcessExecutor, use_single_thread
-from moejax.sweep.plan import Plan, make_plan
-from moejax.sweep.plugins import run_plugins
-from moejax.sweep.signals import exit_status, stopped_by_signals
-from moejax.sweep.spec import read_spec
+from moejax.sweep.execution.location import ACCELERATOR_VMAP_WIDTH, Place, worker_settings
+from moejax.sweep.execution.signals import exit_status, stopped_by_signals
+from moejax.sweep.execution.worker import configure
+from moejax.sweep.plan.chunks import WorkerSettings
+from moejax.sweep.plan.plan import Plan, make_plan
+from moejax.sweep.plan.plugins import run_plugins
+from moejax.sweep.spec.parse import read_spec
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from moejax.sweep.figures import NamedFigure
+    from moejax.sweep.report.figures import NamedFigure
 
 RUNS_FOLDER = "runs"
-ACCELERATOR_VMAP_WIDTH = 64
-"""Trials side by side on a GPU or TPU, memory permitting; on a CPU one at a time is fastest."""
 
 
 class NoResultError(RuntimeError):
@@ -76,7 +66,7 @@ def sweep(
         set: KEY=VALUE overrides of the spec.
         plugin: Python files that register activations, methods, input distributions or metrics; besides the spec's own.
         cluster: tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml.
-        security: TOML file that names the certificates for the cluster; see `moejax.sweep.security`.
+        security: TOML file that names the certificates for the cluster; see `moejax.sweep.execution.security`.
         worker_timeout: seconds without any worker after which the sweep ends; default: 120 for workers of this machine, and
             no end for a cluster.
         vmap_width: trials that run side by side in one program; default 1 on CPUs.
@@ -146,14 +136,15 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> dict[str, Any]:
-    from moejax.plotting import own_style
-    from moejax.sweep.engine import Engine
-    from moejax.sweep.progress import duration, sweep_progress
-    from moejax.sweep.provenance import check_resumable, collect_provenance
-    from moejax.sweep.repair import repair_store
-    from moejax.sweep.store import Store
-    from moejax.sweep.summary import summarise
-    from moejax.sweep.work import summarise_failures
+    from moejax.console import duration
+    from moejax.sweep.execution.engine import Engine
+    from moejax.sweep.execution.provenance import check_resumable, collect_provenance
+    from moejax.sweep.execution.work_queue import summarise_failures
+    from moejax.sweep.report.pictures import own_style
+    from moejax.sweep.report.progress import sweep_progress
+    from moejax.sweep.report.summary import summarise
+    from moejax.sweep.store.repair import repair_store
+    from moejax.sweep.store.store import Store
 
     provenance = collect_provenance(plan, spec, overrides, place.description)
 
@@ -194,7 +185,7 @@ def _run(
             raise SystemExit(exit_status(stop)) from None
     summary = summarise(folder)
     with own_style():
-        from moejax.sweep.figures import make_figures
+        from moejax.sweep.report.figures import make_figures
 
         written = write_results(folder, summary, make_figures(summary))
     failed = f" ({done.broken_before:,} failed: --retry-failed runs them again)" if done.broken_before else ""
@@ -240,8 +231,8 @@ def write_results(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure
         StoreError: the folder cannot be written.
     """
     from moejax.files import write_whole
-    from moejax.sweep.figures import write_figures
-    from moejax.sweep.schema import StoreError
+    from moejax.sweep.report.figures import write_figures
+    from moejax.sweep.store.schema import StoreError
 
     try:
         write_whole(folder / "summary.csv", lambda path: summary.to_csv(path, index=False))
@@ -252,7 +243,7 @@ def write_results(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure
 
 def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path]) -> None:
     """Print the summary of a run folder, and what was written."""
-    from moejax.sweep.screen import print_summary
+    from moejax.sweep.report.terminal import print_summary
 
     print_summary(tables, summary)
     tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
@@ -261,8 +252,9 @@ def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path
 def _dry_run(
     plan: Plan, settings: WorkerSettings, place: Place, pilot: bool, tables: Console, as_json: bool
 ) -> dict[str, Any]:
-    from moejax.sweep.pilot import time_bucket, total_seconds
-    from moejax.sweep.screen import print_plan
+    from moejax.sweep.execution.pilot import time_bucket
+    from moejax.sweep.plan.estimate import total_seconds
+    from moejax.sweep.report.terminal import print_plan
 
     timings = []
     if pilot:
@@ -297,130 +289,14 @@ def _dry_run(
     return result
 
 
-class Place:
-    """Where a sweep runs: this process, worker processes here, or a cluster."""
-
-    def __init__(
-        self,
-        workers: int | None,
-        cluster: str | None,
-        dry_run: bool,
-        security: Path | None = None,
-        worker_timeout: float | None = None,
-    ):
-        self._cluster = cluster
-        self._security = None if security is None else Path(security)
-        self._dry_run = dry_run
-        self._worker_timeout = worker_timeout
-        self._gpus: tuple[str, ...] = ()
-        self.accelerated = False
-        self.workers = workers or 0
-
-    def prepare(self) -> None:
-        """Decide on workers; set XLA's threads, which must happen before JAX starts its backend."""
-        import jax
-
-        from moejax.sweep.security import cluster_security
-
-        pin_random_numbers()
-        platforms = jax.config.values["jax_platforms"] or os.environ.get("JAX_PLATFORMS", "")
-        on_cpu = platforms == "cpu"
-        self._gpus = () if on_cpu or "tpu" in platforms else visible_gpus()
-        self.accelerated = bool(self._gpus) or "tpu" in platforms
-        if self._cluster is not None:
-            if self.workers:
-                raise ValueError("--workers: the cluster has its own; leave --workers out with --cluster")
-            cluster_security(self._cluster, self._security)  # bad certificates end a dry run too
-            self.workers = 1
-        elif self._security is not None:
-            raise ValueError(
-                f"--security {self._security}: goes with --cluster; workers of this machine have certificates of their own"
-            )
-        elif not self.workers:
-            self.workers = 1 if "tpu" in platforms else len(self._gpus) or len(available_cores())
-        if not self.accelerated:
-            use_single_thread()
-        if self.accelerated and (self.workers > 1 or self._cluster is not None):
-            jax.config.update("jax_platforms", "cpu")  # the devices are the workers', not the coordinator's
-        elif platforms:
-            require_devices()  # a platform that was asked for and is not there would fail every trial
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """Memory for each worker: of this machine, or of its GPU; not known for TPUs and clusters."""
-        if self._cluster is not None:
-            return None
-        if self.accelerated:
-            return gpu_memory_bytes() if self._gpus else None
-        total = memory_bytes()
-        return None if total is None else total // max(self.workers, 1)
-
-    @property
-    def description(self) -> str:
-        if self._cluster is not None:
-            return self._cluster
-        return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
-
-    @property
-    def warning(self) -> str | None:
-        """A line that the user should see, if the cluster is joined without TLS."""
-        from moejax.sweep.security import unencrypted_warning
-
-        return None if self._cluster is None else unencrypted_warning(self._cluster)
-
-    def job_script(self) -> str | None:
-        """What Slurm would be given; None without Slurm."""
-        if self._cluster is None or not self._cluster.startswith("slurm:"):
-            return None
-        from moejax.sweep.cluster import slurm_job_script
-        from moejax.sweep.security import cluster_security
-
-        security = cluster_security(self._cluster, self._security)
-        return slurm_job_script(Path(self._cluster.removeprefix("slurm:")), security)
-
-    def executor_factory(
-        self, chunks: int, settings: WorkerSettings, held: contextlib.ExitStack | None = None
-    ) -> Callable[[], Executor]:
-        """How to start workers, no more than chunks.
-
-        A cluster is joined at once, and left when `held` is closed: a wrong address changes nothing on disk.
-        """
-        from moejax.sweep import cluster
-        from moejax.sweep.dask_executor import Admission
-
-        if self._cluster is not None:
-            admission = Admission.of(settings)
-            joined = cluster.cluster_executor(self._cluster, self._security, admission, self._worker_timeout)
-            if held is not None:
-                held.callback(joined.close)
-            return lambda: joined
-        workers = min(self.workers, chunks)
-        if workers == 1:
-            return InProcessExecutor
-        return lambda: cluster.local_executor(
-            workers, self._gpus, Admission.of(settings), self._worker_timeout
-        )
-
-
-def worker_settings(plan: Plan) -> WorkerSettings:
-    """What the workers of a plan need: this process's precision and cache, the plan's plugins."""
-    import jax
-
-    return WorkerSettings(
-        enable_x64=bool(jax.config.values["jax_enable_x64"]),
-        compilation_cache_dir=jax.config.values["jax_compilation_cache_dir"],
-        plugins=plan.plugins,
-    )
-
-
 def _command() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
     """Print how far a sweep is; read-only, also while it runs."""
-    from moejax.sweep.screen import print_status
-    from moejax.sweep.status import read_status
+    from moejax.sweep.report.status import read_status
+    from moejax.sweep.report.terminal import print_status
 
     state = read_status(folder)
     print_status(make_console(quiet=as_json), state)
@@ -432,7 +308,7 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
 
 def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
     """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or to stdout for `-`; returns the number of rows."""
-    from moejax.sweep.tables import STDOUT, export_table
+    from moejax.sweep.store.read import STDOUT, export_table
 
     rows = export_table(folder, file)
     if file != STDOUT:
@@ -448,15 +324,15 @@ def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     Raises:
         OSError: no store there, or the folder cannot be written.
     """
-    from moejax.plotting import own_style
-    from moejax.sweep.summary import summarise
+    from moejax.sweep.report.pictures import own_style
+    from moejax.sweep.report.summary import summarise
 
     folder = Path(folder)
     tables = make_console(quiet=quiet)
     summary = summarise(folder)
     with own_style():
-        from moejax.sweep.figures import make_figures
-        from moejax.sweep.report import write_report
+        from moejax.sweep.report.figures import make_figures
+        from moejax.sweep.report.page import write_report
 
         figures = make_figures(summary)
         written = write_results(folder, summary, figures)

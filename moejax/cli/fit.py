@@ -1,0 +1,240 @@
+"""`moejax fit`: a table from a file or by name, a fit, what each expert does, and the results in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+import moejax
+from moejax.cli.activations import load_function
+from moejax.cli.fit_tables import _print
+from moejax.cli.fit_units import UNIT_NAMES, _in_units, data_units, standardised_units
+from moejax.console import make_console, make_notes
+from moejax.files import folder_for_results
+from moejax.fitting.arguments import whole_number
+from moejax.fitting.datasets import load
+from moejax.fitting.pipeline import fit
+from moejax.fitting.result import FitResult
+from moejax.fitting.selection import CRITERIA
+from moejax.fitting.tables import Dataset, read_table
+from moejax.likelihood.information import CovarianceKind
+from moejax.methods.method import get_method
+from moejax.model.activations import get_activation
+from moejax.model.mixture import NoiseModel, predict, responsibilities
+
+
+def fit_command(
+    *,
+    data: Path | None,
+    target: str | None,
+    separator: str | None,
+    decimal: str | None,
+    dataset: str | None,
+    data_dir: Path | None,
+    num_experts: str,
+    activation: str,
+    method: str,
+    noise: NoiseModel,
+    noise_std: float | None,
+    intercept: bool,
+    standardise: bool,
+    num_starts: int | None,
+    covariance: CovarianceKind,
+    max_iterations: int,
+    seed: int,
+    out: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Fit, print and save; returns what fit.json holds.
+
+    Raises:
+        ValueError: the data, an option or a name, in one line; OSError: the folder cannot be written.
+    """
+    if (data is None) == (dataset is None):
+        raise ValueError("DATA: expected either a file and --target COLUMN, or --dataset NAME")
+    if data is not None and target is None:
+        raise ValueError(f"--target: expected the column of {data} to explain")
+    if data is not None and data_dir is not None:
+        raise ValueError(f"--data-dir {data_dir}: goes with --dataset NAME, not with a file")
+    if data is None and (separator is not None or decimal is not None):
+        raise ValueError("--separator, --decimal: go with a file, not with --dataset NAME")
+    whole_number(seed, "--seed", -(2**63), 2**63 - 1)
+    get_method(method)
+    fn = load_function(activation) if ":" in activation else get_activation(activation)
+    table = (
+        read_table(data, target, separator=separator, decimal=decimal)
+        if data is not None and target is not None
+        else load(str(dataset), data_dir, target=target)
+    )
+    if table.y.ndim > 1:
+        raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
+    with contextlib.ExitStack() as held:
+        scratch = None if out is None else held.enter_context(folder_for_results(out, "--out"))
+        with make_notes(quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
+            result = fit(
+                jax.random.key(seed),
+                table.x,
+                table.y,
+                num_experts=parse_num_experts(num_experts),
+                activation=fn,
+                noise_std=noise_std,
+                noise=noise,
+                fit_intercept=intercept,
+                method=method,
+                standardise=standardise,
+                num_starts=num_starts,
+                covariance=covariance,
+                max_iterations=max_iterations,
+            )
+        with jax.enable_x64(True):  # inputs and biases may have offsets that cancel
+            predicted = np.asarray(predict(result.params, table.x, fn))
+            posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
+        in_units = {
+            units.name: _in_units(table, result, posterior, predicted, units)
+            for units in (data_units(table), standardised_units(table, fn, intercept))
+        }
+        shown = UNIT_NAMES[int(standardise)]
+        summary = {
+            **in_units[shown],
+            "units": shown,
+            "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
+            "num_samples": len(table.y),
+            "num_inputs": table.x.shape[1],
+            "status": result.status,
+            "data_notes": list(table.notes),
+            "in_units": in_units,
+            "selection": None if result.selection is None else _selection(result, in_units[shown]),
+            "diagnostics": result.diagnostics,
+            "settings": result.settings
+            | {
+                "data": str(data) if data is not None else dataset,
+                "target": table.target_name,
+                "num_experts": len(result.params.noise_std),
+                "num_experts_tried": num_experts,
+                "activation": activation,
+                "seed": seed,
+                "data_dir": None if data_dir is None else str(data_dir),
+                "moejax": moejax.__version__,
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        summary = _without_nan(summary)
+        if scratch is not None:
+            _save(scratch, summary, table, result, posterior, predicted)
+    written = ["fit.json", "parameters.parquet", "samples.parquet", "convergence.png"]
+    if result.selection is not None:
+        written.append("selection.png")
+    elif out is not None:
+        (out / "selection.png").unlink(missing_ok=True)  # of an earlier fit
+    if not quiet:
+        _print(summary, table)
+        if out is not None:
+            make_console().print(f"written to {out}: {', '.join(written)}", soft_wrap=True)
+    return summary
+
+
+def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `FitResult.selection`, their likelihoods in the units that are shown."""
+    assert result.selection is not None
+    shift = shown["log_likelihood"] - result.log_likelihood
+    criteria = {name: result.selection[name] - 2.0 * shift for name in CRITERIA}
+    table = result.selection.assign(log_likelihood=result.selection["log_likelihood"] + shift, **criteria)
+    return table.to_dict("records")
+
+
+def parse_num_experts(text: str) -> int | str | list[int]:
+    """ "3", "2,3,4", "1-5" or "auto", as `fit` takes it.
+
+    Raises:
+        ValueError: another form.
+    """
+    if text == "auto":
+        return text
+    first, dash, last = text.partition("-")
+    try:
+        if dash:
+            return list(range(int(first), int(last) + 1))
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f'--num-experts {text}: expected a number, several such as 2,3,4 or 1-5, or "auto"'
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _without_nan(value: Any) -> Any:
+    """The same document with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parameter_rows(experts: list[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """A row for every expert and input, the intercept last, of one block of experts."""
+    rows = [
+        {
+            "expert": e["expert"],
+            "input": name,
+            "coefficient": e["coefficients"][name],
+            "coefficient_error": e.get("coefficient_errors", {}).get(name),
+            "gating": e["gating"][name],
+            "gating_error": e.get("gating_errors", {}).get(name),
+        }
+        for e in experts
+        for name in names
+    ]
+    rows += [
+        {
+            "expert": e["expert"],
+            "input": "(intercept)",
+            "coefficient": e["bias"],
+            "coefficient_error": e.get("bias_error"),
+            "gating": e["gating_bias"],
+            "gating_error": e.get("gating_bias_error"),
+        }
+        for e in experts
+    ]
+    return pd.DataFrame(rows)
+
+
+def _save(
+    out: Path,
+    summary: dict[str, Any],
+    table: Dataset,
+    result: FitResult,
+    posterior: np.ndarray,
+    predicted: np.ndarray,
+) -> None:
+    from moejax.cli.fit_figures import convergence_figure, selection_figure
+    from moejax.sweep.report.pictures import own_style
+
+    in_data, standardised = (
+        _parameter_rows(summary["in_units"][name]["experts"], table.input_names) for name in UNIT_NAMES
+    )
+    numbers = standardised.drop(columns=["expert", "input"]).add_prefix("standardised_")
+    in_data.join(numbers).to_parquet(out / "parameters.parquet", index=False)
+    samples = pd.DataFrame({"target": table.y, "predicted": predicted})
+    for i in range(posterior.shape[1]):
+        samples[f"responsibility_{i + 1}"] = posterior[:, i]
+    samples.to_parquet(out / "samples.parquet", index=False)
+    scaling = summary["in_units"][summary["units"]]["scaling"]
+    y, mean = ((a - scaling["target_mean"]) / scaling["target_std"] for a in (table.y, predicted))
+    units = "standard deviations" if scaling["target_std"] != 1.0 else "the data's units"
+    with own_style():
+        convergence_figure(result.history, y, mean, posterior.argmax(axis=1), units, out / "convergence.png")
+        if result.selection is not None:
+            selection_figure(result.selection, out / "selection.png")
+    shift = summary["in_units"][summary["units"]]["log_likelihood"] - result.log_likelihood
+    document = summary | {"history": (result.history + shift).tolist()}
+    (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -1,0 +1,97 @@
+"""Figures of single fits. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from moejax.sweep.report.pictures import PALETTE, save_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def _two_panels(height: float) -> tuple[Figure, Axes, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    return figure, left, right
+
+
+def convergence_figure(
+    history: np.ndarray, y: np.ndarray, predicted: np.ndarray, share: np.ndarray, units: str, path: Path
+) -> None:
+    """Two panels: the log-likelihood still to gain at every pass, and observed against predicted labels.
+
+    Args:
+        history: (passes,) log-likelihood in nats, less the ridge's penalty.
+        y: (n,) labels; predicted (n,) E[y | x].
+        share: (n,) index of the most responsible expert of each sample.
+        units: of the labels.
+        path: PNG file to write.
+    """
+    figure, left, right = _two_panels(4.0)
+    if history.size:
+        gap = np.maximum(history.max() - history, 1e-6)
+        left.semilogy(np.arange(1, history.size + 1), gap, marker="o", markersize=3.5, color=PALETTE[0])
+    else:
+        left.text(0.5, 0.5, "moments only: no iterations", ha="center", va="center", transform=left.transAxes)
+    left.set_xlabel("pass over the data")
+    left.set_ylabel("log-likelihood below the final one (nats)")
+    left.set_title("Convergence")
+    left.grid(alpha=0.3)
+    for expert in range(int(share.max()) + 1):
+        chosen = share == expert
+        right.plot(
+            predicted[chosen],
+            y[chosen],
+            ".",
+            markersize=4,
+            color=PALETTE[expert % len(PALETTE)],
+            label=f"expert {expert + 1}",
+        )
+    ends = [min(y.min(), predicted.min()), max(y.max(), predicted.max())]
+    right.plot(ends, ends, color="0.4", linewidth=1, linestyle="--", label="observed = predicted")
+    right.set_xlabel(f"predicted E[y | x] ({units})")
+    right.set_ylabel(f"observed y ({units})")
+    right.set_title("Labels, by their most responsible expert")
+    right.legend(fontsize=8, framealpha=0.9)
+    right.grid(alpha=0.3)
+    save_picture(figure, path)
+
+
+def selection_figure(table: pd.DataFrame, path: Path) -> None:
+    """Two panels over the number of experts: the criteria above their least value, and the eigenvalues of T2.
+
+    Args:
+        table: of `moejax.fitting.selection.selection_table`.
+        path: PNG file to write.
+    """
+    figure, left, right = _two_panels(3.8)
+    number = table["num_experts"]
+    for name, colour, marker in zip(("aic", "bic", "icl"), PALETTE, "osD", strict=False):
+        left.plot(number, table[name] - table[name].min(), marker=marker, color=colour, label=name.upper())
+    left.set_yscale("symlog", linthresh=10.0)
+    left.set_ylabel("criterion above its least value (nats × 2)")
+    left.set_title("Information criteria (less is better)")
+    left.legend()
+    values = table["t2_eigenvalue"]
+    if values.notna().any():
+        right.bar(number, values, color=PALETTE[0])
+        right.axhline(0.0, color="0.4", linewidth=1)
+    else:
+        right.text(0.5, 0.5, "no moments were used", ha="center", va="center", transform=right.transAxes)
+    right.set_ylabel("k-th eigenvalue of T2")
+    right.set_title("Second moment: k positive ones in theory")
+    for axes in (left, right):
+        axes.set_xticks(number)
+        axes.set_xlabel("number of experts k")
+        axes.grid(alpha=0.3)
+    save_picture(figure, path)

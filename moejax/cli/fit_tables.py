@@ -1,0 +1,103 @@
+"""A fit as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from moejax.console import make_console
+from moejax.fitting.tables import Dataset
+
+_ERRORS = ("coefficient_errors", "gating_errors")
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number as it is printed; a dash for one that is not finite, which the document has as None."""
+    return "—" if value is None else f"{value:{form}}"
+
+
+def _beside(value: float | None, noise_std: float | None) -> float | None:
+    """The value, or zero where it is rounding beside the noise."""
+    rounding = value is not None and noise_std is not None and abs(value) < 1e-9 * noise_std
+    return 0.0 if rounding else value
+
+
+def _strongest(values: dict[str, float | None], errors: dict[str, float] | None, count: int = 3) -> str:
+    ranked = sorted(values.items(), key=lambda item: -abs(item[1] or 0.0))[:count]
+    if errors is None:
+        return "\n".join(f"{name} {_number(value, '+.3g')}" for name, value in ranked)
+
+    def error(name: str) -> str:
+        return "±?" if errors[name] is None else f"±{errors[name]:.2g}"  # the data leave it undetermined
+
+    return "\n".join(f"{name} {_number(value, '+.3g')}{error(name)}" for name, value in ranked)
+
+
+def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
+    out = Table(title="How many experts (less is better; * least BIC)", box=box.SIMPLE, pad_edge=False)
+    for name in ("experts", "log-likelihood", "parameters", "AIC", "BIC", "ICL", "T2 eigengap"):
+        out.add_column(name, justify="right")
+    for row in selection:
+        parameters = row["num_parameters"]
+        out.add_row(
+            f"{row['num_experts']}{'*' if row['chosen'] else ' '}",
+            _number(row["log_likelihood"], ".1f"),
+            _number(parameters, ".0f"),
+            *(_number(row[name], ".1f") for name in ("aic", "bic", "icl")),
+            _number(row["t2_eigengap"], ".3f"),
+        )
+    console.print(out)
+    for row in selection:
+        if row["status"] != "ok":
+            console.print(f"{row['num_experts']} experts: {row['status']}")
+
+
+def _print(summary: dict[str, Any], table: Dataset) -> None:
+    console = make_console()
+    settings = summary["settings"]
+    units = "standardised units" if summary["units"] == "standardised" else "the data's units"
+    console.print(
+        f"{settings['num_experts']} {settings['activation']} experts by {settings['method']} on "
+        f"{summary['num_samples']} samples of {summary['num_inputs']} inputs; target: {table.target_name}"
+    )
+    console.print(
+        f"log-likelihood {_number(summary['log_likelihood'], '.3f')} nats "
+        f"({_number(summary['log_likelihood_per_sample'], '.4f')} per sample, {units}), "
+        f"RMSE {_number(summary['rmse'], '.4f')}, R^2 {_number(summary['r_squared'], '.4f')}"
+    )
+    console.print(f"status: {summary['status']}", style=None if summary["status"] == "ok" else "bold red")
+    numbers = Table("expert", title=f"What each expert does ({units})", box=box.SIMPLE)
+    for name in ("share", "noise std", "mean target", "bias"):
+        numbers.add_column(name, justify="right")
+    inputs = Table("expert", box=box.SIMPLE)  # a table of its own: numbers are never cut to fit 80 columns
+    for name in ("strongest inputs ± standard error", "chosen where (gate, against the last)"):
+        inputs.add_column(name, overflow="fold")
+    for expert in summary["experts"]:
+        numbers.add_row(
+            str(expert["expert"]),
+            _number(expert["share"], ".3f"),
+            _number(expert["noise_std"], ".4g"),
+            _number(_beside(expert["mean_target"], expert["noise_std"]), "+.4g"),
+            _number(_beside(expert["bias"], expert["noise_std"]), "+.4g"),
+        )
+        inputs.add_row(
+            str(expert["expert"]),
+            _strongest(expert["coefficients"], expert.get("coefficient_errors")),
+            _strongest(expert["gating"], expert.get("gating_errors"))
+            if any(expert["gating"].values())
+            else "reference",
+        )
+    console.print(numbers)
+    console.print(inputs)
+    if any(None in expert.get(key, {}).values() for expert in summary["experts"] for key in _ERRORS):
+        console.print("±?: the data leave this parameter undetermined")
+    if summary["selection"] is not None:
+        _print_selection(console, summary["selection"])
+    names = list(summary["experts"][0]["coefficients"])
+    for columns in summary["diagnostics"]["collinear_inputs"]:
+        console.print("dependent inputs: " + ", ".join(names[column] for column in columns))
+    for note in summary["data_notes"] + summary["diagnostics"]["notes"]:
+        console.print(f"note: {note}")

@@ -1,0 +1,95 @@
+"""The units in which a fit is printed and saved."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moejax.fitting.label_units import is_linear
+from moejax.fitting.result import FitResult
+from moejax.fitting.tables import Dataset
+from moejax.model.activations import ScalarFunction, activation_facts
+
+UNIT_NAMES = ("data", "standardised")
+
+
+class Units(NamedTuple):
+    """Units in which a fit is shown: inputs (x - input_mean) / input_std, target (y - target_mean) / target_std."""
+
+    name: str
+    input_mean: np.ndarray
+    input_std: np.ndarray
+    target_mean: float
+    target_std: float
+
+
+def data_units(table: Dataset) -> Units:
+    """The units of the data as they are."""
+    d = table.x.shape[1]
+    return Units(UNIT_NAMES[0], np.zeros(d), np.ones(d), 0.0, 1.0)
+
+
+def standardised_units(table: Dataset, fn: ScalarFunction, intercept: bool) -> Units:
+    """Standard deviations, about the mean where that leaves the model what it is.
+
+    Inputs have a mean taken away where there are intercepts. A target has a unit where g is homogeneous, and a mean taken away
+    where it is also linear with intercepts; the target of any other g stays as it is.
+    """
+    spread = table.x.std(axis=0)
+    scaled = activation_facts(fn).homogeneous
+    return Units(
+        UNIT_NAMES[1],
+        table.x.mean(axis=0) if intercept else np.zeros(table.x.shape[1]),
+        np.where(spread > 0, spread, 1.0),
+        float(table.y.mean()) if intercept and is_linear(fn) else 0.0,
+        float(table.y.std()) if scaled else 1.0,
+    )
+
+
+def _in_units(
+    table: Dataset, result: FitResult, posterior: np.ndarray, predicted: np.ndarray, units: Units
+) -> dict[str, Any]:
+    """Likelihood, error and experts in some units."""
+    _, *scaling = units
+    params, errors = result.in_units(*scaling)
+    y = (table.y - units.target_mean) / units.target_std
+    value = result.log_likelihood + len(y) * math.log(units.target_std)
+    effective = posterior.sum(axis=0)
+
+    def by_input(row: np.ndarray) -> dict[str, float]:
+        return dict(zip(table.input_names, row.tolist(), strict=True))
+
+    experts = []
+    for i in range(params.experts.shape[0]):
+        experts.append(
+            {
+                "expert": i + 1,
+                "share": float(effective[i] / effective.sum()),
+                "effective_samples": float(effective[i]),
+                "noise_std": float(params.noise_std[i]),
+                "bias": float(params.expert_bias[i]),
+                "mean_target": float(posterior[:, i] @ y / effective[i]),
+                "coefficients": by_input(params.experts[i]),
+                "gating": by_input(params.gating[i]),
+                "gating_bias": float(params.gating_bias[i]),
+            }
+        )
+        if errors is not None:
+            experts[-1] |= {
+                "coefficient_errors": by_input(errors.experts[i]),
+                "gating_errors": by_input(errors.gating[i]),
+                "noise_std_error": float(errors.noise_std[i]),
+                "bias_error": float(errors.expert_bias[i]),
+                "gating_bias_error": float(errors.gating_bias[i]),
+            }
+    return {
+        "log_likelihood": value,
+        "log_likelihood_per_sample": value / len(y),
+        "rmse": float(np.sqrt(np.mean((predicted - table.y) ** 2))) / units.target_std,
+        "experts": experts,
+        "scaling": {
+            name: np.asarray(number).tolist() for name, number in units._asdict().items() if name != "name"
+        },
+    }

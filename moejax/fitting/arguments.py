@@ -1,0 +1,308 @@
+"""The checks of what a user passes to `fit` and `MoERegressor`: arrays and options, each by one function for both doors.
+
+All of them run on the host, before anything is compiled. A bad value is a ValueError of one line, `name: expected .., got ..`.
+Arrays (`moejax.fitting.array_checks`) come back as NumPy arrays in double precision, options as plain Python values.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.checks import brief_text, require
+from moejax.fitting.array_checks import (
+    NotNumbersError,
+    as_numbers,
+    checked_arrays,
+    checked_inputs,
+    checked_targets,
+    checked_weights,
+    input_precision,
+)
+from moejax.likelihood.information import COVARIANCE_KINDS
+from moejax.methods.method import STARTS, lookup_method
+from moejax.model.activations import get_activation
+from moejax.model.inputs import LogDensity, get_log_density
+from moejax.moments.label_transforms import TRANSFORM_KINDS
+
+__all__ = [
+    "CHECKS",
+    "NOISE_MODELS",
+    "NotNumbersError",
+    "WeightsAre",
+    "as_numbers",
+    "checked_arrays",
+    "checked_inputs",
+    "checked_options",
+    "checked_targets",
+    "checked_weights",
+    "flag",
+    "input_precision",
+    "log_density_of",
+    "noise_levels",
+    "number_of_experts",
+    "one_of",
+    "prng_key",
+    "real_number",
+    "require_density_at",
+    "whole_number",
+]
+
+NOISE_MODELS = ("shared", "per_expert")
+WeightsAre = Literal["counts", "reliability"]
+PRECISIONS = ("float32", "float64", None)
+MOST_NUMBERS_TRIED = 1000
+"""How many numbers of experts a range or a list may hold."""
+LARGEST_COUNT = 10**6
+"""Largest budget of iterations, starts, restarts or passes: a fit keeps an entry of its history for each."""
+LARGEST_CHUNK = 2**31 - 1
+
+
+def whole_number(
+    value: Any, name: str, least: int = 1, most: int = LARGEST_COUNT, *, optional: bool = False
+) -> int | None:
+    """A whole number between two bounds; 3.0 is 3, as in a sweep's spec. True and "3" are no numbers.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if optional and value is None:
+        return None
+    number = _as_whole(value)
+    words = f"a whole number from {least} to {most}" + (" or None" if optional else "")
+    require(number is not None and least <= number <= most, name, words, value)
+    return number
+
+
+def _as_whole(value: Any) -> int | None:
+    """The whole number behind a value; None if it is none."""
+    if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == np.bool_:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        number = _as_number(value)
+        return int(number) if number is not None and number.is_integer() else None
+
+
+def _as_number(value: Any) -> float | None:
+    """The real number behind a number or an array (), NaN and infinities included; None if it is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    try:
+        array = np.asarray(value)
+    except Exception:  # an object's own conversion may raise anything, and then it is no number
+        return None
+    return float(array) if array.shape == () and array.dtype.kind in "iuf" else None
+
+
+def real_number(value: Any, name: str, expected: str, good: Callable[[float], bool]) -> float:
+    """A finite real number that is `good`, as a float.
+
+    Raises:
+        ValueError: it is something else; the message says what is `expected`.
+    """
+    number = _as_number(value)
+    require(number is not None and math.isfinite(number) and good(number), name, expected, value)
+    assert number is not None
+    return number
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False; nothing else that could be taken for one of them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    require(isinstance(value, bool | np.bool_), name, "True or False", value)
+    return bool(value)
+
+
+def one_of(choices: Sequence[Any]) -> Callable[[Any, str], Any]:
+    """A check that a value is one of a few words or numbers."""
+
+    def check(value: Any, name: str) -> Any:
+        alike = [choice for choice in choices if isinstance(value, type(choice)) and choice == value]
+        require(bool(alike), name, " or ".join(map(repr, choices)), value)
+        return alike[0]
+
+    return check
+
+
+def number_of_experts(
+    value: Any, name: str = "num_experts", *, several: bool = True
+) -> int | str | tuple[int, ...]:
+    """k: a positive whole number or, if `several` may be tried, "auto" or the whole numbers of a range or a list.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if several and isinstance(value, str) and value == "auto":
+        return value
+    number = _as_whole(value)
+    if number is not None:
+        require(number >= 1, name, "a positive number", value)
+        return number
+    words = 'a whole number, several (a range or a list), or "auto"' if several else "a whole number"
+    entries = _entries(value, MOST_NUMBERS_TRIED)
+    require(several and entries is not None, name, words, value)
+    numbers = [_as_whole(entry) for entry in entries or ()]
+    require(0 < len(numbers) <= MOST_NUMBERS_TRIED, name, f"1 to {MOST_NUMBERS_TRIED} numbers", value)
+    require(all(k is not None and k >= 1 for k in numbers), name, "positive whole numbers", value)
+    return tuple(sorted({k for k in numbers if k is not None}))
+
+
+def _entries(value: Any, most: int) -> list[Any] | None:
+    """The entries of a list, a tuple, a range or an array (n,), one more than `most` at most; None if it is none of them."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if listed or (isinstance(value, np.ndarray | jax.Array) and value.ndim == 1):
+        return list(islice(value, most + 1))
+    return None
+
+
+def noise_levels(value: Any, outputs: tuple[int, ...], name: str = "noise_std") -> np.ndarray | None:
+    """Known sigma, () or one for each output (m,), positive and finite; None if it is to be estimated.
+
+    Args:
+        value: a number, an array-like, or None.
+        outputs: () for one output, (m,) for several.
+        name: what the message calls it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is None:
+        return None
+    number = _as_number(value)
+    levels = None if number is None else np.asarray(number)
+    if number is None and outputs:
+        numbers = [_as_number(entry) for entry in _entries(value, outputs[0]) or ()]
+        if len(numbers) == outputs[0] and None not in numbers:
+            levels = np.asarray(numbers, np.float64)
+    good = levels is not None and bool(np.all(np.isfinite(levels) & (levels > 0)))
+    words = "a positive finite number" + (f", one for each of {outputs[0]} outputs" if outputs else "")
+    require(good, name, words + ", or None to estimate it", value)
+    return levels
+
+
+def prng_key(value: Any, name: str = "key") -> Any:
+    """One PRNG key of JAX: `jax.random.key(0)`, or the uint32 array of `jax.random.PRNGKey(0)`.
+
+    Raises:
+        ValueError: it is something else, a whole number for example, or several keys.
+    """
+    good = False
+    if isinstance(value, jax.Array | np.ndarray):
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            good = value.shape == ()
+        else:
+            legacy = jax.eval_shape(jax.random.PRNGKey, 0)
+            good = value.dtype == legacy.dtype and value.shape == legacy.shape
+    require(good, name, "a PRNG key such as jax.random.key(0)", value)
+    return value
+
+
+def log_density_of(value: Any, name: str = "log_density") -> LogDensity | None:
+    """A function x (d,) -> () log p(x), that of a registered input distribution, or None.
+
+    Raises:
+        ValueError: it is something else, or the name of a distribution without a density.
+    """
+    if not isinstance(value, str):
+        good = value is None or callable(value)
+        require(good, name, "a function of x (d,), the name of an input distribution, or None", value)
+        return value
+    try:
+        named = get_log_density(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if named is None:
+        raise ValueError(f"{name}: input distribution {value!r} has no density")
+    return named
+
+
+def require_density_at(density: LogDensity, point: np.ndarray) -> None:
+    """Refuse a log density that is no finite number at a point (d,).
+
+    Raises:
+        ValueError: it fails there, or is something else.
+    """
+    try:
+        value = np.asarray(density(jnp.asarray(point)))
+    except Exception as error:  # a user's function may raise anything
+        raise ValueError(f"log_density: failed at x[0]: {brief_text(error)}") from error
+    good = value.shape == () and value.dtype.kind == "f" and bool(np.isfinite(value))
+    require(good, "log_density", "a finite number () at x[0]", value)
+
+
+def _count(
+    least: int, most: int = LARGEST_COUNT, *, optional: bool = False
+) -> Callable[[Any, str], int | None]:
+    return lambda value, name: whole_number(value, name, least, most, optional=optional)
+
+
+def _ridge(value: Any, name: str) -> float:
+    return real_number(value, name, "a finite number >= 0", lambda number: number >= 0)
+
+
+def _activation(value: Any, name: str) -> Any:
+    get_activation(value)
+    return value
+
+
+def _method(value: Any, name: str) -> Any:
+    lookup_method(value)
+    return value
+
+
+def _order(value: Any, name: str) -> int | None:
+    number = None if value is None else _as_whole(value)
+    require(value is None or number in (3, 4), name, "3, 4 or None", value)
+    return number
+
+
+CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "activation": _activation,
+    "noise": one_of(NOISE_MODELS),
+    "weights_are": one_of((*get_args(WeightsAre), None)),
+    "fit_intercept": flag,
+    "method": _method,
+    "standardise": flag,
+    "order": _order,
+    "transform": one_of(TRANSFORM_KINDS),
+    "transform_kind": one_of(TRANSFORM_KINDS),
+    "num_restarts": _count(1),
+    "num_starts": _count(1, optional=True),
+    "start": one_of(STARTS),
+    "polish": flag,
+    "max_iterations": _count(1),
+    "ridge": _ridge,
+    "chunk_size": _count(1, LARGEST_CHUNK, optional=True),
+    "num_residual_passes": _count(0, optional=True),
+    "covariance": one_of(COVARIANCE_KINDS),
+    "log_density": log_density_of,
+    "precision": one_of(PRECISIONS),
+}
+"""The check of every option by itself: (value, name) -> the plain value. `num_experts`, `noise_std` and `key` have their own."""
+
+
+def checked_options(**options: Any) -> dict[str, Any]:
+    """Options by name, each checked by itself and given back as a plain value.
+
+    >>> checked_options(num_starts=3.0, fit_intercept=True)
+    {'num_starts': 3, 'fit_intercept': True}
+
+    Raises:
+        ValueError: one is not what it must be.
+    """
+    return {name: CHECKS[name](value, name) for name, value in options.items()}

@@ -1,0 +1,131 @@
+"""A fit's parameters and their standard errors in the units in which the data came, on the host in double precision."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from moejax.checks import require
+from moejax.fitting.label_units import LabelMap
+from moejax.fitting.whitening import InputMap, params_in_input_units
+from moejax.likelihood.information import Covariance
+from moejax.likelihood.predictors import num_noise_parameters
+from moejax.model.mixture import MoEParams, NoiseModel
+
+SMALLEST = float(np.finfo(float).tiny)
+"""Numbers nearer to zero have fewer digits."""
+NEGLIGIBLE = 1e-8
+"""Of a coefficient for white inputs and labels in their own unit."""
+UNITS = "units in which the coefficients and the noise are numbers in double precision"
+
+
+def are_numbers(params: MoEParams) -> bool:
+    """Whether parameters, as NumPy arrays, are finite and no noise has lost digits next to zero."""
+    return all(np.isfinite(leaf).all() for leaf in params) and bool((params.noise_std >= SMALLEST).all())
+
+
+def require_numbers(params: MoEParams, fitted: MoEParams) -> None:
+    """Refuse parameters that are no numbers in double precision.
+
+    Args:
+        params: in the units of the data.
+        fitted: the same for white inputs and labels in their own unit.
+
+    Raises:
+        ValueError: a coefficient is infinite, or a noise or all coefficients of an expert or a gate vanish that did not.
+    """
+    require(are_numbers(params), "x, y", UNITS, [np.abs(params.experts).max(), params.noise_std.min()])
+    for before, after in ((fitted.experts, params.experts), (fitted.gating, params.gating)):
+        sizes = (np.abs(values).max(axis=-1, initial=0.0) for values in (before, after))
+        vanished = (next(sizes) > NEGLIGIBLE) & (next(sizes) < SMALLEST)
+        require(not vanished.any(), "x, y", UNITS, "coefficients that vanish")
+
+
+class DataUnits(NamedTuple):
+    """How the fitted inputs and labels were made from those of the user."""
+
+    inputs: InputMap
+    labels: LabelMap
+
+    def seen_from(
+        self, input_mean: np.ndarray, input_std: np.ndarray, target_mean: float = 0.0, target_std: float = 1.0
+    ) -> DataUnits:
+        """The same for a user whose inputs are (x - input_mean) / input_std and whose labels are (y - target_mean) / target_std."""
+        inputs = self.inputs._replace(
+            mean=(self.inputs.mean - input_mean) / input_std,
+            matrix=self.inputs.matrix * np.asarray(input_std)[:, None],
+        )
+        labels = LabelMap((self.labels.shift - target_mean) / target_std, self.labels.scale / target_std)
+        return DataUnits(inputs, labels)
+
+    def params(self, params: MoEParams) -> MoEParams:
+        """Parameters of the fit, leaves of any kind of array, for the user's x and y.
+
+        With z = (x - mean) @ M and fitted labels (y - shift) / scale, a_x = scale M a_z and b_x = shift + scale b_z - a_x . mean.
+
+        Raises:
+            ValueError: they are numbers for the fitted labels, and none in double precision for the user's.
+        """
+        host = MoEParams(*(np.asarray(leaf, np.float64) for leaf in params))
+        scale = np.asarray(self.labels.scale, np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = host._replace(
+                experts=host.experts * scale[..., None],
+                noise_std=host.noise_std * scale,
+                expert_bias=host.expert_bias * scale + self.labels.shift,
+            )
+            given = params_in_input_units(scaled, self.inputs.mean, self.inputs.matrix)
+        if are_numbers(host):
+            require_numbers(given, host)
+        return given
+
+    def errors(
+        self, of: Covariance, params: MoEParams, *, noise: NoiseModel, fit_intercept: bool
+    ) -> MoEParams:
+        """Standard errors of `params(..)`: zero where a parameter was not estimated, NaN where the data leave it undetermined.
+
+        Every row of coefficients is a linear function T of its own row alone, so that its covariance is T C T', C that of the row.
+
+        Args:
+            of: covariance of the fit's free parameters, for one output.
+            params: of the fit.
+            noise: which noise parameters are free; the error of sigma is sigma times that of log sigma.
+            fit_intercept: whether biases are.
+        """
+        mean, matrix = (np.asarray(a, np.float64) for a in (self.inputs.mean, self.inputs.matrix))
+        (d, rank), k = matrix.shape, np.shape(params.noise_std)[0]
+        turned = matrix
+        if fit_intercept:
+            turned = np.zeros((d + 1, rank + 1))
+            turned[:d, :rank], turned[d, :rank], turned[d, rank] = matrix, -mean @ matrix, 1.0
+        size = turned.shape[1]
+        tolerance = math.sqrt(np.finfo(np.asarray(of.matrix).dtype).eps)
+        matrices = [np.asarray(a, np.float64) for a in (of.matrix, of.null, of.scale)]
+        # rows of T may be of any size: they are squared in units of their largest entry
+        unit = np.maximum(np.abs(turned).max(axis=1, initial=0.0), np.finfo(float).tiny)
+        turned = turned / unit[:, None]
+
+        def of_row(index: int) -> np.ndarray:
+            block = slice(index * size, (index + 1) * size)
+            variance, null, scale = (np.sum((turned @ a[block, block]) * turned, axis=1) for a in matrices)
+            errors = np.where(null <= tolerance * scale, np.sqrt(np.maximum(variance, 0.0)), np.nan)
+            return np.where(scale > 0, unit * errors, 0.0)
+
+        rows = np.stack([of_row(index) for index in range(2 * k - 1)] + [np.zeros(len(turned))])
+        if not fit_intercept:
+            rows = np.concatenate([rows, np.zeros((2 * k, 1))], axis=1)
+        label_scale = float(self.labels.scale)
+        noise_std = np.asarray(params.noise_std, np.float64)
+        levels = (2 * k - 1) * size + np.arange(num_noise_parameters(noise, k))
+        variance, null, scale = (np.diag(a)[levels] for a in matrices)
+        log_errors = np.where(null <= tolerance * scale, np.sqrt(variance), np.nan)
+        noise_errors = noise_std * (np.broadcast_to(log_errors, k) if levels.size else np.zeros(k))
+        return MoEParams(
+            label_scale * rows[:k, :d],
+            rows[k:, :d],
+            label_scale * noise_errors,
+            label_scale * rows[:k, d],
+            rows[k:, d],
+        )

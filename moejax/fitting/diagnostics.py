@@ -1,0 +1,202 @@
+"""What a fit says of its data and of the theory's assumptions, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from moejax.fitting.data_units import DataUnits
+from moejax.fitting.uncertainty import Uncertainty
+from moejax.fitting.whitening import InputMap
+from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
+from moejax.methods.method import MethodConfig, MethodResult, Problem
+from moejax.model.activations import activation_facts
+from moejax.moments.spectral import SPECTRAL_STATUS
+
+FEW_SAMPLES_PER_PARAMETER = 5.0
+HELD_BY_RIDGE = 1e-2
+"""Share of what is known of a gate's size, from which the ridge is said to hold it."""
+_STANDARD_ERRORS = 5.0
+
+
+def collapse_status(experts: Sequence[int]) -> str:
+    """The status of a fit in which the noise of these experts, from 1, ran off to zero."""
+    listed = ", ".join(map(str, experts))
+    return f"the noise of expert {listed} ran off to zero: the likelihood has no maximum there"
+
+
+def diagnose(
+    result: MethodResult,
+    problem: Problem,
+    posterior: np.ndarray,
+    units: DataUnits,
+    config: MethodConfig,
+    uncertainty: Uncertainty | None,
+) -> dict[str, Any]:
+    """Numbers by name, and `notes`: which assumption fails and what that costs.
+
+    Keys: `inputs_standard_normal`, `collinear_directions_dropped` (constant columns among them), `collinear_inputs` (the columns of
+    each, from 0), `constant_inputs`, `nearly_collinear_inputs` (kept), `nats_below_maximum`, `information_condition` (of a unit
+    diagonal), `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1), NaN and none without `uncertainty`;
+    `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of responsibilities),
+    `classification_entropy` (theirs, in nats), `expert_norms` and `gate_angle_degrees` for whitened inputs (least angle between
+    a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`, `ridge_penalty` (nats by which the objective
+    is below the log-likelihood); with moments, `transform_signal` by order (the correlation of l(Y) and He_m(Z)),
+    `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search,
+    `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
+
+    `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
+    """
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), result.params)
+    x, y, weights = (np.asarray(a, np.float64) for a in (problem.x, problem.y, problem.weights))
+    used = weights > 0
+    x, y, weights, posterior = x[used], y[used], weights[used], posterior[used]
+    counts = weights @ posterior
+    total, dim, k = weights.sum(), x.shape[1], config.num_experts
+    scale = units.labels.scale
+    rounding = label_rounding_on_host(y * scale + units.labels.shift, y, scale, problem.y.dtype)
+    collapsed = is_collapsed(
+        params.noise_std,
+        counts,
+        num_coefficients=dim + int(config.fit_intercept),
+        label_rounding=rounding,
+        per_expert=config.noise == "per_expert",
+    )
+    entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
+    squares = np.sum(x**2, axis=1)
+    kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
+    norms = np.linalg.norm(params.experts, axis=-1)
+    gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
+    penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)
+    found: dict[str, Any] = {
+        **input_findings(units.inputs),
+        "input_kurtosis": kurtosis,
+        "effective_samples": counts.tolist(),
+        "classification_entropy": entropy,
+        "ridge_penalty": config.ridge * float(penalty),
+        "expert_norms": norms.tolist(),
+        "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
+        "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],
+        "nats_below_maximum": math.nan if uncertainty is None else float(uncertainty.shortfall),
+        "information_condition": math.nan if uncertainty is None else float(uncertainty.covariance.condition),
+        "ridge_cost": math.nan if uncertainty is None else float(uncertainty.ridge.cost),
+        "gates_held_by_ridge": []
+        if uncertainty is None
+        else [i + 1 for i, share in enumerate(np.asarray(uncertainty.ridge.shares)) if share > HELD_BY_RIDGE],
+    }
+    if result.spectral is not None and problem.transforms is not None:
+        signals = {2: problem.transforms.second, config.order: problem.transforms.high}
+        found |= {
+            "transform_signal": {
+                m: 1.0 / math.sqrt(math.factorial(m) * float(transform.second_moment))
+                for m, transform in signals.items()
+            },
+            "second_moment_eigenvalues": np.asarray(result.spectral.second_moment_eigenvalues).tolist(),
+            "tensor_eigenvalues": np.asarray(result.spectral.decomposition.eigenvalues).tolist(),
+            "spectral_status": SPECTRAL_STATUS[int(result.spectral.status)],
+        }
+    if result.optima is not None:
+        optima = np.asarray(result.optima, np.float64)
+        optima = optima[np.isfinite(optima)]
+        found |= {"optima": optima.tolist(), "optima_spread": float(np.ptp(optima)) if optima.size else 0.0}
+    return found | {"notes": _notes(found, params.gating.any(), total, dim, k, config)}
+
+
+def input_findings(inputs: InputMap) -> dict[str, Any]:
+    """What the whitening found: its keys of `diagnose`."""
+    return {
+        "inputs_standard_normal": inputs.identity,
+        "collinear_directions_dropped": inputs.dropped,
+        "collinear_inputs": [list(columns) for columns in inputs.dependent],
+        "constant_inputs": list(inputs.constant),
+        "nearly_collinear_inputs": [list(columns) for columns in inputs.nearly_dependent],
+    }
+
+
+def input_notes(found: dict[str, Any]) -> list[str]:
+    """The same in words."""
+    notes = []
+    if found["constant_inputs"]:
+        named = ", ".join(str(column + 1) for column in found["constant_inputs"])
+        notes.append(
+            f"left out, because they do not vary: inputs {named}; their coefficients are zero by choice"
+        )
+    for columns in found["collinear_inputs"]:
+        named = ", ".join(str(column + 1) for column in columns)
+        notes.append(
+            f"a combination of the inputs {named} does not vary by more than rounding and was dropped: "
+            "coefficients along it are zero by choice"
+        )
+    for columns in found["nearly_collinear_inputs"]:
+        named = ", ".join(str(column + 1) for column in columns)
+        notes.append(
+            f"the inputs {named} are nearly collinear: each by itself is poorly determined, their combination is not"
+        )
+    return notes
+
+
+def _gate_angle(experts: np.ndarray, gating: np.ndarray) -> float:
+    """The least angle in degrees between a gate (less their mean) and the span of the experts; NaN without gates."""
+    centred = gating - gating.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=1)
+    if not np.isfinite(experts).all() or not norms.max() > 0:
+        return math.nan
+    basis = np.linalg.svd(experts, full_matrices=False)[2]
+    inside = np.linalg.norm(centred @ basis.T, axis=1)
+    share = np.clip(inside[norms > 0] / norms[norms > 0], 0.0, 1.0)
+    return float(np.degrees(np.arccos(share.max())))
+
+
+def _notes(
+    found: dict[str, Any], has_gates: bool, total: float, dim: int, k: int, config: MethodConfig
+) -> list[str]:
+    notes = []
+    for expert in found["collapsed_experts"]:
+        advice = (
+            'use fewer experts or noise="shared"' if config.noise == "per_expert" else "use fewer experts"
+        )
+        notes.append(
+            f"the noise of expert {expert} ran off to zero, where the likelihood is unbounded: it fits samples exactly; {advice}"
+        )
+    notes += input_notes(found)
+    for expert in found["gates_held_by_ridge"]:
+        notes.append(
+            f"the gate of expert {expert} is held by the ridge alone: it separates its samples from others, "
+            "and its size means nothing"
+        )
+    rows = dim + int(config.fit_intercept)
+    for expert, count in enumerate(found["effective_samples"]):
+        if count < FEW_SAMPLES_PER_PARAMETER * rows:
+            notes.append(
+                f"expert {expert + 1} rests on {count:.1f} effective samples for {rows} coefficients: fewer experts may do"
+            )
+    theory, has_moments = [], "transform_signal" in found
+    error = math.sqrt(8.0 / (total * dim * (dim + 2)))
+    if abs(found["input_kurtosis"] - 1.0) > max(_STANDARD_ERRORS * error, 0.05):
+        theory.append(f"the inputs are not normal (kurtosis {found['input_kurtosis']:.2f} of a normal one's)")
+    norms = np.asarray(found["expert_norms"])
+    if norms.max() > 1.2 * norms.min() or (
+        not activation_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2
+    ):
+        theory.append(
+            f"the experts' norms, for white inputs, run from {norms.min():.2f} to {norms.max():.2f} and not all 1"
+        )
+    angle = found["gate_angle_degrees"]
+    if has_gates and angle < 80.0:
+        theory.append(f"a gate is at {angle:.0f} degrees from the experts' span, not at 90")
+    eigenvalues = found["second_moment_eigenvalues"] if has_moments else []
+    if k < len(eigenvalues) and eigenvalues[k] > 0.5 * eigenvalues[k - 1]:
+        theory.append(
+            f"T2 has no gap after its eigenvalue {k} ({eigenvalues[k - 1]:.3g}, then {eigenvalues[k]:.3g}): "
+            "too few samples, or another k"
+        )
+    if theory:
+        used = "taken alone, the moments are a start, not an estimate"
+        if not has_moments:
+            used = "no moments were used, and they would be biased"
+        notes.append(f"{used}: " + "; ".join(theory))
+    return notes

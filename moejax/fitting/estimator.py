@@ -1,0 +1,420 @@
+r"""`MoERegressor`: a mixture of experts as a scikit-learn estimator.
+
+p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2),   P = softmax(w . x + c),   m_i(x) = g(a_i . x + b_i).
+
+Linear experts, and those of any homogeneous g, take up the target's units themselves; an activation with a range of its own wants
+a target in that range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates: given the expert they
+are independent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.special
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags, _safe_indexing, column_or_1d
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from moejax.checks import brief_text
+from moejax.fitting import pipeline as fitting
+from moejax.fitting.arguments import WeightsAre, checked_options, noise_levels, number_of_experts
+from moejax.fitting.array_checks import (
+    as_numbers,
+    checked_inputs,
+    checked_targets,
+    checked_weights,
+    input_precision,
+)
+from moejax.fitting.estimator_inputs import (
+    _checked_labels,
+    _leading_directions,
+    _least_squares,
+    _random_state,
+)
+from moejax.fitting.label_units import is_linear, labels_note
+from moejax.fitting.pipeline import DEFAULT_METHOD, fit_sample
+from moejax.fitting.predictive import expected_log_density, root_mean_square
+from moejax.fitting.preparation import Sample, rescaled_weights
+from moejax.fitting.result import FitResult
+from moejax.fitting.selection import num_free_parameters
+from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
+from moejax.likelihood.em import RIDGE
+from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
+from moejax.model.mixture import LOG_TWO_PI, MoEParams, NoiseModel, expert_means, gate_logits, posterior
+from moejax.moments.label_transforms import TransformKind
+
+_SMALLEST_SHAPE = 64
+
+
+class _Support(NamedTuple):
+    """What the distinct samples support."""
+
+    num_experts: int
+    inputs: InputMap
+    """To white inputs, in the directions that are fitted."""
+    is_reduced: bool
+    """Whether these are fewer than the inputs have."""
+
+
+def _several_experts(estimator: MoERegressor) -> bool:
+    check_is_fitted(estimator)
+    return estimator.num_experts_ > 1
+
+
+class MoERegressor(RegressorMixin, BaseEstimator):
+    """Mixture-of-experts regression by maximum likelihood.
+
+    Inputs are whitened inside; constant and collinear columns do no harm. Data too few for what was asked, (2k - 1)(r + 1) + 2
+    distinct samples for k experts of r directions, are fitted by fewer experts or, at last, one expert of the leading
+    principal directions, with a ConvergenceWarning.
+
+    Args:
+        num_experts: k.
+        activation: g, a registered name or a scalar JAX function.
+        noise: one sigma for all experts, "shared", or one each, "per_expert".
+        noise_std: sigma where it is known, in units of y, () or (m,); None estimates it.
+        fit_intercept: give experts and gates biases.
+        method: a registered method. One linear expert is least squares.
+        standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
+        weights_are: what `sample_weight` means, as in `moejax.fit`: "counts" of equal rows, "reliability" without a scale, or None,
+            counts where all are whole numbers.
+        num_starts: random starts; None takes the method's own number.
+        max_iterations: budget of passes of the last stage.
+        order: of the tensor that moments decompose; None chooses.
+        transform_kind: of the label transforms; a parameter named transform would make scikit-learn see a transformer.
+        ridge: on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
+        precision: of the computation; None takes JAX's present default.
+        random_state: seed, generator or None, of random starts.
+
+    Attributes:
+        params_: MoEParams of NumPy arrays, for X and y in the user's units.
+        coef_, intercept_: (k, d), (k,) of `params_`, the experts; gating_coef_, gating_intercept_: of the gates, the last 0.
+        noise_std_: (k,) in units of y.
+            With m targets, coef_ is (k, m, d), intercept_ and noise_std_ (k, m).
+        num_experts_: how many were fitted.
+        method_: by which method.
+        n_parameters_: free parameters, those of dropped directions not counted.
+        log_likelihood_: weighted sum over the training sample, in nats, in units of y.
+        history_, status_, diagnostics_, n_iter_: as `moejax.FitResult` says; passes over the data.
+        n_features_in_, feature_names_in_: as in scikit-learn.
+    """
+
+    def __init__(
+        self,
+        num_experts: int = 3,
+        activation: ActivationLike = "linear",
+        *,
+        noise: NoiseModel = "shared",
+        noise_std: float | None = None,
+        fit_intercept: bool = True,
+        method: str = DEFAULT_METHOD,
+        standardise: bool = True,
+        weights_are: WeightsAre | None = None,
+        num_starts: int | None = None,
+        max_iterations: int = 500,
+        order: int | None = None,
+        transform_kind: TransformKind = "weighted",
+        ridge: float = RIDGE,
+        precision: Literal["float32", "float64"] | None = "float64",
+        random_state: Any = None,
+    ):
+        self.num_experts = num_experts
+        self.activation = activation
+        self.noise = noise
+        self.noise_std = noise_std
+        self.fit_intercept = fit_intercept
+        self.method = method
+        self.standardise = standardise
+        self.weights_are = weights_are
+        self.num_starts = num_starts
+        self.max_iterations = max_iterations
+        self.order = order
+        self.transform_kind = transform_kind
+        self.ridge = ridge
+        self.precision = precision
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MoERegressor:
+        """Fit to X (n, d), y (n,) or (n, m), and non-negative weights (n,); an integer weight counts as so many equal rows.
+
+        Raises:
+            ValueError: arrays or settings that cannot be fitted, in one line.
+        """
+        options = fitting.DEFAULT_OPTIONS | {
+            "activation": self.activation,
+            "noise": self.noise,
+            "fit_intercept": self.fit_intercept,
+            "method": self.method,
+            "standardise": self.standardise,
+            "weights_are": self.weights_are,
+            "num_starts": self.num_starts,
+            "max_iterations": self.max_iterations,
+            "order": self.order,
+            "transform": self.transform_kind,
+            "ridge": self.ridge,
+        }
+        checked_options(transform_kind=self.transform_kind, precision=self.precision)
+        options = checked_options(**options)
+        number_of_experts(self.num_experts, several=False)
+        fn = get_activation(self.activation)
+        _random_state(self.random_state)
+        x = checked_inputs(X, "X", least_rows=2)
+        self._columns(X, y, reset=True)
+        y = as_numbers(y, "y")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        y = checked_targets(y, len(x), rows_of="X")
+        weights = checked_weights(sample_weight, len(x), "sample_weight", "X")
+        levels = noise_levels(self.noise_std, y.shape[1:])
+        weights, _ = rescaled_weights(weights, options["weights_are"])
+        used = weights > 0  # a small one may have become zero
+        sample = Sample(x[used], y[used], weights[used], input_precision(X))
+        support = self._supported(sample, is_linear(fn))
+        num_experts, inputs, _ = support
+        rank = inputs.matrix.shape[1]
+        constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
+        alone = is_linear(fn) and num_experts == 1 and y.ndim == 1
+        if alone and (self.method == DEFAULT_METHOD or rank == 0 or constant):
+            method, result = "least squares", _least_squares(sample, inputs, self.fit_intercept, levels)
+        elif rank == 0 or constant:
+            what = "X" if rank == 0 else "y"
+            raise ValueError(
+                f"{what}: expected values that vary, in 4 or more distinct samples, to fit experts"
+            )
+        else:
+            method, result = self.method, self._run(sample, support, levels, options)
+        self.params_ = result.params
+        if result.status != "ok" and not all(np.isfinite(leaf).all() for leaf in self.params_):
+            raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
+        self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
+        self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
+        self.noise_std_ = self.params_.noise_std
+        self.num_experts_ = num_experts
+        self.method_ = method
+        self.n_parameters_ = num_free_parameters(
+            num_experts,
+            rank,
+            self.noise if self.noise_std is None else "known",
+            self.fit_intercept,
+            num_outputs=1 if y.ndim == 1 else y.shape[1],
+        )
+        self.log_likelihood_ = result.log_likelihood
+        self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
+        self.n_iter_ = int(result.diagnostics.get("num_passes", 0))
+        if result.status != "ok":
+            warnings.warn(f"fit of {num_experts} experts: {result.status}", ConvergenceWarning, stacklevel=2)
+        note = labels_note(sample.y, sample.weights, fn, activation_name(self.activation))
+        if note is not None:
+            warnings.warn(f"y: {note}", UserWarning, stacklevel=2)
+        return self
+
+    def _columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
+        """Keep the number and the names of the columns of X, or compare them with those of the fit."""
+        try:
+            validate_data(self, X, y, reset=reset, skip_check_array=True)
+        except TypeError as error:  # names of several types
+            raise ValueError(f"X: {brief_text(error)}") from error
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """(n,), or (n, m): E[y | x] = sum_i P_i(x) m_i(x)."""
+        log_gates, means = self._mixture(X)
+        return _averaged(np.exp(log_gates), means)
+
+    def predict_std(
+        self, X: ArrayLike, *, components: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(n,), or (n, m): standard deviation of y given x under the mixture, in units of y.
+
+        Its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, what they differ by.
+
+        Args:
+            X: (n, d).
+            components: return the total, the part within and the part between the experts.
+        """
+        log_gates, means = self._mixture(X)
+        gates = np.exp(log_gates)
+        within = root_mean_square(gates, self.noise_std_[None])
+        between = root_mean_square(gates, means - _averaged(gates, means)[:, None])
+        total = np.hypot(within, between)
+        return (total, within, between) if components else total
+
+    def predict_experts(self, X: ArrayLike) -> np.ndarray:
+        """(n, k), or (n, k, m): m_i(x), what each expert predicts."""
+        return self._mixture(X)[1]
+
+    def gate_probabilities(self, X: ArrayLike) -> np.ndarray:
+        """(n, k): P(z = i | x), the probability of each expert at x."""
+        return np.exp(self._mixture(X)[0])
+
+    @available_if(_several_experts)
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """(n, k): `gate_probabilities`, under scikit-learn's name.
+
+        scikit-learn wants the name on nothing that tells no classes apart: a mixture of one expert does not have it.
+        """
+        return self.gate_probabilities(X)
+
+    def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
+        """(n, k): P(z = i | x, y), the probability that expert i made the label."""
+        log_gates, means = self._mixture(X)
+        with np.errstate(over="ignore"):  # an expert may be behind by more nats than a number holds
+            return posterior(log_gates, means, _checked_labels(y, means), self.noise_std_, xp=np)
+
+    def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
+        """(n,), or (n, m): one draw of y given each row of X."""
+        generator = _random_state(random_state)
+        log_gates, means = self._mixture(X)
+        cumulative = np.cumsum(np.exp(log_gates), axis=1)
+        uniform = generator.uniform(size=(len(means), 1))
+        chosen = np.sum(uniform >= cumulative[:, :-1], axis=1)
+        noise = generator.standard_normal((len(means), *means.shape[2:]))
+        return means[np.arange(len(means)), chosen] + self.noise_std_[chosen] * noise
+
+    def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
+        """(n,): log p(y | x), in nats, in units of y.
+
+        Without y, its expectation under the mixture itself, minus the entropy of y given x, by quadrature to 1e-7 nats: in the mean
+        over a sample, the two agree where the model is right.
+
+        Raises:
+            ValueError: several targets without y, or a y of another shape or with values that are not finite.
+        """
+        if y is not None:
+            return scipy.special.logsumexp(self._log_joint(X, y), axis=1)
+        log_gates, means = self._mixture(X)
+        if means.ndim == 3:
+            raise ValueError("y: needed to score several targets; the quadrature without it is for one")
+        return expected_log_density(log_gates, means, self.noise_std_)
+
+    def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better.
+
+        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` says what they mean, as in `fit`.
+        """
+        value, size = self._weighted_log_likelihood(X, y, sample_weight)
+        return -2.0 * value + self.n_parameters_ * math.log(size)
+
+    def aic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Akaike's information criterion on (X, y): -2 log-likelihood + 2 parameters; the lower the better. Weights as in `bic`."""
+        return -2.0 * self._weighted_log_likelihood(X, y, sample_weight)[0] + 2.0 * self.n_parameters_
+
+    def _weighted_log_likelihood(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[float, float]:
+        """The weighted sum of `score_samples`, and that of the weights; rows of weight zero are not looked at."""
+        check_is_fitted(self)
+        weights = checked_weights(sample_weight, len(np.atleast_1d(y)), "sample_weight", "X")
+        weights, _ = rescaled_weights(weights, self.weights_are)
+        used = np.flatnonzero(weights)
+        if used.size < len(weights):
+            X, y = _safe_indexing(X, used), _safe_indexing(y, used)
+        return float(weights[used] @ self.score_samples(X, y)), float(weights.sum())
+
+    def _supported(self, sample: Sample, linear: bool) -> _Support:
+        """The experts and the directions of the inputs that the distinct samples support."""
+        distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
+        inputs = input_map(sample.x, sample.weights, centre=self.fit_intercept, precision=sample.precision)
+        rank = inputs.matrix.shape[1]
+        width = rank + int(self.fit_intercept)
+        supported = 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1)
+        num_experts = min(int(self.num_experts), supported)
+        same = bool(np.all(sample.y == sample.y[0])) and (self.fit_intercept or not sample.y[0].any())
+        if linear and (same or rank == 0):
+            num_experts = 1  # there is nothing by which to tell more
+        directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(self.fit_intercept), 0))
+        if num_experts < self.num_experts or directions < rank:
+            of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
+            warnings.warn(
+                f"num_experts={self.num_experts}: {distinct} distinct samples support {num_experts} of {of} of the inputs",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        if directions < rank:
+            return _Support(num_experts, _leading_directions(sample, inputs, directions), True)
+        return _Support(num_experts, inputs, False)
+
+    def _run(
+        self,
+        sample: Sample,
+        support: _Support,
+        noise_std: np.ndarray | None,
+        options: dict[str, Any],
+    ) -> FitResult:
+        """A fit of the inputs, or where the samples support fewer directions than they have, of those directions."""
+        num_experts, inputs, is_reduced = support
+        x = (sample.x - inputs.mean) @ inputs.matrix if is_reduced else sample.x
+        padding = _padded(len(x)) - len(x)  # few shapes are few compilations; a weight of zero is no sample
+        x, y = (np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in (x, sample.y))
+        padded = Sample(x, y, np.pad(sample.weights, (0, padding)), sample.precision)
+        seed = _random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        with self._in_precision():
+            result = fit_sample(jax.random.key(seed), padded, num_experts, noise_std, options)
+        if is_reduced:
+            params = params_in_input_units(result.params, inputs.mean, inputs.matrix)
+            result = dataclasses.replace(result, params=params, standard_errors=None)
+        return result
+
+    def _in_precision(self) -> contextlib.AbstractContextManager[Any]:
+        return (
+            contextlib.nullcontext()
+            if self.precision is None
+            else jax.enable_x64(self.precision == "float64")
+        )
+
+    def _mixture(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m)."""
+        check_is_fitted(self)
+        x = checked_inputs(X, "X")
+        self._columns(X, reset=False)
+        padded = np.pad(x, [(0, _padded(len(x)) - len(x)), (0, 0)])
+        # in double precision whatever that of the fit: inputs and biases may have offsets that cancel
+        with jax.enable_x64(True):
+            params = jax.tree.map(jnp.asarray, self.params_)
+            log_gates, means = _gates_and_means(params, jnp.asarray(padded), get_activation(self.activation))
+        return np.asarray(log_gates)[: len(x)], np.asarray(means)[: len(x)]
+
+    def _log_joint(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
+        """(n, k): log P(z = i, y | x)."""
+        log_gates, means = self._mixture(X)
+        with np.errstate(over="ignore"):  # a density of zero
+            log_densities = _log_normal(_checked_labels(y, means)[:, None] - means, self.noise_std_)
+        return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def _averaged(gates: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(n, ..): the mean over experts of (n, k, ..) by gates (n, k)."""
+    return np.einsum("ni,ni...->n...", gates, values)
+
+
+def _log_normal(residual: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
+    """log N(residual; 0, sigma^2)."""
+    return -0.5 * (residual / noise_std) ** 2 - np.log(noise_std) - 0.5 * LOG_TWO_PI
+
+
+@functools.partial(jax.jit, static_argnames="fn")
+def _gates_and_means(params: MoEParams, x: jax.Array, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
+    with jax.default_matmul_precision("highest"):
+        return jax.nn.log_softmax(gate_logits(params, x), axis=1), expert_means(params, x, fn)
+
+
+def _padded(count: int) -> int:
+    """The next power of two."""
+    return max(_SMALLEST_SHAPE, 1 << (count - 1).bit_length())

@@ -1,0 +1,87 @@
+"""Labels and seeds as the estimator takes them, and fits where the inputs span fewer directions than there are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils import check_random_state
+
+from moejax.checks import brief, require
+from moejax.fitting.array_checks import as_numbers, checked_targets
+from moejax.fitting.data_units import require_numbers
+from moejax.fitting.diagnostics import input_findings, input_notes
+from moejax.fitting.preparation import Sample
+from moejax.fitting.result import FitResult
+from moejax.fitting.whitening import InputMap, params_in_input_units
+from moejax.model.mixture import LOG_TWO_PI, MoEParams
+
+
+def _random_state(value: Any) -> np.random.RandomState:
+    try:
+        return check_random_state(value)
+    except (ValueError, TypeError) as error:
+        words = "None, a whole number from 0 to 2**32 - 1 or a NumPy RandomState"
+        raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
+
+
+def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
+    """y (n,), or (n, m), in double precision, to go with means (n, k), or (n, k, m).
+
+    Raises:
+        ValueError: another shape, or values that are not finite numbers.
+    """
+    y = as_numbers(y, "y")
+    if y.shape == (len(means), 1) and means.ndim == 2:
+        y = y[:, 0]
+    expected = means[:, 0].shape
+    require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
+    return checked_targets(y, len(means), rows_of="X")
+
+
+def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMap:
+    """The map to the first principal directions of the inputs, in units of their spreads."""
+    share = sample.weights / sample.weights.sum()
+    centred = sample.x - inputs.mean
+    size = np.abs(centred).max(axis=0)
+    varies = np.any(inputs.matrix != 0.0, axis=1)
+    unit = np.where(varies, size, 1.0)
+    spread = unit * np.sqrt(share @ (centred / unit) ** 2)
+    scale = np.where(varies, 1.0 / np.where(varies, spread, 1.0), 0.0)
+    directions = np.linalg.svd(centred * scale * np.sqrt(share)[:, None], full_matrices=False)[2]
+    matrix = scale[:, None] * directions[:count].T
+    return inputs._replace(matrix=matrix, dropped=len(scale) - count, identity=False)
+
+
+def _least_squares(
+    sample: Sample, inputs: InputMap, fit_intercept: bool, noise_std: np.ndarray | None
+) -> FitResult:
+    """One linear expert: its maximum-likelihood estimate, in units of y and for the mapped inputs."""
+    x, y, weights, _ = sample
+    z = (x - inputs.mean) @ inputs.matrix
+    share = weights / weights.sum()
+    unit = np.abs(y).max() or 1.0
+    labels = y / unit
+    # white inputs that were standard normal already are not centred
+    middle, mean = (share @ z, float(share @ labels)) if fit_intercept else (np.zeros(z.shape[1]), 0.0)
+    root = np.sqrt(share)
+    coefficients = np.linalg.lstsq((z - middle) * root[:, None], (labels - mean) * root, rcond=None)[0]
+    mean = mean - float(middle @ coefficients)
+    spread = math.sqrt(float(share @ (labels - mean - z @ coefficients) ** 2))
+    # what rounding leaves of an exact fit is no noise level
+    smallest = math.sqrt(np.finfo(float).eps * float(share @ labels**2) + np.finfo(float).tiny)
+    sigma = max(spread, smallest) if noise_std is None else float(noise_std) / unit
+    none = np.zeros_like(coefficients)[None]
+    fitted = MoEParams(coefficients[None], none, np.full(1, sigma), np.full(1, mean), np.zeros(1))
+    value = -0.5 * (spread / sigma) ** 2 - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
+    found = input_findings(inputs)
+    diagnostics = {"num_passes": 1, **found, "notes": input_notes(found)}
+    with np.errstate(over="ignore", invalid="ignore"):
+        params = MoEParams(
+            unit * fitted.experts, none, unit * fitted.noise_std, unit * fitted.expert_bias, np.zeros(1)
+        )
+        params = params_in_input_units(params, inputs.mean, inputs.matrix)
+    require_numbers(params, fitted)
+    return FitResult(params, float(weights.sum()) * value, np.zeros(0), diagnostics, "ok")

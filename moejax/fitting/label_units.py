@@ -1,0 +1,221 @@
+r"""The units in which a mixture is fitted to labels.
+
+A homogeneous g, g(c t) = c g(t) for c > 0 (linear, relu, leaky_relu, abs), has experts without a scale of their own: labels in any
+unit have the same fit but for that unit, so they are scaled, and the label transforms, which are for experts of norm 1, are right
+for the labels that are fitted. A linear g with intercepts also takes up a shift. Every other g has a range of its own: its labels
+are fitted as they are, in any other unit the model would be another one.
+
+The scale rho is the norm of the experts. For standard normal inputs and no biases E[y^2] = rho^2 E[g(Z)^2] + sigma^2, so that one
+ratio sigma / rho is left open. It is known with sigma; else the labels' marginal distribution tells it (`estimate_relative_noise`),
+except for a linear g, whose labels are normal whatever the ratio: there the trace of T2 is rho^2.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.model.activations import ScalarFunction, activation_facts, values_on_host
+from moejax.model.gaussian import Array, gaussian_grid
+from moejax.moments.noise import estimate_noise_std, estimate_relative_noise
+from moejax.moments.orders import RELATIVE_NOISE_RANGE, transform_noise_std
+
+LEAST_SIGNAL = 0.1
+"""Least share of a linear mixture's label variance that is taken for signal when it is estimated: transforms for less have second
+moments too large to be used, and for a linear g those for more signal than there is are as consistent."""
+LARGEST_ARGUMENT = 1e6
+"""Arguments of g up to which its range is looked at."""
+_UNBOUNDED = 1e3
+"""Values of this size, for such arguments, count as no bound."""
+OUTSIDE_RANGE = 0.01
+"""Share of the labels' variance outside the range of g from which a fit says so."""
+
+
+class LabelMap(NamedTuple):
+    """The fitted labels are (y - shift) / scale, of each output."""
+
+    shift: Array
+    """() or (m,)"""
+    scale: Array
+    """() or (m,)"""
+
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        """The labels (n,), or (n, m), as they are fitted."""
+        return (y - self.shift) / self.scale
+
+
+class FittedLabels(NamedTuple):
+    """What a fit needs to know of the labels before it begins."""
+
+    map: LabelMap
+    noise_std: Array
+    """() or (m,): known, or estimated for the label transforms, in units of the fitted labels."""
+
+
+@functools.lru_cache(maxsize=64)
+def is_linear(fn: ScalarFunction) -> bool:
+    """Whether g is the identity, so that experts take up the labels' units.
+
+    Raises:
+        ValueError: g is no activation.
+    """
+    activation_facts(fn)
+    points = np.array([-3.0, -0.5, 0.0, 0.7, 2.0])
+    return bool(np.array_equal(values_on_host(fn, points), points))
+
+
+def fitted_labels(
+    z: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    fn: ScalarFunction,
+    *,
+    fit_intercept: bool,
+    noise_std: float | np.ndarray | None,
+    standardise: bool,
+) -> FittedLabels:
+    """The units in which labels are fitted, and their noise.
+
+    Args:
+        z: (n, r) white inputs.
+        y: (n,), or (n, m).
+        weights: (n,).
+        fn: g.
+        fit_intercept: whether there are biases.
+        noise_std: () or (m,), sigma where it is known.
+        standardise: whether labels are scaled at all.
+
+    Raises:
+        ValueError: labels that do not vary, or beyond the range of double precision.
+    """
+    used = weights > 0
+    z, y, share = z[used], y[used], weights[used] / weights[used].sum()
+    facts = activation_facts(fn)
+    linear, scaled = is_linear(fn), facts.homogeneous and not facts.constant and standardise
+    centre = linear and fit_intercept and scaled
+    origin = y[0] if centre else np.zeros_like(y[0])
+    with np.errstate(over="ignore"):
+        size, varies = np.abs(y - origin).max(axis=0), y.max(axis=0) - y.min(axis=0)
+    if not np.all((varies > 0) & np.isfinite(varies)):
+        output = int(np.argmin((varies > 0) & np.isfinite(varies)))
+        of, values = ("", y) if y.ndim == 1 else (f" in output {output}", y[:, output])
+        raise ValueError(
+            f"y: expected labels that vary by a finite amount, got values from {values.min():.6g} to {values.max():.6g}{of}"
+        )
+    unit = (y - origin) / size
+    middle = share @ unit if centre else 0.0 * size
+    spread = np.sqrt(share @ (unit - middle) ** 2)
+    shift, scale = origin + size * middle, size * spread
+    known = None if noise_std is None else np.asarray(noise_std, float)
+    if y.ndim == 2:
+        deviation = size * np.sqrt(share @ (unit - share @ unit) ** 2)
+        labels = LabelMap(shift, scale) if scaled else LabelMap(0.0 * scale, 0.0 * scale + 1.0)
+        return FittedLabels(labels, (deviation if known is None else known) / labels.scale)
+    if not scaled:
+        level = _noise_std(y, weights[used], fn) if known is None else known
+        return FittedLabels(LabelMap(0.0, 1.0), level)
+    standard = (unit - middle) / spread  # E[standard^2] = 1
+    low, high = RELATIVE_NOISE_RANGE
+    square = 1.0 if linear else float(_second_moment(fn))
+    if known is not None:
+        # rho^2 E[g^2] = 1 - sigma^2, in units of the labels' spread
+        signal = max(1.0 - float(known / scale) ** 2, 1e-300)
+        ratio = float(known / scale) * math.sqrt(square / signal)
+    elif linear:
+        signal = 0.5 * float(share @ ((standard**2 - 1.0) * (np.sum(z**2, axis=1) - z.shape[1])))
+        # of labels that are nearly noise the trace is noise too, and may be negative
+        ratio = math.sqrt(max(1.0 / max(signal, LEAST_SIGNAL) - 1.0, 0.0))
+    else:
+        ratio = _relative_noise(standard, weights[used], fn)
+    spread_of_g = facts.standard_deviation
+    ratio = min(max(ratio, low * spread_of_g), high * spread_of_g)
+    norm = 1.0 / math.sqrt(square + ratio**2)
+    units = float(scale) * norm
+    return FittedLabels(
+        LabelMap(float(shift), units), np.asarray(ratio if known is None else float(known) / units)
+    )
+
+
+def _second_moment(fn: ScalarFunction) -> float:
+    """E[g(Z)^2]."""
+    grid = gaussian_grid(8193, dtype=np.dtype(float), xp=np)
+    return float(grid.weights @ values_on_host(fn, grid.nodes) ** 2)
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "smallest", "largest"))
+def _estimated(
+    y: jax.Array, weights: jax.Array, fn: ScalarFunction, smallest: float, largest: float
+) -> jax.Array:
+    return estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
+
+
+@functools.partial(jax.jit, static_argnames=("fn", "smallest", "largest", "square"))
+def _estimated_ratio(
+    y: jax.Array, weights: jax.Array, fn: ScalarFunction, smallest: float, largest: float, square: float
+) -> jax.Array:
+    return estimate_relative_noise(
+        y, weights, fn=fn, smallest=smallest, largest=largest, second_moment=square
+    )
+
+
+def _noise_std(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> np.ndarray:
+    """sigma from the labels' marginal distribution, in their own units."""
+    if activation_facts(fn).constant:
+        share = weights / weights.sum()
+        return np.sqrt(share @ (y - share @ y) ** 2)
+    smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
+    dtype = jnp.result_type(float)
+    y, weights = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
+    return np.asarray(_estimated(y, weights, fn, smallest, largest), float)
+
+
+def _relative_noise(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> float:
+    """sigma / rho from labels with E[y^2] = 1."""
+    smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
+    dtype = jnp.result_type(float)
+    y, weights = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
+    return float(_estimated_ratio(y, weights, fn, smallest, largest, _second_moment(fn)))
+
+
+@functools.lru_cache(maxsize=64)
+def activation_range(fn: ScalarFunction) -> tuple[float, float]:
+    """(lowest, highest) value of g for arguments up to LARGEST_ARGUMENT in size; infinite where g still moves there."""
+    outer = np.geomspace(8.5, LARGEST_ARGUMENT, 512)
+    values = values_on_host(fn, np.concatenate([-outer, np.linspace(-8.5, 8.5, 4097), outer]))
+    values = values[~np.isnan(values)]
+    low, high = float(values.min()), float(values.max())
+    return (low if low > -_UNBOUNDED else -math.inf), (high if high < _UNBOUNDED else math.inf)
+
+
+def share_outside_range(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> float:
+    """The mean squared distance of the labels (n,) from the range of g, as a share of their variance about their mean.
+
+    It is zero for labels inside the range, and infinite for equal labels outside.
+    """
+    low, high = activation_range(fn)
+    used = weights > 0
+    y, share = y[used], weights[used] / weights[used].sum()
+    size = np.abs(y).max() or 1.0
+    outside = float(share @ ((y - np.clip(y, low, high)) / size) ** 2)
+    variance = float(share @ ((y - share @ y) / size) ** 2)
+    if outside == 0.0:
+        return 0.0
+    return outside / variance if variance > 0 else math.inf
+
+
+def labels_note(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction, name: str) -> str | None:
+    """What is to be said of labels outside the range of g; None where there is nothing."""
+    if y.ndim == 2 or not share_outside_range(y, weights, fn) > OUTSIDE_RANGE:
+        return None
+    low, high = activation_range(fn)
+    used = weights > 0
+    outside = float(weights[used] @ ((y < low) | (y > high))[used] / weights[used].sum())
+    return (
+        f"{100 * outside:.0f}% of the labels lie outside the range [{low:.4g}, {high:.4g}] of {name}, which its experts reach by "
+        "noise alone: give labels in the units of g's values, or another activation"
+    )

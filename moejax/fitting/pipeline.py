@@ -1,0 +1,284 @@
+"""fit(): a mixture of experts from arrays a user has, in the user's units.
+
+On the host, in double precision, the inputs are whitened (unless they are standard normal already, to sampling error) and the
+labels are put into the unit in which they are fitted; one compiled program runs the method; parameters, errors and likelihoods are
+given back, on the host and in double precision, in the units in which the data came.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.checks import require
+from moejax.fitting.arguments import WeightsAre, checked_options, noise_levels, number_of_experts, prng_key
+from moejax.fitting.array_checks import checked_arrays, input_precision
+from moejax.fitting.diagnostics import collapse_status, diagnose
+from moejax.fitting.label_units import labels_note
+from moejax.fitting.preparation import Sample, TooManyExpertsError, prepare, rescaled_weights
+from moejax.fitting.result import FitResult, _Fitted
+from moejax.fitting.selection import criteria, left_out, num_free_parameters, numbers_to_try, selection_table
+from moejax.fitting.uncertainty import uncertainty
+from moejax.likelihood.em import RIDGE
+from moejax.likelihood.information import CovarianceKind
+from moejax.methods.method import METHOD_STATUS, MethodConfig, MethodResult, Problem, Start, get_method
+from moejax.model.activations import ActivationLike, ScalarFunction, activation_name
+from moejax.model.inputs import LogDensity
+from moejax.model.mixture import MoEParams, NoiseModel, log_joint, weighted_sum, with_stand_ins
+from moejax.moments.label_transforms import TransformKind
+
+DEFAULT_METHOD = "multistart"
+LARGEST_SHORTFALL = 0.5
+"""Nats below a maximum up to which an estimate counts as being there: one standard error in one direction."""
+
+
+def fit(
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    *,
+    num_experts: int | str | Sequence[int],
+    activation: ActivationLike = "linear",
+    noise_std: float | None = None,
+    noise: NoiseModel = "shared",
+    fit_intercept: bool = False,
+    method: str = DEFAULT_METHOD,
+    weights: Any = None,
+    weights_are: WeightsAre | None = None,
+    standardise: bool = True,
+    order: int | None = None,
+    transform: TransformKind = "weighted",
+    num_restarts: int = 16,
+    num_starts: int | None = None,
+    start: Start = "random",
+    polish: bool = True,
+    max_iterations: int = 100,
+    ridge: float = RIDGE,
+    chunk_size: int | None = None,
+    num_residual_passes: int | None = None,
+    covariance: CovarianceKind = "observed",
+    log_density: LogDensity | str | None = None,
+) -> FitResult:
+    """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
+
+    Inputs in any units are whitened inside, labels of a homogeneous g (linear, relu, abs) scaled: the units of x, and for such g
+    those of y, do not matter. Other activations are fitted to the labels as they are; labels outside their range are reported in
+    the notes. Columns of x that do not vary are left out where there are intercepts, and reported.
+
+    Several outputs (n, m) share the gates; each has its own experts and noise, and given z and x they are independent. They are
+    fitted without moments, by "multistart" or "joint_em", and have no standard errors.
+
+    Args:
+        key: PRNG key of random restarts and starts.
+        x: (n, d) inputs, any units.
+        y: (n,) labels, or (n, m), in the units of g's values.
+        num_experts: k; for a method of moments, up to the rank of the inputs. Several (a range or list), or "auto" for 1 to 6: each
+            that the data admit is fitted, and the one with the least BIC among those whose status is "ok" is the result.
+        activation: g, a registered name or a scalar JAX function.
+        noise_std: sigma where it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
+            the moments and then jointly with the rest.
+        noise: where it is estimated, one sigma for all experts ("shared") or one each ("per_expert").
+        fit_intercept: give experts and gates biases.
+        method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
+            gating EM, polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline:
+            "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
+        weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are not looked at and may hold anything.
+        weights_are: "counts", a weight is a number of equal rows; "reliability", a weight is how much a row counts beside the
+            others (sampling or importance weights), and their scale means nothing: they are scaled to sum to their effective
+            number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
+        standardise: scale the labels of a homogeneous g; False fits all labels as they are.
+        order: of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
+        transform: kind of the label transforms.
+        num_restarts: of the tensor power method.
+        num_starts: random starts; None takes the method's own number (multistart 256, baselines 1).
+        start: where "joint_em" starts, "random" or "kmeans".
+        polish: with "spectral_em", go on to the maximum-likelihood estimate; False is the published algorithm.
+        max_iterations: budget of passes of the last stage.
+        ridge: on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats, whatever the sample size:
+            a normal prior of variance 1 / ridge. `diagnostics` says what it costs and which gates it alone holds.
+        chunk_size: samples that the moments take at once; None takes all.
+        num_residual_passes: of "spectral_residual" (default 5), or after the moments of "spectral" (default 0).
+        covariance: of the standard errors: "observed" (the model is true, weights count equal rows) or "sandwich" (neither is).
+        log_density: x (d,) -> () log p(x), up to a constant, of inputs that are not normal, or the name of a registered input
+            distribution: moments are then of its score tensors, in place of those of a normal density with the inputs' mean and
+            covariance.
+
+    Returns:
+        FitResult.
+
+    Raises:
+        ValueError: one line that names the argument, what was expected and what was given: wrong shapes, non-finite values, labels
+            or inputs that do not vary, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an
+            activation without a usable order for a method of moments.
+    """
+    given = {name: value for name, value in locals().items() if name in DEFAULT_OPTIONS}
+    options = checked_options(**given)
+    chosen = number_of_experts(num_experts)
+    key = prng_key(key)
+    arrays = checked_arrays(x, y, weights)
+    levels = noise_levels(noise_std, arrays[1].shape[1:])
+    require(
+        options["start"] == "random" or arrays[1].ndim == 1, "start", "'random' for several outputs", start
+    )
+    resolved, kind = rescaled_weights(arrays[2], weights_are)
+    kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
+    sample = Sample(*kept, resolved, input_precision(x))
+    settings = options | {
+        "num_experts": chosen if isinstance(chosen, int | str) else list(chosen),
+        "activation": activation_name(activation),
+        "noise_std": None if levels is None else levels.tolist(),
+        "weights_are": kind,
+        "log_density": log_density
+        if isinstance(log_density, str) or log_density is None
+        else repr(log_density),
+        "key": np.asarray(
+            jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        ).tolist(),
+        "precision": str(jnp.result_type(float)),
+    }
+    if isinstance(chosen, int):
+        result = fit_sample(key, sample, chosen, levels, options)
+    else:
+        result = _fit_several(key, sample, chosen, levels, options)
+    return dataclasses.replace(result, settings=settings)
+
+
+DEFAULT_OPTIONS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(fit).parameters.items()
+    if name not in ("key", "x", "y", "num_experts", "noise_std", "weights")
+}
+"""The options that `checked_options` checks one by one, with their defaults."""
+
+
+def fit_sample(
+    key: jax.Array, sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: dict[str, Any]
+) -> FitResult:
+    """A fit of one number of experts to a sample.
+
+    Args:
+        key: PRNG key.
+        sample: checked.
+        num_experts: k.
+        noise_std: () or (m,) where it is known.
+        options: those of `fit` that `checked_options` returns, all of them.
+
+    Raises:
+        TooManyExpertsError, ValueError: as `fit` says.
+    """
+    problem, config, units, order_reason = prepare(sample, num_experts, noise_std, options)
+    result = _run_method(key, problem, options["method"], config)
+    value, posterior = _evaluate(result.params, problem, config.fn)
+    # densities of the fitted labels are those of y times the unit
+    per_sample = float(np.sum(np.log(np.broadcast_to(units.labels.scale, sample.y.shape[1:]))))
+    offset = float(sample.weights.sum()) * per_sample
+    history = np.asarray(result.history, np.float64) - offset
+    known = None
+    if not sample.several_outputs:
+        known = uncertainty(result.params, problem, options["covariance"], config)
+    diagnostics = {
+        "activation": activation_name(options["activation"]),
+        "method": options["method"],
+        "noise": config.noise,
+        "fit_intercept": config.fit_intercept,
+        "order": config.order or None,
+        "order_choice": order_reason,
+        "moment_noise_std": (np.asarray(problem.noise_std, np.float64) * units.labels.scale).tolist(),
+        "mixing_weights": np.asarray(result.mixing_weights).tolist(),
+        "num_passes": int(result.num_iterations),
+        **diagnose(result, problem, np.asarray(posterior, np.float64), units, config, known),
+    }
+    if "optima" in diagnostics:
+        diagnostics["optima"] = [value - offset for value in diagnostics["optima"]]
+    note = labels_note(sample.y, sample.weights, config.fn, diagnostics["activation"])
+    if note is not None:
+        diagnostics["notes"].insert(0, note)
+    status = METHOD_STATUS[int(result.status)]
+    collapsed = diagnostics["collapsed_experts"]
+    if collapsed:
+        status = collapse_status(collapsed)
+    at_maximum = known is not None and not collapsed and float(known.shortfall) < LARGEST_SHORTFALL
+    if known is not None and not collapsed and not at_maximum:
+        diagnostics["notes"].append(
+            "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
+        )
+    kept = jax.tree.map(np.asarray, (result.params, known.covariance if at_maximum else None))
+    fitted = _Fitted(*kept, units, config.noise, config.fit_intercept)
+    return FitResult(
+        units.params(result.params),
+        float(value) - offset,
+        history[np.isfinite(history)],
+        diagnostics,
+        status,
+        fitted.errors(units),
+        _fitted=fitted,
+    )
+
+
+def _fit_several(
+    key: jax.Array,
+    sample: Sample,
+    num_experts: str | Sequence[int],
+    noise_std: np.ndarray | None,
+    options: dict[str, Any],
+) -> FitResult:
+    """A fit for each number of experts that the data admit; the one with the least BIC, with the table of all.
+
+    Raises:
+        ValueError: the data admit none.
+    """
+    noise = "known" if noise_std is not None else options["noise"]
+    num_outputs = sample.y.shape[1] if sample.several_outputs else 1
+    results: dict[int, FitResult] = {}
+    refusals: list[TooManyExpertsError] = []
+    rows = []
+    for k in numbers_to_try(num_experts):
+        try:
+            results[k] = result = fit_sample(key, sample, k, noise_std, options)
+        except TooManyExpertsError as error:
+            refusals.append(error)
+            rows.append(left_out(k, str(error)))
+            continue
+        rank = sample.x.shape[1] - result.diagnostics["collinear_directions_dropped"]
+        num_parameters = num_free_parameters(
+            k, rank, noise, options["fit_intercept"], num_outputs=num_outputs
+        )
+        rows.append(
+            criteria(
+                k,
+                result.log_likelihood,
+                num_parameters,
+                result.diagnostics["classification_entropy"],
+                float(sample.weights.sum()),
+                result.diagnostics.get("second_moment_eigenvalues"),
+                result.status,
+            )
+        )
+    if not results:
+        raise refusals[0]
+    table = selection_table(rows)
+    return dataclasses.replace(
+        results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("method", "config"))
+def _run_method(key: jax.Array, problem: Problem, method: str, config: MethodConfig) -> MethodResult:
+    with jax.default_matmul_precision("highest"):
+        return get_method(method)(key, problem, config)
+
+
+@functools.partial(jax.jit, static_argnames="fn")
+def _evaluate(params: MoEParams, problem: Problem, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
+    """() log-likelihood and (n, k) responsibilities."""
+    with jax.default_matmul_precision("highest"):
+        joint = log_joint(params, problem.x, problem.y, fn)
+    value = weighted_sum(jax.nn.logsumexp(joint, axis=1), problem.weights)
+    return value, jax.nn.softmax(joint, axis=1)

@@ -1,0 +1,97 @@
+"""The result of a fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from moejax.fitting.data_units import DataUnits
+from moejax.likelihood.information import Covariance, confidence_intervals
+from moejax.model.mixture import MoEParams, NoiseModel
+
+
+class _Fitted(NamedTuple):
+    """A fit in its own units, from which parameters and errors in others are made."""
+
+    params: MoEParams
+    covariance: Covariance | None
+    """None where there are no standard errors."""
+    units: DataUnits
+    noise: NoiseModel
+    fit_intercept: bool
+
+    def errors(self, units: DataUnits) -> MoEParams | None:
+        if self.covariance is None:
+            return None
+        return units.errors(self.covariance, self.params, noise=self.noise, fit_intercept=self.fit_intercept)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """A fitted mixture of experts."""
+
+    params: MoEParams
+    """NumPy arrays in double precision, in the units of the x and y that were given."""
+    log_likelihood: float
+    """Weighted sum over samples, in nats, in the units of the y that was given."""
+    history: np.ndarray
+    """(passes,) objective in nats along the passes over the data: the log-likelihood less the ridge's penalty on the gates
+    (`diagnostics["ridge_penalty"]` where it ends). That of the gradient baselines is without the penalty; empty for "spectral"."""
+    diagnostics: dict[str, Any]
+    """What the moments and the fit say of the data and of the theory's assumptions: numbers by name, and "notes" in words."""
+    status: str
+    """"ok", or why the result is not to be trusted. It is ok if the method converged in its own objective: a least squared error
+    (gradient_mse) or fixed experts (gated_losses, spectral) are no maximum of the likelihood, from which
+    `diagnostics["nats_below_maximum"]` says how far they are."""
+    standard_errors: MoEParams | None = None
+    """Of every parameter, in its unit: 0 where it was not estimated, NaN where the data leave it undetermined. None where the
+    estimate is not at a maximum of the likelihood, for which they are derived. Along directions in which the inputs do not vary
+    (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice: the errors are of the rest."""
+    selection: pd.DataFrame | None = None
+    """Where several numbers of experts were tried: a row for each with its criteria (see `moejax.fitting.selection`)."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Every option of the fit by name, as it was used, with the precision of the computation: what repeats it."""
+    _fitted: _Fitted | None = dataclasses.field(default=None, repr=False)
+
+    def in_units(
+        self,
+        input_mean: np.ndarray,
+        input_std: np.ndarray,
+        target_mean: float = 0.0,
+        target_std: float = 1.0,
+    ) -> tuple[MoEParams, MoEParams | None]:
+        """(parameters, standard errors) for inputs (x - input_mean) / input_std and labels (y - target_mean) / target_std.
+
+        Args:
+            input_mean: (d,), zero for a fit without intercepts.
+            input_std: (d,), positive.
+            target_mean: zero unless g is linear with intercepts.
+            target_std: one unless g is homogeneous.
+
+        Raises:
+            ValueError: this result was not made by `fit`.
+        """
+        if self._fitted is None:
+            raise ValueError("in_units: this result was not made by fit, and has no units of its own")
+        units = self._fitted.units.seen_from(input_mean, input_std, target_mean, target_std)
+        return units.params(self._fitted.params), self._fitted.errors(units)
+
+    def intervals(self, level: float = 0.95) -> tuple[MoEParams, MoEParams]:
+        """(lower, upper) ends of Wald intervals for every parameter, each by itself; of sigma on the log scale.
+
+        Raises:
+            ValueError: there are no standard errors, or the level is not between 0 and 1.
+        """
+        if self.standard_errors is None:
+            raise ValueError(f"intervals: this fit has no standard errors; its status is {self.status!r}")
+        return confidence_intervals(
+            self.params,
+            self.standard_errors,
+            level,
+            noise=self.diagnostics["noise"],
+            fit_intercept=self.diagnostics["fit_intercept"],
+            num_inputs=self.params.experts.shape[-1] - self.diagnostics["collinear_directions_dropped"],
+        )

@@ -1,0 +1,102 @@
+r"""How many experts: information criteria of fits with different k.
+
+With L the maximised log-likelihood in nats, P free parameters, n the total sample weight and r the responsibilities,
+
+    AIC = -2 L + 2 P,   BIC = -2 L + P log n,   ICL = BIC - 2 sum_j w_j sum_i r_ij log r_ij
+
+(Akaike 1974; Schwarz 1978; Biernacki, Celeux and Govaert 2000). Less is better; ICL also asks that samples belong clearly to one
+expert. The eigenvalues of T2 say it without a fit: in theory the first k are positive and the rest zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from moejax.model.mixture import NoiseModel
+
+LARGEST_TRIED = 6
+CRITERIA = ("aic", "bic", "icl")
+
+
+def num_free_parameters(
+    num_experts: int, dim: int, noise: NoiseModel, fit_intercept: bool, num_outputs: int = 1
+) -> int:
+    """P: experts of each output, gates but one, biases, noise levels of each output."""
+    levels = {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
+    rows = (num_outputs + 1) * num_experts - 1
+    return rows * (dim + int(fit_intercept)) + num_outputs * levels
+
+
+def num_rows_needed(num_experts: int, dim: int, fit_intercept: bool) -> int:
+    """The fewest rows that a fit is made from: one more than its parameters with one noise level."""
+    return (2 * num_experts - 1) * (dim + int(fit_intercept)) + 2
+
+
+def numbers_to_try(num_experts: str | Sequence[int]) -> tuple[int, ...]:
+    """The numbers of experts behind "auto", 1 to LARGEST_TRIED, or behind a range or a list: each once, in order."""
+    numbers = range(1, LARGEST_TRIED + 1) if isinstance(num_experts, str) else num_experts
+    return tuple(sorted({int(k) for k in numbers}))
+
+
+def criteria(
+    num_experts: int,
+    log_likelihood: float,
+    num_parameters: int,
+    entropy: float,
+    num_samples: float,
+    second_moment_eigenvalues: Sequence[float] | None,
+    status: str,
+) -> dict[str, Any]:
+    """One row of the table.
+
+    Args:
+        num_experts: k.
+        log_likelihood: in nats, maximised.
+        num_parameters: P.
+        entropy: sum over samples of the entropy of their responsibilities, in nats.
+        num_samples: sum of the weights.
+        second_moment_eigenvalues: (d,) of T2, decreasing; None where there are no moments.
+        status: of the fit.
+    """
+    bic = -2.0 * log_likelihood + num_parameters * np.log(num_samples)
+    values = second_moment_eigenvalues or ()
+    here = values[num_experts - 1] if num_experts <= len(values) else np.nan
+    below = values[num_experts] if num_experts < len(values) else np.nan
+    return {
+        "num_experts": num_experts,
+        "log_likelihood": log_likelihood,
+        "num_parameters": num_parameters,
+        "aic": -2.0 * log_likelihood + 2.0 * num_parameters,
+        "bic": bic,
+        "icl": bic + 2.0 * entropy,
+        "t2_eigenvalue": here,
+        "t2_eigengap": here - below,
+        "status": status,
+    }
+
+
+def left_out(num_experts: int, reason: str) -> dict[str, Any]:
+    """The row of a number of experts that the data do not admit: no numbers, and the reason as its status."""
+    row = criteria(num_experts, np.nan, 0, np.nan, 1.0, None, f"left out: {reason}")
+    return {name: value if name in ("num_experts", "status") else np.nan for name, value in row.items()}
+
+
+def selection_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The rows, with `chosen` true for the least BIC among the fits whose status is "ok".
+
+    A fit that is not to be trusted may have any BIC: that of an expert whose noise ran off to zero has no bound. Where no status is
+    "ok", the fit of the fewest experts is chosen.
+    """
+    table = pd.DataFrame(rows)
+    bic = table["bic"].to_numpy(float)
+    usable = np.isfinite(bic) & (table["status"] == "ok").to_numpy()
+    if usable.any():
+        chosen = int(np.argmin(np.where(usable, bic, np.inf)))
+    else:
+        fitted = ~table["status"].str.startswith("left out").to_numpy()
+        chosen = int(np.argmin(np.where(fitted, table["num_experts"].to_numpy(float), np.inf)))
+    return table.assign(chosen=np.arange(len(table)) == chosen)

@@ -1,0 +1,82 @@
+"""How well the data determine a fit, how far it is from a maximum of the likelihood, and what the ridge does to it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.likelihood.blocks import sample_blocks, sample_scale
+from moejax.likelihood.derivatives import Curvature, likelihood_curvature
+from moejax.likelihood.information import Covariance, CovarianceKind, covariance, inverse_of_information
+from moejax.likelihood.predictors import gate_centring, predictors_of
+from moejax.methods.method import MethodConfig, Problem
+from moejax.model.mixture import MoEParams
+
+
+class Uncertainty(NamedTuple):
+    """How well the data determine an estimate."""
+
+    covariance: Covariance
+    """Of the free parameters, in the units of the fit."""
+    shortfall: jax.Array
+    """() nats by which the estimate is below the maximum of the likelihood with its ridge, by a quadratic model; of a sample of
+    mean weight one with the sandwich, whose weights have no scale."""
+    ridge: RidgeEffect
+
+
+class RidgeEffect(NamedTuple):
+    """What the ridge on the gates does to an estimate."""
+
+    cost: jax.Array
+    """() nats of log-likelihood that it costs, by a quadratic model."""
+    shares: jax.Array
+    """(k - 1,) its share of what is known of each gate's size, against the last: next to nothing where the data determine it,
+    and up to one where they do not because the gate separates its samples."""
+
+
+def ridge_effect(params: MoEParams, curvature: Curvature, config: MethodConfig) -> RidgeEffect:
+    """The effect of the ridge at a maximum of the penalised likelihood.
+
+    There the gradient of the log-likelihood is that of the penalty, G = ridge C w; half of G' H^-1 G, H the curvature of both, is
+    what the log-likelihood would gain without it.
+
+    Args:
+        params: the estimate.
+        curvature: of the penalised log-likelihood there.
+        config: of the fit.
+    """
+    k = config.num_experts
+    rows = predictors_of(params, fit_intercept=config.fit_intercept).rows
+    gates, size = rows[k:], rows.shape[1]
+    centring = gate_centring(k, rows.dtype)
+    penalty = config.ridge * (centring @ gates)
+    force = jnp.zeros_like(curvature.gradient).at[k * size : (2 * k - 1) * size].set(penalty.reshape(-1))
+    cost = 0.5 * force @ inverse_of_information(curvature.observed).matrix @ force
+    blocks = curvature.observed[k * size : (2 * k - 1) * size, k * size : (2 * k - 1) * size]
+    blocks = blocks.reshape(k - 1, size, k - 1, size)
+    known = jnp.einsum("id,idie,ie->i", gates, blocks, gates)
+    of_ridge = config.ridge * jnp.diag(centring) * jnp.sum(gates**2, axis=1)
+    shares = jnp.where(
+        of_ridge > 0, jnp.where(known > of_ridge, of_ridge / jnp.where(known > 0, known, 1.0), 1.0), 0.0
+    )
+    return RidgeEffect(cost, shares)
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "config"))
+def uncertainty(
+    params: MoEParams, problem: Problem, kind: CovarianceKind, config: MethodConfig
+) -> Uncertainty:
+    """Of an estimate with one output; `kind` as in `covariance`."""
+    free: dict[str, Any] = {"noise": config.noise, "fit_intercept": config.fit_intercept}
+    x, y, weights, fn = problem.x, problem.y, problem.weights, config.fn
+    with jax.default_matmul_precision("highest"):
+        of = covariance(params, x, y, fn, weights=weights, kind=kind, **free)
+        blocks = sample_blocks(x, y, weights, fit_intercept=config.fit_intercept)
+        curvature = likelihood_curvature(params, blocks, fn=fn, ridge=config.ridge, **free)
+        observed = of if kind == "observed" else covariance(params, x, y, fn, weights=weights, **free)
+        shortfall = 0.5 * curvature.gradient @ observed.matrix @ curvature.gradient
+        shortfall = shortfall / (1.0 if kind == "observed" else sample_scale(weights).mean_weight)
+        return Uncertainty(of, shortfall, ridge_effect(params, curvature, config))

@@ -1,0 +1,160 @@
+"""Inputs in any units made white, on the host in double precision."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from moejax.model.gaussian import Array
+from moejax.model.mixture import MoEParams, regauge
+
+
+class InputMap(NamedTuple):
+    """z = (x - mean) @ matrix, with E[z z'] = I over the sample."""
+
+    mean: Array
+    """(d,)"""
+    matrix: Array
+    """(d, r), r <= d the rank of the inputs; rows of zeros for constant columns."""
+    dropped: int
+    """d - r directions in which the inputs do not vary, constant columns among them."""
+    identity: bool
+    """Whether the inputs were standard normal to sampling error, so that nothing was changed."""
+    dependent: tuple[tuple[int, ...], ...] = ()
+    """For each dropped direction of columns that do vary, the columns whose combination does not."""
+    constant: tuple[int, ...] = ()
+    """The columns that do not vary."""
+    nearly_dependent: tuple[tuple[int, ...], ...] = ()
+    """For each direction that was kept though it hardly varies, the columns that take part in it."""
+
+
+FLOAT_TOLERANCE = 64.0
+"""Variation below this many units in the last place of double precision is rounding: sums and products leave that much."""
+STORED_TOLERANCE = 4.0
+"""The same for numbers that were given in a lower precision: they were rounded to it once."""
+NEARLY_COLLINEAR = 30.0
+"""Condition index from which a direction counts as nearly collinear (Belsley, Kuh and Welsch 1980)."""
+LARGEST_SYMMETRIC = 1e5
+"""Ratio of the largest to the smallest spread of a direction up to which whitened inputs resemble the given ones."""
+_TAKES_PART = 0.05
+"""A column belongs to a direction if its coefficient, for scaled inputs, is this share of the largest."""
+_STANDARD_ERRORS = 5.0
+"""Sample means and covariances within this many standard errors of N(0, I) count as standard."""
+_SPREAD_RANGE = (1e-280, 1e280)
+"""Of a column's values: outside, coefficients for it are no numbers in double precision."""
+
+
+def input_map(
+    x: np.ndarray, weights: np.ndarray, *, centre: bool, precision: float = float(np.finfo(float).eps)
+) -> InputMap:
+    """The whitening of the inputs, by the principal directions of the (centred) sample in units of its columns' spreads.
+
+    A direction is dropped only if it varies by no more than the rounding of the numbers themselves: by a few units in the last
+    place of the columns that take part (FLOAT_TOLERANCE, STORED_TOLERANCE). Integers and amounts of money that differ by one step
+    are not rounded, and are kept.
+
+    Args:
+        x: (n, d) finite.
+        weights: (n,).
+        centre: subtract the mean, which a fit with intercepts can give back. A constant column is then dropped; without it, it is
+            a column like others.
+        precision: relative, of the numbers in x: the machine epsilon of the type in which they were given.
+
+    Raises:
+        ValueError: a column's values are so large or small that coefficients for it are no numbers.
+    """
+    used = weights > 0
+    x, share = x[used], weights[used] / weights[used].sum()
+    d = x.shape[1]
+    largest = np.abs(x).max(axis=0)
+    origin = x[0] if centre else np.zeros(d)
+    with np.errstate(over="ignore"):
+        size = np.abs(x - origin).max(axis=0)
+    bad = ~np.isfinite(size) | ((size > 0) & ((size < _SPREAD_RANGE[0]) | (largest > _SPREAD_RANGE[1])))
+    if bad.any():
+        column = int(np.argmax(bad))
+        raise ValueError(
+            f"x: expected columns that vary by {_SPREAD_RANGE[0]:.0e} to {_SPREAD_RANGE[1]:.0e}, column {column} "
+            f"has values to {largest[column]:.3g} that vary by {size[column]:.3g}"
+        )
+    steps = np.where(size > 0, size, 1.0)
+    scaled = (x - origin) / steps
+    middle = share @ scaled if centre else np.zeros(d)
+    scaled = scaled - middle
+    spread = np.sqrt(share @ scaled**2)
+    relative = max(FLOAT_TOLERANCE * float(np.finfo(float).eps), STORED_TOLERANCE * precision)
+    mean, rounding = origin + steps * middle, relative * largest / steps
+    varies = spread > (rounding if centre else 0.0)
+    columns = np.flatnonzero(varies)
+    scaled = scaled[:, varies] / spread[varies]
+    triangle = np.linalg.qr(scaled * np.sqrt(share)[:, None], mode="r")
+    _, values, directions = np.linalg.svd(triangle, full_matrices=True)
+    values, vectors = np.append(values, np.zeros(len(columns) - len(values))), directions.T
+    # a direction v of columns with rounding errors r_i varies by sum v_i^2 r_i^2 by rounding alone
+    of_rounding = np.sqrt((rounding[varies] / spread[varies]) ** 2 @ vectors**2)
+    most = values.max(initial=0.0)
+    kept = values > np.maximum(of_rounding, FLOAT_TOLERANCE * np.finfo(float).eps * most)
+    deviations = steps[varies] * spread[varies]
+    if (
+        kept.all()
+        and varies.all()
+        and _is_standard(triangle, mean if centre else share @ x, deviations, share, centre)
+    ):
+        return InputMap(np.zeros(d), np.eye(d), 0, True)
+    matrix = np.zeros((d, int(kept.sum())))
+    inside = vectors[:, kept] / values[kept]
+    if kept.all() and values.min(initial=most) * LARGEST_SYMMETRIC > most:
+        # the symmetric root keeps every input recognisable, but mixes the rounding of small directions into large ones
+        inside = inside @ vectors.T
+    matrix[columns] = inside / deviations[:, None]
+    nearly = kept & (values * NEARLY_COLLINEAR < most)
+    return InputMap(
+        mean if centre else np.zeros(d),
+        matrix,
+        d - matrix.shape[1],
+        False,
+        _columns_of(vectors[:, ~kept], columns),
+        tuple(np.flatnonzero(~varies).tolist()),
+        _columns_of(vectors[:, nearly], columns),
+    )
+
+
+def _is_standard(
+    triangle: np.ndarray, mean: np.ndarray, deviations: np.ndarray, share: np.ndarray, centred: bool
+) -> bool:
+    """Whether mean and second moment of the inputs are those of N(0, I), to sampling error.
+
+    Args:
+        triangle: (d, d) R with R'R the correlations (second moments in units of the deviations).
+        mean: (d,); deviations: (d,), root mean squares where the inputs were not centred; share: (n,) weights that sum to one.
+        centred: whether the deviations are from the mean.
+    """
+    if not 0.1 < deviations.min() <= deviations.max() < 10.0:
+        return False
+    second = triangle.T @ triangle * np.outer(deviations, deviations)
+    if centred:
+        second = second + np.outer(mean, mean)
+    eye = np.eye(len(mean))
+    deviation = np.abs(second - eye) / np.sqrt(1.0 + eye)
+    return max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS * math.sqrt(share @ share)
+
+
+def _columns_of(directions: np.ndarray, columns: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """For each of the directions (c, s), those of the `columns` (c,) that take part in it."""
+    sizes = np.abs(directions.T)
+    return tuple(tuple(columns[row > _TAKES_PART * row.max()].tolist()) for row in sizes)
+
+
+def params_in_input_units(params: MoEParams, mean: Array, matrix: Array) -> MoEParams:
+    """Parameters for z = (x - mean) @ matrix turned into parameters for x: a_x = matrix a_z, b_x = b_z - a_x . mean.
+
+    Args:
+        params: of k experts of r inputs z.
+        mean: (d,).
+        matrix: (d, r).
+    """
+    experts, gating = params.experts @ matrix.T, params.gating @ matrix.T
+    biases = (params.expert_bias - experts @ mean, params.gating_bias - gating @ mean)
+    return regauge(MoEParams(experts, gating, params.noise_std, *biases))

@@ -1,0 +1,97 @@
+"""Samples in blocks, and sums over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.model.mixture import with_stand_ins
+
+BLOCK_SIZE = 2048
+"""Samples in a block on a CPU: pairs of 10 inputs and two dozen coefficients then fill its second-level cache."""
+ACCELERATOR_BLOCK_SIZE = 65536
+"""On a GPU or TPU, where a block is a kernel launch."""
+
+
+class SampleBlocks(NamedTuple):
+    """A weighted sample, cut into b blocks of B."""
+
+    design: jax.Array
+    """(b, D, B): x transposed, with a last row of ones where there are intercepts; a used sample's where the weight is zero."""
+    y: jax.Array
+    """(b, B), or (b, m, B); a used sample's where the weight is zero."""
+    weights: jax.Array
+    """(b, B)"""
+    num_used: jax.Array
+    """() int32: blocks up to the last that has a positive weight."""
+
+
+def sample_blocks(
+    x: jax.Array, y: jax.Array, weights: jax.Array, *, fit_intercept: bool, block_size: int | None = None
+) -> SampleBlocks:
+    """Cut x (n, d), y (n,) or (n, m), weights (n,) into blocks; None takes the device's block size.
+
+    Samples of weight zero, and those that fill the last block, become copies of a used one (`mixture.with_stand_ins`).
+    """
+    if block_size is None:
+        block_size = BLOCK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_SIZE
+    n = x.shape[0]
+    block_size = max(min(block_size, n), 1)
+    num_blocks = -(-n // block_size)
+
+    def filled_up(a: jax.Array) -> jax.Array:
+        return jnp.pad(a, [(0, num_blocks * block_size - n)] + [(0, 0)] * (a.ndim - 1))
+
+    def blocks(a: jax.Array) -> jax.Array:
+        return a.reshape(num_blocks, block_size, *a.shape[1:])
+
+    x, y, weights = filled_up(x), filled_up(y), filled_up(weights)
+    x, y = with_stand_ins(weights, x, y)
+    design = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) if fit_intercept else x
+    in_block = blocks(weights > 0).any(axis=1)
+    num_used = jnp.max(jnp.where(in_block, jnp.arange(1, num_blocks + 1, dtype=jnp.int32), 0))
+    return SampleBlocks(
+        blocks(design).transpose(0, 2, 1), blocks(y).swapaxes(1, -1), blocks(weights), num_used
+    )
+
+
+class SampleScale(NamedTuple):
+    """What the weights w of a sample say of its size."""
+
+    mean_weight: jax.Array
+    """() sum w^2 / sum w, by weight."""
+    effective: jax.Array
+    """() (sum w)^2 / sum w^2 samples, whatever the scale of the weights (Kish 1965)."""
+
+    @property
+    def unit(self) -> jax.Array:
+        """() nats that count as one sample's: 1, or less where weights are no counts but a share each."""
+        return jnp.minimum(self.mean_weight, 1.0)
+
+    @property
+    def num_samples(self) -> jax.Array:
+        """() samples, with a weight above 1 as a number of equal rows."""
+        return self.effective * jnp.maximum(self.mean_weight, 1.0)
+
+
+def sample_scale(weights: jax.Array) -> SampleScale:
+    """The scale of weights (n,), of which one at least is positive."""
+    total, squares = weights.sum(), jnp.sum(weights**2)
+    return SampleScale(squares / total, total**2 / squares)
+
+
+def sum_over_blocks(sums_of: Callable[..., Any], blocks: SampleBlocks) -> Any:
+    """The sum over the used blocks of `sums_of(design (D, B), y (B,), weights (B,))`, a pytree."""
+
+    def of_block(index: jax.Array | int) -> Any:
+        return sums_of(blocks.design[index], blocks.y[index], blocks.weights[index])
+
+    if blocks.y.shape[0] == 1:
+        return of_block(0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_block, 0))
+    return jax.lax.fori_loop(
+        0, blocks.num_used, lambda index, total: jax.tree.map(jnp.add, total, of_block(index)), zeros
+    )

@@ -1,0 +1,183 @@
+"""Closed-form derivatives of the observed log-likelihood."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
+from moejax.likelihood.predictors import (
+    block_matrix,
+    gate_centring,
+    gate_penalty,
+    predictors_of,
+    weighted_gram,
+)
+from moejax.model.activations import ScalarFunction, activation_derivatives
+from moejax.model.mixture import MoEParams, NoiseModel, log_normal
+
+
+class Curvature(NamedTuple):
+    """Value and derivatives of the log-likelihood in the free parameters, P of them (see `free_parameters`)."""
+
+    log_likelihood: jax.Array
+    """() less the penalty, where there is a ridge."""
+    gradient: jax.Array
+    """(P,)"""
+    observed: jax.Array
+    """(P, P) minus the Hessian."""
+    complete: jax.Array
+    """(P, P) expected information had the experts' labels been seen; positive semi-definite."""
+
+
+class PredictorDerivatives(NamedTuple):
+    """Derivatives of each sample's log-likelihood in its predictors (u_1..u_k, v_1..v_{k-1}) and in s_1..s_k."""
+
+    value: jax.Array
+    """(n,)"""
+    gradient: jax.Array
+    """(2k - 1, n) in the predictors."""
+    noise_gradient: jax.Array
+    """(k, n)"""
+    observed: jax.Array
+    """(k (2k - 1), n) minus the Hessian in the predictors, its upper triangle."""
+    observed_cross: jax.Array
+    """(2k - 1, k, n) minus the mixed derivatives in predictors and s."""
+    observed_noise: jax.Array
+    """(k, k, n) minus the Hessian in s."""
+    complete_experts: jax.Array
+    """(k, n) complete-data information of u, r g'^2 / sigma^2: diagonal."""
+    complete_gates: jax.Array
+    """(k (k - 1) / 2, n) complete-data information of v, diag P - P P', its upper triangle."""
+    complete_noise: jax.Array
+    """(k, n) complete-data information of s, 2 r."""
+
+
+def predictor_derivatives(
+    predictors: jax.Array,
+    y: jax.Array,
+    noise_std: jax.Array,
+    fn: ScalarFunction,
+    width: jax.Array | None = None,
+) -> PredictorDerivatives:
+    """Closed-form derivatives of log sum_i P_i(v) N(y; g(u_i), sigma_i^2).
+
+    Args:
+        predictors: (2k - 1, n), u then v.
+        y: (n,).
+        noise_std: (k,).
+        fn: g.
+        width: () over which the derivatives of g are averaged; None takes them pointwise.
+    """
+    k = noise_std.shape[0]
+    u, v = predictors[:k], predictors[k:]
+    logits = jnp.concatenate([v, jnp.zeros_like(u[:1])])
+    mean, slope, second = activation_derivatives(fn, u, width)
+    inverse = (1.0 / noise_std)[:, None]
+    error = (y[None] - mean) * inverse
+    joint = logits + log_normal((y[None] - mean) ** 2, noise_std)
+    evidence, gate_evidence = jax.nn.logsumexp(joint, axis=0), jax.nn.logsumexp(logits, axis=0)
+    r, p_free = jnp.exp(joint - evidence[None]), jnp.exp(v - gate_evidence[None])
+    slope = slope * inverse
+    d, q = error * slope, error**2 - 1.0
+    a, b, r_free = r * d, r * q, r[: k - 1]
+
+    # a a', a r' and r r' are one outer product; what else there is stands at u_i u_i and u_i v_i, and on v v' the gates' own
+    score = jnp.concatenate([a, r_free])
+    rows, columns = np.triu_indices(2 * k - 1)
+    special = jnp.concatenate([r * (slope**2 - error * second * inverse - d**2), -a[: k - 1], -r_free])
+    gate_rows, gate_columns = np.triu_indices(k - 1)
+    on_diagonal = (gate_rows == gate_columns).astype(y.dtype)[:, None]
+    complete_gates = p_free[gate_rows] * (on_diagonal - p_free[gate_columns])
+    where_special = [(i, i) for i in range(k)] + [(i, k + i) for i in range(k - 1)]
+    where_special += [(k + i, k + i) for i in range(k - 1)]
+    where_special += list(zip(k + gate_rows, k + gate_columns, strict=True))
+    placement = np.array(
+        [[(s, t) == pair for pair in where_special] for s, t in zip(rows, columns, strict=True)]
+    )
+    observed = score[rows] * score[columns]
+    observed = observed + placement.astype(y.dtype) @ jnp.concatenate([special, complete_gates])
+
+    eye = jnp.eye(k, dtype=y.dtype)[:, :, None]
+    us = eye * (a * (2.0 - q))[:, None] + a[:, None] * b[None]
+    vs = (r_free[:, None] - eye[: k - 1]) * b[None]
+    ss = eye * (r * (2.0 * error**2 - q**2))[:, None] + b[:, None] * b[None]
+    return PredictorDerivatives(
+        value=evidence - gate_evidence,
+        gradient=jnp.concatenate([a, r_free - p_free]),
+        noise_gradient=b,
+        observed=observed,
+        observed_cross=jnp.concatenate([us, vs]),
+        observed_noise=ss,
+        complete_experts=r * slope**2,
+        complete_gates=complete_gates,
+        complete_noise=2.0 * r,
+    )
+
+
+def likelihood_curvature(
+    params: MoEParams,
+    blocks: SampleBlocks,
+    *,
+    fn: ScalarFunction,
+    noise: NoiseModel,
+    fit_intercept: bool,
+    ridge: jax.Array | float = 0.0,
+    width: jax.Array | None = None,
+) -> Curvature:
+    """Log-likelihood, gradient, observed and complete-data information, in one pass over the data.
+
+    Args:
+        params: where.
+        blocks: of `sample_blocks`.
+        fn: g.
+        noise: which noise parameters are free.
+        fit_intercept: whether biases are.
+        ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2, subtracted from the log-likelihood.
+        width: () of `activation_derivatives`.
+    """
+    k, dtype = params.experts.shape[0], params.experts.dtype
+    predictors = predictors_of(params, fit_intercept=fit_intercept)
+    gates, size = predictors.rows[k:], predictors.rows.shape[1]
+
+    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array):
+        at = predictor_derivatives(predictors(design), y, params.noise_std, fn, width)
+        coefficients = jnp.concatenate([at.observed, at.complete_experts, at.complete_gates])
+        noise_free, cross = at.noise_gradient, at.observed_cross
+        noise_observed, noise_complete = at.observed_noise @ weights, at.complete_noise @ weights
+        if noise == "shared":
+            noise_free, cross = noise_free.sum(axis=0, keepdims=True), cross.sum(axis=1, keepdims=True)
+            noise_observed, noise_complete = noise_observed.sum()[None, None], noise_complete.sum()[None]
+        return (
+            at.value @ weights,
+            (at.gradient * weights[None]) @ design.T,
+            noise_free @ weights,
+            weighted_gram(design, coefficients * weights[None]),
+            jnp.einsum("bqn,dn->bdq", cross * weights[None, None], design),
+            noise_observed,
+            noise_complete,
+        )
+
+    value, gradient, noise_gradient, grams, cross, noise_observed, noise_complete = sum_over_blocks(
+        sums_of, blocks
+    )
+    num_pairs = k * (2 * k - 1)
+    observed = block_matrix(grams[:num_pairs])
+    gate_information = [block_matrix(grams[num_pairs + k :])] if k > 1 else []
+    complete = jax.scipy.linalg.block_diag(*grams[num_pairs : num_pairs + k], *gate_information)
+    centring = gate_centring(k, dtype)
+    penalty = jax.scipy.linalg.block_diag(
+        jnp.zeros((k * size, k * size), dtype), ridge * jnp.kron(centring, jnp.eye(size, dtype=dtype))
+    )
+    observed, complete = observed + penalty, complete + penalty
+    gradient = jnp.concatenate([gradient[:k], gradient[k:] - ridge * (centring @ gates)]).reshape(-1)
+    value = value - ridge * gate_penalty(gates)
+    if noise != "known":
+        cross = cross.reshape(observed.shape[0], -1)
+        observed = jnp.block([[observed, cross], [cross.T, noise_observed]])
+        complete = jax.scipy.linalg.block_diag(complete, jnp.diag(noise_complete))
+        gradient = jnp.concatenate([gradient, noise_gradient])
+    return Curvature(value, gradient, observed, complete)

@@ -1,0 +1,279 @@
+r"""Expectation maximisation by scan: the gates with the experts known, and gates, experts and noise jointly.
+
+Gating EM (Makkuva et al. 2019, Algorithm 2): E, responsibilities r under the current gates; M, one Newton step on the
+weighted softmax regression sum_j sum_i r_ij log P_i(x_j). Joint EM (Jordan and Jacobs 1994) adds the experts, by a
+Gauss-Newton step that is the closed-form weighted least squares for a linear g, and the noise in closed form.
+
+One pass over the data makes the E-step at a point and the sums of which the M-step is made (`expectation`); the M-step itself
+touches no sample (`maximisation`). A step is kept only if the next pass finds that the likelihood gained a fair part of what
+the M-step promised; else it is made again with damping mu: the gates' Hessian gets mu times Boehning's (1992) bound on it, which
+at mu = 1 cannot fail, and the experts' step is divided by 1 + mu. After a success the damping falls to zero again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
+from moejax.likelihood.m_step import Expectation, MStep, Point, boehning_bound, maximisation
+from moejax.likelihood.predictors import block_matrix, gate_penalty, params_of, predictors_of, weighted_gram
+from moejax.likelihood.scan import frozen_scan
+from moejax.model.activations import ScalarFunction, activation_and_slope
+from moejax.model.mixture import MoEParams, NoiseModel, log_normal
+
+RIDGE = 1e-6
+"""Default ridge on the gates, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats: a normal prior of standard deviation 1000 on
+every gate, for inputs of unit variance. It is the same for every sample size, so that its bias vanishes as the data grow, and it
+keeps separable gates finite. It acts on the gates less their mean over experts, so that it does not depend on which expert is the
+reference."""
+
+
+PROMISE_KEPT = 0.25
+"""A step is kept if the likelihood gains this fraction of what the M-step promised."""
+LEAST_DAMPING = 1 / 64
+"""The first mu of the gates' steps after one that was cut."""
+
+
+class EMRun(NamedTuple):
+    """Where a run of EM ended."""
+
+    params: MoEParams
+    log_likelihood: jax.Array
+    """() sum over samples at `params`, in nats."""
+    history: jax.Array
+    """(num_steps,) objective (with its ridge) of the best point so far at each pass, the start's first; NaN once frozen."""
+    num_steps: jax.Array
+    """() int32 passes over the data."""
+    converged: jax.Array
+    """() bool: the gain fell below the tolerance."""
+    path: MoEParams | None
+    """Leaves (num_steps, ..): the point of which `history` says the objective, NaN once frozen; None unless recorded."""
+
+
+def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, experts_free: bool) -> Expectation:
+    """The E-step at a point, in one pass over the data."""
+    k, noise_std = point.noise_std.shape[0], point.noise_std.reshape(-1)
+    rows, columns = np.triu_indices(k - 1)
+    on_diagonal = (rows == columns).astype(blocks.y.dtype)[:, None]
+
+    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> Expectation:
+        predictors = point.predictors(design)
+        mean, slope = activation_and_slope(fn, predictors[: noise_std.size])
+        error = (y[None] if y.ndim == 1 else jnp.tile(y, (k, 1))) - mean
+        logits = jnp.concatenate([predictors[noise_std.size :], jnp.zeros_like(weights)[None]])
+        log_densities = log_normal(error**2, noise_std)
+        if y.ndim == 2:
+            log_densities = log_densities.reshape(k, *y.shape).sum(axis=1)
+        evidence, r = _log_sum_and_shares(logits + log_densities)
+        gate_evidence, prior = _log_sum_and_shares(logits)
+        r, prior = weights[None] * r, prior[:-1]
+        weighted_prior = weights[None] * prior
+        r_free = r[:-1]
+        if y.ndim == 2:
+            r = jnp.repeat(r, y.shape[0], axis=0)
+        coefficients = weighted_prior[rows] * (on_diagonal - prior[columns])
+        if experts_free:
+            coefficients = jnp.concatenate([coefficients, r * slope**2])
+        grams = weighted_gram(design, coefficients)
+        gate_grams = grams[: rows.size]
+        return Expectation(
+            log_likelihood=(evidence - gate_evidence) @ weights,
+            gate_gradient=(r_free - weighted_prior) @ design.T,
+            gate_information=block_matrix(gate_grams),
+            counts=r.sum(axis=1),
+            squares=jnp.sum(r * error**2, axis=1),
+            expert_gradient=(r * slope * error) @ design.T if experts_free else None,
+            expert_information=grams[rows.size :] if experts_free else None,
+        )
+
+    return sum_over_blocks(sums_of, blocks)
+
+
+def _log_sum_and_shares(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(n,) log sum exp and (k, n) softmax over the rows of (k, n), with one exponential each."""
+    largest = logits.max(axis=0)
+    terms = jnp.exp(logits - largest[None])
+    total = terms.sum(axis=0)
+    return largest + jnp.log(total), terms / total[None]
+
+
+class _Climb(NamedTuple):
+    """The state of a run: the best point and the E-step there, and the candidate that the next pass evaluates."""
+
+    best: Point
+    sums: Expectation
+    objective: jax.Array
+    candidate: MStep
+    damping: jax.Array
+    caution: jax.Array
+
+
+def _run(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_steps: int,
+    fit_intercept: bool,
+    noise: NoiseModel,
+    ridge: jax.Array | float,
+    tolerance: float,
+    experts_free: bool,
+    hold_noise: jax.Array | bool = False,
+    record_path: bool = False,
+) -> EMRun:
+    k = params.experts.shape[0]
+    blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
+    total_tolerance = tolerance * weights.sum()
+    penalty = jnp.asarray(ridge, x.dtype)
+    bound = boehning_bound(blocks, k, penalty)
+    rounding = 10 * jnp.finfo(x.dtype).eps
+
+    def expect(point: Point) -> Expectation:
+        return expectation(point, blocks, fn=fn, experts_free=experts_free)
+
+    def advance(state: _Climb) -> tuple[_Climb, tuple[jax.Array, Point | None], jax.Array]:
+        point, promised, shortened = state.candidate
+        sums = expect(point)
+        gates = point.predictors.rows[point.noise_std.size :]
+        objective = sums.log_likelihood - penalty * gate_penalty(gates)
+        gain = objective - state.objective
+        # the likelihood gains no less than its bound; the first pass gains infinitely; False where not finite
+        accept = gain >= PROMISE_KEPT * jnp.maximum(promised, 0.0)
+        best, sums, objective = jax.tree.map(
+            lambda new, old: jnp.where(accept, new, old),
+            (point, sums, objective),
+            (state.best, state.sums, state.objective),
+        )
+        damping = jnp.where(
+            accept,
+            jnp.where(state.damping > 0.1, 0.25 * state.damping, 0.0),
+            jnp.maximum(4.0 * state.damping, 1.0),
+        )
+        caution = jnp.where(
+            shortened,
+            jnp.clip(4.0 * state.caution, LEAST_DAMPING, 1.0),
+            jnp.where(state.caution > LEAST_DAMPING, 0.25 * state.caution, 0.0),
+        )
+        # a loss within rounding, or of a step that promised next to nothing, ends the run as a small gain does
+        flat = accept | (gain > -rounding * jnp.abs(objective)) | (promised < total_tolerance)
+        candidate = maximisation(
+            best,
+            sums,
+            damping=damping,
+            caution=caution,
+            bound=bound,
+            ridge=penalty,
+            noise=noise,
+            hold_noise=hold_noise,
+        )
+        return (
+            _Climb(best, sums, objective, candidate, damping, caution),
+            (objective, best if record_path else None),
+            flat & (gain < total_tolerance),
+        )
+
+    start = Point(predictors_of(params, fit_intercept=fit_intercept), params.noise_std)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(expect, start))
+    zero = jnp.zeros((), x.dtype)
+    nothing = nothing._replace(
+        log_likelihood=jnp.full_like(zero, -jnp.inf)
+    )  # of a start that is never accepted
+    first = _Climb(
+        start, nothing, jnp.full_like(zero, -jnp.inf), MStep(start, zero, jnp.asarray(False)), zero, zero
+    )
+    end, (history, path), count, done = frozen_scan(advance, first, num_steps)
+
+    def params_at(point: Point) -> MoEParams:
+        return params_of(*point, fit_intercept=fit_intercept)
+
+    path = None if path is None else jax.vmap(params_at)(path)
+    return EMRun(params_at(end.best), end.sums.log_likelihood, history, count, done, path)
+
+
+def gating_em(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_steps: int,
+    fit_intercept: bool = False,
+    noise: NoiseModel = "known",
+    ridge: jax.Array | float = RIDGE,
+    tolerance: float = 1e-8,
+    record_path: bool = False,
+) -> EMRun:
+    """EM for the gates with the experts fixed, from the gates in `params` (start at zero).
+
+    Args:
+        params: experts (k, d) that stay, gates to start from, noise_std; biases stay unless the intercepts are fitted.
+        x: (n, d).
+        y: (n,), or (n, m).
+        weights: (n,) sample weights.
+        fn: the activation g.
+        num_steps: budget of passes over the data; the first evaluates the start.
+        fit_intercept: whether gates have biases that are fitted.
+        noise: "known" leaves noise_std; else it is updated in closed form too, which absorbs the experts' error.
+        ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats; part of the objective that never decreases.
+        tolerance: least gain, in nats per sample, that goes on.
+        record_path: keep every point; it costs a sixth of the time of a short run, so that only who asks pays.
+    """
+    return _run(
+        params,
+        x,
+        y,
+        weights,
+        fn=fn,
+        num_steps=num_steps,
+        fit_intercept=fit_intercept,
+        noise=noise,
+        ridge=ridge,
+        tolerance=tolerance,
+        experts_free=False,
+        record_path=record_path,
+    )
+
+
+def joint_em(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_steps: int,
+    fit_intercept: bool = False,
+    noise: NoiseModel = "shared",
+    ridge: jax.Array | float = RIDGE,
+    tolerance: float = 1e-8,
+    hold_noise: jax.Array | bool = False,
+    record_path: bool = False,
+) -> EMRun:
+    """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.
+
+    The experts' M-step is a Gauss-Newton step on their weighted squared error: for a linear g, weighted least squares.
+    `hold_noise` () keeps the noise where it is true; unlike noise="known" it may be traced.
+    """
+    return _run(
+        params,
+        x,
+        y,
+        weights,
+        fn=fn,
+        num_steps=num_steps,
+        fit_intercept=fit_intercept,
+        noise=noise,
+        ridge=ridge,
+        tolerance=tolerance,
+        experts_free=True,
+        hold_noise=hold_noise,
+        record_path=record_path,
+    )

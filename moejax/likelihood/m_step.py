@@ -1,0 +1,153 @@
+"""The M-step of EM, from the sums of an E-step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
+from moejax.likelihood.predictors import Predictors, gate_centring, weighted_gram
+from moejax.model.mixture import NoiseModel
+from moejax.model.small_linear_algebra import solve_positive_definite
+
+TRUSTED_CHANGE = 2.0
+"""Root mean square change of the logits, in nats, up to which a Newton step of the gates is tried: from saturated gates, a longer
+one may raise the likelihood by accident and lead to where they are more saturated still."""
+
+
+class Point(NamedTuple):
+    """Where EM is."""
+
+    predictors: Predictors
+    noise_std: jax.Array
+    """(k,), or (k, m)"""
+
+
+class Expectation(NamedTuple):
+    """The sums over samples that one E-step leaves to the M-step; r are responsibilities times sample weights.
+
+    With m outputs, what is of each expert is of each output of each expert: k m for k.
+    """
+
+    log_likelihood: jax.Array
+    """()"""
+    gate_gradient: jax.Array
+    """(k - 1, D) sum (r - P) x."""
+    gate_information: jax.Array
+    """((k - 1) D, (k - 1) D) sum (diag P - P P') (x) x x'."""
+    counts: jax.Array
+    """(k,) sum r."""
+    squares: jax.Array
+    """(k,) sum r (y - g)^2."""
+    expert_gradient: jax.Array | None
+    """(k, D) sum r (y - g) g' x; None where the experts are fixed."""
+    expert_information: jax.Array | None
+    """(k, D, D) sum r g'^2 x x'; None where the experts are fixed."""
+
+
+def boehning_bound(blocks: SampleBlocks, num_experts: int, ridge: jax.Array) -> jax.Array:
+    """((k-1) D, (k-1) D): (I - 11'/k) / 2 (x) sum w x x' and the ridge: no Hessian of the gates' objective is larger."""
+    gram = sum_over_blocks(lambda design, y, weights: weighted_gram(design, weights[None])[0], blocks)
+    eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return jnp.kron(gate_centring(num_experts, gram.dtype), 0.5 * gram + ridge * eye)
+
+
+class MStep(NamedTuple):
+    """A point that the M-step proposes."""
+
+    point: Point
+    promised: jax.Array
+    """() its gain of the expected log-likelihood, were g linear and the gates' objective quadratic."""
+    shortened: jax.Array
+    """() bool: the gates' step went beyond where it can be trusted and was cut there."""
+
+
+def maximisation(
+    point: Point,
+    sums: Expectation,
+    *,
+    damping: jax.Array,
+    caution: jax.Array,
+    bound: jax.Array,
+    ridge: jax.Array,
+    noise: NoiseModel,
+    hold_noise: jax.Array | bool = False,
+) -> MStep:
+    """The M-step from the sums of an E-step, damped.
+
+    Args:
+        point: of the E-step.
+        sums: of the E-step.
+        damping: () mu >= 0.
+        caution: () mu of the gates' step alone, where it is more.
+        bound: of `boehning_bound`.
+        ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2.
+        noise: which noise is updated.
+        hold_noise: () bool, traced: whether it stays after all.
+    """
+    (rows, offsets), noise_std = point
+    k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]
+    experts, gates, promised = rows[:num_rows], rows[num_rows:], jnp.zeros((), rows.dtype)
+    shortened = jnp.asarray(False)
+    if k > 1:
+        centring = gate_centring(k, rows.dtype)
+        gradient = (sums.gate_gradient - ridge * (centring @ gates)).reshape(-1)
+        hessian = sums.gate_information + ridge * jnp.kron(centring, jnp.eye(size, dtype=rows.dtype))
+        total = sums.counts.sum() / (num_rows // k)
+        step, shortened = _trusted_step(hessian, gradient, bound, jnp.maximum(damping, caution), total)
+        gates = gates + step.reshape(k - 1, size)
+        promised = step @ gradient - 0.5 * step @ hessian @ step
+    squares = sums.squares
+    if sums.expert_gradient is not None and sums.expert_information is not None:
+        step = _least_squares(sums.expert_information, sums.expert_gradient) / (1.0 + damping)
+        experts = experts + step
+        fall = 2.0 * jnp.sum(step * sums.expert_gradient, axis=1)
+        fall = fall - jnp.einsum("id,ide,ie->i", step, sums.expert_information, step)
+        # what rounding leaves of an exact fit is no noise level
+        squares = jnp.maximum(squares - fall, 10 * jnp.finfo(squares.dtype).eps * squares)
+    counts, before, after = (a.reshape(noise_std.shape) for a in (sums.counts, sums.squares, squares))
+    updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise))
+
+    def noise_loss(squares: jax.Array, noise_std: jax.Array) -> jax.Array:
+        return jnp.sum(0.5 * squares / noise_std**2 + counts * jnp.log(noise_std))
+
+    promised = promised + noise_loss(before, noise_std) - noise_loss(after, updated)
+    point = Point(Predictors(jnp.concatenate([experts, gates]), offsets), updated)
+    return MStep(point, promised, shortened)
+
+
+def _trusted_step(
+    hessian: jax.Array, gradient: jax.Array, bound: jax.Array, mu: jax.Array, total: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The step (H + mu B)^-1 gradient of the gates, cut to where it can be trusted, and whether it was.
+
+    The quadratic model of a softmax holds over a few nats of the logits, whose change is measured in B; with mu >= 1 it is a bound.
+    """
+    # what rounding may take from a Hessian that saturated gates leave nearly singular
+    rounding = gradient.size * jnp.finfo(gradient.dtype).eps * jnp.diag(jnp.diag(hessian))
+    step = solve_positive_definite(hessian + rounding + mu * bound, gradient)
+    change = jnp.sqrt(step @ bound @ step / total)
+    shortened = (change > TRUSTED_CHANGE) & (mu < 1.0)
+    return jnp.where(shortened, TRUSTED_CHANGE / change, 1.0) * step, shortened
+
+
+def _least_squares(gram: jax.Array, gradient: jax.Array) -> jax.Array:
+    """(k, D): gram^-1 gradient for each of (k, D, D) and (k, D), zero where that is not finite."""
+    size, info = gram.shape[1], jnp.finfo(gram.dtype)
+    trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / size
+    # the least of ridges, for an expert that few samples or only flat parts of g support
+    floor = (10 + size) * info.eps * jnp.maximum(trace, info.tiny) + info.tiny
+    step = solve_positive_definite(gram + floor * jnp.eye(size, dtype=gram.dtype)[None], gradient)
+    return jnp.where(jnp.isfinite(step), step, 0.0)
+
+
+def noise_m_step(noise_std: jax.Array, counts: jax.Array, squares: jax.Array, noise: NoiseModel) -> jax.Array:
+    """(k,), or (k, m): the noise that maximises the expected log-likelihood; `noise_std` itself where it is known."""
+    if noise == "known":
+        return noise_std
+    if noise == "shared":  # by the experts; every output has its own
+        squares, counts = (jnp.zeros_like(a) + a.sum(axis=0, keepdims=True) for a in (squares, counts))
+    tiny = jnp.finfo(squares.dtype).tiny
+    return jnp.sqrt(jnp.maximum(squares / jnp.maximum(counts, tiny), tiny))

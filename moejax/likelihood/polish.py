@@ -1,0 +1,188 @@
+r"""From a root-n consistent start to the maximum-likelihood estimate: damped Newton steps on the observed likelihood.
+
+The log-likelihood of one sample depends on the parameters only through 2k - 1 linear predictors, u_i = a_i . x + b_i and
+v_i = w_i . x + c_i, and through s_i = log sigma_i. With r the posterior and P the prior of the expert,
+e_i = (y - g(u_i)) / sigma_i, d_i = e_i g'(u_i) / sigma_i,
+
+    dl/du_i = r_i d_i,   dl/dv_i = r_i - P_i,   dl/ds_i = r_i (e_i^2 - 1),
+
+and the Hessian in (u, v, s) is closed form too (`predictor_derivatives`), so the Hessian in the parameters is one product of
+(pairs of inputs) x (pairs of predictors): exact Newton costs what the outer-product approximation does.
+
+A step solves (H + mu C) delta = gradient, H the observed and C the complete-data information (Louis 1982): mu -> 0 is
+Newton, a large mu a short step of EM (Lange 1995). It is kept only if the likelihood does not decrease.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.likelihood.blocks import sample_blocks, sample_scale
+from moejax.likelihood.derivatives import Curvature, likelihood_curvature
+from moejax.likelihood.predictors import free_parameters, params_from_free
+from moejax.likelihood.scan import frozen_scan
+from moejax.model.activations import ScalarFunction, activation_facts
+from moejax.model.mixture import MoEParams, NoiseModel
+from moejax.model.small_linear_algebra import solve_positive_definite
+
+
+class PolishRun(NamedTuple):
+    """Where a polish ended."""
+
+    params: MoEParams
+    log_likelihood: jax.Array
+    """() penalised log-likelihood at `params`, in nats."""
+    history: jax.Array
+    """(num_steps,) penalised log-likelihood after each pass, never decreasing; NaN after convergence."""
+    num_steps: jax.Array
+    """() int32 passes over the data before convergence."""
+    converged: jax.Array
+    """() bool: the next damped Newton step promises less than the tolerance."""
+    curvature: Curvature
+    """At `params`."""
+    path: MoEParams | None
+    """Leaves (num_steps, ..): the point of which `history` says the value; NaN after convergence."""
+
+
+KINK_RATE, KINK_RANGE = 0.6, 32.0
+"""For a kinked g, derivatives are averaged over a width that begins at the standard error of a linear predictor and shrinks by
+KINK_RATE each pass, by KINK_RANGE in all: wide, it steps over the many small local maxima that kinks make; narrow, it settles
+in one."""
+DAMPING_AT_START = 1e-2
+_DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
+
+
+class DampedStep(NamedTuple):
+    """A step (H + mu C) delta = gradient."""
+
+    delta: jax.Array
+    """(P,)"""
+    promised: jax.Array
+    """() its gain in nats by the quadratic model, or half its slope where that is more."""
+    damping: jax.Array
+    """() mu."""
+    found: jax.Array
+    """() bool: whether a mu made H + mu C positive definite; else delta is zero."""
+
+
+def damped_step(curvature: Curvature, damping: jax.Array) -> DampedStep:
+    """The step with the first mu of damping * (1, 10, 100, 1000) that makes H + mu C positive definite.
+
+    The complete-data information C gets a small multiple of its own diagonal, for parameters the data do not reach.
+    """
+    scale = jnp.sqrt(jnp.maximum(jnp.diag(curvature.complete), jnp.finfo(damping.dtype).tiny))
+    scaled = scale[:, None] * scale[None]
+    identity = jnp.eye(scale.shape[0], dtype=scale.dtype)
+    observed, complete = curvature.observed / scaled, curvature.complete / scaled + 1e-3 * identity
+    ladder = damping * jnp.asarray(_DAMPING_LADDER, damping.dtype)
+
+    def climb(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        rung, _, _ = state
+        matrix = observed + ladder[rung] * complete + 10 * jnp.finfo(scale.dtype).eps * identity
+        step = solve_positive_definite(matrix, curvature.gradient / scale) / scale
+        return rung + 1, step, jnp.isfinite(step).all() & (step @ curvature.gradient >= 0)
+
+    start = (jnp.asarray(0, jnp.int32), jnp.zeros_like(scale), jnp.asarray(False))
+    tried, step, found = jax.lax.while_loop(lambda state: (state[0] < ladder.size) & ~state[2], climb, start)
+    delta = jnp.where(found, step, 0.0)
+    slope = delta @ curvature.gradient
+    promised = jnp.maximum(slope - 0.5 * delta @ curvature.observed @ delta, 0.5 * slope)
+    return DampedStep(delta, promised, ladder[tried - 1], found)
+
+
+class _Ascent(NamedTuple):
+    """The state of a polish: where it is, and the step that the next pass tries."""
+
+    free: jax.Array
+    now: Curvature
+    damping: jax.Array
+    step: DampedStep
+    count: jax.Array
+
+
+def polish(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_steps: int = 50,
+    noise: NoiseModel = "shared",
+    fit_intercept: bool = False,
+    ridge: float = 0.0,
+    tolerance: float = 1e-4,
+    record_path: bool = False,
+) -> PolishRun:
+    """Damped Newton ascent of the observed log-likelihood; it never decreases.
+
+    Args:
+        params: to start from.
+        x: (n, d); y: (n,); weights: (n,) sample weights.
+        fn: g; at kinks its one-sided derivative is used.
+        num_steps: budget of passes over the data.
+        noise: "known" keeps noise_std, "shared" fits one, "per_expert" fits k.
+        fit_intercept: whether biases are fitted.
+        ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
+        tolerance: in nats: converged when the next step promises less than this; 1e-4 is a hundredth of a standard error. In
+            nats of a sample of mean weight where that is below one (see `blocks.SampleScale`).
+        record_path: keep every point.
+    """
+    scale = sample_scale(weights)
+    tolerance_here = jnp.asarray(tolerance, x.dtype) * scale.unit
+    blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
+    kinked = activation_facts(fn).kinked
+
+    def curvature_at(free: jax.Array, width: jax.Array) -> Curvature:
+        at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+        return likelihood_curvature(
+            at,
+            blocks,
+            fn=fn,
+            noise=noise,
+            fit_intercept=fit_intercept,
+            ridge=ridge,
+            width=width if kinked else None,
+        )
+
+    def advance(state: _Ascent) -> tuple[_Ascent, tuple[jax.Array, jax.Array | None], jax.Array]:
+        free, now, damping, (step, promised, used, found), count = state
+        width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
+        candidate = curvature_at(free + step, width)
+        gain = candidate.log_likelihood - now.log_likelihood
+        accept = gain >= 0  # also at the first pass, which only evaluates the start: its gain is infinite
+        # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
+        good = found & accept & (gain >= 0.5 * promised)
+        damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
+        damping = jnp.where(count == 0, DAMPING_AT_START, jnp.clip(damping, 1e-6, 1e8))
+        free = jnp.where(accept, free + step, free)
+        now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
+        step = damped_step(now, damping)
+        settled = (width <= widest / KINK_RANGE) if kinked else True
+        # short of the maximum by what the next step promises; a step shortened after a failure promises less than that
+        short = (accept | (promised < tolerance_here)) & (step.promised < tolerance_here)
+        done = settled & step.found & short
+        done &= jnp.isfinite(now.log_likelihood)
+        return (
+            _Ascent(free, now, damping, step, count + 1),
+            (now.log_likelihood, free if record_path else None),
+            done,
+        )
+
+    free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
+    widest = params.noise_std.min() * jnp.sqrt(params.experts.size / scale.num_samples)
+    square, zero = jnp.zeros((free.shape[0],) * 2, x.dtype), jnp.zeros((), x.dtype)
+    nowhere = Curvature(jnp.full_like(zero, -jnp.inf), jnp.zeros_like(free), square, square)
+    no_step = DampedStep(jnp.zeros_like(free), zero, zero, jnp.asarray(False))
+    start = _Ascent(free, nowhere, zero, no_step, jnp.asarray(0, jnp.int32))
+    end, (history, path), count, done = frozen_scan(advance, start, num_steps)
+
+    def params_at(free: jax.Array) -> MoEParams:
+        return params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+
+    path = None if path is None else jax.vmap(params_at)(path)
+    return PolishRun(params_at(end.free), end.now.log_likelihood, history, count, done, end.now, path)

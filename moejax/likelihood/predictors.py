@@ -1,0 +1,110 @@
+r"""The linear predictors of a mixture, which EM and the polish share.
+
+A mixture has 2 k - 1 linear predictors: u_i = a_i . x + b_i of the experts, v_i = w_i . x + c_i of the gates but the last, which is
+zero. Their coefficients are the rows of one (2k - 1, D) matrix, D = d or, with fitted intercepts, d + 1. With m outputs k m
+predictors are of the experts, all of an expert's together, and there are (k (m + 1) - 1, D) rows.
+
+Samples lie in blocks of (D, B) with the samples last, so that reductions over experts are vectorised and a block's products
+stay in cache. Only blocks that have a sample of positive weight are visited: padding costs memory, not time.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.model.mixture import MoEParams, NoiseModel
+
+
+class Predictors(NamedTuple):
+    """The 2 k - 1 linear predictors u_1..u_k, v_1..v_{k-1} of a mixture: rows @ design + offsets."""
+
+    rows: jax.Array
+    """(2k - 1, D)"""
+    offsets: jax.Array
+    """(2k - 1,): biases that are not fitted; zero where they are in the rows."""
+
+    def __call__(self, design: jax.Array) -> jax.Array:
+        """(2k - 1, B) from a (D, B) block."""
+        return self.rows @ design + self.offsets[:, None]
+
+
+def predictors_of(params: MoEParams, *, fit_intercept: bool) -> Predictors:
+    """The predictors of a mixture whose last gate is zero."""
+    rows = jnp.concatenate([params.experts.reshape(-1, params.experts.shape[-1]), params.gating[:-1]])
+    biases = jnp.concatenate([params.expert_bias.reshape(-1), params.gating_bias[:-1]])
+    if fit_intercept:
+        return Predictors(jnp.concatenate([rows, biases[:, None]], axis=1), jnp.zeros_like(biases))
+    return Predictors(rows, biases)
+
+
+def params_of(predictors: Predictors, noise_std: jax.Array, *, fit_intercept: bool) -> MoEParams:
+    """The inverse of `predictors_of`."""
+    shape, size = noise_std.shape, noise_std.size
+    rows, biases = predictors
+    if fit_intercept:
+        rows, biases = rows[:, :-1], rows[:, -1]
+    gating, gating_bias = (jnp.concatenate([a[size:], jnp.zeros_like(a[:1])]) for a in (rows, biases))
+    experts, expert_bias = (a[:size].reshape(*shape, *a.shape[1:]) for a in (rows, biases))
+    return MoEParams(experts, gating, noise_std, expert_bias, gating_bias)
+
+
+def weighted_gram(design: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """(p, D, D): sum_j coefficients[p, j] design[:, j] design[:, j]', from (D, n) and (p, n)."""
+    size = design.shape[0]
+    rows, columns = np.triu_indices(size)
+    # coefficients first: with many mixtures side by side this stays one matrix product
+    sums = coefficients @ (design[rows] * design[columns]).T
+    return sums[:, _index_of_pair(size)]
+
+
+def block_matrix(blocks: jax.Array) -> jax.Array:
+    """(B D, B D) symmetric matrix from the (B (B + 1) / 2, D, D) blocks of its upper triangle."""
+    count = int((np.sqrt(8 * blocks.shape[0] + 1) - 1) / 2)
+    size = blocks.shape[1]
+    return blocks[_index_of_pair(count)].transpose(0, 2, 1, 3).reshape(count * size, count * size)
+
+
+def _index_of_pair(size: int) -> np.ndarray:
+    """(size, size): where an unordered pair stands in `np.triu_indices`."""
+    rows, columns = np.triu_indices(size)
+    index = np.zeros((size, size), np.int32)
+    index[rows, columns] = index[columns, rows] = np.arange(rows.size)
+    return index
+
+
+def gate_centring(num_experts: int, dtype: jnp.dtype) -> jax.Array:
+    """(k - 1, k - 1): I - 11'/k; the quadratic form of the free gates that is sum_i ||w_i - mean w||^2."""
+    return jnp.asarray(np.eye(num_experts - 1) - 1.0 / num_experts, dtype)
+
+
+def gate_penalty(gates: jax.Array) -> jax.Array:
+    """(): sum_i ||w_i - mean w||^2 / 2 of the (k - 1, D) free gates and the last, which is zero."""
+    return 0.5 * jnp.sum(gates * (gate_centring(gates.shape[0] + 1, gates.dtype) @ gates))
+
+
+def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
+    """How many free noise parameters a noise model has."""
+    return {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
+
+
+def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> jax.Array:
+    """(P,): experts (k D), all gates but the last ((k - 1) D), log noise (0, 1 or k), D = d or d + 1 with biases."""
+    rows = predictors_of(params, fit_intercept=fit_intercept).rows
+    log_noise = jnp.log(params.noise_std)[: num_noise_parameters(noise, params.noise_std.shape[0])]
+    return jnp.concatenate([rows.reshape(-1), log_noise])
+
+
+def params_from_free(
+    free: jax.Array, like: MoEParams, *, noise: NoiseModel, fit_intercept: bool
+) -> MoEParams:
+    """The inverse of `free_parameters`; what is not free is taken from `like`."""
+    rows, offsets = predictors_of(like, fit_intercept=fit_intercept)
+    noise_std = like.noise_std
+    if noise != "known":
+        noise_std = jnp.broadcast_to(jnp.exp(free[rows.size :]), noise_std.shape)
+    predictors = Predictors(free[: rows.size].reshape(rows.shape), offsets)
+    return params_of(predictors, noise_std, fit_intercept=fit_intercept)

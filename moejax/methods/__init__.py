@@ -1,0 +1,86 @@
+"""From a sample to an estimate: one registered function for each method."""
+
+from moejax.methods.from_moments import (
+    GATING_STEPS,
+    GATING_TOLERANCE,
+    JOINT_STEPS,
+    JOINT_TOLERANCE,
+    MOMENT_PASSES,
+    spectral,
+    spectral_em,
+    spectral_residual,
+)
+from moejax.methods.gated_loss import gated_losses
+from moejax.methods.global_search import multistart
+from moejax.methods.gradient_descent import gradient_mse, gradient_nll
+from moejax.methods.joint_em import joint_em_starts
+from moejax.methods.method import (
+    METHOD_STATUS,
+    NOT_CONVERGED,
+    STARTS,
+    Method,
+    MethodConfig,
+    MethodResult,
+    Moments,
+    Problem,
+    Registered,
+    Slopes,
+    Start,
+    finish,
+    get_method,
+    lookup_method,
+    method_names,
+    moments_of,
+    register_method,
+    require_slopes,
+    with_path,
+)
+from moejax.methods.starts import label_mean, label_spread, random_starts, zero_gates
+
+__all__ = [
+    "GATING_STEPS",
+    "GATING_TOLERANCE",
+    "JOINT_STEPS",
+    "JOINT_TOLERANCE",
+    "METHOD_STATUS",
+    "MOMENT_PASSES",
+    "NOT_CONVERGED",
+    "STARTS",
+    "Method",
+    "MethodConfig",
+    "MethodResult",
+    "Moments",
+    "Problem",
+    "Registered",
+    "Slopes",
+    "Start",
+    "finish",
+    "gated_losses",
+    "get_method",
+    "gradient_mse",
+    "gradient_nll",
+    "joint_em_starts",
+    "label_mean",
+    "label_spread",
+    "lookup_method",
+    "method_names",
+    "moments_of",
+    "multistart",
+    "random_starts",
+    "register_method",
+    "require_slopes",
+    "spectral",
+    "spectral_em",
+    "spectral_residual",
+    "with_path",
+    "zero_gates",
+]
+
+register_method("spectral", spectral, moments="required", slopes="unused")
+register_method("spectral_residual", spectral_residual, moments="required", slopes="unused")
+register_method("spectral_em", spectral_em, moments="required", slopes="polish")
+register_method("joint_em", joint_em_starts, moments="none", several_outputs=True)
+register_method("gradient_nll", gradient_nll, moments="none")
+register_method("gradient_mse", gradient_mse, moments="none")
+register_method("gated_losses", gated_losses, moments="required", order=4)
+register_method("multistart", multistart, moments="optional", several_outputs=True)

@@ -1,0 +1,122 @@
+"""The methods that start from moments."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from moejax.likelihood.em import gating_em, joint_em
+from moejax.likelihood.polish import polish
+from moejax.methods.method import NOT_CONVERGED, MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
+from moejax.methods.starts import zero_gates
+from moejax.moments.spectral import OK, spectral_estimate
+
+MOMENT_PASSES = 2
+"""Over the data: the second moment, then the tensor that it whitens."""
+
+
+def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
+    """Moments only: unit-norm experts and mixing weights; the gates stay zero. With residual passes, as `spectral_residual`."""
+    assert problem.transforms is not None, "a method of moments is given label transforms"
+    if config.num_residual_passes:
+        return spectral_residual(key, problem, config)
+    estimate = spectral_estimate(
+        key,
+        problem.x,
+        problem.y,
+        problem.transforms,
+        problem.weights,
+        num_experts=config.num_experts,
+        order=config.order,
+        num_restarts=config.num_restarts,
+        num_polar_iterations=config.num_polar_iterations,
+        chunk_size=config.chunk_size,
+        log_density=config.log_density,
+    )
+    params = zero_gates(estimate.experts, problem.noise_std)
+    history = jnp.zeros(0, problem.x.dtype)
+    mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
+    num_iterations = jnp.asarray(MOMENT_PASSES, jnp.int32)
+    result = MethodResult(params, mixing_weights, history, num_iterations, estimate.status, estimate)
+    return with_path(result, config)
+
+
+def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
+    """Moments and residual passes, no polish: unit-norm experts, the gates that EM fits to them, and mixing weights.
+
+    EM estimates the noise even where it is known, because the error of inexact experts adds to it; a known one is restored after.
+    """
+    assert problem.transforms is not None, "a method of moments is given label transforms"
+    passes = NUM_PASSES if config.num_residual_passes is None else config.num_residual_passes
+    run = residual_estimate(
+        key,
+        problem.x,
+        problem.y,
+        problem.transforms,
+        problem.weights,
+        problem.noise_std,
+        fn=config.fn,
+        num_experts=config.num_experts,
+        order=config.order,
+        num_passes=passes,
+        noise="shared" if config.noise == "known" else config.noise,
+        fit_intercept=config.fit_intercept,
+        ridge=config.ridge,
+        num_restarts=config.num_restarts,
+        num_polar_iterations=config.num_polar_iterations,
+        chunk_size=config.chunk_size,
+        log_density=config.log_density,
+    )
+    params = run.params
+    if config.noise == "known":
+        params = params._replace(noise_std=jnp.full_like(params.noise_std, problem.noise_std))
+    status = jnp.where((run.spectral.status == OK) & ~run.converged, NOT_CONVERGED, run.spectral.status)
+    return MethodResult(
+        params, run.mixing_weights, run.history, run.num_steps, status.astype(jnp.int32), run.spectral
+    )
+
+
+GATING_STEPS = 20
+GATING_TOLERANCE = 2e-2
+JOINT_STEPS = 10
+JOINT_TOLERANCE = 2e-2
+"""EM steps between the moments and the polish, and the gain in nats per sample below which they stop: enough to enter the
+region where Newton converges, and no more."""
+
+
+def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
+    """Moments, gating EM with those experts, then the polish to the maximum-likelihood estimate.
+
+    With `config.polish` False, the algorithm of Makkuva et al. 2019 as published: the experts stay where the moments put
+    them and gating EM runs at the given noise. With the polish, the noise is inflated by its M-step while the experts are
+    still inexact, and a few joint EM steps lead over to Newton; a known noise is restored before it.
+    """
+    start = spectral(key, problem, config)
+    data = (problem.x, problem.y, problem.weights)
+    common = {
+        "fn": config.fn,
+        "fit_intercept": config.fit_intercept,
+        "ridge": config.ridge,
+        "record_path": config.record_path,
+    }
+    if not config.polish:
+        run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
+        num_steps = MOMENT_PASSES + run.num_steps
+        result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
+        return with_path(result, config, run.path)
+    inflated = "shared" if config.noise == "known" else config.noise
+    gates = gating_em(
+        start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common
+    )
+    joint = joint_em(
+        gates.params, *data, num_steps=JOINT_STEPS, noise=inflated, tolerance=JOINT_TOLERANCE, **common
+    )
+    fitted = joint.params
+    if config.noise == "known":
+        fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))
+    run = polish(fitted, *data, num_steps=config.max_iterations, noise=config.noise, **common)
+    history = jnp.concatenate([gates.history, joint.history, run.history])
+    num_steps = MOMENT_PASSES + gates.num_steps + joint.num_steps + run.num_steps
+    result = finish(run.params, history, num_steps, run.converged, problem, start.spectral)
+    return with_path(result, config, gates.path, joint.path, run.path)

@@ -1,0 +1,115 @@
+"""Joint EM from random or k-means starts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
+from moejax.likelihood.em import EMRun, joint_em
+from moejax.likelihood.predictors import weighted_gram
+from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.starts import _best, _num_starts, label_spread, random_starts, zero_gates
+from moejax.model.activations import ScalarFunction, activation_and_slope
+from moejax.model.mixture import MoEParams
+from moejax.model.small_linear_algebra import solve_positive_definite
+
+# Joint EM
+
+CLUSTERWISE_PASSES = 10
+CLUSTERWISE_DAMPING = 1e-2
+"""Relative to the Gram matrix of a cluster of the mean size, were g linear."""
+
+
+def clusterwise_regression(
+    experts: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_steps: int = CLUSTERWISE_PASSES,
+) -> tuple[jax.Array, jax.Array]:
+    """k-means with regressions for centres (Spaeth 1979): each sample goes to the expert that predicts it best.
+
+    min over assignments z and experts a of sum_j weights_j (y_j - g(a_{z_j} . x_j))^2, by turns: the assignment exactly, each
+    expert by one Gauss-Newton step, slightly damped, on its own samples (least squares for a linear g).
+
+    Args:
+        experts: (k, d) to start from.
+        x: (n, d); y: (n,); weights: (n,) sample weights.
+        fn: g.
+        num_steps: passes over the data.
+
+    Returns:
+        experts (k, d) with the least loss met, and its root mean square residual ().
+    """
+    k, dim = experts.shape
+    blocks = sample_blocks(x, y, weights, fit_intercept=False)
+    total = weights.sum()
+    floor = CLUSTERWISE_DAMPING * total / k * jnp.eye(dim, dtype=x.dtype)
+
+    def step(state: tuple[jax.Array, jax.Array, jax.Array], _: None):
+        experts, best, least = state
+
+        def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array):
+            mean, slope = activation_and_slope(fn, experts @ design)
+            error = y[None] - mean
+            nearest = jnp.argmin(error**2, axis=0)
+            mine = weights[None] * (nearest[None] == jnp.arange(k)[:, None]).astype(y.dtype)
+            gradient = (mine * slope * error) @ design.T
+            return jnp.sum(mine * error**2), gradient, weighted_gram(design, mine * slope**2)
+
+        loss, gradient, gram = sum_over_blocks(sums_of, blocks)
+        improved = loss < least  # False where it is not finite
+        best, least = jnp.where(improved, experts, best), jnp.where(improved, loss, least)
+        moved = experts + solve_positive_definite(gram + floor[None], gradient)
+        return (jnp.where(jnp.isfinite(moved), moved, experts), best, least), None
+
+    start = (experts, experts, jnp.asarray(jnp.inf, x.dtype))
+    (_, best, least), _ = jax.lax.scan(step, start, length=num_steps)
+    return best, jnp.sqrt(least / total)
+
+
+def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
+    """Joint EM (Jordan and Jacobs 1994) from `num_starts` starts, the one with the highest likelihood kept.
+
+    Each starts at unit-sphere experts, or with `start` "kmeans" where clusterwise regression leads from there, and zero gates;
+    `max_iterations` EM steps each, no polish. The noise starts at the labels' standard deviation ("kmeans": at the residuals')
+    and is estimated along the way; where it is known, it is restored for the second half of the steps.
+    """
+    spread = label_spread(problem)
+    data = (problem.x, problem.y, problem.weights)
+    common = {
+        "fn": config.fn,
+        "fit_intercept": config.fit_intercept,
+        "ridge": config.ridge,
+        "record_path": config.record_path,
+    }
+
+    def run(start: MoEParams) -> EMRun:
+        if config.start == "kmeans":
+            experts, residual = clusterwise_regression(start.experts, *data, fn=config.fn)
+            start = zero_gates(experts, jnp.where(jnp.isfinite(residual), residual, spread))
+        if config.noise != "known":
+            return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
+
+        def stage(params: MoEParams, noise_known: jax.Array):
+            known = jnp.broadcast_to(problem.noise_std, params.noise_std.shape)
+            params = params._replace(noise_std=jnp.where(noise_known, known, params.noise_std))
+            budget = max(config.max_iterations // 2, 1)
+            run = joint_em(params, *data, num_steps=budget, noise="shared", hold_noise=noise_known, **common)
+            return run.params, run
+
+        _, runs = jax.lax.scan(stage, start, jnp.asarray([False, True]))
+        last = jax.tree.map(lambda leaf: leaf[-1], runs)
+        path = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), runs.path)
+        return last._replace(history=runs.history.reshape(-1), num_steps=runs.num_steps.sum(), path=path)
+
+    runs = jax.lax.map(run, random_starts(key, problem, config, _num_starts(config), spread))
+    kept = jax.tree.map(lambda leaf: leaf[_best(runs.log_likelihood)], runs)
+    passes = runs.num_steps.sum(dtype=jnp.int32)
+    if config.start == "kmeans":
+        passes = passes + CLUSTERWISE_PASSES * _num_starts(config)
+    result = finish(kept.params, kept.history, passes, kept.converged, problem, None)
+    return with_path(result, config, kept.path)

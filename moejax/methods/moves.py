@@ -1,0 +1,99 @@
+"""Moves between optima that EM cannot make."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from moejax.model.gaussian import standard_normal
+from moejax.model.mixture import MoEParams, regauge, unit_rows
+
+Pytree = TypeVar("Pytree", MoEParams, "Mixtures")
+NOISE_OF_CHILDREN = 1.5
+"""The noise of a child, relative to its parent's: samples then find their way to another expert."""
+
+
+class Mixtures(NamedTuple):
+    """s mixtures side by side, and what the data say of them."""
+
+    params: MoEParams
+    """Leaves (s, ..)."""
+    values: jax.Array
+    """(s,) log-likelihoods in nats; minus infinity where EM broke down, or for a repetition of a better one."""
+    profiles: jax.Array
+    """(s, n) log-densities of the samples, times the square roots of their weights: equal for a mixture and its relabelling."""
+
+
+def _rows(mixtures: Pytree, rows: slice | jax.Array) -> Pytree:
+    """Those of mixtures side by side."""
+    return jax.tree.map(lambda leaf: leaf[rows], mixtures)
+
+
+def _together(*params: MoEParams) -> MoEParams:
+    """Mixtures side by side, (s, ..) and (t, ..) as (s + t, ..)."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *params)
+
+
+def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
+    """`count` children of a population (s, ..), the parents taken in turn: leaves (count, ..).
+
+    Each has an expert dropped and another split, or an expert drawn anew, or one of its experts from another of the population.
+    """
+    normal_key, uniform_key = jax.random.split(key)
+    size, k = population.gating.shape[:2]
+    dtype = population.gating.dtype
+    # gates without a reference expert, so that those of two parents can stand side by side
+    population = population._replace(
+        gating=population.gating - population.gating.mean(axis=1, keepdims=True),
+        gating_bias=population.gating_bias - population.gating_bias.mean(axis=1, keepdims=True),
+    )
+    uniform = jax.random.uniform(uniform_key, (4, count), dtype)
+    bounds = jnp.asarray([size - 1, 3, k, k - 1], jnp.int32)[:, None]
+    draw = jnp.clip((uniform * bounds.astype(dtype)).astype(jnp.int32), 0, bounds - 1)
+    away, kind, dropped, shift = draw
+    mine = jnp.arange(count, dtype=jnp.int32) % size
+    other = (mine + 1 + away) % size
+    parents, others = _rows(population, mine), _rows(population, other)
+    shape = population.experts.shape[2:]
+    draws = standard_normal(normal_key, (count, 2, math.prod(shape) + shape[-1]), dtype)
+    experts, gates = draws[:, :, : -shape[-1]].reshape(count, 2, *shape), draws[:, 0, -shape[-1] :]
+    return jax.vmap(_child)(kind, dropped, (dropped + 1 + shift) % k, experts, gates, parents, others)
+
+
+def _child(
+    kind: jax.Array,
+    dropped: jax.Array,
+    chosen: jax.Array,
+    expert_draws: jax.Array,
+    gate_draw: jax.Array,
+    parent: MoEParams,
+    other: MoEParams,
+) -> MoEParams:
+    """A child of kind () 0 (split), 1 (drawn anew) or 2 (of the other); expert_draws (2, d) or (2, m, d), gate_draw (d,)."""
+    dtype = parent.experts.dtype
+    size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
+    dim = jnp.asarray(parent.gating.shape[-1], dtype)
+
+    mine, theirs = _rows(parent, chosen), _rows(other, chosen)
+    # two copies of an expert, apart by a random direction of its coefficients and of its gate
+    apart = 0.5 * size * expert_draws[0]
+    first = mine._replace(experts=mine.experts - apart, gating=mine.gating - gate_draw)
+    second = mine._replace(experts=mine.experts + apart, gating=mine.gating + gate_draw)
+    # an expert in a random direction, chosen everywhere alike
+    drawn = mine._replace(
+        experts=jnp.sqrt(dim) * size * unit_rows(expert_draws[1]),
+        gating=jnp.zeros_like(gate_draw),
+        expert_bias=parent.expert_bias.mean(axis=0),
+        gating_bias=jnp.zeros((), dtype),
+    )
+    put = jax.tree.map(
+        lambda a, b, c: jnp.where(kind == 0, a, jnp.where(kind == 1, b, c)), first, drawn, theirs
+    )
+    kept = jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), second, mine)
+    child = jax.tree.map(
+        lambda leaf, new, old: leaf.at[dropped].set(new).at[chosen].set(old), parent, put, kept
+    )
+    return regauge(child._replace(noise_std=NOISE_OF_CHILDREN * parent.noise_std))

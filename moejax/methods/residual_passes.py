@@ -1,0 +1,266 @@
+r"""Residual passes: the moment estimate made consistent where the gates are not orthogonal to the experts.
+
+Where they are not, E[l(y) S_m(x)] is not sum_i E[P_i] a_i^{(x) m}, and no sample size removes the difference. A pass takes the
+gates P_i that gating EM finds with the experts a_i of the pass before, and decomposes
+
+    T_m = sum_i p_i a_i^{(x) m} + mean[ (l(y) - sum_i P_i(x) h_i(a_i . x)) S_m(x) ],   h_i(z) = E[l(Y) | a_i . x = z],
+
+p_i the mean of P_i: what the moments would be if these experts were true is replaced by what it should be, and only what the
+labels say beyond is measured. With the true experts and gates the mean is that of a quantity whose expectation given x is zero, so
+the truth is a fixed point whatever the gates, the distribution of the inputs, and the S_m used; and with much of the labels'
+variance taken away, the moments are less noisy also where the plain ones are consistent.
+
+To first order a pass multiplies the error e_i of an expert by the distance of E[P_i h'(a_i . x) (e_i . x) S_m] from
+p_i sym(a_i^{(x) m-1} (x) e_i), which is zero where gates are orthogonal. By Cauchy and Schwarz it is bounded by the gates'
+variation times the root of a second moment of l weighted as tau_m is: the "weighted" transforms, which have the least, contract
+best. The other kinds did for a linear g, but for relu their passes moved away again from the fourth on (`kinds` in
+benchmarks/residual_passes.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.likelihood.em import RIDGE, gating_em
+from moejax.model.activations import ScalarFunction, activation_facts, apply_activation
+from moejax.model.gaussian import HALF_WIDTH, gaussian_grid
+from moejax.model.inputs import LogDensity
+from moejax.model.metrics import match_experts
+from moejax.model.mixture import MoEParams, NoiseModel, gate_logits, mean_gates
+from moejax.moments.label_transforms import LabelTransform
+from moejax.moments.spectral import (
+    SpectralEstimate,
+    SpectralLabels,
+    SpectralTransforms,
+    TensorPart,
+    estimate_from_labels,
+)
+
+NUM_NODES = 4097
+"""Nodes of the tables of h over +-8.5."""
+NUM_NOISE_NODES = 81
+"""Nodes over the noise: h is good to 3e-4 of its range, also where the noise is four times what a transform was made for."""
+NUM_PASSES = 5
+GATING_STEPS = 30
+GATING_TOLERANCE = 1e-7
+"""EM steps for the gates of one pass, and the gain in nats per sample below which they stop."""
+
+
+class ConditionalMeans(NamedTuple):
+    """Tables of h_i(z) = E[l(g(z) + sigma_i N)] over a uniform grid of z, for some label transforms l and every expert."""
+
+    start: jax.Array
+    """() smallest z."""
+    step: jax.Array
+    """() spacing."""
+    values: jax.Array
+    """(t, k, num_nodes); linear between the nodes, constant beyond them."""
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """(t, k, n) from the experts' predictors z (k, n)."""
+        t, k, num_nodes = self.values.shape
+        position = jnp.clip((z - self.start) / self.step, 0, num_nodes - 1)
+        left = jnp.clip(jnp.floor(position), 0, num_nodes - 2).astype(jnp.int32)
+        fraction = position - left.astype(position.dtype)
+        index = left + num_nodes * jnp.arange(k, dtype=jnp.int32)[:, None]
+        flat = self.values.reshape(t, k * num_nodes)
+        at_left, at_right = (jnp.take(flat, i, axis=1, mode="clip") for i in (index, index + 1))
+        return at_left + fraction[None] * (at_right - at_left)
+
+
+def conditional_means(
+    transforms: tuple[LabelTransform, ...], noise_std: jax.Array, *, fn: ScalarFunction
+) -> ConditionalMeans:
+    """h_i(z) = E[l(g(z) + sigma_i N)] of the transforms as they are applied, by quadrature over the noise.
+
+    Args:
+        transforms: t of them.
+        noise_std: (k,) sigma_i, traced or not; not the one the transforms were made for where that is not the true one.
+        fn: g.
+    """
+    dtype = noise_std.dtype
+    nodes = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, NUM_NODES, dtype=dtype)
+    noise = gaussian_grid(NUM_NOISE_NODES, half_width=7.0, dtype=dtype)
+    labels = apply_activation(fn, nodes)
+
+    def at_noise(noise_std: jax.Array) -> jax.Array:
+        y = labels[:, None] + noise_std * noise.nodes[None]
+        return jnp.stack([transform(y) @ noise.weights for transform in transforms])
+
+    values = jax.lax.map(at_noise, noise_std).transpose(1, 0, 2)
+    return ConditionalMeans(nodes[0], nodes[1] - nodes[0], values)
+
+
+def residual_labels(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    transforms: SpectralTransforms,
+    scale: jax.Array,
+    *,
+    fn: ScalarFunction,
+    chunk_size: int | None = None,
+) -> SpectralLabels:
+    """l(y) - scale * sum_i P_i(x) h_i(a_i . x + b_i) for every transform l of a spectral estimate.
+
+    Args:
+        params: of the mixture whose expectation is taken away; its noise_std (k,) is that of the h_i.
+        x: (n, d).
+        y: (n,).
+        transforms: l.
+        scale: () 1, or 0 for the plain labels.
+        fn: g.
+        chunk_size: samples taken at once; None takes all.
+    """
+    used = tuple(transform for transform in transforms if transform is not None)
+    means = conditional_means(used, params.noise_std, fn=fn)
+
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, y = chunk
+        gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
+        expected = jnp.sum(gates[None] * means(params.experts @ x.T + params.expert_bias[:, None]), axis=1)
+        return jnp.stack([transform(y) for transform in used]) - scale * expected
+
+    n = x.shape[0]
+    if chunk_size is None or chunk_size >= n:
+        labels = of_chunk((x, y))
+    else:
+        num_chunks = -(-n // chunk_size)
+        padding = num_chunks * chunk_size - n
+        chunks = (
+            jnp.pad(x, ((0, padding), (0, 0))).reshape(num_chunks, chunk_size, -1),
+            jnp.pad(y, (0, padding)).reshape(num_chunks, chunk_size),
+        )
+        labels = jax.lax.map(of_chunk, chunks).transpose(1, 0, 2).reshape(len(used), -1)[:, :n]
+    return SpectralLabels(labels[0], labels[1], labels[2] if len(used) == 3 else None)
+
+
+class ResidualEstimate(NamedTuple):
+    """Where residual passes ended."""
+
+    params: MoEParams
+    """Unit-norm experts of the pass kept, the gates that gating EM fits to them, and the noise of that fit."""
+    mixing_weights: jax.Array
+    """(k,) weighted mean of the gates over the sample."""
+    history: jax.Array
+    """((num_passes + 1) * GATING_STEPS,) histories of gating EM (`EMRun.history`), in nats; NaN where one had converged."""
+    num_steps: jax.Array
+    """() int32 passes of gating EM over the data."""
+    converged: jax.Array
+    """() bool: gating EM with the kept experts converged."""
+    log_likelihoods: jax.Array
+    """(num_passes + 1,) after gating EM with the experts of each pass, the plain ones first."""
+    experts: jax.Array
+    """(num_passes + 1, k, d) of each pass."""
+    best_pass: jax.Array
+    """() int32: which was kept, the one of highest likelihood."""
+    spectral: SpectralEstimate
+    """Of the pass kept."""
+
+
+def residual_estimate(
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    transforms: SpectralTransforms,
+    weights: jax.Array,
+    noise_std: jax.Array,
+    *,
+    fn: ScalarFunction,
+    num_experts: int,
+    order: int,
+    num_passes: int = NUM_PASSES,
+    noise: NoiseModel = "shared",
+    fit_intercept: bool = False,
+    ridge: float = RIDGE,
+    num_restarts: int = 16,
+    num_polar_iterations: int = 8,
+    chunk_size: int | None = None,
+    log_density: LogDensity | None = None,
+) -> ResidualEstimate:
+    """Experts from moments, then `num_passes` times: gates by EM with the experts fixed, and the experts from residual moments.
+
+    Of all passes the one whose experts and gates have the highest likelihood is kept: passes that do not contract do no harm.
+
+    Args:
+        key: of the restarts of the tensor power method.
+        x: (n, d) inputs.
+        y: (n,) labels.
+        transforms: of orders 2 and `order`, and 1 where signs need it; best of kind "weighted" (see the module).
+        weights: (n,) sample weights.
+        noise_std: () sigma, known or estimated beforehand, of the h_i; EM starts from it.
+        fn: g.
+        num_experts: k.
+        order: 3 or 4.
+        num_passes: linear experts need 2 or 3, relu 4 or 5; 0 is the plain estimate with gates fitted to it.
+        noise: of gating EM. "shared" also where sigma is known: the error of inexact experts adds to it, and with the noise held
+            ("known") the first gates are overconfident. "per_expert" gives each expert its own, in EM and then in its h_i.
+        fit_intercept: whether the gates have biases; the experts have none.
+        ridge: on the gates.
+        num_restarts, num_polar_iterations: of `tensor_power_method`.
+        chunk_size: samples that the moments take at once; None takes all.
+        log_density: of inputs that are not standard normal, as in `spectral_estimate`.
+    """
+    k, d = num_experts, x.shape[1]
+    even = activation_facts(fn).parity == "even"
+    known_noise = jnp.full(k, noise_std, x.dtype)
+
+    def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
+        key, scale = step
+        # one noise for all is known beforehand better than EM knows it while the experts are inexact; one for each is not
+        expected = params if noise == "per_expert" else params._replace(noise_std=known_noise)
+        labels = residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size)
+        estimate = estimate_from_labels(
+            key,
+            x,
+            labels,
+            weights,
+            TensorPart(params.experts, scale * mean_gates(params, x, weights)),
+            num_experts=k,
+            order=order,
+            num_restarts=num_restarts,
+            num_polar_iterations=num_polar_iterations,
+            chunk_size=chunk_size,
+            log_density=log_density,
+        )
+        # a decomposition finds the experts in any order; the gates to start from are those of the nearest before
+        same_order = match_experts(params.experts, estimate.experts, even)
+        estimate = estimate._replace(
+            experts=estimate.experts[same_order], mixing_weights=estimate.mixing_weights[same_order]
+        )
+        gates = gating_em(
+            params._replace(experts=estimate.experts),
+            x,
+            y,
+            weights,
+            fn=fn,
+            num_steps=GATING_STEPS,
+            fit_intercept=fit_intercept,
+            noise=noise,
+            ridge=ridge,
+            tolerance=GATING_TOLERANCE,
+        )
+        return gates.params, (estimate, gates)
+
+    zeros = jnp.zeros(k, x.dtype)
+    # nothing is taken away in the first pass; any distinct experts do to match with
+    start = MoEParams(jnp.eye(k, d, dtype=x.dtype), jnp.zeros((k, d), x.dtype), known_noise, zeros, zeros)
+    scales = jnp.ones(num_passes + 1, x.dtype).at[0].set(0.0)
+    _, (estimates, runs) = jax.lax.scan(advance, start, (jax.random.split(key, num_passes + 1), scales))
+    finite = jnp.isfinite(runs.log_likelihood)
+    best = jnp.argmax(jnp.where(finite, runs.log_likelihood, -jnp.inf)).astype(jnp.int32)
+    estimate, run = jax.tree.map(lambda leaf: leaf[best], (estimates, runs))
+    return ResidualEstimate(
+        params=run.params,
+        mixing_weights=mean_gates(run.params, x, weights),
+        history=runs.history.reshape(-1),
+        num_steps=runs.num_steps.sum().astype(jnp.int32),
+        converged=run.converged,
+        log_likelihoods=runs.log_likelihood,
+        experts=estimates.experts,
+        best_pass=best,
+        spectral=estimate,
+    )

@@ -1,0 +1,59 @@
+"""Random starts, and their scale from the labels."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from moejax.methods.method import MethodConfig, Problem
+from moejax.model.gaussian import standard_normal
+from moejax.model.mixture import MoEParams, unit_rows
+
+
+def _num_starts(config: MethodConfig) -> int:
+    return 1 if config.num_starts is None else config.num_starts
+
+
+def _best(values: jax.Array) -> jax.Array:
+    """() index of the largest finite value."""
+    return jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
+
+
+def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
+    """Experts (k, d) with one noise level (), or (k, m, d) with (m,); zero gates and no biases."""
+    zeros = jnp.zeros(experts.shape[:-1], experts.dtype)
+    gates = jnp.zeros((experts.shape[0], experts.shape[-1] + 1), experts.dtype)
+    return MoEParams(experts, gates[:, :-1], jnp.broadcast_to(noise_std, zeros.shape), zeros, gates[:, -1])
+
+
+def label_spread(problem: Problem) -> jax.Array:
+    """(), or (m,): the weighted standard deviation of the labels."""
+    share = problem.weights / problem.weights.sum()
+    centred = problem.y - jnp.broadcast_to(label_mean(problem), problem.y.shape)
+    return jnp.sqrt(share @ jnp.where(_per_row(problem.weights > 0, centred), centred, 0) ** 2)
+
+
+def label_mean(problem: Problem) -> jax.Array:
+    """(), or (m,): the weighted mean of the labels."""
+    share = problem.weights / problem.weights.sum()
+    return share @ jnp.where(_per_row(problem.weights > 0, problem.y), problem.y, 0)
+
+
+def _per_row(values: jax.Array, like: jax.Array) -> jax.Array:
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))
+
+
+def random_starts(
+    key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int, noise_std: jax.Array
+) -> MoEParams:
+    """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level (), or (m,) for several outputs.
+
+    Where there are more experts than inputs, they are normal instead, with normal biases if there are intercepts: on a sphere of
+    few dimensions random experts coincide, and EM keeps equal experts equal.
+    """
+    dim = problem.x.shape[1]
+    crowded = config.num_experts > dim
+    shape = (num_starts, config.num_experts, *problem.y.shape[1:], dim + int(crowded))
+    draws = standard_normal(key, shape, problem.x.dtype)
+    starts = jax.vmap(zero_gates, (0, None))(draws[..., :dim] if crowded else unit_rows(draws), noise_std)
+    return starts._replace(expert_bias=draws[..., -1]) if crowded and config.fit_intercept else starts

@@ -1,0 +1,282 @@
+"""The mixture of experts: parameters, sampling, likelihood, responsibilities, prediction.
+
+P(z = i | x) = softmax_i(w_i . x + c_i),   y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2).
+"""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.model.activations import ActivationLike, apply_activation, get_activation
+from moejax.model.gaussian import Array, standard_normal
+
+LOG_TWO_PI = math.log(2.0 * math.pi)
+
+
+class MoEParams(NamedTuple):
+    """Parameters of a mixture of k experts in d dimensions. Gates are gauged so that the last one is zero.
+
+    With m outputs that share the gates, y (n, m), each has its own experts and noise: experts (k, m, d), noise_std and expert_bias
+    (k, m).
+    """
+
+    experts: jax.Array
+    """(k, d) a_i, in units of g's argument per unit of x."""
+    gating: jax.Array
+    """(k, d) w_i, in nats per unit of x; the last row is 0."""
+    noise_std: jax.Array
+    """(k,) sigma_i, in units of y."""
+    expert_bias: jax.Array
+    """(k,) b_i; 0 where unused."""
+    gating_bias: jax.Array
+    """(k,) c_i, the last 0; 0 where unused."""
+
+
+def make_params(
+    experts: jax.Array,
+    gating: jax.Array,
+    noise_std: jax.Array | float,
+    expert_bias: jax.Array | float = 0.0,
+    gating_bias: jax.Array | float = 0.0,
+) -> MoEParams:
+    """MoEParams from arrays that broadcast to (k, d) and (k,), re-gauged so that the last gate is zero.
+
+    Raises:
+        ValueError: experts and gating are not both (k, d), or a noise_std is not positive.
+    """
+    if not isinstance(noise_std, jax.core.Tracer) and not np.all(np.asarray(noise_std) > 0):
+        raise ValueError(f"noise_std: expected positive numbers, got {noise_std}")
+    experts, gating = jnp.asarray(experts), jnp.asarray(gating)
+    if experts.ndim != 2 or experts.shape != gating.shape:
+        raise ValueError(
+            f"experts and gating: expected two arrays (k, d), got {experts.shape} and {gating.shape}"
+        )
+    dtype = jnp.result_type(experts, gating, jnp.result_type(float))
+    per_expert = [
+        jnp.broadcast_to(jnp.asarray(v, dtype), experts.shape[:1])
+        for v in (noise_std, expert_bias, gating_bias)
+    ]
+    return regauge(MoEParams(experts.astype(dtype), gating.astype(dtype), *per_expert))
+
+
+def regauge(params: MoEParams) -> MoEParams:
+    """The same mixture with the last gate (weights and bias) subtracted from all: softmax does not change."""
+    return params._replace(
+        gating=params.gating - params.gating[-1:], gating_bias=params.gating_bias - params.gating_bias[-1:]
+    )
+
+
+def permute_experts(params: MoEParams, permutation: jax.Array) -> MoEParams:
+    """Expert i of the result is expert permutation[i] of `params`; the last gate is zero again afterwards."""
+    return regauge(MoEParams(*(leaf[permutation] for leaf in params)))
+
+
+def gate_logits(params: MoEParams, x: jax.Array) -> jax.Array:
+    """(n, k): w_i . x + c_i."""
+    return (params.gating @ x.T + params.gating_bias[:, None]).T
+
+
+def expert_means(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n, k), or (n, k, m): g(a_i . x + b_i)."""
+    return jnp.moveaxis(_means_and_logits(params, x, activation)[0], -1, 0)
+
+
+def _means_and_logits(
+    params: MoEParams, x: jax.Array, activation: ActivationLike
+) -> tuple[jax.Array, jax.Array]:
+    """(k, n), or (k, m, n), g(a_i . x + b_i) and (k, n) w_i . x + c_i.
+
+    One product for both: of two that share x, XLA's CPU compiler (jaxlib 0.10.2) got some rows wrong at n = 20000.
+    """
+    shape, size = params.expert_bias.shape, params.expert_bias.size
+    rows = jnp.concatenate([params.experts.reshape(size, -1), params.gating])
+    biases = jnp.concatenate([params.expert_bias.reshape(-1), params.gating_bias])
+    predictors = rows @ x.T + biases[:, None]
+    means = apply_activation(get_activation(activation), predictors[:size])
+    return means.reshape(*shape, -1), predictors[size:]
+
+
+def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n, k): log P(z = i, y | x), in nats."""
+    return _log_joint_rows(params, x, y, activation).T
+
+
+def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
+    means, logits = _means_and_logits(params, x, activation)
+    residual = (y.T[None] - means) / params.noise_std[..., None]
+    scale = jnp.log(params.noise_std)[..., None] + 0.5 * LOG_TWO_PI
+    log_densities = -0.5 * residual**2 - scale
+    if y.ndim == 2:
+        log_densities = log_densities.sum(axis=1)
+    return jax.nn.log_softmax(logits, axis=0) + log_densities
+
+
+def log_likelihood_per_sample(
+    params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike
+) -> jax.Array:
+    """(n,): log p(y_j | x_j), in nats."""
+    return jax.nn.logsumexp(_log_joint_rows(params, x, y, activation), axis=0)
+
+
+def log_likelihood(
+    params: MoEParams,
+    x: jax.Array,
+    y: jax.Array,
+    activation: ActivationLike,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
+    if weights is not None:
+        x, y = with_stand_ins(weights, x, y)
+    return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
+
+
+def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n, k): P(z = i | x, y)."""
+    means, logits = _means_and_logits(params, x, activation)
+    log_gates = jax.nn.log_softmax(logits, axis=0).T
+    return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
+
+
+def posterior(log_gates: Array, means: Array, y: Array, noise_std: Array, *, xp: ModuleType) -> Array:
+    """(n, k): P(z = i | x, y), however far y is from the experts.
+
+    Far out all densities are zero, and their logarithms overflow with the squares of the residuals. So differences of squares are
+    formed between experts, in units in which all are at most one, and what an expert is behind the best is given its size back.
+
+    Args:
+        log_gates: (n, k) log P(z = i | x).
+        means: (n, k), or (n, k, m), m_i(x).
+        y: (n,), or (n, m).
+        noise_std: (k,), or (k, m).
+        xp: jax.numpy, or numpy.
+    """
+    n, k = log_gates.shape
+    m = math.prod(means.shape[2:])
+    means, noise_std = means.reshape(n, k, m), noise_std.reshape(1, k, m)
+    residual = y.reshape(n, 1, m) - means
+    unit = largest_size(residual, xp=xp)
+    scaled = residual / unit / noise_std
+    steepest = largest_size(scaled, xp=xp)
+    scaled = scaled / steepest
+    nearest = xp.argmin((scaled**2).sum(axis=2), axis=1).reshape(n, 1, 1)
+    its_mean, its_residual, its_scaled, its_noise = (
+        xp.take_along_axis(xp.broadcast_to(values, means.shape), nearest, axis=1)
+        for values in (means, residual, scaled, noise_std)
+    )
+    # z_i^2 - z_j^2 = (z_i - z_j) (z_i + z_j): far out, only the first factor still sees that two means differ
+    apart = (its_mean - means) / unit / noise_std
+    apart = (apart + its_residual / unit * (1.0 / noise_std - 1.0 / its_noise)) / steepest
+    behind = 0.5 * (apart * (scaled + its_scaled)).sum(axis=2)
+    behind = behind - behind.min(axis=1, keepdims=True)
+    for factor in (steepest, steepest, unit, unit):
+        behind = behind * factor[:, :, 0]
+    logits = log_gates - xp.log(noise_std).sum(axis=2) - behind
+    shares = xp.exp(logits - logits.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def largest_size(values: Array, *, xp: ModuleType) -> Array:
+    """(n, 1, 1): the largest absolute value in each row of (n, k, m); one where all are zero."""
+    largest = xp.abs(values).max(axis=(1, 2), keepdims=True)
+    return xp.where(largest > 0, largest, xp.ones_like(largest))
+
+
+def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+    """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
+    means, logits = _means_and_logits(params, x, activation)
+    return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
+
+
+def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tuple[Array, ...]:
+    """Arrays (n, ..) in which every row of weight zero is a copy of the first row that has weight; zeros if none has.
+
+    A row of weight zero may hold anything, and a sum over rows multiplies what is evaluated there by zero. On a copy of a used row
+    every quantity is as finite as on the data, so that the product is zero; at an arbitrary point, 0 times infinity would be NaN.
+
+    Args:
+        weights: (n,).
+        arrays: each (n, ..).
+        xp: jax.numpy, or numpy for arrays on the host.
+    """
+    used = weights > 0
+    first = xp.argmax(used)
+
+    def filled(array: Array) -> Array:
+        kept = used.reshape(used.shape + (1,) * (array.ndim - 1))
+        stand_in = xp.where(used[first], array[first], xp.zeros_like(array[first]))
+        return xp.where(kept, array, stand_in[None])
+
+    return tuple(filled(array) for array in arrays)
+
+
+def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """sum_j weights_j values_j over the leading axis; a zero weight removes its sample, whatever value it has."""
+    if weights is None:
+        return values.sum(axis=0)
+    weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
+    return jnp.where(weights > 0, weights * jnp.where(weights > 0, values, 0), 0).sum(axis=0)
+
+
+def sample(
+    key: jax.Array, params: MoEParams, activation: ActivationLike, num_samples: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draw from the model with standard normal inputs.
+
+    Args:
+        key: PRNG key.
+        params: of k experts in d dimensions.
+        activation: g.
+        num_samples: n.
+
+    Returns:
+        x (n, d) ~ N(0, I); y (n,), or (n, m); z (n,) int32, the expert that made each y.
+    """
+    x_key, label_key = jax.random.split(key)
+    x = standard_normal(x_key, (num_samples, params.experts.shape[-1]), params.experts.dtype)
+    y, z = sample_labels(label_key, params, activation, x)
+    return x, y, z
+
+
+def sample_labels(
+    key: jax.Array, params: MoEParams, activation: ActivationLike, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """y (n,), or (n, m), and z (n,) given inputs x (n, d)."""
+    z_key, noise_key = jax.random.split(key)
+    means, logits = _means_and_logits(params, x, activation)
+    cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=0)[:-1], axis=0)
+    z = jnp.sum(jax.random.uniform(z_key, x.shape[:1], x.dtype)[None] >= cumulative, axis=0)
+    noise = jax.random.normal(noise_key, z.shape + means.shape[1:-1], x.dtype)
+    is_chosen = z[None] == jnp.arange(cumulative.shape[0] + 1)[:, None]
+    if means.ndim == 3:
+        is_chosen = is_chosen[:, None]
+    chosen = jnp.sum(jnp.where(is_chosen, means, 0), axis=0).T
+    return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
+
+
+def unit_rows(a: jax.Array) -> jax.Array:
+    """Rows divided by their Euclidean norms; a zero row stays zero."""
+    norms = jnp.linalg.norm(a, axis=-1, keepdims=True)
+    return a / jnp.where(norms > 0, norms, 1.0)
+
+
+NoiseModel = Literal["known", "shared", "per_expert"]
+
+
+def log_normal(squared_residual: jax.Array, noise_std: jax.Array) -> jax.Array:
+    """(k, n): log N(residual; 0, sigma_i^2) from squared residuals (k, n) and noise_std (k,)."""
+    scaled = squared_residual * (0.5 / noise_std**2)[:, None]
+    return -scaled - (jnp.log(noise_std) + 0.5 * LOG_TWO_PI)[:, None]
+
+
+def mean_gates(params: MoEParams, x: jax.Array, weights: jax.Array) -> jax.Array:
+    """(k,): the weighted mean over the sample of P_i(x)."""
+    gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
+    return jnp.where(weights > 0, gates, 0) @ weights / weights.sum()

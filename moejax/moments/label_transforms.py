@@ -1,0 +1,303 @@
+r"""Label transforms: scalar functions l with E[l(y) S_m(x)] = sum_i E[P_i] a_i^{(x) m}.
+
+Let Z ~ N(0, 1), Y = g(Z) + sigma * noise and c_r(l) = E[He_r(Z) l(Y)]. An order-m transform has
+c_1 = ... = c_{m-1} = 0 and c_m = 1. Four kinds are built, each for the orders 1 to 4:
+
+* ``polynomial``: in the span of y, .., y^m (Makkuva, Viswanath, Kannan, Oh, ICML 2019);
+* ``centred``: the same with a constant added, which costs nothing since E[S_m(x)] = 0;
+* ``least_norm``: the transform of least E[l(Y)^2], a combination of rho_r(y) = E[He_r(Z) | Y = y];
+* ``weighted``: the transform of least E[l(Y)^2 tau_m(Y)], where tau_m(y) is what one sample contributes to the
+  variance of the estimated experts; a combination of rho_r / tau_m.
+
+The last two are tables over y, interpolated linearly and clamped at the ends. Their coefficients are solved from
+the constraints on the *interpolated* functions, so that interpolation costs efficiency and never bias.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import ModuleType
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.model import small_linear_algebra
+from moejax.model.activations import (
+    Parity,
+    ScalarFunction,
+    activation_facts,
+    apply_activation,
+    values_on_host,
+)
+from moejax.model.gaussian import HALF_WIDTH, Array, gaussian_grid, hermite_polynomials
+
+TransformKind = Literal["polynomial", "centred", "least_norm", "weighted"]
+TRANSFORM_KINDS: tuple[TransformKind, ...] = get_args(TransformKind)
+ORDERS = (2, 3, 4)
+
+NUM_LABELS = 1024
+"""Points of a table over y."""
+TABLE_HALF_WIDTH = 6.5
+"""Tables cover g([-6.5, 6.5]) and 8 noise standard deviations to each side; 8e-11 of the inputs fall outside."""
+
+
+class LabelTransform(NamedTuple):
+    """l(y): a table over y, or (`values` all zero) a polynomial. A pytree: it goes through jit and vmap."""
+
+    start: Array
+    """() smallest y of the table."""
+    step: Array
+    """() spacing of the table in y."""
+    values: Array
+    """(num_labels,) l at the points of the table; linear between them, constant beyond them."""
+    coefficients: Array
+    """(m + 1,) of 1, y, .., y^m, added to the table."""
+    second_moment: Array
+    """() E[l(Y)^2]."""
+    weighted_second_moment: Array
+    """() E[l(Y)^2 tau_m(Y)], the variance one sample contributes to the experts."""
+
+    def __call__(self, y: jax.Array) -> jax.Array:
+        """l(y), elementwise."""
+        start, step, values, coefficients = (jnp.asarray(leaf, y.dtype) for leaf in self[:4])
+        polynomial = coefficients[-1]
+        for power in range(coefficients.shape[0] - 2, -1, -1):
+            polynomial = polynomial * y + coefficients[power]
+        return _interpolate(y, start, step, values, jnp) + polynomial
+
+
+class PosteriorTable(NamedTuple):
+    """Posterior means of functions of Z given Y = y, over a uniform grid of y: all that the tables are made of."""
+
+    start: Array
+    """() smallest y."""
+    step: Array
+    """() spacing."""
+    hermite: Array
+    """(4, num_labels) rho_r(y) = E[He_r(Z) | y], r = 1..4."""
+    square: Array
+    """(num_labels,) E[Z^2 | y]."""
+    hermite_squares: Array
+    """(2, num_labels) E[He_2(Z)^2 | y], E[He_3(Z)^2 | y]."""
+
+
+def posterior_table(noise_std: Array, labels: Array, *, xp: ModuleType) -> PosteriorTable:
+    """Posterior means of the Hermite polynomials, by quadrature over z with the row maximum subtracted in logs.
+
+    Args:
+        noise_std: () sigma > 0; its dtype is the dtype of the computation.
+        labels: (num_nodes,) g at the nodes of a `gaussian_grid`, as many as `num_quadrature_nodes` says.
+        xp: numpy (double precision, on the host) or jax.numpy (traceable).
+    """
+    grid = gaussian_grid(labels.shape[0], dtype=noise_std.dtype, xp=xp)
+    inside = xp.abs(grid.nodes) <= TABLE_HALF_WIDTH
+    start = xp.where(inside, labels, xp.inf).min() - 8.0 * noise_std
+    stop = xp.where(inside, labels, -xp.inf).max() + 8.0 * noise_std
+    step = (stop - start) / (NUM_LABELS - 1)
+    y = start + step * xp.arange(NUM_LABELS, dtype=labels.dtype)
+    he = hermite_polynomials(grid.nodes, 4, xp=xp)
+    functions = xp.concatenate([he[1:], grid.nodes[None] ** 2, he[2:4] ** 2])
+    log_prior = -0.5 * grid.nodes**2
+    means = []
+    for block in xp.split(y, NUM_LABELS // 64):  # blocks keep the (labels, nodes) array in cache
+        log_density = log_prior[None] - 0.5 * ((block[:, None] - labels[None]) / noise_std) ** 2
+        # e^-80 is nothing beside 1, and exponentials that underflow are slow
+        density = xp.exp(xp.maximum(log_density - log_density.max(axis=1, keepdims=True), -80.0))
+        # not `functions @ density.T`: BLAS would use all cores for it, and wait for those that others are using
+        means.append(xp.einsum("fn,yn->fy", functions, density) / density.sum(axis=1)[None])
+    table = xp.concatenate(means, axis=1)
+    return PosteriorTable(start, step, table[:4], table[4], table[5:])
+
+
+def variance_weight(order: int, square: Array, hermite_squares: Array, num_experts: int) -> Array:
+    """tau_m from E[Z^2], E[He_2^2] and E[He_3^2] (given Y, or at a given Z), for mixing weights p = 1 / num_experts.
+
+    tau_2 = 1 - p + p Z^2;  tau_m = p He_{m-1}^2 + (m-1)! (p Z^2 + 1 - 2p), m = 3, 4: the sample's own expert is
+    the one estimated, or its partner in the span, or neither.
+    """
+    p = 1.0 / max(num_experts, 2)
+    if order <= 2:
+        return 1.0 - p + p * square
+    return p * hermite_squares[order - 3] + math.factorial(order - 1) * (p * square + 1.0 - 2.0 * p)
+
+
+def build_label_transform(
+    noise_std: Array,
+    posterior: PosteriorTable | None,
+    labels: Array,
+    *,
+    parity: Parity,
+    order: int,
+    kind: TransformKind,
+    num_experts: int,
+    num_noise_nodes: int = 81,
+    xp: ModuleType = jnp,
+) -> LabelTransform:
+    """The pure core of `label_transform`: noise_std may be traced, everything after the star is static.
+
+    Args:
+        noise_std: () sigma > 0; its dtype is the dtype of the computation.
+        posterior: of the same activation and sigma; needed by the kinds "least_norm" and "weighted".
+        labels: (num_nodes,) g at the nodes of the `gaussian_grid` in which the constraints are exact.
+        parity: of g, as `activation_facts` found it.
+        order: m, 1 to 4.
+        kind: one of TRANSFORM_KINDS.
+        num_experts: k, for the weight tau_m with p = 1/k.
+        num_noise_nodes: of that over the noise; where a table's cells are not small beside sigma, many.
+        xp: numpy or jax.numpy.
+    """
+    dtype = noise_std.dtype
+    grid = gaussian_grid(labels.shape[0], dtype=dtype, xp=xp)
+    noise = gaussian_grid(num_noise_nodes, half_width=7.0, dtype=dtype, xp=xp)
+    y = labels[:, None] + noise_std * noise.nodes[None]
+    # the r <= m whose rho_r does not vanish identically: the even ones alone for an even g
+    rows = np.asarray([r for r in range(1, order + 1) if parity != "even" or r % 2 == 0])
+    target = xp.asarray(rows == order, dtype)
+    he = hermite_polynomials(grid.nodes, 4, xp=xp)
+    zero = xp.zeros((), dtype)
+    solve = np.linalg.solve if xp is np else small_linear_algebra.solve
+
+    def hermite_coefficients(values: Array) -> Array:
+        """(b, len(rows)): c_r of functions of Y given on the product grid as (b, nodes, noise nodes)."""
+        return (values @ noise.weights) @ (he[rows] * grid.weights[None]).T
+
+    if kind in ("polynomial", "centred"):
+        scale = xp.sqrt(grid.weights @ (y**2 @ noise.weights))
+        powers = range(0 if kind == "centred" else 1, order + 1)
+        basis = xp.stack([(y / scale) ** power for power in powers])
+        constraints = hermite_coefficients(basis)
+        weighted = basis * (grid.weights[:, None] * noise.weights[None])[None]
+        gram = weighted.reshape(len(powers), -1) @ basis.reshape(len(powers), -1).T
+        # least a'Ga subject to C'a = e; for most g the span is just large enough, and there is one solution
+        whitened = solve(gram, constraints)
+        solution = whitened @ solve(constraints.T @ whitened, target)
+        scaled = [coefficient / scale**power for coefficient, power in zip(solution, powers, strict=True)]
+        coefficients = xp.stack([zero] * (order + 1 - len(scaled)) + scaled)
+        transform = LabelTransform(zero, zero + 1.0, xp.zeros(NUM_LABELS, dtype), coefficients, zero, zero)
+    else:
+        assert posterior is not None, "tables are made of posterior means"
+        table = posterior.hermite[rows - 1]
+        if kind == "weighted":
+            table = (
+                table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
+            )
+        basis = _interpolate(y, posterior.start, posterior.step, table, xp)
+        solution = solve(hermite_coefficients(basis).T, target)
+        coefficients = xp.zeros(order + 1, dtype)
+        transform = LabelTransform(
+            posterior.start, posterior.step, solution @ table, coefficients, zero, zero
+        )
+
+    applied = xp.tensordot(solution, basis, 1)
+    squares = (applied**2 @ noise.weights) * grid.weights
+    tau = variance_weight(order, grid.nodes**2, he[2:4] ** 2, num_experts)
+    return transform._replace(second_moment=squares.sum(), weighted_second_moment=squares @ tau)
+
+
+def _interpolate(y: Array, start: Array, step: Array, values: Array, xp: ModuleType) -> Array:
+    """Linear interpolation in uniform tables (..., num_labels), constant beyond their ends; (..., *y.shape)."""
+    last = values.shape[-1] - 1
+    position = xp.clip((y - start) / step, 0.0, last)
+    left = xp.clip(xp.floor(position), 0, last - 1).astype(np.int32)
+    fraction = position - left.astype(position.dtype)
+    at_left, at_right = (xp.take(values, index, axis=-1, mode="clip") for index in (left, left + 1))
+    return at_left + xp.broadcast_to(fraction, at_left.shape) * (at_right - at_left)
+
+
+def num_quadrature_nodes(fn: ScalarFunction, smallest_noise_std: float) -> int:
+    """Nodes over z whose images are closer than sigma / 1.2: a power of two plus one, 2049 to _MOST_NODES."""
+    spacing = smallest_noise_std / (1.2 * max(activation_facts(fn).largest_slope, 1e-3))
+    return 2 ** int(np.clip(math.ceil(math.log2(2 * HALF_WIDTH / spacing)), 11, 15)) + 1
+
+
+_MOST_NODES = 2**15 + 1
+_CONSTRAINT_NODES = 2**13 + 1
+"""Nodes of the constraints' quadrature on the host: the error at a kink is below 1e-6."""
+
+
+def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> np.ndarray:
+    """g at the nodes of a grid of 2^m + 1, in double precision, whatever JAX's default is: every 2^i-th of the finest grid's."""
+    return _finest_labels_on_host(fn)[:: (_MOST_NODES - 1) // (num_nodes - 1)]
+
+
+@functools.lru_cache(maxsize=256)
+def _finest_labels_on_host(fn: ScalarFunction) -> np.ndarray:
+    return values_on_host(fn, gaussian_grid(_MOST_NODES, xp=np).nodes)
+
+
+@functools.lru_cache(maxsize=512)
+def _posterior_on_host(fn: ScalarFunction, noise_std: float, least_nodes: int) -> PosteriorTable:
+    num_nodes = max(least_nodes, num_quadrature_nodes(fn, noise_std))
+    return posterior_table(np.float64(noise_std), _labels_on_host(fn, num_nodes), xp=np)
+
+
+@functools.lru_cache(maxsize=8192)
+def transform_on_host(
+    fn: ScalarFunction,
+    noise_std: float,
+    order: int,
+    kind: TransformKind,
+    num_experts: int,
+    draft: bool = False,
+) -> LabelTransform:
+    """`build_label_transform` in double precision with NumPy, for a sigma that is a number; not checked for use.
+
+    A transform whose constraints are singular comes back with `second_moment` infinite. A `draft` is made on a quadrature
+    eight times smaller or more: its second moments are good to three digits, which is enough to choose by, not to apply.
+    """
+    needed = kind in ("least_norm", "weighted")
+    posterior = _posterior_on_host(fn, noise_std, 2049 if draft else 4097) if needed else None
+    fine = posterior is not None and posterior.step > 0.2 * noise_std
+    num_nodes = 2049 if draft else max(_CONSTRAINT_NODES, num_quadrature_nodes(fn, noise_std))
+    build = functools.partial(
+        build_label_transform,
+        np.float64(noise_std),
+        posterior,
+        _labels_on_host(fn, num_nodes),
+        num_noise_nodes=21 if draft else 161 if fine else 41,
+        parity=activation_facts(fn).parity,
+        order=order,
+        kind=kind,
+        num_experts=num_experts,
+        xp=np,
+    )
+    try:
+        return build()
+    except np.linalg.LinAlgError:
+        nothing = np.zeros(())
+        return LabelTransform(
+            nothing,
+            nothing + 1,
+            np.zeros(NUM_LABELS),
+            np.zeros(order + 1),
+            nothing + np.inf,
+            nothing + np.inf,
+        )
+
+
+def traced_label_transforms(
+    fn: ScalarFunction,
+    noise_std: jax.Array,
+    wanted: tuple[tuple[int, TransformKind], ...],
+    num_experts: int,
+    smallest_noise_std: float,
+) -> tuple[LabelTransform, ...]:
+    """The transforms (order, kind) in `wanted` at a traced noise_std, from one table of posterior means."""
+    nodes = gaussian_grid(num_quadrature_nodes(fn, smallest_noise_std), dtype=noise_std.dtype).nodes
+    labels = apply_activation(fn, nodes)
+    posterior = posterior_table(noise_std, labels, xp=jnp)
+    return tuple(
+        build_label_transform(
+            noise_std,
+            posterior,
+            labels,
+            parity=activation_facts(fn).parity,
+            order=order,
+            kind=kind,
+            num_experts=num_experts,
+        )
+        for order, kind in wanted
+    )

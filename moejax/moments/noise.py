@@ -1,0 +1,158 @@
+"""The noise level from the labels alone, for the label transforms when sigma is unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.model.activations import ScalarFunction, apply_activation
+from moejax.model.gaussian import gaussian_grid
+
+NUM_BINS = 8192
+NUM_LEVELS = 48
+
+
+def estimate_noise_std(
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    smallest: float,
+    largest: float,
+    num_nodes: int = 16385,
+) -> jax.Array:
+    """sigma by marginal likelihood: the maximiser of sum_j w_j log f_sigma(y_j), f_sigma the density of g(Z) + sigma N.
+
+    Labels and g(Z) are put into bins by linear weighting, so that every density of the search is one multiplication in Fourier
+    space. The search is a geometric grid of sigma, refined once around its best point and once by a parabola.
+
+    Args:
+        y: (n,) labels.
+        weights: (n,) sample weights.
+        fn: g, of experts with ||a|| = 1 and without bias.
+        smallest, largest: the range of sigma that is searched, in units of y.
+        num_nodes: of the quadrature over z.
+
+    Returns:
+        () sigma in [smallest, largest].
+    """
+    grid = gaussian_grid(num_nodes, dtype=y.dtype)
+    noiseless = apply_activation(fn, grid.nodes)
+    bins = _label_bins(y, weights, noiseless, smallest, largest)
+    binned_signal = bins.binned(noiseless, grid.weights)
+
+    def log_likelihood(log_noise_std: jax.Array) -> jax.Array:
+        return bins.log_likelihood(binned_signal, jnp.exp(log_noise_std))
+
+    return _best_level(log_likelihood, smallest, largest, y.dtype)
+
+
+def estimate_relative_noise(
+    y: jax.Array,
+    weights: jax.Array,
+    *,
+    fn: ScalarFunction,
+    smallest: float,
+    largest: float,
+    second_moment: float,
+    num_nodes: int = 4097,
+) -> jax.Array:
+    """sigma / rho by marginal likelihood, for a homogeneous g and labels with E[y^2] = 1 in the sample.
+
+    The density is that of rho g(Z) + sigma N with the labels' second moment, rho^2 (E[g^2] + (sigma / rho)^2) = 1: experts of norm
+    rho, without bias. A linear g has the same density for every ratio, which is then not to be estimated so.
+
+    Args:
+        y: (n,) labels.
+        weights: (n,) sample weights.
+        fn: g, homogeneous.
+        smallest, largest: the range of sigma / rho that is searched.
+        second_moment: E[g(Z)^2].
+        num_nodes: of the quadrature over z.
+
+    Returns:
+        () the ratio, in [smallest, largest].
+    """
+    grid = gaussian_grid(num_nodes, dtype=y.dtype)
+    noiseless = apply_activation(fn, grid.nodes)
+    bins = _label_bins(y, weights, noiseless / second_moment**0.5, smallest / second_moment**0.5, 1.0)
+
+    def log_likelihood(log_ratio: jax.Array) -> jax.Array:
+        ratio = jnp.exp(log_ratio)
+        norm = 1.0 / jnp.sqrt(second_moment + ratio**2)
+        return bins.log_likelihood(bins.binned(norm * noiseless, grid.weights), norm * ratio)
+
+    return _best_level(log_likelihood, smallest, largest, y.dtype)
+
+
+class _LabelBins(NamedTuple):
+    """Labels in bins of equal width."""
+
+    low: jax.Array
+    """() where the first bin lies."""
+    width: jax.Array
+    """()"""
+    counts: jax.Array
+    """(NUM_BINS,) weight of the labels in each."""
+
+    def binned(self, values: jax.Array, mass: jax.Array) -> jax.Array:
+        """(NUM_BINS,): mass (m,) at values (m,), shared between the two nearest bins."""
+        return _binned(values, mass, self.low, self.width)
+
+    def log_likelihood(self, signal: jax.Array, noise_std: jax.Array) -> jax.Array:
+        """() of the labels, if their density is the binned signal's convolved with a normal one."""
+        dtype = signal.dtype
+        frequency = 2.0 * jnp.pi * jnp.fft.rfftfreq(NUM_BINS).astype(dtype) / self.width
+        spectrum = jnp.fft.rfft(signal)
+        smooth = jnp.exp(-0.5 * (noise_std * frequency) ** 2).astype(spectrum.dtype)
+        # the rounding of the transform; one for all levels of noise
+        floor = 10 * jnp.finfo(dtype).eps * signal.max()
+        density = jnp.fft.irfft(spectrum * smooth, NUM_BINS)
+        return self.counts @ jnp.log(jnp.maximum(density, floor))
+
+
+def _label_bins(
+    y: jax.Array, weights: jax.Array, noiseless: jax.Array, smallest: float, largest: float
+) -> _LabelBins:
+    kept = weights > 0
+    # labels out of reach of every sigma would all have density 0: as far out as the largest sigma explains is far enough
+    y = jnp.clip(y, noiseless.min() - 3.0 * largest, noiseless.max() + 3.0 * largest)
+    low = jnp.min(y, where=kept, initial=jnp.inf)
+    high = jnp.max(y, where=kept, initial=-jnp.inf)
+    margin = 0.25 * (high - low) + 4.0 * smallest
+    low, width = low - margin, (high - low + 2.0 * margin) / NUM_BINS
+    return _LabelBins(low, width, _binned(y, jnp.where(kept, weights, 0.0), low, width))
+
+
+def _binned(values: jax.Array, mass: jax.Array, low: jax.Array, width: jax.Array) -> jax.Array:
+    position = (values - low) / width
+    inside = (position >= 0) & (position < NUM_BINS - 1)
+    left = jnp.where(inside, jnp.floor(position), 0.0).astype(jnp.int32)
+    fraction = jnp.where(inside, position - left.astype(values.dtype), 0.0)
+    mass = jnp.where(inside, mass, 0.0)
+    empty = jnp.zeros(NUM_BINS, values.dtype)
+    return empty.at[left].add(mass * (1.0 - fraction)).at[left + 1].add(mass * fraction)
+
+
+def _best_level(
+    log_likelihood: Callable[[jax.Array], jax.Array], smallest: float, largest: float, dtype: jnp.dtype
+) -> jax.Array:
+    """() in [smallest, largest]: the maximiser of a function of the logarithm, by a geometric grid that is refined."""
+
+    def best_of(centre: jax.Array, half_width: jax.Array) -> tuple[jax.Array, jax.Array]:
+        levels = centre + half_width * jnp.linspace(-1.0, 1.0, NUM_LEVELS, dtype=dtype)
+        values = jax.lax.map(log_likelihood, levels)
+        i = jnp.clip(jnp.argmax(values), 1, NUM_LEVELS - 2)
+        before, here, after = values[i - 1], values[i], values[i + 1]
+        curvature = before - 2.0 * here + after
+        shift = jnp.where(curvature < 0, 0.5 * (before - after) / curvature, 0.0)
+        spacing = levels[1] - levels[0]
+        return levels[i] + spacing * jnp.clip(shift, -1.0, 1.0), spacing
+
+    bounds = jnp.log(jnp.asarray([smallest, largest], dtype))
+    coarse, spacing = best_of(bounds.mean(), 0.5 * (bounds[1] - bounds[0]))
+    fine, _ = best_of(coarse, 2.0 * spacing)
+    return jnp.exp(jnp.clip(fine, bounds[0], bounds[1]))

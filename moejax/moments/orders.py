@@ -1,0 +1,170 @@
+"""Usable label transforms, and the order of the tensor that is decomposed."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from moejax.model.activations import (
+    ActivationLike,
+    ScalarFunction,
+    activation_facts,
+    activation_name,
+    get_activation,
+)
+from moejax.moments.label_transforms import (
+    ORDERS,
+    TRANSFORM_KINDS,
+    LabelTransform,
+    TransformKind,
+    traced_label_transforms,
+    transform_on_host,
+)
+
+LARGEST_SECOND_MOMENT = 1000.0
+"""An order is usable when E[l^2] <= 1000 at c_m = 1 (in float32 the signal would otherwise drown in rounding
+and, at any precision, need more than a million samples)."""
+RELATIVE_NOISE_RANGE = (0.01, 10.0)
+"""The range of sigma / std(g(Z)) for which transforms are built."""
+
+
+def label_transform(
+    activation: ActivationLike,
+    noise_std: float | jax.Array,
+    order: int = 3,
+    kind: TransformKind = "weighted",
+    *,
+    num_experts: int = 3,
+    smallest_noise_std: float = 0.01,
+) -> LabelTransform:
+    """The order-m transform of the labels of an activation at a noise level.
+
+    Args:
+        activation: a registered name, or any scalar JAX function.
+        noise_std: sigma, in units of y. A number: computed in double precision, whatever JAX's default, and
+            cast. A tracer: computed in its own dtype inside the caller's program.
+        order: m of the score tensor it goes with, 1 to 4.
+        kind: "weighted", "least_norm", "centred" or "polynomial".
+        num_experts: k; the weighted kind assumes mixing weights 1/k.
+        smallest_noise_std: where noise_std is traced, the smallest value it may take (it fixes the quadrature).
+
+    Returns:
+        LabelTransform; call it on y.
+
+    Raises:
+        ValueError: an unknown activation or kind, noise_std not positive, or no usable transform of that order,
+            with the reason and the numbers.
+
+    Source: METHOD section 1; Makkuva et al. 2019 for the polynomial kind.
+    """
+    fn = get_activation(activation)
+    if kind not in TRANSFORM_KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(TRANSFORM_KINDS)}, got {kind!r}")
+    if order not in (1, *ORDERS):
+        raise ValueError(f"order: expected 1, 2, 3 or 4, got {order!r}")
+    if isinstance(noise_std, Tracer):
+        return traced_label_transforms(fn, noise_std, ((order, kind),), num_experts, smallest_noise_std)[0]
+    reason = why_unusable(fn, float(noise_std), order)
+    if reason:
+        raise ValueError(f"activation {activation_name(activation)}: no order-{order} transform: {reason}")
+    transform = transform_on_host(fn, float(noise_std), order, kind, num_experts)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), transform)
+
+
+def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
+    """The noise level to build transforms for: `noise_std` moved into the range for which they are built.
+
+    Below the range, transforms of its lower end serve: they are for slightly more noise than there is, and their
+    c_r are then off by up to about 1e-2, which makes the moments a start and no more.
+    """
+    low, high = (bound * activation_facts(fn).standard_deviation for bound in RELATIVE_NOISE_RANGE)
+    return min(max(noise_std, low), high)
+
+
+def why_unusable(fn: ScalarFunction, noise_std: float, order: int) -> str:
+    """Why there is no usable order-m transform of g at this noise, with the numbers; empty where there is one.
+
+    Raises:
+        ValueError: noise_std is not a positive finite number.
+    """
+    if not (math.isfinite(noise_std) and noise_std > 0):
+        raise ValueError(f"noise_std: expected a positive finite number, got {noise_std!r}")
+    facts = activation_facts(fn)
+    if facts.constant:
+        return "g is constant, so every c_m is 0"
+    low, high = (bound * facts.standard_deviation for bound in RELATIVE_NOISE_RANGE)
+    if not low <= noise_std <= high:
+        return f"noise_std = {noise_std:g} is outside [{low:.3g}, {high:.3g}], for which its transforms are built"
+    if facts.parity == "even" and order % 2 == 1:
+        return f"c_{order} = 0 for every label transform of an even activation"
+    draft = transform_on_host(fn, noise_std, order, "least_norm", 3, draft=True)
+    second_moment = float(draft.second_moment)
+    if not second_moment <= LARGEST_SECOND_MOMENT:
+        size = (
+            f"is at least {second_moment:,.0f}"
+            if 0 < second_moment < 1e12
+            else "is unbounded (c_m is 0 to rounding)"
+        )
+        return f"E[l_{order}^2] at c_{order} = 1 {size}, above the bound of {LARGEST_SECOND_MOMENT:,.0f}"
+    return ""
+
+
+def predicted_mse(
+    fn: ScalarFunction,
+    noise_std: float,
+    order: int,
+    kind: TransformKind,
+    *,
+    dim: int = 10,
+    num_experts: int = 3,
+) -> float:
+    """Predicted n * E||a_hat_i - a_i||^2 of the spectral estimate, to first order in 1/n, for equal mixing weights.
+
+    p^-2 { (d-k) E[l2^2 tau_2] + (k-1) E[l_m^2 tau_m] }, p = 1/k, orthogonal experts and gates (METHOD section 1).
+    """
+    two = transform_on_host(fn, noise_std, 2, kind, num_experts, draft=True)
+    high = transform_on_host(fn, noise_std, order, kind, num_experts, draft=True)
+    return num_experts**2 * float(
+        (dim - num_experts) * two.weighted_second_moment + (num_experts - 1) * high.weighted_second_moment
+    )
+
+
+class OrderChoice(NamedTuple):
+    """Which score tensor to decompose for an activation at a noise level."""
+
+    order: int | None
+    """3 or 4; None where neither is usable."""
+    reason: str
+    """Why there is none, or why this one."""
+
+
+@functools.lru_cache(maxsize=4096)
+def choose_order(
+    fn: ScalarFunction,
+    noise_std: float,
+    *,
+    kind: TransformKind = "weighted",
+    dim: int = 10,
+    num_experts: int = 3,
+) -> OrderChoice:
+    """The usable order, 3 or 4, with the least predicted mean squared error; order 2 must be usable as well."""
+    order_two = why_unusable(fn, noise_std, 2)
+    if order_two:
+        return OrderChoice(None, f"order 2, which whitening needs: {order_two}")
+    reasons = {m: why_unusable(fn, noise_std, m) for m in (3, 4)}
+    usable = [m for m in (3, 4) if not reasons[m]]
+    if not usable:
+        return OrderChoice(None, "; ".join(f"order {m}: {reasons[m]}" for m in (3, 4)))
+    mse = {m: predicted_mse(fn, noise_std, m, kind, dim=dim, num_experts=num_experts) for m in usable}
+    best = min(usable, key=lambda m: mse[m])
+    return OrderChoice(
+        best,
+        "; ".join(
+            f"order {m}: n MSE {mse[m]:.0f}" if m in mse else f"order {m}: {reasons[m]}" for m in (3, 4)
+        ),
+    )

@@ -1,0 +1,200 @@
+r"""Cross-moments of transformed labels with the score tensors of any input density, by automatic differentiation.
+
+    S_m(x) = (-1)^m grad^m p(x) / p(x),   S_0 = 1,   S_{m+1} = -grad S_m - S_m (x) grad log p
+
+(Janzamin, Sedghi, Anandkumar 2014, "Score function features for discriminative learning"), so that E[f(x) S_m(x)] = E[grad^m f(x)]
+where f p and its derivatives vanish at infinity. For the standard normal density these are the Hermite tensors of `cross_moments`.
+
+They are never formed: along the columns of W (d, k), S_m(x)(W, .., W) is the m-th derivative at u = 0 of p(x + W u) / p(x) in the k
+variables u, and the last derivative is taken of the sum over samples, one direction after another. A sample therefore
+holds k^(m-1) numbers at a time, and a block of samples is sized to that.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.model.inputs import LogDensity
+from moejax.moments.cross_moments import streamed_sum
+
+_BLOCK_NUMBERS = 2**20
+"""How many numbers (samples times tangents times inputs) a block of samples may hold."""
+
+
+class AffineLogDensity:
+    """log p of z = (x - mean) @ matrix, up to a constant, from log p of x.
+
+    Two of equal parts are equal: as a static argument it is compared and hashed, where each closure over arrays would be a new
+    one, and compile its program anew.
+    """
+
+    def __init__(self, log_density: LogDensity, mean: np.ndarray, matrix: np.ndarray):
+        """For mean (d,) and matrix (d, r) as `fit` whitens; where r < d, x is confined to the r directions that are kept."""
+        self.log_density = log_density
+        self.mean = np.asarray(mean, np.float64)
+        self.inverse = np.linalg.pinv(np.asarray(matrix, np.float64))
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        mean, inverse = (jnp.asarray(a, z.dtype) for a in (self.mean, self.inverse))
+        return self.log_density(mean + z @ inverse)
+
+    def _parts(self) -> tuple[LogDensity, bytes, bytes]:
+        return self.log_density, self.mean.tobytes(), self.inverse.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AffineLogDensity) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+
+class _ScoreSums(NamedTuple):
+    total_weight: jax.Array
+    """()"""
+    moment: jax.Array
+    """(k,) * m: sum_j w_j l_j S_m(x_j)(W, .., W)."""
+
+
+def score_tensor_sum(
+    x: jax.Array, labels: jax.Array, directions: jax.Array | None, *, order: int, log_density: LogDensity
+) -> jax.Array:
+    """sum_j l_j S_m(x_j)(W, .., W), a (k,) * m tensor.
+
+    Args:
+        x: (n, d) inputs.
+        labels: (n,) l_j.
+        directions: (d, k) W; None for the identity.
+        order: m >= 1.
+        log_density: x (d,) -> ().
+    """
+    size = x.shape[1] if directions is None else directions.shape[1]
+    origin = jnp.zeros(size, x.dtype)
+
+    def slopes(u: jax.Array) -> jax.Array:
+        """(n, k): the gradient of each sample's log density in u."""
+        step = u if directions is None else directions @ u
+        gradient = jax.vmap(jax.grad(log_density))(x + step[None])
+        return gradient if directions is None else gradient @ directions
+
+    def scores(u: jax.Array, order: int) -> tuple[jax.Array, jax.Array]:
+        """S_order of each sample at x_j + W u, (n, k, .., k), and the slopes there."""
+        if order == 1:
+            slope = slopes(u)
+            return -slope, slope
+
+        def lower_scores(u: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            lower, slope = scores(u, order - 1)
+            return lower, (lower, slope)
+
+        derivative, (lower, slope) = jax.jacfwd(lower_scores, has_aux=True)(u)
+        return -derivative - lower[..., None] * slope.reshape(-1, *(1,) * (order - 1), size), slope
+
+    def weighted_scores(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """sum_j l_j S_{m-1}(x_j), and sum_j l_j S_{m-1}(x_j) (x) slope."""
+        lower, slope = scores(u, order - 1)
+        return jnp.tensordot(labels, lower, 1), jnp.tensordot(lower, labels[:, None] * slope, ((0,), (0,)))
+
+    if order == 1:
+        return -labels @ slopes(origin)
+    _, derivative, products = jax.linearize(weighted_scores, origin, has_aux=True)
+    derivatives = jax.lax.map(derivative, jnp.eye(size, dtype=x.dtype))
+    return -jnp.moveaxis(derivatives, 0, -1) - products
+
+
+def _score_moment(
+    x: jax.Array,
+    labels: jax.Array,
+    directions: jax.Array | None,
+    weights: jax.Array | None,
+    *,
+    order: int,
+    log_density: LogDensity,
+    chunk_size: int | None,
+) -> jax.Array:
+    chex.assert_rank([x, labels], [2, 1])
+    chex.assert_equal_shape_prefix([x, labels], 1)
+    n, d = x.shape
+    size = d if directions is None else directions.shape[1]
+    block_size = int(np.clip(_BLOCK_NUMBERS // (d * size ** (order - 1)), 16, 4096))
+    block_size = min(n, block_size if chunk_size is None else min(block_size, chunk_size))
+    # where there is no sample, one that has weight stands in: the density may have no derivatives at other points
+    stand_in = x[0] if weights is None else x[jnp.argmax(weights > 0)]
+    weights = jnp.ones(n, x.dtype) if weights is None else weights
+
+    def sums_of(x: jax.Array, labels: jax.Array, weights: jax.Array) -> _ScoreSums:
+        kept = weights > 0
+        x, labels = jnp.where(kept[:, None], x, stand_in[None]), jnp.where(kept, labels * weights, 0)
+        moment = score_tensor_sum(x, labels, directions, order=order, log_density=log_density)
+        return _ScoreSums(weights.sum(), moment)
+
+    sums = streamed_sum(sums_of, x, labels, weights, chunk_size=block_size)
+    return sums.moment / sums.total_weight
+
+
+def score_first_moment(
+    x: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    log_density: LogDensity,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """mean[l S_1(x)] = -mean[l grad log p(x)], (d,). Arguments as in `score_second_moment`."""
+    return _score_moment(x, labels, None, weights, order=1, log_density=log_density, chunk_size=chunk_size)
+
+
+def score_second_moment(
+    x: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    log_density: LogDensity,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """T2 = mean[l S_2(x)] = mean[l (grad log p grad log p' + hess log p)], (d, d).
+
+    Args:
+        x: (n, d) inputs of that density.
+        labels: (n,) order-2 transformed labels.
+        weights: (n,) sample weights, zero for padding; None for ones.
+        log_density: x (d,) -> () log p(x), up to a constant. It may be for whatever x is: for whitened inputs, `AffineLogDensity`.
+        chunk_size: at most that many samples at once; None takes what a block's memory allows.
+
+    Returns:
+        The moment. It estimates E[grad^2 E[l | x]] where p and its derivatives vanish at the ends of the support: for a uniform
+        density they do not, and the score tensors say nothing.
+    """
+    moment = _score_moment(x, labels, None, weights, order=2, log_density=log_density, chunk_size=chunk_size)
+    return 0.5 * (moment + moment.T)
+
+
+def score_whitened_moment(
+    x: jax.Array,
+    labels: jax.Array,
+    whitening: jax.Array,
+    weights: jax.Array | None = None,
+    *,
+    order: int,
+    log_density: LogDensity,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """T_m(W, .., W) = mean[l S_m(x)(W, .., W)], a (k,) * m tensor, m = 3 or 4; no sample holds more than k^(m-1) numbers.
+
+    Args:
+        x: (n, d) inputs of that density.
+        labels: (n,) order-m transformed labels.
+        whitening: (d, k) W.
+        weights: (n,) sample weights, zero for padding; None for ones.
+        order: m, 3 or 4.
+        log_density: x (d,) -> () log p(x), up to a constant.
+        chunk_size: at most that many samples at once; None takes what a block's memory allows.
+    """
+    chex.assert_rank(whitening, 2)
+    return _score_moment(
+        x, labels, whitening, weights, order=order, log_density=log_density, chunk_size=chunk_size
+    )

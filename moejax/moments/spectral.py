@@ -1,0 +1,248 @@
+r"""Experts from moments: whiten with T2, decompose the whitened T3 or T4, un-whiten (Makkuva et al. 2019, Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.model.activations import ActivationLike, ScalarFunction, activation_facts, get_activation
+from moejax.model.inputs import LogDensity
+from moejax.model.mixture import unit_rows
+from moejax.model.small_linear_algebra import eigh
+from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
+from moejax.moments.label_transforms import (
+    LabelTransform,
+    TransformKind,
+    traced_label_transforms,
+    transform_on_host,
+)
+from moejax.moments.orders import transform_noise_std
+from moejax.moments.score_tensors import score_first_moment, score_second_moment, score_whitened_moment
+from moejax.moments.tensor_power import NOT_CONVERGED, TensorDecomposition, tensor_power_method
+
+OK, RANK_DEFICIENT, TENSOR_NOT_CONVERGED, TENSOR_NOT_POSITIVE, NOT_FINITE = range(5)
+SPECTRAL_STATUS = {
+    OK: "ok",
+    RANK_DEFICIENT: "T2 has fewer positive eigenvalues than experts: the sample is too small or the model wrong",
+    TENSOR_NOT_CONVERGED: "the tensor power iteration did not converge within its budget",
+    TENSOR_NOT_POSITIVE: "the whitened moment tensor has a non-positive eigenvalue: the sample is too small or the model wrong",
+    NOT_FINITE: "the moments are not finite",
+}
+
+
+class SpectralTransforms(NamedTuple):
+    """The label transforms of one activation and noise level that a spectral estimate needs."""
+
+    second: LabelTransform
+    """Order 2, for whitening."""
+    high: LabelTransform
+    """Order 3 or 4, for the decomposition."""
+    first: LabelTransform | None
+    """Order 1, for the signs of experts found at order 4, or from inputs that are not normal; None where signs are known (order 3)
+    or free (even g)."""
+
+
+def needs_signs(fn: ScalarFunction, order: int, *, normal_inputs: bool = True) -> bool:
+    """Whether an order-1 moment must tell the signs of the experts, of a function that is not even.
+
+    At order 4 the tensor does not tell them; at order 3 the mean of l's third derivative is positive for normal inputs, but may be
+    negative for others.
+    """
+    return (order == 4 or not normal_inputs) and activation_facts(fn).parity != "even"
+
+
+def host_transforms(
+    activation: ActivationLike,
+    noise_std: float,
+    order: int,
+    kind: TransformKind,
+    num_experts: int,
+    *,
+    normal_inputs: bool = True,
+) -> SpectralTransforms:
+    """The transforms of a spectral estimate at a noise level that is a number; NumPy leaves in double precision."""
+    fn = get_activation(activation)
+    noise_std = transform_noise_std(fn, noise_std)
+    signs = needs_signs(fn, order, normal_inputs=normal_inputs)
+    first = transform_on_host(fn, noise_std, 1, kind, num_experts) if signs else None
+    second, high = (transform_on_host(fn, noise_std, m, kind, num_experts) for m in (2, order))
+    return SpectralTransforms(second, high, first)
+
+
+def traced_transforms(
+    fn: ScalarFunction, noise_std: jax.Array, order: int, kind: TransformKind, num_experts: int
+) -> SpectralTransforms:
+    """The same at a traced noise level."""
+    smallest = transform_noise_std(fn, 0.0)
+    orders = (2, order, 1) if needs_signs(fn, order) else (2, order)
+    wanted: tuple[tuple[int, TransformKind], ...] = tuple((m, kind) for m in orders)
+    second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
+    return SpectralTransforms(second, high, first[0] if first else None)
+
+
+class SpectralEstimate(NamedTuple):
+    """What the moments say about the mixture."""
+
+    experts: jax.Array
+    """(k, d) unit rows."""
+    mixing_weights: jax.Array
+    """(k,) estimates of E[P_i], from the second moment alone, which is less noisy than the tensor's eigenvalues; they
+    need not sum to 1."""
+    second_moment_eigenvalues: jax.Array
+    """(d,) of T2, decreasing; in theory the k-th is positive and the rest are 0."""
+    decomposition: TensorDecomposition
+    """Of the whitened tensor."""
+    status: jax.Array
+    """() int32, a key of SPECTRAL_STATUS."""
+
+
+class SpectralLabels(NamedTuple):
+    """Labels after their transforms, one for each moment of a spectral estimate; residual passes take a part of them away."""
+
+    second: jax.Array
+    """(n,) for T2."""
+    high: jax.Array
+    """(n,) for T3 or T4."""
+    first: jax.Array | None
+    """(n,) for the signs; None where they need no moment."""
+
+
+class TensorPart(NamedTuple):
+    """sum_i p_i a_i^{(x) m}: what is added to the m-th moment of residual labels, m = 1 to 4."""
+
+    experts: jax.Array
+    """(k, d) a_i."""
+    mixing_weights: jax.Array
+    """(k,) p_i."""
+
+    def contracted(self, directions: jax.Array | None, order: int) -> jax.Array:
+        """sum_i p_i (V'a_i)^{(x) m}, (r,) * m, for directions V (d, r); None for the identity."""
+        rows = self.experts if directions is None else self.experts @ directions
+        power = self.mixing_weights[:, None] * rows
+        for _ in range(order - 1):
+            power = power[..., None] * rows.reshape(rows.shape[0], *(1,) * (power.ndim - 1), rows.shape[1])
+        return power.sum(axis=0)
+
+
+def transformed_labels(transforms: SpectralTransforms, y: jax.Array) -> SpectralLabels:
+    """The label transforms applied to y (n,)."""
+    first = None if transforms.first is None else transforms.first(y)
+    return SpectralLabels(transforms.second(y), transforms.high(y), first)
+
+
+def spectral_estimate(
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    transforms: SpectralTransforms,
+    weights: jax.Array | None = None,
+    *,
+    num_experts: int,
+    order: int,
+    num_restarts: int = 16,
+    num_iterations: int = 30,
+    num_polar_iterations: int = 8,
+    chunk_size: int | None = None,
+    log_density: LogDensity | None = None,
+) -> SpectralEstimate:
+    """Unit-norm experts from the label-score moments of (x, y).
+
+    Args:
+        key: PRNG key of the restarts of the tensor power method.
+        x: (n, d) inputs, standard normal (whiten others first, or give their density).
+        y: (n,) labels.
+        transforms: of the activation and noise, of orders 2 and `order`.
+        weights: (n,) sample weights; None for ones.
+        num_experts: k <= d.
+        order: m, 3 or 4.
+        num_restarts, num_iterations, num_polar_iterations: of `tensor_power_method`.
+        chunk_size: stream the moments over chunks of that many samples.
+        log_density: x (d,) -> log p(x), up to a constant, of inputs that are not standard normal; their score tensors are found
+            by differentiating it. The label transforms stay those of a standard normal a_i . x: where it is not, the
+            constants c_r differ between experts and need not vanish, and the experts are a start, not an estimate.
+
+    Returns:
+        SpectralEstimate. Where T2 has non-positive eigenvalues among its top k, their absolute values whiten and the
+        status says so: the experts are then a start, not an estimate.
+    """
+    return estimate_from_labels(
+        key,
+        x,
+        transformed_labels(transforms, y),
+        weights,
+        num_experts=num_experts,
+        order=order,
+        num_restarts=num_restarts,
+        num_iterations=num_iterations,
+        num_polar_iterations=num_polar_iterations,
+        chunk_size=chunk_size,
+        log_density=log_density,
+    )
+
+
+def estimate_from_labels(
+    key: jax.Array,
+    x: jax.Array,
+    labels: SpectralLabels,
+    weights: jax.Array | None = None,
+    added: TensorPart | None = None,
+    *,
+    num_experts: int,
+    order: int,
+    num_restarts: int = 16,
+    num_iterations: int = 30,
+    num_polar_iterations: int = 8,
+    chunk_size: int | None = None,
+    log_density: LogDensity | None = None,
+) -> SpectralEstimate:
+    """`spectral_estimate` from labels already transformed, of moments to which a part is added (None for none)."""
+    streaming = {"chunk_size": chunk_size}
+    if log_density is None:
+        moment = second_moment(x, labels.second, weights, **streaming)
+    else:
+        moment = score_second_moment(x, labels.second, weights, log_density=log_density, **streaming)
+    if added is not None:
+        moment = moment + added.contracted(None, 2)
+    finite = jnp.isfinite(moment).all()
+    eigenvalues, eigenvectors = eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
+    top_values, basis = eigenvalues[::-1][:num_experts], eigenvectors[:, ::-1][:, :num_experts]
+    floor = 1e-3 * jnp.maximum(jnp.abs(eigenvalues).max(), jnp.finfo(x.dtype).tiny)
+    scales = jnp.sqrt(jnp.maximum(jnp.abs(top_values), floor))
+    whitening = basis / scales[None]
+    if log_density is None:
+        tensor = whitened_moment(x, labels.high, whitening, weights, order=order, **streaming)
+    else:
+        tensor = score_whitened_moment(
+            x, labels.high, whitening, weights, order=order, log_density=log_density, **streaming
+        )
+    if added is not None:
+        tensor = tensor + added.contracted(whitening, order)
+    finite = finite & jnp.isfinite(tensor).all()
+    decomposition = tensor_power_method(
+        key,
+        jnp.where(finite, tensor, 0),
+        num_restarts=num_restarts,
+        num_iterations=num_iterations,
+        num_polar_iterations=num_polar_iterations,
+    )
+    unwhitened = decomposition.eigenvectors @ (basis * scales[None]).T  # sqrt(E[P_i]) a_i
+    experts = unit_rows(unwhitened)
+    if labels.first is not None:
+        # E[l1(y) S_1(x)] = sum_i E[P_i] a_i: in the dual basis its coordinates are the mixing weights, which are positive
+        if log_density is None:
+            first = first_moment(x, labels.first, weights)
+        else:
+            first = score_first_moment(x, labels.first, weights, log_density=log_density, **streaming)
+        if added is not None:
+            first = first + added.contracted(None, 1)
+        sign = jnp.sign(decomposition.eigenvectors @ (whitening.T @ first))
+        experts = experts * jnp.where(sign == 0, 1.0, sign)[:, None]
+    values = decomposition.eigenvalues
+    mixing_weights = jnp.sum(unwhitened**2, axis=1)
+    status = jnp.where(jnp.any(decomposition.status == NOT_CONVERGED), TENSOR_NOT_CONVERGED, OK)
+    status = jnp.where(jnp.any(values <= 0), TENSOR_NOT_POSITIVE, status)
+    status = jnp.where(top_values[-1] <= 0, RANK_DEFICIENT, status)
+    status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
+    return SpectralEstimate(experts, mixing_weights, eigenvalues[::-1], decomposition, status)

@@ -1,0 +1,199 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""A folder of results: table.csv, and what is made from it: figure.png, figure.pdf, claims.json, manifest.json, the gallery."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moejax.reproduce.experiment import Experiment, override_texts
+from moejax.sweep.report.pictures import own_style, save_picture
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANIFEST_NAME = "manifest.json"
+PACKAGES = ("moejax", "jax", "jaxlib", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "optax")
+SIGNIFICANT_DIGITS = 7
+"""Of numbers in table.csv: what single precision holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """How the rows of an experiment were made."""
+
+    spec_json: str
+    runs: list[dict[str, Any]]
+    """Commit, dirty flag, trials and XLA's flags of every run that contributed rows."""
+    started: float
+    wall_seconds: float
+    worker_seconds: float
+    compile_seconds: float
+    compilations: int
+    precision: str
+    workers: str
+
+
+def write_results(
+    experiment: Experiment,
+    table: pd.DataFrame,
+    facts: RunFacts,
+    folder: Path,
+    *,
+    command: str,
+    quick: bool,
+    root: Path,
+) -> None:
+    """Write a folder of results: table.csv first; everything else is made from it, read back.
+
+    `command` makes the same results again; `root` is what the manifest's paths are relative to.
+    """
+    from moejax.reproduce.claims import SUMMARY_NAME, TABLE_NAME, claims_json, read_results, render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(table, folder / TABLE_NAME)
+    table = read_results(folder)[TABLE_NAME]
+    summary = experiment.get("summary")
+    if summary is not None:
+        write_table(summary(table), folder / SUMMARY_NAME)
+    with own_style():
+        save_figure(experiment.module.figure(table), folder)
+    sentence, claims = render(
+        experiment.get("SHOWS", ""), experiment.get("NUMBERS", {}), read_results(folder)
+    )
+    _write_json(folder / "claims.json", claims_json(sentence, claims))
+    made = {
+        "name": experiment.name,
+        "command": command,
+        "quick": quick,
+        "spec_file": _relative(experiment.spec_path, root),
+    }
+    _write_json(folder / MANIFEST_NAME, made | _manifest(experiment, table, facts))
+
+
+def _manifest(experiment: Experiment, table: pd.DataFrame, facts: RunFacts) -> dict[str, Any]:
+    from moejax.environment import git_state, processor_name
+
+    text = experiment.spec_path.read_text(encoding="utf-8")
+    reasons = table.loc[table["status"] != 0, "reason"] if "status" in table else None
+    failed = 0 if reasons is None else len(reasons)
+    counted = {} if reasons is None else {str(k): int(v) for k, v in reasons.value_counts().items()}
+    started = datetime.datetime.fromtimestamp(facts.started, datetime.UTC)
+    return {
+        "spec_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "spec_text": text,
+        "overrides": list(override_texts(experiment.overrides)),
+        "spec": json.loads(facts.spec_json),
+        "git": git_state(Path(__file__).parent),
+        "runs": facts.runs,
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "precision": facts.precision,
+        "system": platform.platform(),
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "workers": facts.workers,
+        "rows": len(table),
+        "not_ok": failed,
+        "not_ok_reasons": counted,
+        "started": started.isoformat(timespec="seconds"),
+        "wall_seconds": round(facts.wall_seconds, 1),
+        "worker_seconds": round(facts.worker_seconds, 1),
+        "compile_seconds": round(facts.compile_seconds, 1),
+        "compilations": facts.compilations,
+    }
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A CSV with seven significant digits; lists as text."""
+    for name in table:
+        if table[name].map(lambda value: isinstance(value, tuple | list)).any():
+            table = table.assign(
+                **{
+                    str(name): table[name].map(
+                        lambda v: json.dumps(list(v)) if isinstance(v, tuple | list) else v
+                    )
+                }
+            )
+    table.to_csv(path, index=False, float_format=f"%.{SIGNIFICANT_DIGITS}g")
+
+
+def save_figure(figure: Any, folder: Path) -> None:
+    """figure.png and figure.pdf, the same bytes for the same figure.
+
+    Raises:
+        ValueError: it is no matplotlib Figure.
+    """
+    from matplotlib.figure import Figure
+
+    if not isinstance(figure, Figure):
+        raise ValueError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
+    for name in ("figure.png", "figure.pdf"):
+        save_picture(figure, folder / name)
+
+
+def write_gallery(folder: Path, experiments: Sequence[Experiment]) -> None:
+    """README.md of a results folder: every figure that is there, with what it shows and does not show."""
+    from moejax.reproduce.claims import MISSING
+
+    lines = [
+        "# Results",
+        "",
+        "Made by `moejax reproduce`; this page too. Every number is followed by its Monte Carlo standard error and comes from",
+        "the table that is named beside it; `claims.json` says which rows.",
+        "",
+    ]
+    for experiment in experiments:
+        results = folder / experiment.name
+        manifest = read_manifest(results)
+        if manifest is None or not (results / "claims.json").is_file():
+            continue
+        shows = json.loads((results / "claims.json").read_text(encoding="utf-8"))["text"]
+        shows = "" if MISSING in shows else shows  # a quick run may lack the rows
+        name, quick = experiment.name, " (quick run)" if manifest["quick"] else ""
+        source = f"[{name}/claims.json]({name}/claims.json)"
+        lines += [
+            f"## {name}{quick}",
+            "",
+            f"![{name}]({name}/figure.png)",
+            "",
+            *([f"{shows} {source}", ""] if shows else []),
+            *([experiment.get("SHOWS_NOT"), ""] if experiment.get("SHOWS_NOT") else []),
+            f"`{manifest['command']}` · [table]({name}/table.csv) · [PDF]({name}/figure.pdf) · [manifest]({name}/{MANIFEST_NAME})",
+            "",
+        ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a results folder; None where there is none."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(
+        json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+
+
+def _relative(path: Path, root: Path) -> str:
+    path, root = path.resolve(), root.resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

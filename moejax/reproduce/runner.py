@@ -1,0 +1,373 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""`moejax reproduce`: every figure and table of experiments/, from nothing but the repository.
+
+Stores are in runs/NAME, where a second call finds what is done; results are in results/NAME: table.csv, figure.png, figure.pdf,
+claims.json, manifest.json. A quick run does not replace the results of a full one: it then writes to runs/quick/results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from moejax.console import make_console, make_notes, print_json
+from moejax.reproduce.experiment import Experiment, load_experiments, override_texts
+from moejax.reproduce.results_folder import RunFacts, read_manifest, write_gallery, write_results
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moejax.reproduce.cell_functions import StudySpec, StudyUnit
+    from moejax.sweep.plan.plan import Plan
+
+RESULTS_FOLDER, RUNS_FOLDER = "results", "runs"
+
+
+def reproduce(
+    names: Sequence[str] = (),
+    *,
+    root: Path = Path(),
+    quick: bool = False,
+    seed: int | None = None,
+    out: Path | None = None,
+    workers: int | None = None,
+    dry_run: bool = False,
+    across_versions: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any]:
+    """Make the figures and tables of the experiments, or of those that are named; what is done is not run again.
+
+    Args:
+        names: of experiments; none: all.
+        root: folder with experiments/ and sweeps/; runs/ and results/ are made there.
+        quick: the small version of each, all of them as one sweep, its programs compiled without optimisation.
+        seed: another seed than the specs', into other folders.
+        out: folder of the results.
+        workers: processes; default: one per core, or one per GPU.
+        dry_run: print the plan; run and write nothing.
+        across_versions: go on although a run folder holds results of another version or source of moejax, or of another JAX.
+        quiet: no progress and no tables.
+        as_json: print the result as JSON.
+
+    Raises:
+        ValueError: a name, a spec, an experiment's figure; OSError: a folder or a store. SystemExit: after
+            Ctrl-C, SIGTERM or SIGHUP.
+    """
+    from moejax.environment import compile_without_optimisation
+    from moejax.sweep.execution.location import Place
+    from moejax.sweep.execution.signals import exit_status, stopped_by_signals
+
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: expected a number of at least 1")
+    root = Path(root)
+    experiments = load_experiments(root, names, quick=quick, seed=seed)
+    place = Place(workers, None, dry_run)
+    place.prepare()
+    if quick and not place.accelerated:
+        compile_without_optimisation()  # nearly all of a quick run's time is compilation
+    session = _Session(root, experiments, quick, seed, out, place, across_versions, quiet or as_json)
+    session.print_plan()
+    result: dict[str, Any] = {"programs": session.num_programs, "experiments": [e.name for e in experiments]}
+    if not dry_run:
+        try:
+            with stopped_by_signals():
+                result |= session.run()
+        except KeyboardInterrupt as stop:
+            command = shlex.join(_canonical_command(names, quick, seed, across_versions))
+            make_notes().print(f"stopped: what has ended is kept; to resume: {command}", soft_wrap=True)
+            raise SystemExit(exit_status(stop)) from None
+    if as_json:
+        print_json(result)
+    return result
+
+
+def _canonical_command(
+    names: Sequence[str], quick: bool, seed: int | None, across_versions: bool = False
+) -> list[str]:
+    options = (["--quick"] if quick else []) + ([] if seed is None else ["--seed", str(seed)])
+    options += ["--across-versions"] if across_versions else []
+    return ["moejax", "reproduce", *names, *options]
+
+
+class _Session:
+    """One call of `reproduce`."""
+
+    def __init__(
+        self,
+        root: Path,
+        experiments: Sequence[Experiment],
+        quick: bool,
+        seed: int | None,
+        out: Path | None,
+        place: Any,
+        across_versions: bool,
+        quiet: bool,
+    ):
+        from moejax.reproduce.cell_functions import read_study, study_units
+        from moejax.sweep.execution.location import ACCELERATOR_VMAP_WIDTH, worker_settings
+        from moejax.sweep.plan.plan import make_plan
+        from moejax.sweep.plan.plugins import run_plugins
+        from moejax.sweep.spec.parse import read_spec
+
+        self.root, self.quick, self.seed, self.place = root, quick, seed, place
+        self.across_versions = across_versions
+        self.quiet = quiet
+        self.tables = make_console(quiet=quiet)
+        self.notes = make_notes(quiet=quiet)
+        self.out = out
+        self.sweeps = [experiment for experiment in experiments if not experiment.is_study]
+        self.studies = [experiment for experiment in experiments if experiment.is_study]
+        self.limits = {
+            "vmap_width": ACCELERATOR_VMAP_WIDTH if place.accelerated else 1,
+            "worker_memory_bytes": place.memory_bytes,
+        }
+        self.plans: dict[str, Plan] = {}
+        for experiment in self.sweeps:
+            spec = read_spec(experiment.spec_path, override_texts(experiment.overrides))
+            self.plans[experiment.name] = make_plan(spec, run_plugins(spec.plugins), **self.limits)
+        self.settings = {name: worker_settings(plan) for name, plan in self.plans.items()}
+        self.study_specs: dict[str, StudySpec] = {}
+        self.units: dict[str, list[StudyUnit]] = {}
+        for experiment in self.studies:
+            spec = read_study(experiment.spec_path, experiment.overrides)
+            self.study_specs[experiment.name] = spec
+            self.units[experiment.name] = study_units(
+                experiment.path,
+                spec,
+                self.folder(experiment),
+                program=experiment.get("PROGRAM", ()),
+                double_precision=experiment.get("PRECISION", "float64") == "float64",
+                settings=_plain_worker_settings(),
+            )
+
+    def folder(self, experiment: Experiment) -> Path:
+        """The run folder."""
+        tag = "" if self.seed is None else f"seed-{self.seed}"
+        return self.root / RUNS_FOLDER / tag / experiment.name
+
+    @property
+    def num_programs(self) -> int:
+        """Compiled programs, those that experiments share counted once where they run as one."""
+        studies = sum(self._study_programs(experiment) for experiment in self.studies)
+        return studies + sum(
+            len({bucket.static for experiment in group for bucket in self.plans[experiment.name].buckets})
+            for group in self.groups()
+        )
+
+    def _study_programs(self, experiment: Experiment) -> int:
+        """Programs of a study: its units, but those whose cells its `compiles` says compile nothing."""
+        compiles = experiment.get("compiles", lambda cell: True)
+        return sum(any(compiles(dict(cell)) for cell in unit.cells) for unit in self.units[experiment.name])
+
+    def groups(self) -> list[list[Experiment]]:
+        """Sweeps that run as one: with --quick all of them (but those that stop by precision), else each alone."""
+        if not self.quick:
+            return [[experiment] for experiment in self.sweeps]
+        groups: dict[Any, list[Experiment]] = {}
+        for experiment in self.sweeps:
+            spec = self.plans[experiment.name].spec
+            key = spec.seed if spec.precision is None else experiment.name
+            groups.setdefault(key, []).append(experiment)
+        return list(groups.values())
+
+    def print_plan(self) -> None:
+        """Cells, trials and programs of every experiment, and how long the committed results took."""
+        from moejax.console import duration
+
+        seconds = {e.name: self._last_seconds(e) for e in (*self.sweeps, *self.studies)}
+        told = {name: duration(value) if value else "" for name, value in seconds.items()}
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("experiment", "cells", "trials", "programs", "not shared", "last full run"):
+            table.add_column(name, justify="left" if name == "experiment" else "right", no_wrap=True)
+        seen: set[Any] = set()
+        for experiment in self.sweeps:
+            plan = self.plans[experiment.name]
+            mine = {bucket.static for bucket in plan.buckets}
+            table.add_row(
+                experiment.name,
+                f"{len(plan.cells):,}",
+                f"{plan.most_trials:,}",
+                f"{len(mine)}",
+                f"{len(mine - seen)}",
+                told[experiment.name],
+            )
+            seen |= mine if self.quick else set()
+        for experiment in self.studies:
+            count = self._study_programs(experiment)
+            cells = len(self.study_specs[experiment.name].cells)
+            table.add_row(experiment.name, f"{cells:,}", "", f"{count}", f"{count}", told[experiment.name])
+        self.tables.print(table)
+        self.tables.print(f"{self.num_programs} programs to compile on {self.place.description}")
+        if len(seconds) > 1 and all(seconds.values()):
+            self.tables.print(f"last full runs together: {duration(sum(seconds.values()))}")
+
+    def _last_seconds(self, experiment: Experiment) -> float:
+        """Wall time of the committed full run; 0 where there is none."""
+        manifest = read_manifest(self.root / RESULTS_FOLDER / experiment.name)
+        return 0.0 if manifest is None or manifest.get("quick") else manifest.get("wall_seconds", 0.0)
+
+    def run(self) -> dict[str, Any]:
+        """Run everything, write everything; failures of single experiments are told at the end."""
+        from moejax.console import duration
+        from moejax.sweep.execution.joint import KeptExecutor
+        from moejax.sweep.execution.worker import compilations_so_far
+
+        started, compiled_before = time.monotonic(), compilations_so_far()[0]
+        folder, failures = self._results_folder(), []
+        start = self.place.executor_factory(max(self.num_programs, 1), _plain_worker_settings())
+        executor = KeptExecutor(start)
+        compilations, written = 0, []
+
+        def finish(experiment: Experiment, table: pd.DataFrame, facts: RunFacts) -> None:
+            try:
+                command = shlex.join(_canonical_command([experiment.name], self.quick, self.seed))
+                results = folder / experiment.name
+                write_results(
+                    experiment, table, facts, results, command=command, quick=self.quick, root=self.root
+                )
+                written.append(results)
+                self.notes.print(f"  written: {results}", soft_wrap=True)
+            except Exception as error:  # an experiment's own code may raise anything: the others go on
+                if os.environ.get("MOEJAX_TRACEBACK"):
+                    raise
+                failures.append(f"{experiment.name}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+        try:
+            for group in self.groups():
+                names = ", ".join(experiment.name for experiment in group)
+                self.notes.print(names, soft_wrap=True)
+                summary = self._run_group(group, executor)
+                compilations += summary.compilations
+                self.notes.print(
+                    f"  {summary.trials_run:,} trials run, {summary.trials_reused:,} reused, "
+                    f"{summary.compilations} compilations, {duration(summary.wall_seconds)}"
+                )
+                for experiment in group:
+                    finish(experiment, *self._sweep_rows(experiment))
+            for experiment in self.studies:
+                self.notes.print(experiment.name)
+                table, facts = self._study_rows(experiment, executor)
+                compilations += facts.compilations
+                finish(experiment, table, facts)
+        finally:
+            executor.end()
+        if self.place.workers > 1:  # else this process is the worker, and its compilations are counted
+            compilations += compilations_so_far()[0] - compiled_before
+        write_gallery(folder, load_experiments(self.root, quick=self.quick))
+        seconds = time.monotonic() - started
+        self.tables.print(
+            f"{len(written)} experiments in {duration(seconds)}, {compilations} compilations; "
+            f"figures and tables in {folder}",
+            soft_wrap=True,
+        )
+        if failures:
+            raise ValueError("; ".join(failures))
+        return {"results": str(folder), "seconds": seconds, "compilations": compilations}
+
+    def _run_group(self, group: Sequence[Experiment], executor: Any) -> Any:
+        from moejax.sweep.execution.joint import Part, run_together
+        from moejax.sweep.plan.joint import join_plans
+        from moejax.sweep.report.progress import sweep_progress
+
+        plans = [self.plans[experiment.name] for experiment in group]
+        joint = join_plans(plans, **self.limits)
+        parts = [
+            Part(
+                self.plans[experiment.name],
+                self.folder(experiment),
+                experiment.spec_path,
+                override_texts(experiment.overrides),
+                self.across_versions,
+            )
+            for experiment in group
+        ]
+        settings = dataclasses.replace(self.settings[group[0].name], plugins=joint.plan.plugins)
+        with sweep_progress(self.notes, self.quiet) as progress:
+            return run_together(parts, joint, executor, settings, progress, self.place.description)
+
+    def _sweep_rows(self, experiment: Experiment) -> tuple[pd.DataFrame, RunFacts]:
+        from moejax.sweep.store.read import load, load_chunks, load_runs
+
+        folder = self.folder(experiment)
+        table = load(folder, seconds=bool(experiment.get("SECONDS", False)), result_hash=True)
+        wanted = table["trial"] < self.plans[experiment.name].spec.most_trials
+        table = table[wanted].reset_index(drop=True)  # a larger run of the same cells may have left more
+        extend = experiment.get("extend")
+        table = (table if extend is None else extend(table, folder)).drop(columns="result_hash")
+        runs = [run for run in load_runs(folder) if run["trials"]]
+        chunks = load_chunks(folder)
+        return table, RunFacts(
+            spec_json=self.plans[experiment.name].spec.to_json(),
+            runs=[{name: run[name] for name in ("git", "trials", "xla_flags")} for run in runs],
+            started=runs[0]["started"] if runs else time.time(),
+            wall_seconds=sum(run["wall_seconds"] or 0.0 for run in runs),
+            worker_seconds=float(chunks["wall_seconds"].sum()),
+            compile_seconds=float(chunks["compile_seconds"].sum()),
+            compilations=int(chunks["compilations"].sum()),
+            precision=runs[-1]["precision"] if runs else "",
+            workers=self.place.description,
+        )
+
+    def _study_rows(self, experiment: Experiment, executor: Any) -> tuple[pd.DataFrame, RunFacts]:
+        from moejax.environment import git_state
+        from moejax.reproduce.cell_functions import run_study
+
+        started = time.monotonic()
+        run = run_study(
+            self.units[experiment.name],
+            executor,
+            lambda line: self.notes.print(f"  {line}"),
+            self.across_versions,
+        )
+        extend = experiment.get("extend")
+        table = run.table if extend is None else extend(run.table, self.folder(experiment))
+        return table, RunFacts(
+            spec_json=self.study_specs[experiment.name].to_json(),
+            runs=[
+                {
+                    "git": git_state(Path(__file__).parent),
+                    "trials": len(run.table),
+                    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+                }
+            ],
+            started=run.started,
+            # of a study that was resumed, no less than its workers took
+            wall_seconds=max(time.monotonic() - started, run.worker_seconds / self.place.workers),
+            worker_seconds=run.worker_seconds,
+            compile_seconds=run.compile_seconds,
+            compilations=run.compilations,
+            precision=experiment.get("PRECISION", "float64"),
+            workers=self.place.description,
+        )
+
+    def _results_folder(self) -> Path:
+        """Where results go: a quick run, or one of another seed, never replaces a full run's."""
+        if self.out is not None:
+            return Path(self.out)
+        if self.seed is not None:
+            return self.root / RUNS_FOLDER / f"seed-{self.seed}" / RESULTS_FOLDER
+        folder = self.root / RESULTS_FOLDER
+        manifests = [read_manifest(folder / experiment.name) for experiment in self.sweeps + self.studies]
+        if self.quick and any(manifest is not None and not manifest.get("quick") for manifest in manifests):
+            return self.root / RUNS_FOLDER / "quick" / RESULTS_FOLDER
+        return folder
+
+
+def _plain_worker_settings() -> Any:
+    import jax
+
+    from moejax.sweep.plan.chunks import WorkerSettings
+
+    return WorkerSettings(
+        enable_x64=bool(jax.config.values["jax_enable_x64"]),
+        compilation_cache_dir=jax.config.values["jax_compilation_cache_dir"],
+    )

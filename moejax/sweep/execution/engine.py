@@ -1,0 +1,304 @@
+"""The coordinator's loop: hand out chunks, commit what comes back, isolate what fails, stop precise cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from moejax.environment import out_of_memory
+from moejax.sweep import trial as core
+from moejax.sweep.execution.executors import Executor, Outcome
+from moejax.sweep.execution.signals import raise_if_stopped
+from moejax.sweep.execution.work_queue import Chunk, FailedTrials, GivenUp, WorkQueue
+from moejax.sweep.plan.chunks import RAISED, WORKER_DIED, ChunkCell, ChunkResult, ChunkTask, WorkerSettings
+from moejax.sweep.plan.plan import Plan
+from moejax.sweep.store.store import COMMIT_SECONDS, Store
+
+
+class Progress(Protocol):
+    """What the engine tells of its progress."""
+
+    def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
+        """Counts so far; `known` grows when cells ask for more trials."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Something worth a line: a worker died, trials failed."""
+        ...
+
+
+@dataclasses.dataclass
+class RunSummary:
+    """What one run of the engine did."""
+
+    trials_run: int = 0
+    trials_reused: int = 0
+    wall_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compilations: int = 0
+    execute_seconds: float = 0.0
+    padded_trials: int = 0
+    """Trials that only filled the last chunk of a bucket."""
+    failures: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Reasons of the trials of this run that are not ok."""
+    not_tried: int = 0
+    """Trials of programs that never worked."""
+    trials_broken: int = 0
+    """Trials of this run that raised, whose worker died, or whose cell could not be prepared: they have no result."""
+    broken_before: int = 0
+    """Such trials among those that were there already."""
+
+    @property
+    def nothing_worked(self) -> bool:
+        """Whether no trial that the spec asks for has a result."""
+        total = self.trials_run + self.trials_reused
+        return total > 0 and self.trials_broken + self.broken_before == total
+
+
+class Engine:
+    """Runs a plan against a store with an executor."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        start_executor: Callable[[], Executor],
+        settings: WorkerSettings,
+        progress: Progress,
+    ):
+        """`start_executor` is called once, and only if there is something to run."""
+        self._plan = plan
+        self._store = store
+        self._start_executor = start_executor
+        self._settings = settings
+        self._progress = progress
+        self._queue = WorkQueue(plan)
+        self._running: dict[int, tuple[str, Chunk, int]] = {}
+        """By ticket: worker, chunk, and trials side by side."""
+        self._workers: set[str] = set()
+        self._ticket = 0
+        self._work_done = self._work_known = 0.0
+        self._trials_known = 0
+        self._targets = [0] * len(plan.cells)
+        self._left = [0] * len(plan.cells)
+        """Trials of each cell that are queued or running."""
+        self._values: dict[int, dict[int, float]] = {}
+        """With [precision]: plan position -> trial -> value of the target metric."""
+        self.summary = RunSummary()
+
+    def run(self) -> RunSummary:
+        """Run until every cell has the trials it needs.
+
+        Raises:
+            StoreError: the store failed; ClusterError: the cluster is lost; KeyboardInterrupt. In each
+                case what
+                has ended is committed as far as the store allows, and the same command resumes.
+        """
+        self._fill()
+        self._tell()
+        if not len(self._queue):
+            return self.summary
+        executor = self._start_executor()
+        started = time.monotonic()
+        try:
+            while True:
+                raise_if_stopped()
+                self._hand_out(executor)
+                if not self._running and not len(self._queue):
+                    break
+                for line in executor.news():
+                    self._progress.note(line)
+                for outcome in executor.wait(COMMIT_SECONDS):
+                    self._settle(outcome)
+                self._store.commit_if_due()
+                self._tell()
+        finally:
+            self.summary.wall_seconds = time.monotonic() - started
+            try:
+                self._store.commit()
+            finally:
+                executor.close()
+        return self.summary
+
+    def _fill(self) -> None:
+        """Queue what is missing, from committed rows alone."""
+        rule = self._plan.spec.precision
+        if rule is not None:
+            self._values = self._store.metric_values(rule.metric)
+        done, broken = self._store.done_trials(), self._store.broken_trials()
+        for position in range(len(self._plan.cells)):
+            have = done.get(position, set())
+            if rule is None:
+                self._raise_target(position, self._plan.spec.first_target, have)
+            else:
+                self._values.setdefault(position, {})
+                self._judge(position, have)
+            reused = self._targets[position] - self._left[position]
+            self.summary.trials_reused += reused
+            self.summary.broken_before += sum(
+                trial < self._targets[position] for trial in broken.get(position, ())
+            )
+            self._work_done += reused * self._work(position)
+
+    def _work(self, position: int) -> float:
+        return self._plan.buckets[self._plan.cells[position].bucket].work
+
+    def _raise_target(self, position: int, target: int, have: set[int]) -> None:
+        before = self._targets[position]
+        self._targets[position] = target
+        self._trials_known += target - before
+        self._work_known += (target - before) * self._work(position)
+        missing = (trial for trial in range(before, target) if trial not in have)
+        count = target - before - sum(before <= trial < target for trial in have)
+        self._queue.add(position, missing, count)
+        self._left[position] += count
+
+    def _judge(self, position: int, have: set[int]) -> None:
+        """Look by look, give a cell more trials, until it is precise, at its maximum, or has some to run."""
+        rule = self._plan.spec.precision
+        if rule is None:
+            return
+        values = self._values[position]
+        while self._left[position] == 0:
+            first = np.array([values.get(trial, math.nan) for trial in range(self._targets[position])])
+            target, _ = rule.target_after(first)
+            if target <= self._targets[position]:
+                return
+            self._raise_target(position, target, have)
+
+    def _hand_out(self, executor: Executor) -> None:
+        loads: dict[str, list[Chunk]] = {worker: [] for worker in executor.workers()}
+        for worker in self._workers - set(loads):
+            self._queue.forget_worker(worker)
+        self._workers = set(loads)
+        for worker, chunk, _ in self._running.values():
+            if worker in loads:
+                loads[worker].append(chunk)
+        for slot in range(executor.slots):  # every worker's first chunk before anyone's second
+            for worker, chunks in loads.items():
+                if len(chunks) > slot or any(chunk.suspect for chunk in chunks):
+                    continue
+                chunk = self._queue.take(worker, idle=not chunks)
+                if chunk is not None:
+                    chunks.append(chunk)
+                    executor.submit(worker, *self._task(worker, chunk))
+
+    def _task(self, worker: str, chunk: Chunk) -> tuple[int, ChunkTask]:
+        """A new ticket, and the chunk as it is sent."""
+        bucket = self._plan.buckets[chunk.bucket]
+        positions = list(dict.fromkeys(position for position, _ in chunk.trials))
+        cells = [self._plan.cells[position] for position in positions]
+        task = ChunkTask(
+            cells=tuple(ChunkCell(cell.data, cell.algorithm, cell.data_hash) for cell in cells),
+            cell_of=tuple(positions.index(position) for position, _ in chunk.trials),
+            trial_of=tuple(trial for _, trial in chunk.trials),
+            seed=self._plan.spec.seed,
+            padded_num_samples=bucket.static.padded_num_samples,
+            size=bucket.chunk_size,
+            vmap_width=bucket.vmap_width,
+            settings=self._settings,
+        )
+        self._ticket += 1
+        self._running[self._ticket] = (worker, chunk, bucket.vmap_width)
+        return self._ticket, task
+
+    def _settle(self, outcome: Outcome) -> None:
+        worker, chunk, width = self._running.pop(outcome.ticket)
+        if outcome.result is not None:
+            result = outcome.result
+            self._queue.succeeded(chunk, result.wall_seconds, result.compile_seconds)
+            self.summary.compile_seconds += result.compile_seconds
+            self.summary.compilations += result.compilations
+            self.summary.execute_seconds += result.execute_seconds
+            self.summary.padded_trials += self._plan.buckets[chunk.bucket].chunk_size - len(chunk.trials)
+            self._commit(chunk, result, chunk.attempts + 1)
+            return
+        if out_of_memory(outcome.reason) and width > 1:
+            self._run_narrower(chunk, width)
+            return
+        if outcome.worker_died:
+            self._queue.forget_worker(worker)
+        label = self._plan.buckets[chunk.bucket].label
+        if not chunk.suspect:  # the first failure of a chunk, not every step of its isolation
+            self._progress.note(f"{label}: {outcome.reason}; its chunk is run again in parts")
+        status = WORKER_DIED if outcome.worker_died else RAISED
+        failed, given_up = self._queue.failed(chunk, status, outcome.reason, outcome.worker_died)
+        if failed is not None:
+            if outcome.worker_died:
+                self._progress.note(f"{label}: {failed.reason}: {len(failed.chunk.trials)} failed")
+            self._commit(failed.chunk, _failed_result(failed), failed.chunk.attempts)
+        if given_up is not None:
+            self._give_up(given_up)
+
+    def _run_narrower(self, chunk: Chunk, width: int) -> None:
+        """Run a chunk again that was too large for the device's memory, with half as many trials side by side."""
+        bucket = self._plan.buckets[chunk.bucket]
+        if bucket.vmap_width >= width:  # else another chunk has found it out before
+            bucket.vmap_width = width // 2
+            self._progress.note(
+                f"{bucket.label}: memory ran out with {width} trials side by side; on with {bucket.vmap_width}"
+            )
+        self._queue.again(chunk)
+
+    def _give_up(self, given_up: GivenUp) -> None:
+        """Count what is left of a program that never worked; the same command tries it again."""
+        bucket = self._plan.buckets[given_up.bucket]
+        self.summary.not_tried += given_up.trials
+        self._trials_known -= given_up.trials
+        self._work_known -= given_up.trials * bucket.work
+        self._progress.note(
+            f"{bucket.label}: given up, {given_up.trials:,} trials not tried: {given_up.reason}"
+        )
+
+    def _commit(self, chunk: Chunk, result: ChunkResult, attempts: int) -> None:
+        bucket = self._plan.buckets[chunk.bucket]
+        self._store.add_chunk(
+            bucket.label, chunk.trials, result, attempts, bucket.chunk_size, bucket.vmap_width
+        )
+        self.summary.trials_run += len(chunk.trials)
+        self._work_done += len(chunk.trials) * bucket.work
+        for index, status in enumerate(result.status.tolist()):
+            self.summary.trials_broken += status < 0
+            if status:
+                self.summary.failures[
+                    result.reasons.get(index) or core.STATUS_REASONS.get(status, str(status))
+                ] += 1
+        rule = self._plan.spec.precision
+        touched = set()
+        for index, (position, trial) in enumerate(chunk.trials):
+            self._left[position] -= 1
+            touched.add(position)
+            if rule is not None:
+                self._values[position][trial] = float(result.metrics[rule.metric][index])
+        for position in touched:
+            if rule is not None and self._left[position] == 0:
+                self._judge(position, set(self._values[position]))
+
+    def _tell(self) -> None:
+        done = self.summary.trials_run + self.summary.trials_reused
+        self._progress.update(done, self._trials_known, self._work_done, self._work_known)
+
+
+def _failed_result(failed: FailedTrials) -> ChunkResult:
+    """Rows for trials that could not be run."""
+    trials = len(failed.chunk.trials)
+    return ChunkResult(
+        metrics={name: np.full(trials, np.nan) for name in core.metric_names()},
+        status=np.full(trials, failed.status),
+        reasons=dict.fromkeys(range(trials), failed.reason),
+        arrays={},
+        started=time.time(),
+        wall_seconds=0.0,
+        compile_seconds=0.0,
+        compilations=0,
+        execute_seconds=0.0,
+        host="",
+        process=0,
+        device="",
+    )

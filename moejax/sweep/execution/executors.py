@@ -1,0 +1,87 @@
+"""Where chunks run: in this process, or on the workers of a Dask cluster (`dask_executor`).
+
+An executor takes one chunk per slot of a worker and hands back outcomes as they come; the policy (what
+runs where, retries, isolation) is the engine's, the supervision of processes is Dask's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from moejax.checks import describe
+from moejax.sweep.execution.worker import run_chunk
+
+
+class ClusterError(OSError):
+    """A cluster that cannot be used or was lost; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a submitted chunk ended: a result, or the reason why there is none."""
+
+    ticket: int
+    result: Any | None
+    """A `ChunkResult` of `run_chunk`."""
+    reason: str = ""
+    worker_died: bool = False
+
+
+class Executor(Protocol):
+    """What the engine needs of a place to run chunks."""
+
+    slots: int
+    """Chunks that a worker may hold: the running one, and those that wait behind it."""
+
+    def workers(self) -> list[str]:
+        """Names of the workers that are alive."""
+        ...
+
+    def news(self) -> list[str]:
+        """Lines worth telling since the last call, such as what is waited for."""
+        ...
+
+    def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
+        """Start a chunk on a worker: `run(task)`."""
+        ...
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Outcomes since the last call; waits for the first of them, at most this long."""
+        ...
+
+    def close(self) -> None:
+        """End what is still running, and the workers that were started for it."""
+        ...
+
+
+class InProcessExecutor:
+    """Runs each chunk in this process, at the time it is waited for."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._submitted: list[tuple[int, Any, Callable[[Any], Any]]] = []
+
+    def workers(self) -> list[str]:
+        return ["this process"]
+
+    def news(self) -> list[str]:
+        return []
+
+    def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
+        self._submitted.append((ticket, task, run))
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        outcomes = []
+        while self._submitted:
+            ticket, task, run = self._submitted.pop(0)
+            try:
+                outcomes.append(Outcome(ticket, run(task)))
+            except Exception as error:  # any trial may raise anything: it is the engine's to isolate
+                outcomes.append(Outcome(ticket, None, describe(error)))
+        return outcomes
+
+    def close(self) -> None:
+        self._submitted.clear()

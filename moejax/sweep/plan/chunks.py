@@ -1,0 +1,78 @@
+"""The messages between the coordinator and its workers. They are pickled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from moejax.sweep import trial as core
+from moejax.sweep.plan.plugins import Plugin
+
+RAISED = -1
+"""Status of a trial whose chunk raised until the trial was alone (the core's own codes are not negative)."""
+WORKER_DIED = -2
+"""Status of a trial whose worker died each time it ran."""
+NOT_PREPARED = -3
+"""Status of a trial whose cell the core refused to prepare, such as an activation without a usable order."""
+ENGINE_STATUS_REASONS = {
+    RAISED: "the trial raised",
+    WORKER_DIED: "the worker died while it ran the trial",
+    NOT_PREPARED: "the cell cannot be prepared",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerSettings:
+    """What must be alike in every process that runs trials."""
+
+    enable_x64: bool
+    compilation_cache_dir: str | None
+    plugins: tuple[Plugin, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkCell:
+    """A cell of a chunk, as it is sent."""
+
+    data: core.DataSettings
+    algorithm: core.AlgorithmSettings
+    data_hash: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkTask:
+    """Trials of one bucket; `cell_of` and `trial_of` are (m,) m <= size, the compiled number of trials."""
+
+    cells: tuple[ChunkCell, ...]
+    cell_of: tuple[int, ...]
+    trial_of: tuple[int, ...]
+    seed: int
+    padded_num_samples: int
+    size: int
+    vmap_width: int
+    settings: WorkerSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkResult:
+    """Numbers of the m trials of a chunk, and how they were made."""
+
+    metrics: dict[str, np.ndarray]
+    """(m,) float arrays by column; NaN where a trial failed."""
+    status: np.ndarray
+    """(m,) int: 0 is ok, the core's codes are positive, the engine's negative."""
+    reasons: dict[int, str]
+    """Position in the chunk -> reason, where the status code alone does not say it."""
+    arrays: dict[str, np.ndarray]
+    """Recorded extras, such as histories: (m, ...)."""
+    started: float
+    """Unix time, seconds."""
+    wall_seconds: float
+    compile_seconds: float
+    compilations: int
+    execute_seconds: float
+    """Wall time inside the compiled program, compilation apart."""
+    host: str
+    process: int
+    device: str

@@ -1,0 +1,248 @@
+"""From a spec to cells, buckets and chunks. Nothing is compiled, and no device is touched.
+
+A cell is one combination of field values and a method. Cells of one static shape share a bucket: one compiled
+program. A chunk is a fixed number of trials of one bucket, the unit of work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moejax.methods.method import method_names
+from moejax.registry import nearest
+from moejax.sweep import trial as core
+from moejax.sweep.plan.identity import data_hash, result_hash
+from moejax.sweep.plan.plugins import Plugin, plugins_digest
+from moejax.sweep.spec.fields import ALGORITHM_FIELDS, DATA_FIELDS, FIELDS, METHOD_FIELD, show
+from moejax.sweep.spec.parse import Spec
+from moejax.sweep.spec.positions import SpecError
+
+WORK_PER_CHUNK = 2**20
+"""A chunk holds about this many samples of the size d=10, k=3: a second of work on one core, so that dispatch and commits
+cost little, little is lost at a kill, and no worker is left alone with the last chunk for long."""
+REFERENCE_SIZE = 10 * 3
+MAX_CHUNK = 64
+MEMORY_SHARE = 0.5
+"""Share of a worker's memory that the trials of a chunk may plan to use; the estimate is only an estimate."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination of field values and a method."""
+
+    data: core.DataSettings
+    algorithm: core.AlgorithmSettings
+    data_hash: str
+    result_hash: str
+    bucket: int
+
+    def fields(self) -> dict[str, Any]:
+        """All fields and the method, by name: the cell's columns of the table."""
+        return {
+            **{name: getattr(self.data, name) for name in DATA_FIELDS},
+            METHOD_FIELD: self.algorithm.method,
+            **{name: getattr(self.algorithm, name) for name in ALGORITHM_FIELDS},
+        }
+
+
+@dataclasses.dataclass
+class Bucket:
+    """Cells that share one compiled program."""
+
+    index: int
+    static: Any
+    """The core's TrialSpec."""
+    label: str
+    work: float
+    """Size of a trial, in samples of the size d=10, k=3 from one start: for chunks, and for estimates of time."""
+    memory_bytes: int
+    """Working memory of one trial."""
+    cells: list[int]
+    chunk_size: int = 0
+    """Trials in a chunk: the compiled shape."""
+    vmap_width: int = 1
+    """Trials of a chunk that run side by side."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Working memory of a running chunk."""
+        return self.memory_bytes * self.vmap_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that will run, before anything runs."""
+
+    spec: Spec
+    cells: list[Cell]
+    buckets: list[Bucket]
+    duplicates: int
+    """Cells left out because an equal one is there."""
+    plugins: tuple[Plugin, ...]
+
+    @property
+    def first_trials(self) -> int:
+        """Trials that are certain to be wanted."""
+        return len(self.cells) * self.spec.first_target
+
+    @property
+    def most_trials(self) -> int:
+        """Trials if no cell stops early."""
+        return len(self.cells) * self.spec.most_trials
+
+    def chunks_of(self, bucket: Bucket) -> int:
+        """Chunks of a bucket in the first round."""
+        return math.ceil(len(bucket.cells) * self.spec.first_target / bucket.chunk_size)
+
+
+def make_plan(
+    spec: Spec,
+    plugins: Sequence[Plugin] = (),
+    *,
+    vmap_width: int = 1,
+    worker_memory_bytes: int | None = None,
+) -> Plan:
+    """Expand a spec into cells, drop equal ones, and group them into buckets.
+
+    Args:
+        spec: the checked spec.
+        plugins: plugins that have been run in this process.
+        vmap_width: trials that may run side by side; made smaller where memory is short.
+        worker_memory_bytes: memory of one worker; None: not limited.
+
+    Raises:
+        SpecError: an impossible cell, named with its place in the spec; or no cell at all.
+    """
+    with _no_garbage_collection():
+        return _make_plan(spec, plugins, vmap_width, worker_memory_bytes)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A plan is many small objects and no garbage: looking for some, again and again, takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _make_plan(
+    spec: Spec, plugins: Sequence[Plugin], vmap_width: int, worker_memory_bytes: int | None
+) -> Plan:
+    digest = plugins_digest(plugins)
+    data_hashes: dict[core.DataSettings, str] = {}
+    algorithms: dict[tuple[Any, ...], core.AlgorithmSettings] = {}
+    bucket_of: dict[Any, int] = {}
+    seen: dict[str, None] = {}
+    cells: list[Cell] = []
+    buckets: list[Bucket] = []
+    duplicates = 0
+    data_values: tuple[Any, ...] | None = None
+    for values in spec.settings():
+        if data_values is None:  # every cell has values of the same fields
+            data_names = [name for name in DATA_FIELDS if name in values]
+            other_names = [name for name in values if name not in DATA_FIELDS]
+        these = tuple([values[name] for name in data_names])
+        if these != data_values:  # methods, the last axis, share data
+            data_values = these
+            data = core.DataSettings(**dict(zip(data_names, these, strict=True)))
+            hashed = data_hashes.get(data)
+            if hashed is None:
+                hashed = data_hashes[data] = data_hash(data)
+        chosen = tuple([(name, values[name]) for name in other_names])
+        algorithm = algorithms.get(chosen)
+        if algorithm is None:
+            algorithm = algorithms[chosen] = core.AlgorithmSettings(**dict(chosen))
+        key = result_hash(hashed, algorithm, spec.seed, digest)
+        if key in seen:
+            duplicates += 1
+            continue
+        seen[key] = None
+        try:
+            core.check_settings(data, algorithm)
+            static = core.static_spec(data, algorithm, spec.padded_size(data.num_samples))
+        except ValueError as error:
+            raise _impossible(spec, values, str(error)) from None
+        index = bucket_of.get(static)
+        if index is None:
+            index = bucket_of[static] = len(buckets)
+            buckets.append(_new_bucket(index, static, data, algorithm))
+        buckets[index].cells.append(len(cells))
+        cells.append(Cell(data, algorithm, hashed, key, index))
+    known = dict.fromkeys((*spec.methods, *method_names()))
+    for index, condition in enumerate(spec.excludes):
+        for name in condition.get(METHOD_FIELD, ()):
+            if name not in known:
+                message = f"{show(name)} is no method; {nearest(name, known)}"
+                raise spec.places.error(message, "exclude", METHOD_FIELD, index)
+    if not cells:
+        raise spec.places.error("every cell is excluded: nothing to run", "exclude")
+    _label_apart(buckets)
+    for bucket in buckets:
+        wanted = len(bucket.cells) * spec.first_target
+        set_chunk_size(bucket, wanted, vmap_width, worker_memory_bytes)
+    return Plan(spec, cells, buckets, duplicates, tuple(plugins))
+
+
+def set_chunk_size(bucket: Bucket, trials: int, vmap_width: int, worker_memory_bytes: int | None) -> None:
+    """Choose a bucket's vmap width and chunk size.
+
+    The trials planned for the bucket are split evenly into chunks no larger than the work and memory
+    limits allow, so that little of the last, padded chunk is wasted. The choice depends on the plan alone,
+    never on what is already done: a resume compiles no new shape.
+    """
+    width = vmap_width
+    if worker_memory_bytes is not None:
+        fitting = int(worker_memory_bytes * MEMORY_SHARE // max(bucket.memory_bytes, 1))
+        width = max(1, min(width, fitting))
+    most = max(width, min(MAX_CHUNK, int(WORK_PER_CHUNK / bucket.work) * width), 1)
+    even = math.ceil(trials / math.ceil(trials / most))
+    bucket.vmap_width = min(width, even)
+    bucket.chunk_size = math.ceil(even / bucket.vmap_width) * bucket.vmap_width
+
+
+def _new_bucket(
+    index: int, static: Any, data: core.DataSettings, algorithm: core.AlgorithmSettings
+) -> Bucket:
+    samples = static.padded_num_samples
+    size = data.dim * (algorithm.fit_num_experts or data.num_experts) * (algorithm.num_starts or 1)
+    label = f"{algorithm.method} {data.activation} d={data.dim} k={data.num_experts} n<={samples}"
+    return Bucket(
+        index=index,
+        static=static,
+        label=label,
+        work=samples * max(size / REFERENCE_SIZE, 1.0),
+        memory_bytes=int(core.trial_memory_bytes(static)),
+        cells=[],
+    )
+
+
+def _label_apart(buckets: Sequence[Bucket]) -> None:
+    """Number the labels that several buckets share."""
+    counts: dict[str, int] = {}
+    for bucket in buckets:
+        label = bucket.label
+        counts[label] = counts.get(label, 0) + 1
+        if counts[label] > 1:
+            bucket.label = f"{label} ({counts[label]})"
+
+
+def _impossible(spec: Spec, values: Mapping[str, Any], message: str) -> SpecError:
+    """The error for an impossible cell: the core's message, with the place and the cell's swept fields."""
+    field = message.partition(":")[0].strip()
+    known = field in FIELDS or field == METHOD_FIELD
+    key = "methods" if field == METHOD_FIELD else field if known else ""
+    table, index = spec.place_of(key) if known else ("", 0)
+    text = message.partition(":")[2].strip() if known else message
+    swept = [name for name in (*spec.swept, METHOD_FIELD) if name in values and name != field]
+    cell = ", ".join(f"{name} = {show(values[name])}" for name in swept)
+    where = f" (in the cell {cell}; [[exclude]] can leave it out)" if len(swept) > 1 else ""
+    return spec.places.error(text + where, table, key, index)

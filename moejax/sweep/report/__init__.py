@@ -1,0 +1,3 @@
+"""Estimates, tables, figures and the report page of a sweep."""
+
+__all__ = ["axes", "figures", "page", "pictures", "progress", "status", "summary", "terminal"]

@@ -1,0 +1,140 @@
+"""Axes, labels and colours of figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from moejax.sweep.spec.fields import SHORT, show
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness; markers differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HEAT_MAP = "cividis"
+LEGEND_ENTRY_INCHES = 1.5
+LOG_RANGE = 15.0
+"""An axis whose values span more than this factor is logarithmic."""
+
+LABELS = {
+    "num_samples": "number of samples n",
+    "dim": "dimension d",
+    "num_experts": "number of experts k",
+    "noise_std": "noise standard deviation σ",
+    "gating_norm": "norm of the gates ‖w‖",
+    "gating_angle": "angle of gates to experts' span (degrees)",
+    "expert_correlation": "cosine between experts",
+    "expert_norms": "norms of the experts",
+    "activation": "activation g",
+    "input_distribution": "distribution of x",
+}
+QUANTITIES = {
+    "recovery_error": "recovery error 1 − min cos",
+    "gating_error": "relative error of the gates",
+    "success_rate": "success rate (error < 0.02)",
+}
+
+
+def _new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    width = min(max(3.0 * columns + 1.0, 6.4), 16.0)
+    figure = Figure(figsize=(width, max(2.7 * rows + 1.1, 4.0)), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+
+
+def _legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> None:
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=COLOURS[n % len(COLOURS)],
+            marker=MARKERS[n % len(MARKERS)],
+            markersize=5,
+            label=method,
+        )
+        for n, method in enumerate(methods)
+    ]
+    if slope:
+        handles.append(Line2D([], [], color="#777777", linestyle="--", linewidth=1, label="slope 1/n"))
+    if hollow:
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="#444444",
+                marker="o",
+                markerfacecolor="white",
+                linestyle="none",
+                label="some trials not ok",
+            )
+        )
+    most = max(1, int(figure.get_figwidth() / LEGEND_ENTRY_INCHES))
+    columns = -(-len(handles) // -(-len(handles) // most))  # rows of about equal length
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=10)
+
+
+def _x_axis(axis: Axes, values: pd.Series, name: str, categories: list[Any] | None) -> None:
+    if categories is not None:
+        axis.set_xticks(
+            range(len(categories)), [_number(value) for value in categories], rotation=30, ha="right"
+        )
+        return
+    numbers = sorted(set(values))
+    if _is_logarithmic(values, name):
+        axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(_thinned(numbers)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+
+
+def _is_logarithmic(values: pd.Series, name: str) -> bool:
+    least, most = min(values), max(values)
+    return least > 0 and (name == "num_samples" or most / least > LOG_RANGE)
+
+
+def _thinned(numbers: list[float], most: int = 6) -> list[float]:
+    step = -(-len(numbers) // most)
+    return numbers[::step]
+
+
+def _offsets(values: pd.Series, categories: list[Any], number: int, methods: list[str]) -> np.ndarray:
+    """Places of a method's points beside those of the other methods."""
+    shift = (number - (len(methods) - 1) / 2) * 0.6 / max(len(methods), 1)
+    return np.array([categories.index(value) + shift for value in values])
+
+
+def _where(table: pd.DataFrame, name: str | None, value: Any) -> pd.DataFrame:
+    if name is None:
+        return table
+    return table[table[name].map(lambda cell: cell == value or cell is value)]
+
+
+def _values(column: pd.Series) -> list[Any]:
+    """Distinct values: numbers sorted, the rest in the spec's order; None where pandas says NaN."""
+    distinct = list(dict.fromkeys(column))
+    return sorted(distinct) if _is_numeric(column) else distinct
+
+
+def _is_numeric(column: pd.Series) -> bool:
+    return bool(
+        column.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all()
+    )
+
+
+def _number(value: Any) -> str:
+    """A tick label: 10000 as 10k, 0.1 as 0.1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return value if isinstance(value, str) else show(value)
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
+
+
+def _panel_title(name: str, value: Any) -> str:
+    return f"{SHORT.get(name, name)} = {_number(value)}"

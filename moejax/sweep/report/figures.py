@@ -1,0 +1,315 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""Figures chosen by what was swept: lines along one axis, heatmaps over two, panels for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from moejax.sweep.report.axes import (
+    COLOURS,
+    HEAT_MAP,
+    LABELS,
+    MARKERS,
+    QUANTITIES,
+    _is_logarithmic,
+    _is_numeric,
+    _legend,
+    _new_figure,
+    _number,
+    _offsets,
+    _panel_title,
+    _values,
+    _where,
+    _x_axis,
+)
+from moejax.sweep.report.pictures import save_picture
+from moejax.sweep.report.summary import SUCCESS_METRIC, swept_fields
+from moejax.sweep.spec.fields import METHOD_FIELD, show
+
+MAX_FIGURES = 4
+MAX_PANELS = 6
+"""Values of an axis that are given panels of their own in one direction."""
+DODGE = 1.03
+"""Factor between the methods' places on a logarithmic axis."""
+PREFERRED_AXES = (
+    "num_samples",
+    "noise_std",
+    "dim",
+    "num_experts",
+    "gating_norm",
+    "gating_angle",
+    "expert_correlation",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedFigure:
+    """A figure, its file name (no ending) and one sentence that says what it shows."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def make_figures(summary: pd.DataFrame) -> list[NamedFigure]:
+    """Figures of recovery error and success rate; the first is the main one. Empty: nothing to draw."""
+    table = summary[summary["metric"] == SUCCESS_METRIC]
+    if table.empty or not np.isfinite(table["median"]).any():
+        return []
+    axes = swept_fields(table)
+    numeric = [name for name in axes if _is_numeric(table[name])]
+    numeric.sort(
+        key=lambda name: PREFERRED_AXES.index(name) if name in PREFERRED_AXES else len(PREFERRED_AXES)
+    )
+    figures: list[NamedFigure] = []
+    if len(numeric) == 2 and all(table[name].nunique() >= 3 for name in numeric):
+        for quantity in ("success_rate", SUCCESS_METRIC):
+            figures += _split(table, [n for n in axes if n not in numeric], 1, quantity, "heatmap", numeric)
+    x_name = numeric[0] if numeric else (axes[0] if axes else METHOD_FIELD)
+    rest = [name for name in axes if name != x_name]
+    for quantity in (SUCCESS_METRIC, "success_rate"):
+        figures += _split(table, rest, 2, quantity, "lines", [x_name])
+    return figures
+
+
+def line_figure(
+    summary: pd.DataFrame,
+    x: str,
+    *,
+    columns: str | None = None,
+    rows: str | None = None,
+    quantity: str = SUCCESS_METRIC,
+    title: str = "",
+    wrap: int | None = None,
+) -> Figure:
+    """Medians of a metric, or the success rate, against one field: a line per method, bars of one standard error.
+
+    Args:
+        summary: of `summary.estimates` (or `summary.summarise`, one metric's rows).
+        x: the field along the axis.
+        columns: field of the panels side by side.
+        rows: field of the panels below each other.
+        quantity: the metric, or "success_rate".
+        title: over all panels.
+        wrap: with `columns` alone, how many panels stand side by side before the next row begins.
+    """
+    figure, _ = _lines(summary, [x], [columns, rows], quantity, wrap)
+    if title:
+        figure.legends[0].set_title(title, {"size": 11})
+    return figure
+
+
+def heat_map_figure(
+    summary: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    rows: str | None = None,
+    quantity: str = "success_rate",
+    title: str = "",
+) -> Figure:
+    """A map of two fields for every method side by side; arguments as of `line_figure`."""
+    figure, _ = _heatmaps(summary, [y, x], [rows] if rows else [], quantity)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def write_figures(figures: list[NamedFigure], folder: Path) -> list[Path]:
+    """Write figures as PNG, the first also as figure.png and figure.pdf; returns what was written."""
+    written = []
+    for index, named in enumerate(figures):
+        name = picture_name(figures, index)
+        save_picture(named.figure, folder / name)
+        written.append(folder / name)
+        if index == 0:
+            save_picture(named.figure, folder / "figure.pdf")
+            written.append(folder / "figure.pdf")
+    return written
+
+
+def picture_name(figures: list[NamedFigure], index: int) -> str:
+    """File name of a figure's PNG."""
+    return "figure.png" if index == 0 else f"figure_{figures[index].name}.png"
+
+
+def _split(
+    table: pd.DataFrame, rest: list[str], directions: int, quantity: str, kind: str, axes: list[str]
+) -> list[NamedFigure]:
+    """One figure per combination of the axes that find no place as panels."""
+    rest = sorted(rest, key=lambda name: (_is_numeric(table[name]), table[name].astype(str).nunique()))
+    fitting = [name for name in rest if table[name].astype(str).nunique() <= MAX_PANELS][:directions]
+    outer = [name for name in rest if name not in fitting]
+    combinations = list(itertools.product(*(_values(table[name]) for name in outer)))
+    figures = []
+    for number, combination in enumerate(combinations[:MAX_FIGURES]):
+        chosen = table
+        for name, value in zip(outer, combination, strict=True):
+            chosen = chosen[chosen[name].map(lambda cell, value=value: cell == value or cell is value)]
+        title = ", ".join(f"{name} = {show(value)}" for name, value in zip(outer, combination, strict=True))
+        if len(combinations) > MAX_FIGURES:
+            title += f" ({MAX_FIGURES} of {len(combinations)} combinations are drawn)"
+        if chosen.empty:
+            continue
+        name = f"{quantity}_{kind}" + (f"_{number + 1}" if outer else "")
+        draw = _lines if kind == "lines" else _heatmaps
+        figure, caption = draw(chosen, axes, fitting, quantity)
+        if title:
+            figure.suptitle(title, fontsize=11)
+        figures.append(NamedFigure(name, figure, f"{caption} {title}".strip()))
+    return figures
+
+
+def _lines(
+    table: pd.DataFrame,
+    axes: list[str],
+    panels: Sequence[str | None],
+    quantity: str,
+    wrap: int | None = None,
+) -> tuple[Figure, str]:
+    x_name = axes[0]
+    column_name, row_name = [*panels, None, None][:2]
+    columns = _values(table[column_name]) if column_name else [None]
+    rows = _values(table[row_name]) if row_name else [None]
+    width = min(wrap or len(columns), len(columns))
+    figure, grid = _new_figure(len(rows) * -(-len(columns) // width), width)
+    for place in range(len(columns) if wrap else grid.size, grid.size):
+        grid.flat[place].set_visible(False)
+        grid.flat[place - width].tick_params(labelbottom=True)
+    estimate = quantity if quantity == "success_rate" else "median"
+    methods = list(dict.fromkeys(table[METHOD_FIELD]))
+    logarithmic = estimate == "median" and bool((table[estimate].dropna() > 0).all())
+    categories = None if _is_numeric(table[x_name]) else _values(table[x_name])
+    slope = hollow = False
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        axis: Axes = grid[i + j // width, j % width]
+        here = _where(_where(table, row_name, row), column_name, column)
+        for number, method in enumerate(methods):
+            part = here[(here[METHOD_FIELD] == method) & np.isfinite(here[estimate])]
+            if categories is None:
+                part = part.sort_values(x_name)
+            if part.empty:
+                continue
+            x = (
+                part[x_name].to_numpy()
+                if categories is None
+                else _offsets(part[x_name], categories, number, methods)
+            )
+            if categories is None and _is_logarithmic(table[x_name], x_name):
+                x = x * DODGE ** (number - (len(methods) - 1) / 2)  # equal lines stay visible
+            y, error = part[estimate].to_numpy(), part[f"{estimate}_mcse"].fillna(0).to_numpy()
+            lower = (
+                np.minimum(error, 0.9 * y) if logarithmic else error
+            )  # a bar cannot reach zero on a log axis
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            axis.errorbar(
+                x, y, yerr=[lower, error], color=colour, marker=marker, markersize=5, capsize=2.5,
+                linewidth=1.4,
+                linestyle="-" if categories is None else "none", label=method, zorder=3,
+            )  # fmt: skip
+            failed = part["failed"].to_numpy() > 0
+            if failed.any():
+                hollow = True
+                axis.plot(
+                    x[failed],
+                    y[failed],
+                    marker,
+                    color=colour,
+                    markerfacecolor="white",
+                    markersize=5,
+                    zorder=4,
+                )
+        if logarithmic:
+            axis.set_yscale("log")
+        if quantity == SUCCESS_METRIC and x_name == "num_samples" and logarithmic:
+            slope |= _reference_slope(axis, here, x_name, estimate)
+        if estimate == "success_rate":
+            axis.set_ylim(-0.04, 1.04)
+        _x_axis(axis, table[x_name], x_name, categories)
+        axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
+        if column_name and (i == 0 or wrap):
+            axis.set_title(_panel_title(column_name, column), fontsize=10)
+        if row_name and j == len(columns) - 1:
+            axis.annotate(
+                _panel_title(row_name, row),
+                (1.02, 0.5),
+                xycoords="axes fraction",
+                rotation=-90,
+                va="center",
+                fontsize=10,
+            )
+    figure.supxlabel(LABELS.get(x_name, x_name), fontsize=11)
+    what = f"median {QUANTITIES[quantity]}" if estimate == "median" else QUANTITIES[quantity]
+    figure.supylabel(f"{what} ± MCSE", fontsize=11)
+    _legend(figure, methods, slope, hollow)
+    what = what[0].upper() + what[1:]
+    caption = f"{what} against {LABELS.get(x_name, x_name)}; bars are Monte Carlo standard errors."
+    return figure, caption
+
+
+def _heatmaps(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: str) -> tuple[Figure, str]:
+    y_name, x_name = axes  # the preferred axis, such as n, is drawn upwards
+    methods = list(dict.fromkeys(table[METHOD_FIELD]))
+    row_name = panels[0] if panels else None
+    rows = _values(table[row_name]) if row_name else [None]
+    xs, ys = _values(table[x_name]), _values(table[y_name])
+    figure, grid = _new_figure(len(rows), len(methods))
+    estimate = "median" if quantity == SUCCESS_METRIC else quantity
+    finite = table[estimate].dropna()
+    norm: Normalize = Normalize(0, 1)
+    if quantity == SUCCESS_METRIC:
+        positive = finite[finite > 0]
+        norm = (
+            LogNorm(positive.min(), max(positive.max(), positive.min() * 1.01))
+            if len(positive)
+            else Normalize()
+        )
+    for (i, row), (j, method) in itertools.product(enumerate(rows), enumerate(methods)):
+        axis: Axes = grid[i, j]
+        here = _where(table[table[METHOD_FIELD] == method], row_name, row)
+        image = here.pivot_table(index=y_name, columns=x_name, values=estimate, aggfunc="first")
+        image = image.reindex(index=ys, columns=xs)
+        axis.set_facecolor("#eeeeee")  # a missing cell stays grey
+        axis.pcolormesh(
+            image.to_numpy(dtype=float), cmap=HEAT_MAP, norm=norm, edgecolors="white", linewidth=0.5
+        )
+        axis.set_xticks(np.arange(len(xs)) + 0.5, [_number(x) for x in xs], rotation=45 if len(xs) > 5 else 0)
+        axis.set_yticks(np.arange(len(ys)) + 0.5, [_number(y) for y in ys])
+        title = method if not row_name else f"{method}, {_panel_title(row_name, row)}"
+        axis.set_title(title, fontsize=10)
+    figure.supxlabel(LABELS.get(x_name, x_name), fontsize=11)
+    figure.supylabel(LABELS.get(y_name, y_name), fontsize=11)
+    what = f"median {QUANTITIES[quantity]}" if estimate == "median" else QUANTITIES[quantity]
+    figure.colorbar(ScalarMappable(norm, HEAT_MAP), ax=grid, label=what, shrink=0.9)
+    what = what[0].upper() + what[1:]
+    caption = f"{what} over {LABELS.get(y_name, y_name)} and {LABELS.get(x_name, x_name)}; grey: missing."
+    return figure, caption
+
+
+def _reference_slope(axis: Axes, here: pd.DataFrame, x_name: str, estimate: str) -> bool:
+    """A dashed line proportional to 1/n, just below the best method's last point."""
+    last = here[(here[x_name] == here[x_name].max()) & np.isfinite(here[estimate])]
+    if last.empty:
+        return False
+    ends = np.array([here[x_name].min(), here[x_name].max()], dtype=float)
+    axis.plot(
+        ends,
+        0.6 * last[estimate].min() * ends[1] / ends,
+        linestyle="--",
+        color="#777777",
+        linewidth=1,
+        zorder=2,
+    )
+    return True

@@ -1,0 +1,83 @@
+"""The progress of a sweep on the screen: a bar with time left on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from moejax.console import duration
+
+LINE_SECONDS = 15.0
+MAX_NOTES = 20
+
+
+class SweepProgress:
+    """Reports to a console; quiet: nothing but notes of trouble."""
+
+    def __init__(self, console: Console, bar: Progress | None, quiet: bool):
+        self._console = console
+        self._bar = bar
+        self._quiet = quiet
+        self._task = None if bar is None else bar.add_task("trials", total=None, counts="")
+        self._started = self._last_line = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        self._notes = 0
+
+    def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
+        if self._first is None:
+            self._first = (trials_done, work_done)
+        counts = f"{trials_done:,}/{trials_known:,} trials"
+        left = self._seconds_left(work_done, work_known)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(
+                self._task, completed=work_done, total=work_known or None, counts=counts, seconds_left=left
+            )
+        elif (
+            not self._quiet
+            and time.monotonic() - self._last_line > LINE_SECONDS
+            and trials_done < trials_known
+        ):
+            self._last_line = time.monotonic()
+            when = "" if left is None else f", {duration(left)} left"
+            self._console.print(f"{counts}{when}")
+
+    def note(self, line: str) -> None:
+        self._notes += 1
+        if self._notes <= MAX_NOTES:
+            self._console.print(Text(line, style="yellow"), soft_wrap=True)
+        elif self._notes == MAX_NOTES + 1:
+            self._console.print(Text("more of the same follows and is not shown", style="yellow"))
+
+    def _seconds_left(self, work_done: float, work_known: float) -> float | None:
+        """From the work of this run alone: what was reused took no time. Work is samples times dimension."""
+        done_here = work_done - (self._first[1] if self._first else 0.0)
+        if done_here <= 0:
+            return None
+        return (time.monotonic() - self._started) * (work_known - work_done) / done_here
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("seconds_left")
+        return Text("time left: ?" if left is None else f"{duration(left)} left", style="cyan")
+
+
+@contextmanager
+def sweep_progress(console: Console, quiet: bool) -> Iterator[SweepProgress]:
+    """A progress report that ends with the block, whatever ends it."""
+    if quiet or not console.is_terminal:
+        yield SweepProgress(console, None, quiet)
+        return
+    columns = (
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[counts]}"),
+        TimeElapsedColumn(),
+        _TimeLeft(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield SweepProgress(console, bar, quiet)

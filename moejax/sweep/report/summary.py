@@ -1,0 +1,174 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
+# (pandas has no annotations of its own that tell a Series from a DataFrame)
+"""The tidy summary of a run folder: a row per cell and metric, each estimate with its Monte Carlo error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from moejax.sweep.monte_carlo import (
+    mean_and_mcse,
+    median_and_mcse,
+    root_mean_square_and_mcse,
+    success_and_mcse,
+)
+from moejax.sweep.spec.fields import METHOD_FIELD
+from moejax.sweep.spec.precision import PrecisionRule
+from moejax.sweep.store.read import FIELD_COLUMNS, load_runs, metric_columns, read_rows
+
+ESTIMATES = ("mean", "median", "bias", "rmse", "success_rate")
+ERROR_SUFFIX = "_error"
+"""Metrics named so are errors of an estimate: their truth is 0, so they have a bias and a RMSE."""
+SUCCESS_METRIC = "recovery_error"
+SMALL, LARGE = 1e-3, 1e6
+"""Numbers outside are written with an exponent."""
+SMALLEST_EXPONENT = -300
+"""Below, a power of ten has few digits, or is zero."""
+
+
+def summarise(folder: Path | str) -> pd.DataFrame:
+    """Summary of the folder's latest spec.
+
+    Columns: every field, `method`, `metric`, `planned`, `trials` (run), `failed`, `missing`, `ended` (why
+    the cell has the trials it has), then `mean`, `median`, `bias`, `rmse`, `success_rate`, each followed
+    by its `..._mcse`. A failed trial (any status but ok) counts with the values it has: iterations
+    that did not converge leave an estimate like any other. Without a number it is left out, and is no
+    success. Cells with no trial at all are rows with empty estimates.
+
+    Raises:
+        StoreError: no store there, or it cannot be read.
+    """
+    cells, rows = read_rows(folder)
+    runs = load_runs(folder)
+    precision = json.loads(runs[-1]["spec"])["precision"] if runs else None
+    rule = PrecisionRule(**precision) if precision else None
+    counts = cell_counts(cells, rows, rule)
+    parts = []
+    for metric in metric_columns(rows):
+        part = pd.concat([cells[[*FIELD_COLUMNS, METHOD_FIELD]], counts], axis=1)
+        part.insert(len(FIELD_COLUMNS) + 1, "metric", metric)
+        parts.append(
+            part.assign(**_estimates(metric, rows, len(cells))).assign(position=np.arange(len(cells)))
+        )
+    summary = pd.concat(parts).sort_values("position", kind="stable", ignore_index=True)
+    return summary.drop(columns="position")
+
+
+def estimates(table: pd.DataFrame, by: Sequence[str], metric: str = SUCCESS_METRIC) -> pd.DataFrame:
+    """Estimates of one metric from a tidy table of trials: a row per combination of the fields, the figures' input.
+
+    Args:
+        table: of `read.load`, or a table.csv read back.
+        by: fields that name a row; the method is added.
+        metric: the column that is estimated.
+
+    Returns:
+        The fields, `method`, `metric`, `trials`, `failed`, and the columns `mean` .. `success_rate_mcse` of `summarise`. Success
+        is of the recovery error, and empty for other metrics.
+    """
+    fields = list(dict.fromkeys([*by, METHOD_FIELD]))
+    groups = table.groupby(fields, sort=False, dropna=False)
+    frame = groups.agg(
+        trials=("status", "size"), failed=("status", lambda status: (status != 0).sum())
+    ).reset_index()
+    rows = table[[metric]].assign(position=groups.ngroup()).sort_values("position", kind="stable")
+    columns = _estimates(metric, rows, len(frame))
+    return frame.assign(metric=metric, **columns)
+
+
+def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | None) -> pd.DataFrame:
+    """Per cell: `planned`, `trials`, `failed`, `missing`, `ended`."""
+    number = len(cells)
+    trials = np.bincount(rows["position"], minlength=number)
+    failed = np.bincount(rows["position"][rows["status"] != 0], minlength=number)
+    planned = cells["first_trials"].to_numpy().copy()
+    ended = np.full(number, "all trials", dtype=object)
+    if rule is not None:
+        values = rows[rule.metric].to_numpy()
+        bounds = np.searchsorted(rows["position"], np.arange(number + 1))
+        for index in range(number):
+            mine = slice(bounds[index], bounds[index + 1])
+            whole = rows["trial"].to_numpy()[mine]
+            leading = int((whole == np.arange(whole.size)).sum())  # a killed run may have left gaps
+            planned[index], reached = rule.target_after(values[mine][:leading])
+            ended[index] = "precision reached" if reached else "max_trials reached"
+    missing = np.maximum(planned - trials, 0)
+    ended[missing > 0] = "unfinished"
+    return pd.DataFrame(
+        {"planned": planned, "trials": trials, "failed": failed, "missing": missing, "ended": ended},
+        index=cells.index,
+    )
+
+
+def _estimates(metric: str, rows: pd.DataFrame, cells: int) -> dict[str, np.ndarray]:
+    columns = {
+        name: np.full(cells, np.nan) for estimate in ESTIMATES for name in (estimate, f"{estimate}_mcse")
+    }
+
+    def put(estimate: str, where: np.ndarray, pair: tuple[np.ndarray, np.ndarray]) -> None:
+        columns[estimate][where], columns[f"{estimate}_mcse"][where] = pair
+
+    values = rows[metric].to_numpy()
+    positions = rows["position"].to_numpy()
+    usable = np.isfinite(values)
+    for where, block in _blocks(positions[usable], values[usable]):
+        put("mean", where, mean_and_mcse(block))
+        put("median", where, median_and_mcse(block))
+        if metric.endswith(ERROR_SUFFIX):
+            put("bias", where, mean_and_mcse(block))
+            put("rmse", where, root_mean_square_and_mcse(block))
+    if metric == SUCCESS_METRIC:
+        for where, block in _blocks(positions, values):
+            put("success_rate", where, success_and_mcse(block))
+    return columns
+
+
+def _blocks(positions: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cells with equally many values, stacked: (positions, (cells, trials) values). Positions are sorted."""
+    found, starts, counts = np.unique(positions, return_index=True, return_counts=True)
+    for count in np.unique(counts):
+        chosen = counts == count
+        yield found[chosen], values[starts[chosen][:, None] + np.arange(count)]
+
+
+def swept_fields(summary: pd.DataFrame) -> list[str]:
+    """The fields with more than one value, the method apart: the one that changes most slowly first."""
+    first_change = {}
+    for name in FIELD_COLUMNS:
+        values = summary[name].map(str).to_numpy()
+        if not values.size:
+            continue
+        changed = values != values[0]
+        if changed.any():
+            first_change[name] = int(changed.argmax())
+    return sorted(first_change, key=lambda name: -first_change[name])
+
+
+def percent(share: float) -> str:
+    """A share as a whole percentage; a dash where there is none."""
+    return f"{share:.0%}" if math.isfinite(share) else "—"
+
+
+def with_error(value: float, mcse: float) -> str:
+    """An estimate and its Monte Carlo standard error with matching digits, for example 0.0123 ± 0.0004."""
+    if not math.isfinite(value):
+        return "—"
+    if not math.isfinite(mcse) or mcse == 0:
+        return f"{value:.3g}"
+    places = 1 - math.floor(math.log10(mcse))  # behind the point, for two digits of the error
+    size = max(abs(value), mcse)
+    if not SMALL <= size < LARGE:
+        exponent = math.floor(math.log10(size))
+        if exponent < SMALLEST_EXPONENT:
+            return f"{value:.2g} ± {mcse:.2g}"
+        kept = min(max(places + exponent, 0), 12)
+        return f"({value / 10**exponent:.{kept}f} ± {mcse / 10**exponent:.{kept}f})e{exponent}"
+    kept = min(max(places, 0), 12)
+    return f"{value:.{kept}f} ± {mcse:.{kept}f}"

@@ -1,0 +1,105 @@
+"""`--set KEY=VALUE`: replace a part of a spec without editing its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moejax.console import shorten
+from moejax.registry import nearest
+from moejax.sweep.spec.fields import FIELDS, LONGEST_SHOWN, METHOD_FIELD
+from moejax.sweep.spec.positions import MAX_NESTING, SpecError, TomlError, parse_toml
+
+_PLAIN = ("name", "methods", "trials", "seed", "pad_samples_to")
+
+
+def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> frozenset[str]:
+    """Change the parsed TOML in place.
+
+    A field takes one value (`dim=20`) or a list, which makes it an axis (`dim=[10, 20]` or `dim=10,20`).
+    Quotes around names may be left out. `precision.max_trials=500` and `precision.target.mcse=0.01` work
+    as well.
+
+    Returns:
+        The keys that were replaced, so that an error can say `--set` instead of a line of the file.
+
+    Raises:
+        SpecError: not KEY=VALUE, or an unknown key.
+    """
+    replaced = set()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key, text = key.strip(), text.strip()
+        override = shorten(override, LONGEST_SHOWN)
+        if not equals or not key or not text:
+            raise SpecError(f"--set {override}: expected KEY=VALUE, for example --set trials=50")
+        value = _parse(text, f"--set {override}")
+        group, _, rest = key.partition(".")
+        if group == "precision" and rest:
+            document.pop("trials", None)
+            table = _table_in(document, "precision")
+            *parents, leaf = rest.split(".")
+            for parent in parents:
+                table = _table_in(table, parent)
+            table[leaf] = value
+            replaced.add(leaf)
+            continue
+        name = rest if group == "grid" and rest else key
+        if name in _PLAIN:
+            if name == "trials":
+                document.pop("precision", None)
+            if name == "methods" and not isinstance(value, list):
+                value = [value]
+            document[name] = value
+        elif name in FIELDS:
+            _set_field(document, name, value, as_axis=name != key)
+        elif name == METHOD_FIELD:
+            raise SpecError(f"--set {override}: methods are a list: --set methods={text}")
+        else:
+            raise SpecError(f"--set {override}: unknown key; {nearest(name, [*FIELDS, *_PLAIN])}")
+        replaced.add(name)
+    return frozenset(replaced)
+
+
+def _set_field(document: dict[str, Any], name: str, value: Any, as_axis: bool) -> None:
+    document.pop(name, None)
+    for table in [document.get("grid"), *_list_of_tables(document.get("zip"))]:
+        if isinstance(table, dict):
+            table.pop(name, None)
+    if not as_axis and isinstance(value, list):
+        try:  # a field whose own value is a list, such as record = ["history"]
+            FIELDS[name].coerce(value)
+        except ValueError:
+            as_axis = True
+    if as_axis:
+        _table_in(document, "grid")[name] = value if isinstance(value, list) else [value]
+    else:
+        document[name] = value
+
+
+def _table_in(table: dict[str, Any], key: str) -> dict[str, Any]:
+    """The table under a key; what is no table there is replaced by one."""
+    if not isinstance(table.get(key), dict):
+        table[key] = {}
+    return table[key]
+
+
+def _list_of_tables(tables: Any) -> list[Any]:
+    return tables if isinstance(tables, list) else []
+
+
+def _parse(text: str, where: str, level: int = 0) -> Any:
+    if level > MAX_NESTING:
+        raise SpecError(f"{where}: expected at most {MAX_NESTING} lists within each other, got more")
+    try:
+        document = parse_toml(f"value = {text}", where)
+        if list(document) == ["value"]:
+            return document["value"]
+    except TomlError:
+        pieces = text.removeprefix("[").removesuffix("]").split(",")
+        if len(pieces) > 1 or text.startswith("["):
+            return [_parse(piece.strip(), where, level + 1) for piece in pieces]
+    try:
+        return float(text)  # .5 and 1. are numbers to everybody but TOML
+    except ValueError:
+        return text  # a bare word: a name without its quotes

@@ -1,0 +1,35 @@
+"""One trial of a recovery study as one compiled program: all that a sweep needs of the numeric core."""
+
+from moejax.sweep.trial.measures import METRICS, NUM_HELD_OUT, metric_names, recovery_metrics
+from moejax.sweep.trial.prepare import (
+    SMALLEST_PADDED,
+    Hyperparameters,
+    TrialSpec,
+    prepare,
+    static_spec,
+    trial_memory_bytes,
+)
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings, num_parameters
+from moejax.sweep.trial.trial import SAMPLING_BLOCK, STATUS_REASONS, TrialResult, run_trial, run_trials
+
+__all__ = [
+    "METRICS",
+    "NUM_HELD_OUT",
+    "SAMPLING_BLOCK",
+    "SMALLEST_PADDED",
+    "STATUS_REASONS",
+    "AlgorithmSettings",
+    "DataSettings",
+    "Hyperparameters",
+    "TrialResult",
+    "TrialSpec",
+    "check_settings",
+    "metric_names",
+    "num_parameters",
+    "prepare",
+    "recovery_metrics",
+    "run_trial",
+    "run_trials",
+    "static_spec",
+    "trial_memory_bytes",
+]

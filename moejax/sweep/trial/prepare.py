@@ -1,0 +1,207 @@
+"""From settings to the static and the traced part of a trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.methods.method import Start, lookup_method, moments_of
+from moejax.model.activations import get_activation
+from moejax.model.instances import InstanceScales
+from moejax.model.metrics import Metric, registered_metrics
+from moejax.moments.label_transforms import TransformKind
+from moejax.moments.orders import choose_order, transform_noise_std, why_unusable
+from moejax.moments.spectral import SpectralTransforms, host_transforms
+from moejax.registry import State, registered_state
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, _expert_norms
+
+SMALLEST_PADDED = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialSpec:
+    """What is static in a trial: equal specs share a compiled program."""
+
+    method: str
+    activation: str
+    dim: int
+    num_experts: int
+    padded_num_samples: int
+    """At least num_samples: the samples beyond have weight zero."""
+    input_distribution: str
+    fit_activation: str
+    fit_num_experts: int
+    noise_knowledge: str
+    transform: TransformKind | None
+    """Of the transforms made in the trial, where the noise is estimated; those of a known noise are traced tables of any kind."""
+    order: int
+    num_restarts: int
+    num_starts: int | None
+    start: Start
+    polish: bool
+    max_iterations: int
+    record_history: bool
+    record_path: bool
+    registered: State
+    """So that a name given to another function is another program."""
+    metrics: tuple[tuple[str, Metric], ...] = ()
+    """Registered metrics, by name."""
+
+
+class Hyperparameters(NamedTuple):
+    """What is traced in a trial: it never costs a compilation."""
+
+    num_samples: np.ndarray | jax.Array
+    """() int32"""
+    scales: InstanceScales
+    transforms: SpectralTransforms | None
+    """Of the known noise; None where the method uses none, there is no usable order, or the noise is estimated in the trial."""
+
+
+@functools.lru_cache(maxsize=8192)
+def _order(
+    activation: str,
+    noise_std: float,
+    algorithm: AlgorithmSettings,
+    dim: int,
+    num_experts: int,
+    registered: State,
+) -> int:
+    """The order that the algorithm decomposes; 0 where it uses no moments.
+
+    Raises:
+        ValueError: there is no usable one, and the method cannot do without.
+    """
+    moments = moments_of(algorithm.method)
+    if moments == "none":
+        return 0
+    fn = get_activation(activation)
+    noise_std = transform_noise_std(fn, noise_std)
+    order = lookup_method(algorithm.method).order or algorithm.order
+    if order is not None:
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
+        if reason:
+            raise ValueError(
+                f"order: {activation} at noise_std {noise_std:g} has no usable order {order}: {reason}"
+            )
+        return order
+    choice = choose_order(fn, noise_std, kind=algorithm.transform, dim=dim, num_experts=num_experts)
+    if choice.order is None and moments == "required":
+        raise ValueError(
+            f"activation: {activation} at noise_std {noise_std:g} has no usable order: {choice.reason}"
+        )
+    return choice.order or 0
+
+
+def static_spec(
+    data: DataSettings, algorithm: AlgorithmSettings, padded_num_samples: int | None = None
+) -> TrialSpec:
+    """The static part of a trial: what is compiled.
+
+    Args:
+        data: of the cell.
+        algorithm: of the cell.
+        padded_num_samples: the compiled sample size; None: the next power of two, and at least SMALLEST_PADDED.
+
+    Raises:
+        ValueError: the fitted activation has no usable order at this noise.
+    """
+    return _static_spec(
+        data.activation,
+        data.dim,
+        data.num_experts,
+        padded_num_samples or max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
+        data.input_distribution,
+        data.noise_std,
+        algorithm,
+        registered_state(),
+        tuple(registered_metrics().items()),
+    )
+
+
+@functools.lru_cache(maxsize=8192)  # the cells of a sweep share few
+def _static_spec(
+    activation: str,
+    dim: int,
+    num_experts: int,
+    padded_num_samples: int,
+    input_distribution: str,
+    noise_std: float,
+    algorithm: AlgorithmSettings,
+    registered: State,
+    metrics: tuple[tuple[str, Metric], ...],
+) -> TrialSpec:
+    fit_activation = algorithm.fit_activation or activation
+    fit_num_experts = num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
+    return TrialSpec(
+        method=algorithm.method,
+        activation=activation,
+        dim=dim,
+        num_experts=num_experts,
+        padded_num_samples=padded_num_samples,
+        input_distribution=input_distribution,
+        fit_activation=fit_activation,
+        fit_num_experts=fit_num_experts,
+        noise_knowledge=algorithm.noise_knowledge,
+        transform=cast(TransformKind, algorithm.transform)
+        if algorithm.noise_knowledge == "estimated"
+        else None,
+        order=_order(fit_activation, noise_std, algorithm, dim, fit_num_experts, registered),
+        num_restarts=algorithm.num_restarts,
+        num_starts=algorithm.num_starts,
+        start=cast(Start, algorithm.start),
+        polish=algorithm.polish,
+        max_iterations=algorithm.max_iterations,
+        record_history="history" in algorithm.record,
+        record_path="path" in algorithm.record,
+        registered=registered,
+        metrics=metrics,
+    )
+
+
+def prepare(
+    data: DataSettings, algorithm: AlgorithmSettings, padded_num_samples: int | None = None
+) -> tuple[TrialSpec, Hyperparameters]:
+    """The static and the traced part of a cell's trials; label transforms are made here, once for a noise level.
+
+    Arguments are those of `static_spec`.
+
+    Raises:
+        ValueError: the fitted activation has no usable order at this noise.
+    """
+    spec = static_spec(data, algorithm, padded_num_samples)
+    dtype = jnp.result_type(float)
+    transforms = None
+    if spec.order and spec.noise_knowledge == "known":
+        transforms = host_transforms(
+            spec.fit_activation,
+            data.noise_std,
+            spec.order,
+            cast(TransformKind, algorithm.transform),
+            spec.fit_num_experts,
+        )
+        transforms = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), transforms)
+    scales = InstanceScales(
+        noise_std=np.asarray(data.noise_std, dtype),
+        gating_norm=np.asarray(data.gating_norm, dtype),
+        gating_angle=np.asarray(data.gating_angle, dtype),
+        expert_correlation=np.asarray(data.expert_correlation, dtype),
+        expert_norms=np.asarray(_expert_norms(data), dtype),
+    )
+    return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
+
+
+def trial_memory_bytes(spec: TrialSpec) -> int:
+    """Estimated peak working memory of one trial, in bytes at the default precision."""
+    itemsize = jnp.dtype(jnp.result_type(float)).itemsize
+    k, d = spec.fit_num_experts, spec.dim
+    chunk = min(spec.padded_num_samples, 16384)
+    per_sample = 3 * d + 12 * k + k**2
+    in_chunk = (d + 1) * (d + 2) // 2 + 6 * (3 * k) ** 2
+    return itemsize * (spec.padded_num_samples * per_sample + chunk * in_chunk + 2**18)

@@ -1,0 +1,168 @@
+"""The settings of a trial, and their checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+from moejax.methods.method import STARTS, get_method, require_slopes
+from moejax.model.activations import get_activation
+from moejax.model.inputs import get_input_distribution
+from moejax.moments.label_transforms import TRANSFORM_KINDS
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DataSettings:
+    """What the truth is and how the data are drawn. Every field can be an axis of a sweep."""
+
+    activation: str = "linear"
+    dim: int = 10
+    num_experts: int = 3
+    num_samples: int = 10_000
+    noise_std: float = 0.1
+    gating_norm: float = 1.0
+    gating_angle: float = 90.0
+    """Angle in degrees between each gate and the span of the experts; 90 is orthogonal."""
+    expert_correlation: float = 0.0
+    """Cosine between every two experts."""
+    expert_norms: float | tuple[float, ...] = 1.0
+    """One norm for all experts, or one for each."""
+    input_distribution: str = "standard_normal"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AlgorithmSettings:
+    """How a sample is fitted. Methods and algorithm fields of one instance share the same data."""
+
+    method: str = "spectral_em"
+    fit_activation: str | None = None
+    """The activation that is fitted; None: the true one."""
+    fit_num_experts: int | None = None
+    noise_knowledge: str = "known"
+    """"known" or "estimated"."""
+    transform: str = "weighted"
+    order: int | None = None
+    """Order of the tensor that is decomposed, 3 or 4; None: the usable one with the least standard error."""
+    num_restarts: int = 16
+    """Restarts of the tensor power method."""
+    num_starts: int | None = None
+    """Random starts of a method that uses them (of the loss, for gated_losses); None: its own default."""
+    start: str = "random"
+    """Where joint_em starts: "random" (unit-sphere experts) or "kmeans" (clusterwise regression from there)."""
+    polish: bool = True
+    max_iterations: int = 100
+    """Budget of the method's iterations (EM steps of joint_em, passes of gradient descent, Newton steps of a polish)."""
+    record: tuple[str, ...] = ()
+    """Extra results: "history" of the objective (`method.MethodResult`), "path" of the errors along it."""
+
+
+def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
+    """Refuse settings that cannot be run.
+
+    Raises:
+        ValueError: "FIELD: expected .., got ..", one line.
+    """
+    _check_data(data)
+    _check_algorithm(algorithm)
+    num_fitted = _num_fitted(data, algorithm)
+    _require(1 <= num_fitted <= data.dim, "fit_num_experts", f"1 to dim = {data.dim}", num_fitted)
+    needed = num_parameters(num_fitted, data.dim) + 1
+    _require(
+        data.num_samples >= needed,
+        "num_samples",
+        f"at least {needed} for k = {num_fitted}, d = {data.dim}",
+        data.num_samples,
+    )
+    fitted, field = algorithm.fit_activation or data.activation, "fit_" if algorithm.fit_activation else ""
+    try:
+        require_slopes(algorithm.method, fitted, polish=algorithm.polish)
+    except ValueError as error:
+        raise ValueError(f"{field}{error}") from None
+
+
+@functools.lru_cache(maxsize=1024)  # a sweep asks for every method of the same data
+def _check_data(data: DataSettings) -> None:
+    for field in ("dim", "num_experts", "num_samples"):
+        _require(getattr(data, field) >= 1, field, "a positive number", getattr(data, field))
+    _require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
+    noise_std, gating_norm = data.noise_std, data.gating_norm
+    _require(math.isfinite(noise_std) and noise_std > 0, "noise_std", "a positive finite number", noise_std)
+    _require(math.isfinite(gating_norm) and gating_norm >= 0, "gating_norm", "a number >= 0", gating_norm)
+    _require(0 <= data.gating_angle <= 90, "gating_angle", "degrees from 0 to 90", data.gating_angle)
+    _require(
+        data.dim > data.num_experts
+        or data.gating_angle == 0
+        or data.gating_norm == 0
+        or data.num_experts == 1,
+        "gating_angle",
+        "0 where dim = num_experts (nothing is orthogonal to the experts' span)",
+        data.gating_angle,
+    )
+    lowest = -1.0 / max(data.num_experts - 1, 1)
+    _require(
+        lowest < data.expert_correlation < 1,
+        "expert_correlation",
+        f"between {lowest:.3g} and 1",
+        data.expert_correlation,
+    )
+    norms = _expert_norms(data)
+    _require(
+        len(norms) == data.num_experts, "expert_norms", f"one number or {data.num_experts}", data.expert_norms
+    )
+    _require(
+        all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms
+    )
+    get_activation(data.activation)
+    get_input_distribution(data.input_distribution)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check_algorithm(algorithm: AlgorithmSettings) -> None:
+    if algorithm.fit_activation is not None:
+        try:
+            get_activation(algorithm.fit_activation)
+        except ValueError as error:
+            raise ValueError(f"fit_{error}") from None
+    get_method(algorithm.method)
+    known = ("known", "estimated")
+    _require(
+        algorithm.noise_knowledge in known, "noise_knowledge", " or ".join(known), algorithm.noise_knowledge
+    )
+    _require(
+        algorithm.transform in TRANSFORM_KINDS,
+        "transform",
+        f"one of {', '.join(TRANSFORM_KINDS)}",
+        algorithm.transform,
+    )
+    _require(algorithm.order in (None, 3, 4), "order", "3 or 4", algorithm.order)
+    for field in ("num_restarts", "num_starts", "max_iterations"):
+        value = getattr(algorithm, field)
+        _require(value is None or value >= 1, field, "a positive number", value)
+    _require(algorithm.start in STARTS, "start", " or ".join(STARTS), algorithm.start)
+    _require(
+        set(algorithm.record) <= {"history", "path"},
+        "record",
+        'a list of "history" and "path"',
+        list(algorithm.record),
+    )
+
+
+def _require(good: bool, field: str, expected: str, got: object) -> None:
+    if not good:
+        raise ValueError(f"{field}: expected {expected}, got {got!r}")
+
+
+def _num_fitted(data: DataSettings, algorithm: AlgorithmSettings) -> int:
+    return data.num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
+
+
+def _expert_norms(data: DataSettings) -> tuple[float, ...]:
+    if isinstance(data.expert_norms, int | float):
+        return (float(data.expert_norms),) * data.num_experts
+    return tuple(data.expert_norms)
+
+
+def num_parameters(num_experts: int, dim: int) -> int:
+    """Free parameters without biases: experts, gates but one, one noise level."""
+    return (2 * num_experts - 1) * dim + 1

@@ -1,0 +1,204 @@
+"""One trial: (key, hyperparameters, static spec) -> TrialResult.
+
+A trial draws a random mixture of experts and a sample from it, fits the sample with one method and measures
+the recovery. `DataSettings` and `AlgorithmSettings` are what a user writes down; `prepare` turns them, on the
+host, into a static `TrialSpec` (one compiled program each) and the traced `Hyperparameters` (data: they never
+cost a compilation).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.environment import PRNG
+from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
+from moejax.methods.method import METHOD_STATUS, MethodConfig, Problem, get_method
+from moejax.model.activations import get_activation
+from moejax.model.inputs import get_input_distribution
+from moejax.model.instances import random_params
+from moejax.model.metrics import Recovery
+from moejax.model.mixture import (
+    MoEParams,
+    gate_logits,
+    log_likelihood_per_sample,
+    predict,
+    sample_labels,
+    with_stand_ins,
+)
+from moejax.moments.noise import estimate_noise_std
+from moejax.moments.orders import transform_noise_std
+from moejax.moments.spectral import traced_transforms
+from moejax.sweep.trial.measures import NUM_HELD_OUT, _errors_along, recovery_metrics
+from moejax.sweep.trial.prepare import Hyperparameters, TrialSpec
+from moejax.sweep.trial.settings import _require
+
+STATUS_REASONS = METHOD_STATUS
+SAMPLING_BLOCK = 2048
+"""Samples drawn with one key, whatever the device and the padding; it divides NUM_HELD_OUT."""
+
+
+class TrialResult(NamedTuple):
+    """Measured recovery of one trial; NaN where a quantity is not defined (experts fitted fewer than true)."""
+
+    recovery_error: jax.Array
+    gating_error: jax.Array
+    mixing_error: jax.Array
+    noise_error: jax.Array
+    log_likelihood_per_sample: jax.Array
+    held_out_log_likelihood: jax.Array
+    predictive_rmse: jax.Array
+    status: jax.Array
+    """int32, a key of STATUS_REASONS; 0 is ok."""
+    num_iterations: jax.Array
+    """int32 passes over the data, those of pilots, moments and every start included."""
+    history: jax.Array | None
+    """(h,) where `record` asks for it; NaN once a stage has converged."""
+    path: jax.Array | None
+    """(h, 2) where `record` asks for it: the recovery and the gating error at every pass of `history`; NaN where that is."""
+    registered: dict[str, jax.Array]
+    """() of every registered metric."""
+
+
+def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSpec) -> TrialResult:
+    """One trial, pure: an instance and a sample from the key, a fit, and its errors.
+
+    Args:
+        key: of the trial; methods given the same key see the same data.
+        hyperparameters: traced scales, sample size and label transforms.
+        spec: static.
+    """
+    instance_key, sample_key, method_key = jax.random.split(key, 3)
+    scales = hyperparameters.scales
+    dtype = scales.expert_norms.dtype
+    truth = random_params(instance_key, scales, spec.dim)
+    x, y, held_out_x, held_out_y = _draw(sample_key, truth, hyperparameters.num_samples, spec)
+    in_sample = jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples
+    weights = in_sample.astype(dtype)
+    x, y = with_stand_ins(weights, x, y)
+
+    fn = get_activation(spec.fit_activation)
+    transforms, noise_std = hyperparameters.transforms, scales.noise_std
+    if spec.noise_knowledge == "estimated":
+        smallest = transform_noise_std(fn, 0.0)
+        largest = transform_noise_std(fn, math.inf)
+        noise_std = estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
+        if spec.order and spec.transform is not None:
+            transforms = traced_transforms(fn, noise_std, spec.order, spec.transform, spec.fit_num_experts)
+    config = MethodConfig(
+        fn=fn,
+        num_experts=spec.fit_num_experts,
+        order=spec.order,
+        noise="known" if spec.noise_knowledge == "known" else "shared",
+        num_restarts=spec.num_restarts,
+        num_starts=spec.num_starts,
+        start=spec.start,
+        polish=spec.polish,
+        max_iterations=spec.max_iterations,
+        record_path=spec.record_path,
+    )
+    fitted = get_method(spec.method)(method_key, Problem(x, y, weights, noise_std, transforms), config)
+    blocks = sample_blocks(x, y, weights, fit_intercept=False)
+
+    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        gates = jax.nn.softmax(gate_logits(truth, design.T).T, axis=0)
+        return log_likelihood_per_sample(fitted.params, design.T, y, fn) @ weights, gates @ weights
+
+    total = weights.sum()
+    log_likelihood, gate_sums = sum_over_blocks(sums_of, blocks)
+    held_out = log_likelihood_per_sample(fitted.params, held_out_x, held_out_y, fn)
+    error = predict(fitted.params, held_out_x, fn) - held_out_y
+    recovery, gating, mixing = recovery_metrics(
+        truth, fitted.params, gate_sums / total, fitted.mixing_weights, fn
+    )
+    return TrialResult(
+        recovery_error=recovery,
+        gating_error=gating,
+        mixing_error=mixing,
+        noise_error=jnp.sqrt(jnp.mean((fitted.params.noise_std / scales.noise_std - 1.0) ** 2)),
+        log_likelihood_per_sample=log_likelihood / total,
+        held_out_log_likelihood=held_out.mean(),
+        predictive_rmse=jnp.sqrt(jnp.mean(error**2)),
+        status=fitted.status,
+        num_iterations=fitted.num_iterations,
+        history=fitted.history if spec.record_history else None,
+        path=None if fitted.path is None else _errors_along(fitted.path, truth, fn),
+        registered=_registered(
+            spec, Recovery(truth, fitted.params, fitted.mixing_weights, held_out_x, held_out_y)
+        ),
+    )
+
+
+def _registered(spec: TrialSpec, recovery: Recovery) -> dict[str, jax.Array]:
+    values = {name: metric(recovery, get_activation(spec.fit_activation)) for name, metric in spec.metrics}
+    for name, value in values.items():
+        _require(jnp.shape(value) == (), f"metric {name}", "one number for a trial", jnp.shape(value))
+    return values
+
+
+def _draw(
+    key: jax.Array, truth: MoEParams, num_samples: jax.Array | np.ndarray, spec: TrialSpec
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """x, y of the padded sample, then of the held-out one; drawn in blocks, each with its own key.
+
+    On a CPU a loop draws the blocks that have samples, and the rest stay zero; elsewhere all are drawn side by side.
+    """
+    num_held_out = NUM_HELD_OUT // SAMPLING_BLOCK
+    num_blocks = num_held_out + -(-spec.padded_num_samples // SAMPLING_BLOCK)
+    sampler, dtype = get_input_distribution(spec.input_distribution), truth.experts.dtype
+
+    def draw(block: jax.Array) -> tuple[jax.Array, jax.Array]:
+        input_key, label_key = jax.random.split(jax.random.fold_in(key, block))
+        x = sampler(input_key, SAMPLING_BLOCK, spec.dim, dtype)
+        return x, sample_labels(label_key, truth, spec.activation, x)[0]
+
+    def put(block: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.tree.map(lambda all_blocks, new: all_blocks.at[block].set(new), drawn, draw(block))
+
+    if jax.default_backend() == "cpu":
+        nothing = (
+            jnp.zeros((num_blocks, SAMPLING_BLOCK, spec.dim), dtype),
+            jnp.zeros((num_blocks, SAMPLING_BLOCK), dtype),
+        )
+        num_used = num_held_out + (num_samples + SAMPLING_BLOCK - 1) // SAMPLING_BLOCK
+        x, y = jax.lax.fori_loop(0, num_used, put, nothing)
+    else:
+        x, y = jax.vmap(draw)(jnp.arange(num_blocks))
+    x, y = x.reshape(-1, spec.dim), y.reshape(-1)
+    sample = slice(NUM_HELD_OUT, NUM_HELD_OUT + spec.padded_num_samples)
+    return x[sample], y[sample], x[:NUM_HELD_OUT], y[:NUM_HELD_OUT]
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "vmap_width"))
+def _run_trials(
+    key_data: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int
+) -> TrialResult:
+    def run(inputs):
+        key_data, hyperparameters = inputs
+        with jax.default_matmul_precision("highest"):
+            return run_trial(jax.random.wrap_key_data(key_data, impl=PRNG), hyperparameters, spec=spec)
+
+    return jax.lax.map(run, (key_data, hyperparameters), batch_size=None if vmap_width == 1 else vmap_width)
+
+
+def run_trials(
+    keys: jax.Array, hyperparameters: Hyperparameters, spec: TrialSpec, vmap_width: int = 1
+) -> TrialResult:
+    """t trials of one spec in one compiled program: a loop over batches of `vmap_width` trials side by side.
+
+    Args:
+        keys: (t,) typed keys, or (t, 2) uint32 key data of JAX or NumPy.
+        hyperparameters: stacked, each leaf with leading axis t.
+        spec: static.
+        vmap_width: 1 is fastest on a CPU, where an early stop then skips work; wide on an accelerator.
+
+    Returns:
+        TrialResult of (t,) arrays.
+    """
+    key_data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+    return _run_trials(key_data, hyperparameters, spec, vmap_width)
