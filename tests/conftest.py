@@ -16,6 +16,10 @@ from moejax.methods import global_search as multistart
 from moejax.registry import registrations_undone
 from moejax.sweep.plan import plugins
 
+# LLVM compiles a program on one core faster in one piece than in 32.
+os.environ["XLA_FLAGS"] = (
+    f"--xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')}".strip()
+)
 # Nearly all of the suite's time goes to compilation. Processes that tests start inherit the flags, and those of the caller win:
 # XLA_FLAGS=--xla_backend_optimization_level=2 (and --xla_cpu_use_fusion_emitters=true) tests the programs that users get.
 compile_without_optimisation()
@@ -60,7 +64,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # programs compiled by one test are found by the next, also in other processes
 _cache = Path(os.environ.get("MOEJAX_TEST_CACHE", Path(__file__).parents[1] / ".pytest_cache" / "programs"))
 jax.config.update("jax_compilation_cache_dir", str(_cache))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture
