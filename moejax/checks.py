@@ -11,6 +11,10 @@ _SHOWN_ENTRIES = 6
 """An array of more entries is shown by its shape."""
 
 
+class NoResultError(RuntimeError):
+    """Not one trial of a sweep has a result: the fault is rather the environment's, or the program's."""
+
+
 def require(good: bool, name: str, expected: str, got: object) -> None:
     """Refuse a value unless `good`.
 
@@ -37,7 +41,7 @@ def brief(value: object) -> str:
 
 
 def brief_text(value: object) -> str:
-    """What a value says of itself, an exception for example, in one line of at most LONGEST_REPR characters; else its type."""
+    """Text of a value, such as an exception's message, in one line of at most LONGEST_REPR characters; its type if it has none."""
     return _cut(str(value)) or type(value).__name__
 
 

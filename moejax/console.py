@@ -72,7 +72,7 @@ class PlainConsole(Console):
         return super().render_str(printable(text), **(options | plain))
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As Rich prints, but a table is wider than the terminal rather than without its numbers."""
+        """Print as Rich does, but let a table be wider than the terminal: it would lose numbers."""
         given = self._width
         if len(objects) == 1 and isinstance(objects[0], Table):
             self.width = max(self.width, self._least_width(objects[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 DEVICES = Path("/dev")
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux shows the limits of containers and batch jobs, and which of them are this process's."""
+"""Linux shows the limits of containers and batch jobs in the first, and in the second which of them hold for this process."""
 PRNG = "threefry2x32"
 """The generator of every trial's random numbers; keys are its key data."""
 
@@ -28,6 +29,7 @@ def pin_random_numbers() -> None:
             jax.config.update(name, value)
 
 
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
 NO_THREAD = "can't start new thread"
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "MemoryError")
 """Parts of the messages of RuntimeErrors, Python's and XLA's, that come from the machine."""
@@ -40,7 +42,7 @@ def out_of_memory(reason: str) -> bool:
 
 def is_machines_fault(error: BaseException) -> bool:
     """Whether an error says nothing of what was run: memory, threads or files ran out."""
-    if isinstance(error, MemoryError | OSError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in EXHAUSTED):
         return True
     return isinstance(error, RuntimeError) and (NO_THREAD in str(error) or out_of_memory(str(error)))
 
@@ -195,7 +197,7 @@ def _obstacle(folder: Path) -> str:
 
 
 def compilation_cache_folder() -> Path | None:
-    """Where compiled programs are kept, apart for each kind of CPU: MOEJAX_CACHE_DIR, or the user's cache folder.
+    """Folder of compiled programs, one for each kind of CPU: MOEJAX_CACHE_DIR, or the user's cache folder.
 
     None, and no cache, where MOEJAX_CACHE_DIR is set to nothing, or where nothing can be written.
     """

@@ -89,7 +89,12 @@ def test_the_machines_faults_are_told_from_a_functions():
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4 bytes."),
     ):
         assert environment.is_machines_fault(error)
-    for error in (RuntimeError("my own"), ValueError("RESOURCE_EXHAUSTED"), ZeroDivisionError()):
+    for error in (
+        FileNotFoundError(2, "No such file"),
+        RuntimeError("my own"),
+        ValueError("RESOURCE_EXHAUSTED"),
+        ZeroDivisionError(),
+    ):
         assert not environment.is_machines_fault(error)
 
 

@@ -171,6 +171,7 @@ def test_a_changed_helper_makes_new_rows_and_workers_find_it(folder, tmp_path, m
     (folder / "helper.py").write_text("SCALE = 3.0\n")
     assert '"trials_run": 2' in run("--workers", "1")
     second = load(out)
+    assert '"trials_run": 0' in run("--workers", "1")  # the digest is that of another process
     assert not np.isclose(first["log_likelihood_per_sample"], second["log_likelihood_per_sample"]).any()
 
 

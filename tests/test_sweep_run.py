@@ -20,6 +20,7 @@ import pytest
 from test_sweep_fake_core import NAMES, command, environment, run, write_inputs
 
 import moejax
+from moejax.checks import NoResultError
 from moejax.registry import Registry
 from moejax.sweep import commands, load, load_arrays, load_runs, load_timings, read_spec
 from moejax.sweep import trial as core
@@ -254,9 +255,7 @@ def test_a_program_that_never_works_is_given_up_soon(fake, tmp_path, capsys):
     """What was not tried is no row; the command fails, and goes on once the cause is mended."""
     toml, plugin = fake
     options = {"plugin": [plugin], "out": tmp_path / "run", "workers": 1, "set": ["trials=2000"]}
-    with pytest.raises(
-        commands.NoResultError, match=r"no trial has a result: .*nothing works; .*--retry-failed"
-    ):
+    with pytest.raises(NoResultError, match=r"no trial has a result: .*nothing works; .*--retry-failed"):
         commands.sweep(toml, **(options | {"set": ["trials=2000", "activation=always_raises"]}))
     said = capsys.readouterr()
     programs = said.err.count("given up, ")
@@ -302,11 +301,11 @@ def test_trials_that_failed_before_are_counted(fake, tmp_path, capsys):
         "set": ["activation=always_raises", "trials=1", "noise_std=0.1", "num_samples=60", "methods=spectral"]
     }
     for _ in range(2):
-        with pytest.raises(commands.NoResultError):
+        with pytest.raises(NoResultError):
             commands.sweep(toml, **failing)
     assert "all 1 trials are in" in (said := capsys.readouterr().out)
     assert "already (1 failed: --retry-failed runs them again)" in said
-    with pytest.raises(commands.NoResultError):
+    with pytest.raises(NoResultError):
         commands.sweep(toml, **failing, retry_failed=True)
     sweep(fake, tmp_path / "run", "activation=refuses", "trials=5")
     sweep(fake, tmp_path / "run", "activation=refuses", "trials=5", quiet=False)
@@ -365,7 +364,7 @@ def test_a_metric_may_not_take_the_name_of_another_column(fake, tmp_path, monkey
 
 
 def test_status_counts_what_is_done_failed_and_left(fake, tmp_path, capsys):
-    with pytest.raises(commands.NoResultError, match="30 x activation: refuses has no usable order"):
+    with pytest.raises(NoResultError, match="30 x activation: refuses has no usable order"):
         sweep(fake, tmp_path / "run", "activation=refuses", "noise_std=0.5", "trials=5")
     state = read_status(tmp_path / "run")
     assert (state.done, state.failed, state.left, state.running) == (30, 30, 0, False)

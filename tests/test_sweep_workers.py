@@ -90,6 +90,28 @@ def test_a_chunk_is_taken_back_when_its_only_worker_is_replaced(cluster):
         assert (outcome.ticket, outcome.result) == (3, 2)
 
 
+def test_a_result_that_its_worker_does_not_give_away_is_lost(cluster, monkeypatch):
+    """The worker is there: the sweep waits for a while, not for ever."""
+    from distributed import Future
+    from distributed import TimeoutError as NotGathered
+
+    monkeypatch.setattr(dask_executor, "MOST_GATHERS", 3)
+    asked = []
+
+    def never(future, timeout=None):
+        asked.append(timeout)
+        raise NotGathered
+
+    cluster.scale(1)
+    with executor_on(cluster, patient=True) as executor:
+        (worker,) = wait_until(executor.workers)
+        executor.submit(worker, 1, [1, 2], run=len)
+        wait_until(executor._futures[1][1].done)
+        monkeypatch.setattr(Future, "result", never)
+        (outcome,) = executor.wait(5.0)
+        assert (outcome.ticket, outcome.worker_died, len(asked)) == (1, True, 3)
+
+
 @pytest.mark.parametrize("replacements", [0, 1])
 def test_a_result_that_ends_with_its_worker_is_run_again(cluster, monkeypatch, replacements):
     """The task had ended well, and nobody had fetched its result yet: Dask waits for the worker to run it once more."""

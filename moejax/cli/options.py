@@ -14,7 +14,7 @@ class Common:
     """Options of every command."""
 
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Where to run; default: what JAX finds."""
+    """Device; default: what JAX finds."""
     precision: Literal["float32", "float64"] | None = None
     """Default: float32 for sweeps, float64 for everything else."""
     quiet: bool = False
@@ -35,7 +35,7 @@ class Fit:
     target: str | None = None
     """Column to explain; with --dataset, one of its targets where it has several."""
     separator: str | None = None
-    """Of the file's columns: "," ";" "|" or tab; default: the one that cuts all rows alike."""
+    """Separator of the file's columns: "," ";" "|" or tab; default: the one that cuts all rows alike."""
     decimal: Literal[".", ","] | None = None
     """Decimal sign of the file's numbers; default: as they are written."""
     dataset: str | None = None
@@ -55,7 +55,7 @@ class Fit:
     standardise: bool = True
     """Show coefficients and errors per standard deviation of inputs and target; results hold both."""
     covariance: Literal["observed", "sandwich"] = "observed"
-    """Of the standard errors: "observed" takes the model for true, "sandwich" does not."""
+    """Kind of the standard errors: "observed" takes the model for true, "sandwich" does not."""
     num_starts: int | None = None
     """Random starts; default: the method's own number."""
     max_iterations: int = 500
@@ -102,7 +102,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """What a run folder holds: done, failed, left; works while the sweep runs."""
+    """Count what a run folder holds: done, failed, left; works while the sweep runs."""
 
     folder: Positional[Path]
     common: CommonOptions = Common()

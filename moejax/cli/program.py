@@ -19,6 +19,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
 
 import moejax
+from moejax.checks import NoResultError
 from moejax.cli.options import (
     Activations,
     Command,
@@ -142,8 +143,8 @@ def _run_command(arguments: list[str]) -> None:
             f"JAX_DEBUG_NANS: {error}; some of moejax's steps are NaN and left out where they do not apply: run without it"
         )
         sys.exit(USER_ERROR_STATUS)
-    except RuntimeError as error:
-        if type(error).__name__ != "NoResultError" or os.environ.get("MOEJAX_TRACEBACK"):
+    except NoResultError as error:
+        if os.environ.get("MOEJAX_TRACEBACK"):
             raise
         print_error(error)
         sys.exit(NO_RESULT_STATUS)

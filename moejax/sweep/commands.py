@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moejax.checks import NoResultError
 from moejax.console import make_console, make_notes, print_json
 from moejax.sweep.execution.location import ACCELERATOR_VMAP_WIDTH, Place, worker_settings
 from moejax.sweep.execution.signals import exit_status, stopped_by_signals
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from moejax.sweep.report.figures import NamedFigure
 
 RUNS_FOLDER = "runs"
-
-
-class NoResultError(RuntimeError):
-    """Not one trial of a sweep has a result: the fault is rather the environment's, or the program's."""
 
 
 def sweep(

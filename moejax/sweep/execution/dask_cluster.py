@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from distributed import Security
 
 CONNECT_SECONDS = 30.0
+CLUSTER_NAME = "moejax"
 LOOPBACK = "127.0.0.1"
 
 
@@ -94,7 +95,7 @@ def local_executor(
     try:
         with dask_config.set({"temporary-directory": private_scratch_folder()}):
             cluster = SpecCluster(
-                workers=specs, scheduler=scheduler, name="moejax", silence_logs=False, security=security
+                workers=specs, scheduler=scheduler, name=CLUSTER_NAME, silence_logs=False, security=security
             )
         client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
     except KeyboardInterrupt:
@@ -120,7 +121,8 @@ def _abandon(cluster: Any) -> None:
     """Leave a cluster that is still starting: its workers end with this process, and Dask's own end of it would raise."""
     from distributed.deploy import spec
 
-    spec.SpecCluster._instances.clear()
+    for started in [made for made in spec.SpecCluster._instances if made.name == CLUSTER_NAME]:
+        spec.SpecCluster._instances.discard(started)
     if cluster is not None:
         cluster.close(timeout=1)
 

@@ -32,6 +32,8 @@ NO_WORKERS_SECONDS = 120.0
 PAUSED_REFRESH_SECONDS = 5.0
 GATHER_SECONDS = 5.0
 """A result that has not come after this long may be lost with its worker."""
+MOST_GATHERS = 24
+"""Times that a result is waited for while its worker is there; then it counts as lost."""
 FIRST_WORD_SECONDS = 10.0
 """Without a worker, this is when the first line says so; each later one comes after twice the time."""
 _QUESTION = "exec(source, names) or names['refusal'](expected, settings)"
@@ -131,21 +133,14 @@ class DaskExecutor:
 
     def _refresh(self) -> None:
         """Ask the scheduler who is there; take back what was given to those who are not."""
-        try:
-            threads: Any = self._client.nthreads()  # a dict: this client is not asynchronous
-        except (OSError, TimeoutError, ValueError) as error:
-            raise ClusterError(
-                f"the Dask scheduler is gone ({describe(error)}); what is done is kept"
-            ) from None
+        threads = self._known_workers()
         self._refreshed = time.monotonic()
         self._live = sorted(threads)
         if self._refreshed - self._asked_who_is_paused > PAUSED_REFRESH_SECONDS:
             self._asked_who_is_paused = self._refreshed
             known: Any = self._client.scheduler_info()["workers"]
             self._paused = {worker for worker, facts in known.items() if facts.get("status") == "paused"}
-        gone = ({*self._answers, *self._asking} | {worker for worker, _ in self._futures.values()}) - set(
-            threads
-        )
+        gone = ({*self._answers, *self._asking} | {worker for worker, _ in self._futures.values()}) - threads
         for worker in gone:
             self._answers.pop(worker, None)
         unanswered = [self._asking.pop(worker) for worker in gone if worker in self._asking]
@@ -169,6 +164,19 @@ class DaskExecutor:
                 key = f"moejax-question-{os.getpid()}-{self._questions}"
                 self._asking[worker] = self._admission.ask(self._client, worker, key)
 
+    def _known_workers(self) -> set[str]:
+        """The workers that the scheduler knows.
+
+        Raises:
+            ClusterError: it does not answer.
+        """
+        try:
+            return set(self._client.nthreads())
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"the Dask scheduler is gone ({describe(error)}); what is done is kept"
+            ) from None
+
     def _hear(self) -> None:
         """Take the answers that have come."""
         for worker, future in list(self._asking.items()):
@@ -179,6 +187,8 @@ class DaskExecutor:
                 reason = self._gathered(worker, future)
             except WorkerLostError:
                 continue  # `_refresh` asks those that come
+            except ClusterError:
+                raise
             except Exception as error:  # whatever the question met there
                 reason = describe(error)
             self._answers[worker] = reason
@@ -237,24 +247,26 @@ class DaskExecutor:
             return outcomes
 
     def _gathered(self, worker: str, future: Future) -> Any:
-        """What a task that has ended gave, fetched from its worker.
+        """Fetch what a task that has ended gave from its worker.
 
         A worker that ends in between takes the result along. Dask would then wait to run the task on it again, for ever.
 
         Raises:
-            WorkerLostError: that happened. Whatever the task raised.
+            WorkerLostError: the worker is gone, or does not give the result away. ClusterError: the scheduler is gone. Whatever
+                the task raised.
         """
         from distributed import TimeoutError as NotGathered
 
-        while True:
+        for _ in range(MOST_GATHERS):
             try:
                 return future.result(timeout=GATHER_SECONDS)
             except NotGathered:
                 if future.status == "error":  # the task's own
                     raise
-                if worker not in self._client.nthreads():
-                    self._client.cancel([future], force=True)
-                    raise WorkerLostError(worker) from None
+                if worker not in self._known_workers():
+                    break
+        self._client.cancel([future], force=True)
+        raise WorkerLostError(worker)
 
     def _outcome(self, ticket: int, worker: str, future: Future) -> Outcome:
         from distributed import KilledWorker
@@ -269,6 +281,8 @@ class DaskExecutor:
         except KilledWorker as error:
             self._refreshed = 0.0  # the list of workers is stale
             return Outcome(ticket, None, f"worker {error.last_worker.address} died", worker_died=True)
+        except ClusterError:
+            raise
         except Exception as error:  # raised by the chunk, on its worker
             return Outcome(ticket, None, describe(error))
 

@@ -119,13 +119,16 @@ def _parse(source: str, what: str) -> ast.Module:
 def _file_names(syntax: ast.Module, what: str) -> Sequence[str]:
     """The names in `plugin_files`."""
     for statement in syntax.body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
-        if isinstance(statement, ast.AnnAssign):
+        if isinstance(statement, ast.Assign):
+            targets = statement.targets
+        elif isinstance(statement, ast.AnnAssign):
             targets = [statement.target]
+        else:
+            continue
         if not any(isinstance(target, ast.Name) and target.id == FILES_NAME for target in targets):
             continue
         try:
-            names = ast.literal_eval(statement.value)  # type: ignore[union-attr]
+            names = None if statement.value is None else ast.literal_eval(statement.value)
         except (ValueError, TypeError):
             names = None
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
