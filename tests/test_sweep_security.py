@@ -14,6 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 from test_sweep_certificates import certificates  # noqa: F401 - a fixture
@@ -135,10 +136,28 @@ def test_nobody_else_reaches_the_processes_of_a_sweep(tmp_path):
         process.communicate()
 
 
-def test_functions_run_for_who_has_the_certificates(tmp_path, same_environment):
+@pytest.fixture
+def a_users_dask_settings():
+    """For clusters of the user's own; each of them would end or stall the workers of a sweep."""
+    settings = {
+        "worker.lifetime.duration": "1s",
+        "worker.multiprocessing-method": "fork",
+        "worker.memory.terminate": 0.01,
+        "scheduler.worker-ttl": "1s",
+        "nanny.environ.OMP_NUM_THREADS": 64,
+    }
+    with dask.config.set({f"distributed.{name}": value for name, value in settings.items()}):
+        yield
+
+
+def test_functions_run_for_who_has_the_certificates(tmp_path, same_environment, a_users_dask_settings):
     """The attack of these tests works where it is let in."""
     executor = local_executor(2)
     try:
+        inside = dask.config.get("distributed")
+        assert inside["worker"]["lifetime"]["duration"] is None
+        assert inside["worker"]["multiprocessing-method"] == "spawn"
+        assert inside["nanny"]["environ"] != {"OMP_NUM_THREADS": 64}
         wait_until(lambda: len(executor.workers()) == 2)
         for worker in executor._client.scheduler_info()["workers"].values():
             assert worker["local_directory"].startswith(private_scratch_folder())
@@ -149,8 +168,11 @@ def test_functions_run_for_who_has_the_certificates(tmp_path, same_environment):
         executor.submit(executor.workers()[0], 0, [1, 2, 3], run=len)
         (outcome,) = executor.wait(SECONDS)
         assert outcome.result == 3
+        time.sleep(1.5)  # longer than a worker would live
+        assert len(executor.workers()) == 2
     finally:
         executor.close()
+    assert dask.config.get("distributed.worker.lifetime.duration") == "1s"
 
 
 def test_one_worker_is_this_process_and_listens_to_nobody(fake, tmp_path, monkeypatch):  # noqa: F811

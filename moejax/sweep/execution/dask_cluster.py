@@ -11,6 +11,7 @@ certificates of this run; `security` has the certificates of other clusters.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,6 @@ def local_executor(
     from distributed import Client, Nanny, SpecCluster
 
     _quiet()
-    dask_config.set(_DASK_SETTINGS)
     # Other users of this machine reach its loopback too, but lack the certificates of this run.
     security = temporary_security()
     reachable = {"host": LOOPBACK, "protocol": "tls://", "security": security}
@@ -92,29 +92,44 @@ def local_executor(
     options = {"port": 0, "dashboard": False, "dashboard_address": None, **reachable}
     scheduler = {"cls": scheduler_without_pages(), "options": options}
     cluster = None
-    try:
-        with dask_config.set({"temporary-directory": private_scratch_folder()}):
-            cluster = SpecCluster(
-                workers=specs, scheduler=scheduler, name=CLUSTER_NAME, silence_logs=False, security=security
-            )
-        client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
-    except KeyboardInterrupt:
-        _abandon(cluster)
-        claim.release()
-        raise
-    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-        if cluster is not None:
-            cluster.close()
-        claim.release()
-        reason = describe(error)
-        raise ClusterError(f"--workers {workers}: the workers did not start: {reason}") from error
-
-    def close() -> None:
-        client.close()
-        cluster.close()
-        claim.release()
-
+    with contextlib.ExitStack() as stack:
+        stack.callback(claim.release)
+        stack.enter_context(dask_config.set(_local_settings()))
+        try:
+            with dask_config.set({"temporary-directory": private_scratch_folder()}):
+                cluster = SpecCluster(
+                    workers=specs,
+                    scheduler=scheduler,
+                    name=CLUSTER_NAME,
+                    silence_logs=False,
+                    security=security,
+                )
+            client = Client(cluster, timeout=CONNECT_SECONDS, set_as_default=False)
+        except KeyboardInterrupt:
+            _abandon(cluster)
+            raise
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+            if cluster is not None:
+                cluster.close()
+            reason = describe(error)
+            raise ClusterError(f"--workers {workers}: the workers did not start: {reason}") from error
+        stack.callback(cluster.close)
+        stack.callback(client.close)
+        close = stack.pop_all().close
     return DaskExecutor(client, close, admission=admission, worker_timeout=worker_timeout)
+
+
+def _local_settings() -> dict[str, Any]:
+    """Dask's configuration while a local cluster runs: Dask's defaults and ours.
+
+    What the user set, for clusters of their own (a worker's lifetime, how processes start, limits of memory), would end or
+    stall workers here. The nannies hand this configuration to their workers.
+    """
+    from dask import config as dask_config
+
+    settings = {"distributed": copy.deepcopy(dask_config.merge(*dask_config.defaults)["distributed"])}
+    with dask_config.set(_DASK_SETTINGS, config=settings):
+        return copy.deepcopy(settings)
 
 
 def _abandon(cluster: Any) -> None:
