@@ -1,15 +1,14 @@
 """moejax: parameter recovery for mixtures of experts, from moments to the maximum-likelihood estimate."""
 
 # ruff: noqa: E402 - before the imports that take seconds
-from moejax.startup import end_quietly_on_interrupt
+from moejax.startup import end_quietly_on_interrupt, imported_on_first_use
 
 end_quietly_on_interrupt()
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from moejax import methods  # noqa: F401 - it registers the methods
-from moejax.fitting.pipeline import fit
-from moejax.fitting.result import FitResult
 from moejax.methods.method import register_method
 from moejax.model.activations import activation_names, register_activation
 from moejax.model.inputs import register_input_distribution
@@ -20,7 +19,10 @@ from moejax.moments.orders import label_transform
 from moejax.registry import take_for_built_in
 
 if TYPE_CHECKING:
+    from moejax import sweep
     from moejax.fitting.estimator import MoERegressor
+    from moejax.fitting.pipeline import fit
+    from moejax.fitting.result import FitResult
 
 take_for_built_in()
 
@@ -44,13 +46,24 @@ __all__ = [
     "register_metric",
     "responsibilities",
     "sample",
+    "sweep",
 ]
+
+_ON_FIRST_USE = {
+    "FitResult": "moejax.fitting.result",
+    "MoERegressor": "moejax.fitting.estimator",
+    "fit": "moejax.fitting.pipeline",
+}
+"""Names whose modules need pandas, SciPy or scikit-learn, which take as long to import as everything else together."""
 
 
 def __getattr__(name: str) -> Any:
-    """The estimator, on first use: scikit-learn takes a second to import, and little else here needs it."""
-    if name == "MoERegressor":
-        from moejax.fitting.estimator import MoERegressor
+    """Import a name of `_ON_FIRST_USE`, or the room `sweep`, on first use."""
+    if name == "sweep":
+        return importlib.import_module("moejax.sweep")
+    return imported_on_first_use(__name__, _ON_FIRST_USE, name)
 
-        return MoERegressor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})

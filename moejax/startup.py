@@ -1,17 +1,21 @@
-"""Ctrl-C while the program is still being imported, which takes seconds: one line instead of a traceback.
+"""The time in which the program and the library are imported.
 
-It imports nothing that takes time, and does nothing in a process that only uses the library.
+Ctrl-C in the program gives one line instead of a traceback. What needs pandas or scikit-learn is imported on first use. This module
+imports nothing that takes time.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 INTERRUPTED_STATUS = 130
 """As shells have it for SIGINT."""
@@ -42,3 +46,21 @@ def raise_on_interrupt() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"moejax: interrupted\n")
     os._exit(INTERRUPTED_STATUS)
+
+
+def imported_on_first_use(package: str, modules: Mapping[str, str], name: str) -> Any:
+    """The value of a public name of `package`, for the package's `__getattr__`.
+
+    Args:
+        package: the package's `__name__`; the value becomes an attribute of it.
+        modules: name -> module that defines it.
+        name: the name that was asked for.
+
+    Raises:
+        AttributeError: the name is not in `modules`.
+    """
+    if name not in modules:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(modules[name]), name)
+    setattr(sys.modules[package], name, value)
+    return value

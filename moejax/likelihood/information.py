@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
 from moejax.likelihood.derivatives import likelihood_curvature, predictor_derivatives
@@ -369,7 +369,7 @@ def confidence_intervals(
     num_experts, dim = params.experts.shape
     coefficients = (dim if num_inputs is None else num_inputs) + int(fit_intercept)
     coefficients *= num_experts if noise == "shared" else 1
-    quantile = float(scipy.special.ndtri(0.5 + 0.5 * level))
+    quantile = NormalDist().inv_cdf(0.5 + 0.5 * level)
     log_error = errors.noise_std / params.noise_std
     xp = np if isinstance(log_error, np.ndarray) else jnp
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from moejax.methods.from_moments import MOMENT_PASSES
 from moejax.methods.gradient_descent import (
@@ -114,6 +113,8 @@ def gated_loss_experts(
 
     def loss(coordinates: jax.Array) -> jax.Array:
         return gated_loss(coordinates, moments, mu=MU, penalty=penalty, delta=DELTA)
+
+    import optax
 
     # in units of the penalty, so that one learning rate suits all
     optimiser = optax.adam(optax.cosine_decay_schedule(LOSS_RATE, LOSS_STEPS))

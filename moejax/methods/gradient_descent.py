@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
 from moejax.likelihood.em import expectation
@@ -93,6 +92,8 @@ def descend(
         constrain: (free (P,), () share of the passes made) -> where a pass starts, and 1 for the entries (P,) that may move.
         num_passes: over the data.
     """
+    import optax
+
     optimiser, decay = optax.scale_by_adam(), optax.cosine_decay_schedule(1.0, num_passes)
     num_blocks = batches.y.shape[0]
     used = jnp.arange(num_blocks, dtype=jnp.int32) < batches.num_used

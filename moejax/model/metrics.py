@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from moejax.checks import require
 from moejax.model.activations import ScalarFunction
@@ -83,11 +82,13 @@ def bottleneck_assignment(costs: jax.Array) -> tuple[jax.Array, jax.Array]:
         worst = costs[jnp.arange(k)[None], permutations].max(axis=1)
         best = jnp.argmin(worst)
         return worst[best], permutations[best]
+    from optax.assignment import hungarian_algorithm
+
     thresholds = jnp.sort(costs.reshape(-1))
 
     def matching(threshold: jax.Array) -> tuple[jax.Array, jax.Array]:
         forbidden = (costs > threshold).astype(costs.dtype)
-        rows, columns = optax.assignment.hungarian_algorithm(forbidden)
+        rows, columns = hungarian_algorithm(forbidden)
         return forbidden[rows, columns].sum() == 0, jnp.zeros(k, columns.dtype).at[rows].set(columns)
 
     def halve(bounds: tuple[jax.Array, jax.Array], _: Any) -> tuple[tuple[jax.Array, jax.Array], None]:
@@ -126,8 +127,10 @@ def recovery_error(true_experts: jax.Array, estimated_experts: jax.Array, even: 
 
 def match_experts(true_experts: jax.Array, estimated_experts: jax.Array, even: bool = False) -> jax.Array:
     """(k,): the permutation of the estimated experts that maximises the sum of cosines with the true ones."""
+    from optax.assignment import hungarian_algorithm
+
     distances = expert_distances(true_experts, estimated_experts, even)
-    rows, columns = optax.assignment.hungarian_algorithm(jnp.where(jnp.isfinite(distances), distances, 2.0))
+    rows, columns = hungarian_algorithm(jnp.where(jnp.isfinite(distances), distances, 2.0))
     return jnp.zeros(true_experts.shape[0], columns.dtype).at[rows].set(columns)
 
 

@@ -3,10 +3,15 @@
 spec -> plan (cells, buckets, chunks) -> engine and executors -> store -> tables, summary, figures, report
 """
 
+from typing import TYPE_CHECKING, Any
+
+from moejax.startup import imported_on_first_use
 from moejax.sweep.plan.identity import trial_key
 from moejax.sweep.spec.parse import Spec, parse_spec, read_spec
 from moejax.sweep.spec.positions import SpecError
-from moejax.sweep.store.read import export_table, load, load_arrays, load_runs, load_timings
+
+if TYPE_CHECKING:
+    from moejax.sweep.store.read import export_table, load, load_arrays, load_runs, load_timings
 
 __all__ = [
     "Spec",
@@ -20,3 +25,13 @@ __all__ = [
     "read_spec",
     "trial_key",
 ]
+
+_ON_FIRST_USE = dict.fromkeys(
+    ("export_table", "load", "load_arrays", "load_runs", "load_timings"), "moejax.sweep.store.read"
+)
+"""They need pandas, which a worker does not."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `_ON_FIRST_USE`."""
+    return imported_on_first_use(__name__, _ON_FIRST_USE, name)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import scipy.special
 
 SUCCESS_BELOW = 0.02
 """A trial succeeds if its recovery error is below this (a failed trial does not)."""
@@ -61,5 +60,7 @@ def success_and_mcse(recovery_errors: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _maritz_jarrett_weights(trials: int) -> np.ndarray:
     """Probability that a bootstrap median is the i-th order statistic (exact for odd numbers of trials)."""
     half = (trials + 1) / 2
+    import scipy.special
+
     edges = scipy.special.betainc(half, half, np.linspace(0, 1, trials + 1))
     return np.diff(edges)
