@@ -28,7 +28,6 @@ from moejax.model.instances import InstanceScales, random_params
 from moejax.model.metrics import match_experts, recovery_error
 from moejax.model.mixture import sample_labels, unit_rows
 from moejax.moments.noise import estimate_noise_std
-from moejax.moments.orders import transform_noise_std
 from moejax.moments.spectral import host_transforms, traced_transforms
 
 DIM, NUM_EXPERTS = 10, 3
@@ -72,8 +71,7 @@ def trials(
         weights = jnp.ones(num_samples)
         sigma = scales.noise_std
         if not noise_known:
-            smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, float("inf"))
-            sigma = estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
+            sigma = estimate_noise_std(y, weights, fn=fn)
             transforms = traced_transforms(fn, sigma, order, kind, NUM_EXPERTS)
         found = residual_estimate(
             keys[4],

@@ -21,7 +21,6 @@ from moejax.methods import MethodConfig, Problem, get_method, lookup_method, mom
 from moejax.model.activations import get_activation
 from moejax.model.mixture import log_likelihood_per_sample, predict
 from moejax.moments.noise import estimate_noise_std
-from moejax.moments.orders import transform_noise_std
 from moejax.moments.spectral import traced_transforms
 from moejax.reproduce.claims import Number
 from moejax.sweep.report.axes import COLOURS
@@ -103,13 +102,7 @@ def fit_fold(key, x, y, weights, *, method, config):
     z = centred @ ((vectors / jnp.sqrt(values)[None]) @ vectors.T)
     labels = standardised(y, weights)
     fn = config.fn
-    noise_std = estimate_noise_std(
-        labels,
-        weights,
-        fn=fn,
-        smallest=transform_noise_std(fn, 0.0),
-        largest=transform_noise_std(fn, math.inf),
-    )
+    noise_std = estimate_noise_std(labels, weights, fn=fn)
     transforms = None
     if moments_of(method) != "none":
         transforms = traced_transforms(fn, noise_std, config.order, "weighted", config.num_experts)

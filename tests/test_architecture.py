@@ -26,10 +26,8 @@ IMPORT_THE_FACE = {"cli/fit.py", "cli/program.py", "sweep/execution/provenance.p
 """Files that do `import moejax`, for its version."""
 
 MOST_LINES, MOST_LINES_OF_FUNCTION = 400, 100
-LONGER_FILES: dict[str, int] = {"fitting/estimator.py": 420, "sweep/store/store.py": 415}
+LONGER_FILES: dict[str, int] = {"fitting/estimator.py": 417, "sweep/store/store.py": 415}
 LONGER_FUNCTIONS: dict[str, int] = {
-    "cli/fit.py: fit_command": 109,
-    "fitting/pipeline.py: fit": 109,
     "methods/residual_passes.py: residual_estimate": 103,
     "sweep/commands.py: _run": 101,
 }

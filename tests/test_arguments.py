@@ -18,6 +18,7 @@ from moejax.checks import brief, require
 from moejax.fitting import arguments
 from moejax.fitting.arguments import checked_options, noise_levels, number_of_experts, prng_key, whole_number
 from moejax.fitting.array_checks import NotNumbersError, as_numbers, checked_arrays
+from moejax.methods.options import FitOptions
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 2))
@@ -364,7 +365,8 @@ def test_options_that_the_estimator_refuses(name, value):
 def test_whole_numbers_of_many_types(value):
     assert type(whole_number(value, "n")) is int
     assert whole_number(value, "n") == number_of_experts(value) == 3
-    assert checked_options(order=value, max_iterations=value) == {"order": 3, "max_iterations": 3}
+    expected = FitOptions(order=3, max_iterations=3)
+    assert checked_options(FitOptions(order=value, max_iterations=value)) == expected
 
 
 def test_numbers_of_experts():

@@ -296,15 +296,15 @@ def test_the_registry_knows_which_methods_take_one_order_only():
     data = DataSettings(activation="tanh", dim=4, num_experts=2, num_samples=900, noise_std=0.1)
     algorithm = AlgorithmSettings(method="gated_losses", order=3)
     spec, hyperparameters = prepare(data, algorithm)
-    assert spec.order == 4
-    assert hyperparameters.transforms.first is not None  # tells the signs
+    assert spec.orders == (4,)
+    assert hyperparameters.transforms[0].first is not None  # tells the signs
     with pytest.raises(ValueError, match=r"start: expected random or kmeans, got 'kmean'"):
         check_settings(data, AlgorithmSettings(method="joint_em", start="kmean"))
 
 
 def test_an_activation_without_order_4_is_refused():
     data = DataSettings(activation="sigmoid", dim=4, num_experts=2, num_samples=900, noise_std=1.0)
-    with pytest.raises(ValueError, match=r"order: sigmoid at noise_std 1 has no usable order 4: "):
+    with pytest.raises(ValueError, match=r"order: sigmoid has no usable order 4 at noise_std 1: "):
         prepare(data, AlgorithmSettings(method="gated_losses"))
 
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it: results on disk, JSON, and one line with exit status 2 for a bad value."""
 
+import dataclasses
 import io
 import json
 import os
@@ -30,7 +31,7 @@ from moejax.console import (
     print_json,
 )
 from moejax.environment import compilation_cache_folder
-from moejax.fitting.pipeline import DEFAULT_OPTIONS
+from moejax.methods.options import FitOptions
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
         data.data,
         data.target,
         num_experts=settings["num_experts"],
-        **{name: settings[name] for name in DEFAULT_OPTIONS},
+        **{field.name: settings[field.name] for field in dataclasses.fields(FitOptions)},
     )
     assert again.log_likelihood == pytest.approx(in_data["log_likelihood"], abs=1e-6)
     assert again.params.experts[0, 0] == pytest.approx(in_data["experts"][0]["coefficients"]["age"], rel=1e-6)

@@ -101,15 +101,12 @@ def test_label_transforms_side_by_side_have_no_batched_calls(kind):
 def test_the_other_programs_of_a_fit_and_of_the_estimator_have_no_batched_calls():
     given, of = problem("multistart"), config("multistart")
     params = zero_gates(jnp.ones((K, D)), jnp.asarray(0.1))
-    smallest, largest = 0.01, 10.0
     assert batched(uncertainty.lower(params, given, "observed", of)) == []
     assert batched(uncertainty.lower(params, given, "sandwich", of)) == []
     assert batched(fitting._evaluate.lower(params, given, FN)) == []
     assert batched(_gates_and_means.lower(params, given.x, FN)) == []
-    assert batched(label_units._estimated.lower(given.y, given.weights, FN, smallest, largest)) == []
-    assert (
-        batched(label_units._estimated_ratio.lower(given.y, given.weights, FN, smallest, largest, 0.5)) == []
-    )
+    assert batched(label_units._estimated.lower(given.y, given.weights, FN)) == []
+    assert batched(label_units._estimated_ratio.lower(given.y, given.weights, FN, 0.5)) == []
 
 
 def test_the_lowered_text_shows_the_calls_that_are_compiled():

@@ -17,6 +17,7 @@ from moejax.moments.orders import (
     RELATIVE_NOISE_RANGE,
     choose_order,
     predicted_mse,
+    transform_noise_range,
     transform_noise_std,
     why_unusable,
 )
@@ -480,7 +481,10 @@ def test_refusals_name_the_field_and_the_value(arguments, message):
 
 def test_noise_is_moved_into_the_range_of_the_tables():
     fn = get_activation("tanh")
-    low, high = (bound * activation_facts(fn).standard_deviation for bound in RELATIVE_NOISE_RANGE)
+    low, high = transform_noise_range(fn)
+    assert (low, high) == tuple(
+        bound * activation_facts(fn).standard_deviation for bound in RELATIVE_NOISE_RANGE
+    )
     assert transform_noise_std(fn, 0.0) == low
     assert transform_noise_std(fn, math.inf) == high
     assert transform_noise_std(fn, 0.3) == 0.3

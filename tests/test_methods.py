@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import moejax
 from moejax import log_likelihood
 from moejax.likelihood.polish import polish
 from moejax.methods import (
@@ -20,6 +21,8 @@ from moejax.model.activations import get_activation
 from moejax.model.instances import InstanceScales, random_params
 from moejax.model.mixture import sample
 from moejax.moments.spectral import OK, SPECTRAL_STATUS, host_transforms
+from moejax.sweep.trial.prepare import static_spec
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
 
 D, K, N, NOISE = 4, 2, 2000, 0.1
 
@@ -93,3 +96,48 @@ def test_registry():
         get_method("spectrl")
     with pytest.raises(ValueError, match="identifier"):
         register_method("not a name", mine, moments="none")
+
+
+@pytest.mark.parametrize(
+    ("name", "num_samples", "method", "expected"),
+    [
+        ("tanh", 10_000, "multistart", (3, 4)),
+        ("gelu", 10_000, "multistart", (4, 3)),
+        ("relu", 300, "multistart", ()),
+        ("relu", 300, "spectral_em", (3,)),
+        ("relu", 300, "joint_em", ()),
+        ("tanh", 10_000, "gated_losses", (4,)),
+    ],
+)
+def test_fit_and_a_trial_decompose_the_same_tensors(name, num_samples, method, expected, monkeypatch):
+    """A sweep's method of a name is the one that `fit` runs."""
+    data = DataSettings(activation=name, dim=4, num_experts=2, num_samples=num_samples, noise_std=0.1)
+    algorithm = AlgorithmSettings(method=method)
+    assert static_spec(data, algorithm).orders == expected
+
+    class AskedError(Exception):
+        """Before anything is compiled."""
+
+    def run(key, problem, method, config):
+        raise AskedError(config, problem)
+
+    monkeypatch.setattr("moejax.fitting.pipeline._run_method", run)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num_samples, 4))
+    y = np.asarray(moejax.model.activations.get_activation(name)(x[:, 0])) + 0.1 * rng.normal(
+        size=num_samples
+    )
+    with pytest.raises(AskedError) as caught:
+        moejax.fit(
+            jax.random.key(0),
+            x,
+            y,
+            num_experts=2,
+            activation=name,
+            method=method,
+            noise_std=0.1,
+            standardise=False,
+        )
+    config, problem = caught.value.args
+    assert ((config.order, *config.more_orders) if config.order else ()) == expected
+    assert len(problem.more_transforms) == max(len(expected) - 1, 0)

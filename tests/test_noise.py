@@ -15,9 +15,7 @@ N = 20_000
 
 @functools.partial(jax.jit, static_argnames="name")
 def estimate(y, weights, name):
-    return estimate_noise_std(
-        y, weights, fn=get_activation(name), smallest=0.005, largest=5.0, num_nodes=4097
-    )
+    return estimate_noise_std(y, weights, fn=get_activation(name), bounds=(0.005, 5.0), num_nodes=4097)
 
 
 def labels(name, noise_std, n=N, seed=0):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from moejax.reproduce.cell_functions import read_study
 from moejax.sweep import trial as core
+from moejax.sweep.plan.plan import make_plan
 from moejax.sweep.plan.plugins import run_plugins
 from moejax.sweep.spec.fields import DATA_FIELDS, FIELDS
 from moejax.sweep.spec.parse import parse_spec, read_spec
@@ -500,3 +502,30 @@ def test_a_billion_trials_are_not_listed_to_queue_them():
     queue.add(0, (trial for trial in range(plan.spec.trials)), plan.spec.trials)
     assert len(queue) == 10**9
     assert queue.take("w", idle=True).trials[0] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_cells", "digest"),
+    [
+        ("bias-floor", 12, "a894aadc65b54b36"),
+        ("convergence", 30, "610977dbb41b0d77"),
+        ("dimension", 24, "e96d757e0909e0ca"),
+        ("gating-scale", 96, "e478f3b0ab414ae8"),
+        ("hard-cases", 18, "9a86de38d4c232aa"),
+        ("input-distribution", 36, "4133ec7f92581ab7"),
+        ("noise", 50, "214ebeec3409b6f8"),
+        ("non-linearity", 280, "db3c2765de717efb"),
+        ("num-experts", 24, "dbb85d19089ad135"),
+        ("phase-diagram", 504, "cc69c7536540b013"),
+        ("quickstart", 36, "527e97875d1f3702"),
+        ("restarts", 9, "ea23e8046ae557c0"),
+        ("sample-size", 168, "8bf7098deefa9f4d"),
+    ],
+)
+def test_cells_of_the_repository_have_the_hashes_of_version_0_1_0(name, num_cells, digest):
+    """The keys of stored results outlive every move and merge of the code."""
+    checked = read_spec(Path(__file__).parents[1] / "sweeps" / f"{name}.toml", ())
+    plan = make_plan(checked, run_plugins(checked.plugins), vmap_width=1, worker_memory_bytes=2**31)
+    hashes = sorted(cell.result_hash for cell in plan.cells)
+    assert len(hashes) == num_cells
+    assert hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16] == digest

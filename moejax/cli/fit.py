@@ -17,6 +17,7 @@ import moejax
 from moejax.cli.activations import load_function
 from moejax.cli.fit_tables import _print
 from moejax.cli.fit_units import UNIT_NAMES, _in_units, data_units, standardised_units
+from moejax.cli.options import Fit
 from moejax.console import make_console, make_notes
 from moejax.files import folder_for_results
 from moejax.fitting.arguments import whole_number
@@ -25,109 +26,45 @@ from moejax.fitting.pipeline import fit
 from moejax.fitting.result import FitResult
 from moejax.fitting.selection import CRITERIA
 from moejax.fitting.tables import Dataset, read_table
-from moejax.likelihood.information import CovarianceKind
 from moejax.methods.method import get_method
-from moejax.model.activations import get_activation
-from moejax.model.mixture import NoiseModel, predict, responsibilities
+from moejax.model.activations import ScalarFunction, get_activation
+from moejax.model.mixture import predict, responsibilities
 
 
-def fit_command(
-    *,
-    data: Path | None,
-    target: str | None,
-    separator: str | None,
-    decimal: str | None,
-    dataset: str | None,
-    data_dir: Path | None,
-    num_experts: str,
-    activation: str,
-    method: str,
-    noise: NoiseModel,
-    noise_std: float | None,
-    intercept: bool,
-    standardise: bool,
-    num_starts: int | None,
-    covariance: CovarianceKind,
-    max_iterations: int,
-    seed: int,
-    out: Path | None,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Fit, print and save; returns what fit.json holds.
+def fit_command(command: Fit) -> dict[str, Any]:
+    """Fit, print and save what the options of `moejax fit` ask for; returns what fit.json holds.
 
     Raises:
         ValueError: the data, an option or a name, in one line; OSError: the folder cannot be written.
     """
-    if (data is None) == (dataset is None):
-        raise ValueError("DATA: expected either a file and --target COLUMN, or --dataset NAME")
-    if data is not None and target is None:
-        raise ValueError(f"--target: expected the column of {data} to explain")
-    if data is not None and data_dir is not None:
-        raise ValueError(f"--data-dir {data_dir}: goes with --dataset NAME, not with a file")
-    if data is None and (separator is not None or decimal is not None):
-        raise ValueError("--separator, --decimal: go with a file, not with --dataset NAME")
-    whole_number(seed, "--seed", -(2**63), 2**63 - 1)
-    get_method(method)
+    out, quiet = command.out, command.common.quiet or command.common.json
+    activation = command.activation
+    whole_number(command.seed, "--seed", -(2**63), 2**63 - 1)
+    get_method(command.method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
-    table = (
-        read_table(data, target, separator=separator, decimal=decimal)
-        if data is not None and target is not None
-        else load(str(dataset), data_dir, target=target)
-    )
-    if table.y.ndim > 1:
-        raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
+    table = _read(command)
     with contextlib.ExitStack() as held:
         scratch = None if out is None else held.enter_context(folder_for_results(out, "--out"))
-        with make_notes(quiet=quiet).status(f"fitting {num_experts} experts by {method} ..."):
+        with make_notes(quiet=quiet).status(f"fitting {command.num_experts} experts by {command.method} ..."):
             result = fit(
-                jax.random.key(seed),
+                jax.random.key(command.seed),
                 table.x,
                 table.y,
-                num_experts=parse_num_experts(num_experts),
+                num_experts=parse_num_experts(command.num_experts),
                 activation=fn,
-                noise_std=noise_std,
-                noise=noise,
-                fit_intercept=intercept,
-                method=method,
-                standardise=standardise,
-                num_starts=num_starts,
-                covariance=covariance,
-                max_iterations=max_iterations,
+                noise_std=command.noise_std,
+                noise=command.noise,
+                fit_intercept=command.fit_intercept,
+                method=command.method,
+                standardise=command.standardise,
+                num_starts=command.num_starts,
+                covariance=command.covariance,
+                max_iterations=command.max_iterations,
             )
         with jax.enable_x64(True):  # inputs and biases may have offsets that cancel
             predicted = np.asarray(predict(result.params, table.x, fn))
             posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
-        in_units = {
-            units.name: _in_units(table, result, posterior, predicted, units)
-            for units in (data_units(table), standardised_units(table, fn, intercept))
-        }
-        shown = UNIT_NAMES[int(standardise)]
-        summary = {
-            **in_units[shown],
-            "units": shown,
-            "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
-            "num_samples": len(table.y),
-            "num_inputs": table.x.shape[1],
-            "status": result.status,
-            "data_notes": list(table.notes),
-            "in_units": in_units,
-            "selection": None if result.selection is None else _selection(result, in_units[shown]),
-            "diagnostics": result.diagnostics,
-            "settings": result.settings
-            | {
-                "data": str(data) if data is not None else dataset,
-                "target": table.target_name,
-                "num_experts": len(result.params.noise_std),
-                "num_experts_tried": num_experts,
-                "activation": activation,
-                "seed": seed,
-                "data_dir": None if data_dir is None else str(data_dir),
-                "moejax": moejax.__version__,
-                "jax": jax.__version__,
-                "numpy": np.__version__,
-            },
-        }
-        summary = _without_nan(summary)
+        summary = _summary(command, table, result, fn, posterior, predicted)
         if scratch is not None:
             _save(scratch, summary, table, result, posterior, predicted)
     written = ["fit.json", "parameters.parquet", "samples.parquet", "convergence.png"]
@@ -140,6 +77,72 @@ def fit_command(
         if out is not None:
             make_console().print(f"written to {out}: {', '.join(written)}", soft_wrap=True)
     return summary
+
+
+def _read(command: Fit) -> Dataset:
+    """The table that the options name.
+
+    Raises:
+        ValueError: options that do not go together, or data that cannot be read.
+    """
+    data, dataset, target = command.data, command.dataset, command.target
+    if (data is None) == (dataset is None):
+        raise ValueError("DATA: expected either a file and --target COLUMN, or --dataset NAME")
+    if data is not None and target is None:
+        raise ValueError(f"--target: expected the column of {data} to explain")
+    if data is not None and command.data_dir is not None:
+        raise ValueError(f"--data-dir {command.data_dir}: goes with --dataset NAME, not with a file")
+    if data is None and (command.separator is not None or command.decimal is not None):
+        raise ValueError("--separator, --decimal: go with a file, not with --dataset NAME")
+    if data is not None and target is not None:
+        table = read_table(data, target, separator=command.separator, decimal=command.decimal)
+    else:
+        table = load(str(dataset), command.data_dir, target=target)
+    if table.y.ndim > 1:
+        raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
+    return table
+
+
+def _summary(
+    command: Fit,
+    table: Dataset,
+    result: FitResult,
+    fn: ScalarFunction,
+    posterior: np.ndarray,
+    predicted: np.ndarray,
+) -> dict[str, Any]:
+    """What fit.json holds."""
+    in_units = {
+        units.name: _in_units(table, result, posterior, predicted, units)
+        for units in (data_units(table), standardised_units(table, fn, command.fit_intercept))
+    }
+    shown = UNIT_NAMES[int(command.standardise)]
+    summary = {
+        **in_units[shown],
+        "units": shown,
+        "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
+        "num_samples": len(table.y),
+        "num_inputs": table.x.shape[1],
+        "status": result.status,
+        "data_notes": list(table.notes),
+        "in_units": in_units,
+        "selection": None if result.selection is None else _selection(result, in_units[shown]),
+        "diagnostics": result.diagnostics,
+        "settings": result.settings
+        | {
+            "data": str(command.data) if command.data is not None else command.dataset,
+            "target": table.target_name,
+            "num_experts": len(result.params.noise_std),
+            "num_experts_tried": command.num_experts,
+            "activation": command.activation,
+            "seed": command.seed,
+            "data_dir": None if command.data_dir is None else str(command.data_dir),
+            "moejax": moejax.__version__,
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+        },
+    }
+    return _without_nan(summary)
 
 
 def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[str, Any]]:

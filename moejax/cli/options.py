@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from moejax.methods.options import FitOptions
+
 
 @dataclasses.dataclass(frozen=True)
 class Common:
@@ -46,19 +48,19 @@ class Fit:
     """A number, several ("2,3,4" or "1-5"), or "auto"; of several, the one with the least BIC is kept."""
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
-    method: str = "multistart"
-    noise: Literal["shared", "per_expert"] = "shared"
+    method: str = FitOptions.method
+    noise: Literal["shared", "per_expert"] = FitOptions.noise
     noise_std: float | None = None
     """Known noise, in the target's own units; default: estimated."""
-    intercept: bool = True
+    fit_intercept: bool = True
     """Biases in experts and gates."""
     standardise: bool = True
     """Show coefficients and errors per standard deviation of inputs and target; results hold both."""
-    covariance: Literal["observed", "sandwich"] = "observed"
+    covariance: Literal["observed", "sandwich"] = FitOptions.covariance
     """Kind of the standard errors: "observed" takes the model for true, "sandwich" does not."""
-    num_starts: int | None = None
+    num_starts: int | None = FitOptions.num_starts
     """Random starts; default: the method's own number."""
-    max_iterations: int = 500
+    max_iterations: int = FitOptions.max_iterations
     seed: int = 0
     out: Path | None = None
     """Folder for fit.json, parameters.parquet, samples.parquet and convergence.png."""

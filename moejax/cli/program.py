@@ -191,12 +191,7 @@ def _print_json(value: Any) -> None:
 def _run_fit(command: Fit) -> None:
     from moejax.cli.fit import fit_command
 
-    options = {
-        field.name: getattr(command, field.name)
-        for field in dataclasses.fields(command)
-        if field.name != "common"
-    }
-    result = fit_command(**options, quiet=command.common.quiet or command.common.json)
+    result = fit_command(command)
     if command.common.json:
         _print_json(result)
 

@@ -6,11 +6,12 @@ Arrays (`moejax.fitting.array_checks`) come back as NumPy arrays in double preci
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from moejax.fitting.array_checks import (
 )
 from moejax.likelihood.information import COVARIANCE_KINDS
 from moejax.methods.method import STARTS, lookup_method
+from moejax.methods.options import FitOptions, WeightsAre
 from moejax.model.activations import get_activation
 from moejax.model.inputs import LogDensity, get_log_density
 from moejax.moments.label_transforms import TRANSFORM_KINDS
@@ -36,7 +38,6 @@ __all__ = [
     "CHECKS",
     "NOISE_MODELS",
     "NotNumbersError",
-    "WeightsAre",
     "as_numbers",
     "checked_arrays",
     "checked_inputs",
@@ -56,7 +57,6 @@ __all__ = [
 ]
 
 NOISE_MODELS = ("shared", "per_expert")
-WeightsAre = Literal["counts", "reliability"]
 PRECISIONS = ("float32", "float64", None)
 MOST_NUMBERS_TRIED = 1000
 """How many numbers of experts a range or a list may hold."""
@@ -296,13 +296,15 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
 """The check of every option by itself: (value, name) -> the plain value. `num_experts`, `noise_std` and `key` have their own."""
 
 
-def checked_options(**options: Any) -> dict[str, Any]:
-    """Options by name, each checked by itself and given back as a plain value.
+def checked_options(options: FitOptions) -> FitOptions:
+    """The same options, each checked by itself and given back as a plain value.
 
-    >>> checked_options(num_starts=3.0, fit_intercept=True)
-    {'num_starts': 3, 'fit_intercept': True}
+    >>> from moejax.methods.options import FitOptions
+    >>> checked_options(FitOptions(num_starts=3.0)).num_starts
+    3
 
     Raises:
         ValueError: one is not what it must be.
     """
-    return {name: CHECKS[name](value, name) for name, value in options.items()}
+    names = [field.name for field in dataclasses.fields(FitOptions)]
+    return FitOptions(**{name: CHECKS[name](getattr(options, name), name) for name in names})

@@ -29,8 +29,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from moejax.checks import brief_text
-from moejax.fitting import pipeline as fitting
-from moejax.fitting.arguments import WeightsAre, checked_options, noise_levels, number_of_experts
+from moejax.fitting.arguments import CHECKS, checked_options, noise_levels, number_of_experts
 from moejax.fitting.array_checks import (
     as_numbers,
     checked_inputs,
@@ -45,13 +44,13 @@ from moejax.fitting.estimator_inputs import (
     _random_state,
 )
 from moejax.fitting.label_units import is_linear, labels_note
-from moejax.fitting.pipeline import DEFAULT_METHOD, fit_sample
+from moejax.fitting.pipeline import fit_sample
 from moejax.fitting.predictive import expected_log_density, root_mean_square
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
 from moejax.fitting.selection import num_free_parameters
 from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
-from moejax.likelihood.em import RIDGE
+from moejax.methods.options import FitOptions, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
 from moejax.model.mixture import LOG_TWO_PI, MoEParams, NoiseModel, expert_means, gate_logits, posterior
 from moejax.moments.label_transforms import TransformKind
@@ -115,19 +114,19 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def __init__(
         self,
         num_experts: int = 3,
-        activation: ActivationLike = "linear",
+        activation: ActivationLike = FitOptions.activation,
         *,
-        noise: NoiseModel = "shared",
+        noise: NoiseModel = FitOptions.noise,
         noise_std: float | None = None,
         fit_intercept: bool = True,
-        method: str = DEFAULT_METHOD,
-        standardise: bool = True,
-        weights_are: WeightsAre | None = None,
-        num_starts: int | None = None,
-        max_iterations: int = 500,
-        order: int | None = None,
-        transform_kind: TransformKind = "weighted",
-        ridge: float = RIDGE,
+        method: str = FitOptions.method,
+        standardise: bool = FitOptions.standardise,
+        weights_are: WeightsAre | None = FitOptions.weights_are,
+        num_starts: int | None = FitOptions.num_starts,
+        max_iterations: int = FitOptions.max_iterations,
+        order: int | None = FitOptions.order,
+        transform_kind: TransformKind = FitOptions.transform,
+        ridge: float = FitOptions.ridge,
         precision: Literal["float32", "float64"] | None = "float64",
         random_state: Any = None,
     ):
@@ -153,21 +152,23 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         Raises:
             ValueError: arrays or settings that cannot be fitted, in one line.
         """
-        options = fitting.DEFAULT_OPTIONS | {
-            "activation": self.activation,
-            "noise": self.noise,
-            "fit_intercept": self.fit_intercept,
-            "method": self.method,
-            "standardise": self.standardise,
-            "weights_are": self.weights_are,
-            "num_starts": self.num_starts,
-            "max_iterations": self.max_iterations,
-            "order": self.order,
-            "transform": self.transform_kind,
-            "ridge": self.ridge,
-        }
-        checked_options(transform_kind=self.transform_kind, precision=self.precision)
-        options = checked_options(**options)
+        for name in ("transform_kind", "precision"):
+            CHECKS[name](getattr(self, name), name)
+        options = checked_options(
+            FitOptions(
+                activation=self.activation,
+                noise=self.noise,
+                fit_intercept=self.fit_intercept,
+                method=self.method,
+                standardise=self.standardise,
+                weights_are=self.weights_are,
+                num_starts=self.num_starts,
+                max_iterations=self.max_iterations,
+                order=self.order,
+                transform=self.transform_kind,
+                ridge=self.ridge,
+            )
+        )
         number_of_experts(self.num_experts, several=False)
         fn = get_activation(self.activation)
         _random_state(self.random_state)
@@ -179,7 +180,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         y = checked_targets(y, len(x), rows_of="X")
         weights = checked_weights(sample_weight, len(x), "sample_weight", "X")
         levels = noise_levels(self.noise_std, y.shape[1:])
-        weights, _ = rescaled_weights(weights, options["weights_are"])
+        weights, _ = rescaled_weights(weights, options.weights_are)
         used = weights > 0  # a small one may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
         support = self._supported(sample, is_linear(fn))
@@ -187,7 +188,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         rank = inputs.matrix.shape[1]
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
         alone = is_linear(fn) and num_experts == 1 and y.ndim == 1
-        if alone and (self.method == DEFAULT_METHOD or rank == 0 or constant):
+        if alone and (self.method == FitOptions.method or rank == 0 or constant):
             method, result = "least squares", _least_squares(sample, inputs, self.fit_intercept, levels)
         elif rank == 0 or constant:
             what = "X" if rank == 0 else "y"
@@ -347,11 +348,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return _Support(num_experts, inputs, False)
 
     def _run(
-        self,
-        sample: Sample,
-        support: _Support,
-        noise_std: np.ndarray | None,
-        options: dict[str, Any],
+        self, sample: Sample, support: _Support, noise_std: np.ndarray | None, options: FitOptions
     ) -> FitResult:
         """A fit of the inputs, or where the samples support fewer directions than they have, of those directions."""
         num_experts, inputs, is_reduced = support

@@ -23,7 +23,7 @@ import numpy as np
 from moejax.model.activations import ScalarFunction, activation_facts, values_on_host
 from moejax.model.gaussian import Array, gaussian_grid
 from moejax.moments.noise import estimate_noise_std, estimate_relative_noise
-from moejax.moments.orders import RELATIVE_NOISE_RANGE, transform_noise_std
+from moejax.moments.orders import RELATIVE_NOISE_RANGE
 
 LEAST_SIGNAL = 0.1
 """Least share of a linear mixture's label variance that is taken for signal when it is estimated: transforms for less have second
@@ -147,20 +147,14 @@ def _second_moment(fn: ScalarFunction) -> float:
     return float(grid.weights @ values_on_host(fn, grid.nodes) ** 2)
 
 
-@functools.partial(jax.jit, static_argnames=("fn", "smallest", "largest"))
-def _estimated(
-    y: jax.Array, weights: jax.Array, fn: ScalarFunction, smallest: float, largest: float
-) -> jax.Array:
-    return estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
+@functools.partial(jax.jit, static_argnames="fn")
+def _estimated(y: jax.Array, weights: jax.Array, fn: ScalarFunction) -> jax.Array:
+    return estimate_noise_std(y, weights, fn=fn)
 
 
-@functools.partial(jax.jit, static_argnames=("fn", "smallest", "largest", "square"))
-def _estimated_ratio(
-    y: jax.Array, weights: jax.Array, fn: ScalarFunction, smallest: float, largest: float, square: float
-) -> jax.Array:
-    return estimate_relative_noise(
-        y, weights, fn=fn, smallest=smallest, largest=largest, second_moment=square
-    )
+@functools.partial(jax.jit, static_argnames=("fn", "square"))
+def _estimated_ratio(y: jax.Array, weights: jax.Array, fn: ScalarFunction, square: float) -> jax.Array:
+    return estimate_relative_noise(y, weights, fn=fn, second_moment=square)
 
 
 def _noise_std(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> np.ndarray:
@@ -168,18 +162,14 @@ def _noise_std(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> np.nda
     if activation_facts(fn).constant:
         share = weights / weights.sum()
         return np.sqrt(share @ (y - share @ y) ** 2)
-    smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
     dtype = jnp.result_type(float)
-    y, weights = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
-    return np.asarray(_estimated(y, weights, fn, smallest, largest), float)
+    return np.asarray(_estimated(jnp.asarray(y, dtype), jnp.asarray(weights, dtype), fn), float)
 
 
 def _relative_noise(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> float:
     """sigma / rho from labels with E[y^2] = 1."""
-    smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
     dtype = jnp.result_type(float)
-    y, weights = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
-    return float(_estimated_ratio(y, weights, fn, smallest, largest, _second_moment(fn)))
+    return float(_estimated_ratio(jnp.asarray(y, dtype), jnp.asarray(weights, dtype), fn, _second_moment(fn)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.checks import require
-from moejax.fitting.arguments import WeightsAre, checked_options, noise_levels, number_of_experts, prng_key
+from moejax.fitting.arguments import checked_options, noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import checked_arrays, input_precision
 from moejax.fitting.diagnostics import collapse_status, diagnose
 from moejax.fitting.label_units import labels_note
@@ -26,15 +25,14 @@ from moejax.fitting.preparation import Sample, TooManyExpertsError, prepare, res
 from moejax.fitting.result import FitResult, _Fitted
 from moejax.fitting.selection import criteria, left_out, num_free_parameters, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import uncertainty
-from moejax.likelihood.em import RIDGE
 from moejax.likelihood.information import CovarianceKind
-from moejax.methods.method import METHOD_STATUS, MethodConfig, MethodResult, Problem, Start, get_method
+from moejax.methods.method import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method
+from moejax.methods.options import FitOptions, Start, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import MoEParams, NoiseModel, log_joint, weighted_sum, with_stand_ins
 from moejax.moments.label_transforms import TransformKind
 
-DEFAULT_METHOD = "multistart"
 LARGEST_SHORTFALL = 0.5
 """Nats below a maximum up to which an estimate counts as being there: one standard error in one direction."""
 
@@ -45,26 +43,26 @@ def fit(
     y: Any,
     *,
     num_experts: int | str | Sequence[int],
-    activation: ActivationLike = "linear",
+    activation: ActivationLike = FitOptions.activation,
     noise_std: float | None = None,
-    noise: NoiseModel = "shared",
-    fit_intercept: bool = False,
-    method: str = DEFAULT_METHOD,
+    noise: NoiseModel = FitOptions.noise,
+    fit_intercept: bool = FitOptions.fit_intercept,
+    method: str = FitOptions.method,
     weights: Any = None,
-    weights_are: WeightsAre | None = None,
-    standardise: bool = True,
-    order: int | None = None,
-    transform: TransformKind = "weighted",
-    num_restarts: int = 16,
-    num_starts: int | None = None,
-    start: Start = "random",
-    polish: bool = True,
-    max_iterations: int = 100,
-    ridge: float = RIDGE,
-    chunk_size: int | None = None,
-    num_residual_passes: int | None = None,
-    covariance: CovarianceKind = "observed",
-    log_density: LogDensity | str | None = None,
+    weights_are: WeightsAre | None = FitOptions.weights_are,
+    standardise: bool = FitOptions.standardise,
+    order: int | None = FitOptions.order,
+    transform: TransformKind = FitOptions.transform,
+    num_restarts: int = FitOptions.num_restarts,
+    num_starts: int | None = FitOptions.num_starts,
+    start: Start = FitOptions.start,
+    polish: bool = FitOptions.polish,
+    max_iterations: int = FitOptions.max_iterations,
+    ridge: float = FitOptions.ridge,
+    chunk_size: int | None = FitOptions.chunk_size,
+    num_residual_passes: int | None = FitOptions.num_residual_passes,
+    covariance: CovarianceKind = FitOptions.covariance,
+    log_density: LogDensity | str | None = FitOptions.log_density,
 ) -> FitResult:
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
@@ -81,34 +79,11 @@ def fit(
         y: (n,) labels, or (n, m), in the units of g's values.
         num_experts: k; for a method of moments, up to the rank of the inputs. Several (a range or list), or "auto" for 1 to 6: each
             that the data admit is fitted, and the one with the least BIC among those whose status is "ok" is the result.
-        activation: g, a registered name or a scalar JAX function.
         noise_std: sigma where it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
             the moments and then jointly with the rest.
-        noise: where it is estimated, one sigma for all experts ("shared") or one each ("per_expert").
-        fit_intercept: give experts and gates biases.
-        method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
-            gating EM, polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline:
-            "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
         weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are not looked at and may hold anything.
-        weights_are: "counts", a weight is a number of equal rows; "reliability", a weight is how much a row counts beside the
-            others (sampling or importance weights), and their scale means nothing: they are scaled to sum to their effective
-            number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
-        standardise: scale the labels of a homogeneous g; False fits all labels as they are.
-        order: of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
-        transform: kind of the label transforms.
-        num_restarts: of the tensor power method.
-        num_starts: random starts; None takes the method's own number (multistart 256, baselines 1).
-        start: where "joint_em" starts, "random" or "kmeans".
-        polish: with "spectral_em", go on to the maximum-likelihood estimate; False is the published algorithm.
-        max_iterations: budget of passes of the last stage.
-        ridge: on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats, whatever the sample size:
-            a normal prior of variance 1 / ridge. `diagnostics` says what it costs and which gates it alone holds.
-        chunk_size: samples that the moments take at once; None takes all.
-        num_residual_passes: of "spectral_residual" (default 5), or after the moments of "spectral" (default 0).
-        covariance: of the standard errors: "observed" (the model is true, weights count equal rows) or "sandwich" (neither is).
-        log_density: x (d,) -> () log p(x), up to a constant, of inputs that are not normal, or the name of a registered input
-            distribution: moments are then of its score tensors, in place of those of a normal density with the inputs' mean and
-            covariance.
+
+    The other arguments are the fields of `FitOptions`, which explains them.
 
     Returns:
         FitResult.
@@ -118,26 +93,60 @@ def fit(
             or inputs that do not vary, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an
             activation without a usable order for a method of moments.
     """
-    given = {name: value for name, value in locals().items() if name in DEFAULT_OPTIONS}
-    options = checked_options(**given)
+    options = FitOptions(
+        activation=activation,
+        noise=noise,
+        fit_intercept=fit_intercept,
+        method=method,
+        weights_are=weights_are,
+        standardise=standardise,
+        order=order,
+        transform=transform,
+        num_restarts=num_restarts,
+        num_starts=num_starts,
+        start=start,
+        polish=polish,
+        max_iterations=max_iterations,
+        ridge=ridge,
+        chunk_size=chunk_size,
+        num_residual_passes=num_residual_passes,
+        covariance=covariance,
+        log_density=log_density,
+    )
+    return _fit(key, x, y, num_experts, noise_std, weights, options)
+
+
+def _fit(
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    num_experts: int | str | Sequence[int],
+    noise_std: float | None,
+    weights: Any,
+    options: FitOptions,
+) -> FitResult:
+    """`fit` with its options in one."""
+    given, options = options, checked_options(options)
     chosen = number_of_experts(num_experts)
     key = prng_key(key)
     arrays = checked_arrays(x, y, weights)
     levels = noise_levels(noise_std, arrays[1].shape[1:])
     require(
-        options["start"] == "random" or arrays[1].ndim == 1, "start", "'random' for several outputs", start
+        options.start == "random" or arrays[1].ndim == 1,
+        "start",
+        "'random' for several outputs",
+        options.start,
     )
-    resolved, kind = rescaled_weights(arrays[2], weights_are)
+    resolved, kind = rescaled_weights(arrays[2], options.weights_are)
     kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
     sample = Sample(*kept, resolved, input_precision(x))
-    settings = options | {
+    density = given.log_density
+    settings = vars(options) | {
         "num_experts": chosen if isinstance(chosen, int | str) else list(chosen),
-        "activation": activation_name(activation),
+        "activation": activation_name(given.activation),
         "noise_std": None if levels is None else levels.tolist(),
         "weights_are": kind,
-        "log_density": log_density
-        if isinstance(log_density, str) or log_density is None
-        else repr(log_density),
+        "log_density": density if isinstance(density, str) or density is None else repr(density),
         "key": np.asarray(
             jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
         ).tolist(),
@@ -150,16 +159,8 @@ def fit(
     return dataclasses.replace(result, settings=settings)
 
 
-DEFAULT_OPTIONS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(fit).parameters.items()
-    if name not in ("key", "x", "y", "num_experts", "noise_std", "weights")
-}
-"""The options that `checked_options` checks one by one, with their defaults."""
-
-
 def fit_sample(
-    key: jax.Array, sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: dict[str, Any]
+    key: jax.Array, sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions
 ) -> FitResult:
     """A fit of one number of experts to a sample.
 
@@ -168,13 +169,13 @@ def fit_sample(
         sample: checked.
         num_experts: k.
         noise_std: () or (m,) where it is known.
-        options: those of `fit` that `checked_options` returns, all of them.
+        options: checked.
 
     Raises:
         TooManyExpertsError, ValueError: as `fit` says.
     """
     problem, config, units, order_reason = prepare(sample, num_experts, noise_std, options)
-    result = _run_method(key, problem, options["method"], config)
+    result = _run_method(key, problem, options.method, config)
     value, posterior = _evaluate(result.params, problem, config.fn)
     # densities of the fitted labels are those of y times the unit
     per_sample = float(np.sum(np.log(np.broadcast_to(units.labels.scale, sample.y.shape[1:]))))
@@ -182,10 +183,10 @@ def fit_sample(
     history = np.asarray(result.history, np.float64) - offset
     known = None
     if not sample.several_outputs:
-        known = uncertainty(result.params, problem, options["covariance"], config)
+        known = uncertainty(result.params, problem, options.covariance, config)
     diagnostics = {
-        "activation": activation_name(options["activation"]),
-        "method": options["method"],
+        "activation": activation_name(options.activation),
+        "method": options.method,
         "noise": config.noise,
         "fit_intercept": config.fit_intercept,
         "order": config.order or None,
@@ -227,14 +228,14 @@ def _fit_several(
     sample: Sample,
     num_experts: str | Sequence[int],
     noise_std: np.ndarray | None,
-    options: dict[str, Any],
+    options: FitOptions,
 ) -> FitResult:
     """A fit for each number of experts that the data admit; the one with the least BIC, with the table of all.
 
     Raises:
         ValueError: the data admit none.
     """
-    noise = "known" if noise_std is not None else options["noise"]
+    noise = "known" if noise_std is not None else options.noise
     num_outputs = sample.y.shape[1] if sample.several_outputs else 1
     results: dict[int, FitResult] = {}
     refusals: list[TooManyExpertsError] = []
@@ -247,9 +248,7 @@ def _fit_several(
             rows.append(left_out(k, str(error)))
             continue
         rank = sample.x.shape[1] - result.diagnostics["collinear_directions_dropped"]
-        num_parameters = num_free_parameters(
-            k, rank, noise, options["fit_intercept"], num_outputs=num_outputs
-        )
+        num_parameters = num_free_parameters(k, rank, noise, options.fit_intercept, num_outputs=num_outputs)
         rows.append(
             criteria(
                 k,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from moejax.checks import require
-from moejax.fitting.arguments import WeightsAre, require_density_at
+from moejax.fitting.arguments import require_density_at
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.selection import num_rows_needed
@@ -22,17 +22,10 @@ from moejax.methods.method import (
     moments_of,
     require_slopes,
 )
-from moejax.model.activations import ActivationLike, activation_name, get_activation
-from moejax.moments.orders import choose_order, transform_noise_std, why_unusable
+from moejax.methods.options import FitOptions, WeightsAre
+from moejax.methods.preparation import Orders, choose_orders, transforms_at
+from moejax.model.activations import get_activation
 from moejax.moments.score_tensors import AffineLogDensity
-from moejax.moments.spectral import host_transforms
-
-FEWEST_ROWS_FOR_MOMENTS = 500
-"""Below this, a method that can do without moments does."""
-
-
-class NoUsableOrderError(ValueError):
-    """No tensor of the moments tells the experts of this activation at this noise."""
 
 
 class TooManyExpertsError(ValueError):
@@ -90,21 +83,19 @@ class Prepared(NamedTuple):
     order_reason: str
 
 
-def prepare(
-    sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: dict[str, Any]
-) -> Prepared:
+def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions) -> Prepared:
     """Inputs and labels in the units of the fit, and what of the moments it uses.
 
     Raises:
         TooManyExpertsError: k is more than the data admit; ValueError: data or options that do not go together.
     """
-    method, activation, intercept = options["method"], options["activation"], options["fit_intercept"]
-    fn, density = get_activation(activation), options["log_density"]
+    method, activation, intercept = options.method, options.activation, options.fit_intercept
+    fn, density = get_activation(activation), options.log_density
     registered, several = lookup_method(method), sample.several_outputs
     if several and not registered.several_outputs:
         able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
         raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
-    require_slopes(method, activation, polish=options["polish"])
+    require_slopes(method, activation, polish=options.polish)
     if density is not None:
         require_density_at(density, sample.x[0])
     inputs = input_map(sample.x, sample.weights, centre=intercept, precision=sample.precision)
@@ -133,41 +124,52 @@ def prepare(
         fn,
         fit_intercept=intercept,
         noise_std=noise_std,
-        standardise=options["standardise"],
+        standardise=options.standardise,
     )
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
     _require_representable(y[sample.weights > 0], labels, np.dtype(dtype))
     orders, reason = (
-        ((), "no moments: several outputs")
+        Orders((), "no moments: several outputs")
         if several
-        else _orders(activation, float(labels.noise_std), options, rank, num_experts, used)
-    )
-    transforms = tuple(
-        jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, dtype),
-            host_transforms(
-                fn,
-                float(labels.noise_std),
-                m,
-                options["transform"],
-                num_experts,
-                normal_inputs=density is None,
-            ),
+        else choose_orders(
+            method,
+            activation,
+            float(labels.noise_std),
+            num_rows=used,
+            dim=rank,
+            num_experts=num_experts,
+            order=options.order,
+            kind=options.transform,
         )
-        for m in orders
     )
-    static = ("num_restarts", "num_starts", "start", "polish", "max_iterations", "ridge", "chunk_size")
+    transforms = jax.tree.map(
+        jnp.asarray,
+        transforms_at(
+            fn,
+            0.0 if several else float(labels.noise_std),
+            orders,
+            options.transform,
+            num_experts,
+            normal_inputs=density is None,
+        ),
+    )
     config = MethodConfig(
         fn=fn,
         num_experts=num_experts,
         order=orders[0] if orders else 0,
         more_orders=orders[1:],
-        noise="known" if noise_std is not None else options["noise"],
+        noise="known" if noise_std is not None else options.noise,
         fit_intercept=intercept,
-        num_residual_passes=options["num_residual_passes"],
+        num_residual_passes=options.num_residual_passes,
         log_density=None if density is None else AffineLogDensity(density, inputs.mean, inputs.matrix),
-        **{name: options[name] for name in static},
+        num_restarts=options.num_restarts,
+        num_starts=options.num_starts,
+        start=options.start,
+        polish=options.polish,
+        max_iterations=options.max_iterations,
+        ridge=options.ridge,
+        chunk_size=options.chunk_size,
     )
     problem = Problem(
         jnp.asarray(z, dtype),
@@ -206,46 +208,3 @@ def _require_representable(y: np.ndarray, labels: FittedLabels, dtype: np.dtype)
             f"noise_std: expected {least * unit:.0e} to {most * unit:.0e} for these labels in {dtype}, "
             f"got {float(np.min(noise_std)) * unit:.3g}"
         )
-
-
-def _orders(
-    activation: ActivationLike,
-    noise_std: float,
-    options: dict[str, Any],
-    dim: int,
-    num_experts: int,
-    num_rows: int,
-) -> tuple[tuple[int, ...], str]:
-    """Orders of the tensors that the method decomposes, the best first, and why.
-
-    Raises:
-        NoUsableOrderError: there is none, and the method cannot do without.
-    """
-    method, order = options["method"], options["order"]
-    moments = moments_of(method)
-    if moments == "none":
-        return (), "no moments"
-    if moments == "optional" and num_experts > dim:
-        return (), f"no moments: {num_experts} experts of {dim} inputs"
-    if moments == "optional" and order is None and num_rows < FEWEST_ROWS_FOR_MOMENTS:
-        return (), f"no moments: fewer than {FEWEST_ROWS_FOR_MOMENTS} rows say too little of a third moment"
-    fn, name = get_activation(activation), activation_name(activation)
-    noise_std = transform_noise_std(fn, noise_std)
-    where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
-    asked = lookup_method(method).order or order
-    if asked is not None:
-        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, asked)
-        if reason:
-            raise NoUsableOrderError(f"order: {name} has no usable order {asked} {where}: {reason}; {advice}")
-        return (asked,), "as asked"
-    choice = choose_order(fn, noise_std, kind=options["transform"], dim=dim, num_experts=num_experts)
-    if choice.order is None:
-        if moments == "optional":
-            return (), f"no moments: {choice.reason}"
-        raise NoUsableOrderError(f"activation: {name} has no usable order {where}: {choice.reason}; {advice}")
-    others = (
-        m
-        for m in (3, 4)
-        if m != choice.order and moments == "optional" and not why_unusable(fn, noise_std, m)
-    )
-    return (choice.order, *others), choice.reason

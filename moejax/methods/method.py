@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.checks import require
-from moejax.likelihood.em import RIDGE
+from moejax.methods.options import FitOptions, Start
 from moejax.model.activations import (
     ActivationLike,
     ScalarFunction,
@@ -27,7 +27,6 @@ from moejax.model.mixture import MoEParams, NoiseModel, mean_gates
 from moejax.moments.spectral import NOT_FINITE, OK, SPECTRAL_STATUS, SpectralEstimate, SpectralTransforms
 from moejax.registry import Registry
 
-Start = Literal["random", "kmeans"]
 STARTS: tuple[Start, ...] = get_args(Start)
 NOT_CONVERGED = len(SPECTRAL_STATUS)
 METHOD_STATUS = SPECTRAL_STATUS | {
@@ -55,30 +54,26 @@ class Problem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """The static choices of a fit; hashable, one compiled program each."""
+    """The static choices of a fit; hashable, one compiled program each. `FitOptions` explains the options."""
 
     fn: ScalarFunction
     num_experts: int
     order: int
     """Of the tensor that is decomposed, 3 or 4."""
     more_orders: tuple[int, ...] = ()
-    noise: NoiseModel = "shared"
-    fit_intercept: bool = False
-    num_restarts: int = 16
-    num_starts: int | None = None
-    """Random starts of a method that uses them; None: its own default."""
-    polish: bool = True
-    max_iterations: int = 100
+    noise: NoiseModel = FitOptions.noise
+    fit_intercept: bool = FitOptions.fit_intercept
+    num_restarts: int = FitOptions.num_restarts
+    num_starts: int | None = FitOptions.num_starts
+    polish: bool = FitOptions.polish
+    max_iterations: int = FitOptions.max_iterations
     num_polar_iterations: int = 8
-    ridge: float = RIDGE
-    chunk_size: int | None = None
-    """Samples that the moments take at once; None takes all."""
-    num_residual_passes: int | None = None
-    """Residual passes after the moments; None: 5 for "spectral_residual", 0 for the other methods."""
+    ridge: float = FitOptions.ridge
+    chunk_size: int | None = FitOptions.chunk_size
+    num_residual_passes: int | None = FitOptions.num_residual_passes
     log_density: LogDensity | None = None
     """x (d,) -> log p(x) of inputs that are not standard normal; their moments are then a start, not an estimate."""
-    start: Start = "random"
-    """Where joint_em starts."""
+    start: Start = FitOptions.start
     record_path: bool = False
     """Whether `MethodResult.path` is kept."""
 

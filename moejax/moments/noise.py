@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moejax.model.activations import ScalarFunction, apply_activation
 from moejax.model.gaussian import gaussian_grid
+from moejax.moments.orders import transform_noise_range
 
 NUM_BINS = 8192
 NUM_LEVELS = 48
@@ -20,8 +21,7 @@ def estimate_noise_std(
     weights: jax.Array,
     *,
     fn: ScalarFunction,
-    smallest: float,
-    largest: float,
+    bounds: tuple[float, float] | None = None,
     num_nodes: int = 16385,
 ) -> jax.Array:
     """sigma by marginal likelihood: the maximiser of sum_j w_j log f_sigma(y_j), f_sigma the density of g(Z) + sigma N.
@@ -33,12 +33,13 @@ def estimate_noise_std(
         y: (n,) labels.
         weights: (n,) sample weights.
         fn: g, of experts with ||a|| = 1 and without bias.
-        smallest, largest: the range of sigma that is searched, in units of y.
+        bounds: (smallest, largest) sigma that is searched, in units of y; None: the range for which label transforms are built.
         num_nodes: of the quadrature over z.
 
     Returns:
-        () sigma in [smallest, largest].
+        () sigma within the bounds.
     """
+    smallest, largest = bounds or transform_noise_range(fn)
     grid = gaussian_grid(num_nodes, dtype=y.dtype)
     noiseless = apply_activation(fn, grid.nodes)
     bins = _label_bins(y, weights, noiseless, smallest, largest)
@@ -55,8 +56,6 @@ def estimate_relative_noise(
     weights: jax.Array,
     *,
     fn: ScalarFunction,
-    smallest: float,
-    largest: float,
     second_moment: float,
     num_nodes: int = 4097,
 ) -> jax.Array:
@@ -69,13 +68,13 @@ def estimate_relative_noise(
         y: (n,) labels.
         weights: (n,) sample weights.
         fn: g, homogeneous.
-        smallest, largest: the range of sigma / rho that is searched.
         second_moment: E[g(Z)^2].
         num_nodes: of the quadrature over z.
 
     Returns:
-        () the ratio, in [smallest, largest].
+        () the ratio, in the range for which label transforms are built.
     """
+    smallest, largest = transform_noise_range(fn)
     grid = gaussian_grid(num_nodes, dtype=y.dtype)
     noiseless = apply_activation(fn, grid.nodes)
     bins = _label_bins(y, weights, noiseless / second_moment**0.5, smallest / second_moment**0.5, 1.0)

@@ -76,13 +76,20 @@ def label_transform(
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), transform)
 
 
+def transform_noise_range(fn: ScalarFunction) -> tuple[float, float]:
+    """(smallest, largest) noise level for which label transforms of g are built, in units of g's values."""
+    low, high = RELATIVE_NOISE_RANGE
+    spread = activation_facts(fn).standard_deviation
+    return low * spread, high * spread
+
+
 def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
     """The noise level to build transforms for: `noise_std` moved into the range for which they are built.
 
     Below the range, transforms of its lower end serve: they are for slightly more noise than there is, and their
     c_r are then off by up to about 1e-2, which makes the moments a start and no more.
     """
-    low, high = (bound * activation_facts(fn).standard_deviation for bound in RELATIVE_NOISE_RANGE)
+    low, high = transform_noise_range(fn)
     return min(max(noise_std, low), high)
 
 
@@ -97,7 +104,7 @@ def why_unusable(fn: ScalarFunction, noise_std: float, order: int) -> str:
     facts = activation_facts(fn)
     if facts.constant:
         return "g is constant, so every c_m is 0"
-    low, high = (bound * facts.standard_deviation for bound in RELATIVE_NOISE_RANGE)
+    low, high = transform_noise_range(fn)
     if not low <= noise_std <= high:
         return f"noise_std = {noise_std:g} is outside [{low:.3g}, {high:.3g}], for which its transforms are built"
     if facts.parity == "even" and order % 2 == 1:

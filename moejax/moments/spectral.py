@@ -18,7 +18,7 @@ from moejax.moments.label_transforms import (
     traced_label_transforms,
     transform_on_host,
 )
-from moejax.moments.orders import transform_noise_std
+from moejax.moments.orders import transform_noise_range, transform_noise_std
 from moejax.moments.score_tensors import score_first_moment, score_second_moment, score_whitened_moment
 from moejax.moments.tensor_power import NOT_CONVERGED, TensorDecomposition, tensor_power_method
 
@@ -75,7 +75,7 @@ def traced_transforms(
     fn: ScalarFunction, noise_std: jax.Array, order: int, kind: TransformKind, num_experts: int
 ) -> SpectralTransforms:
     """The same at a traced noise level."""
-    smallest = transform_noise_std(fn, 0.0)
+    smallest, _ = transform_noise_range(fn)
     orders = (2, order, 1) if needs_signs(fn, order) else (2, order)
     wanted: tuple[tuple[int, TransformKind], ...] = tuple((m, kind) for m in orders)
     second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.methods.method import Start, lookup_method, moments_of
+from moejax.methods.method import Start
+from moejax.methods.preparation import choose_orders, transforms_at
 from moejax.model.activations import get_activation
 from moejax.model.instances import InstanceScales
 from moejax.model.metrics import Metric, registered_metrics
 from moejax.moments.label_transforms import TransformKind
-from moejax.moments.orders import choose_order, transform_noise_std, why_unusable
-from moejax.moments.spectral import SpectralTransforms, host_transforms
+from moejax.moments.spectral import SpectralTransforms
 from moejax.registry import State, registered_state
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, _expert_norms
 
@@ -40,7 +40,8 @@ class TrialSpec:
     noise_knowledge: str
     transform: TransformKind | None
     """Of the transforms made in the trial, where the noise is estimated; those of a known noise are traced tables of any kind."""
-    order: int
+    orders: tuple[int, ...]
+    """Of the tensors that are decomposed, the best first; empty where the method uses no moments."""
     num_restarts: int
     num_starts: int | None
     start: Start
@@ -60,43 +61,8 @@ class Hyperparameters(NamedTuple):
     num_samples: np.ndarray | jax.Array
     """() int32"""
     scales: InstanceScales
-    transforms: SpectralTransforms | None
-    """Of the known noise; None where the method uses none, there is no usable order, or the noise is estimated in the trial."""
-
-
-@functools.lru_cache(maxsize=8192)
-def _order(
-    activation: str,
-    noise_std: float,
-    algorithm: AlgorithmSettings,
-    dim: int,
-    num_experts: int,
-    registered: State,
-) -> int:
-    """The order that the algorithm decomposes; 0 where it uses no moments.
-
-    Raises:
-        ValueError: there is no usable one, and the method cannot do without.
-    """
-    moments = moments_of(algorithm.method)
-    if moments == "none":
-        return 0
-    fn = get_activation(activation)
-    noise_std = transform_noise_std(fn, noise_std)
-    order = lookup_method(algorithm.method).order or algorithm.order
-    if order is not None:
-        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, order)
-        if reason:
-            raise ValueError(
-                f"order: {activation} at noise_std {noise_std:g} has no usable order {order}: {reason}"
-            )
-        return order
-    choice = choose_order(fn, noise_std, kind=algorithm.transform, dim=dim, num_experts=num_experts)
-    if choice.order is None and moments == "required":
-        raise ValueError(
-            f"activation: {activation} at noise_std {noise_std:g} has no usable order: {choice.reason}"
-        )
-    return choice.order or 0
+    transforms: tuple[SpectralTransforms, ...]
+    """For each of the orders at the known noise; empty where the noise is estimated in the trial."""
 
 
 def static_spec(
@@ -116,6 +82,7 @@ def static_spec(
         data.activation,
         data.dim,
         data.num_experts,
+        data.num_samples,
         padded_num_samples or max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
         data.input_distribution,
         data.noise_std,
@@ -130,6 +97,7 @@ def _static_spec(
     activation: str,
     dim: int,
     num_experts: int,
+    num_samples: int,
     padded_num_samples: int,
     input_distribution: str,
     noise_std: float,
@@ -139,6 +107,16 @@ def _static_spec(
 ) -> TrialSpec:
     fit_activation = algorithm.fit_activation or activation
     fit_num_experts = num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
+    orders, _ = choose_orders(
+        algorithm.method,
+        fit_activation,
+        noise_std,
+        num_rows=num_samples,
+        dim=dim,
+        num_experts=fit_num_experts,
+        order=algorithm.order,
+        kind=cast(TransformKind, algorithm.transform),
+    )
     return TrialSpec(
         method=algorithm.method,
         activation=activation,
@@ -152,7 +130,7 @@ def _static_spec(
         transform=cast(TransformKind, algorithm.transform)
         if algorithm.noise_knowledge == "estimated"
         else None,
-        order=_order(fit_activation, noise_std, algorithm, dim, fit_num_experts, registered),
+        orders=orders,
         num_restarts=algorithm.num_restarts,
         num_starts=algorithm.num_starts,
         start=cast(Start, algorithm.start),
@@ -177,16 +155,15 @@ def prepare(
     """
     spec = static_spec(data, algorithm, padded_num_samples)
     dtype = jnp.result_type(float)
-    transforms = None
-    if spec.order and spec.noise_knowledge == "known":
-        transforms = host_transforms(
-            spec.fit_activation,
+    transforms: tuple[SpectralTransforms, ...] = ()
+    if spec.noise_knowledge == "known":
+        transforms = transforms_at(
+            get_activation(spec.fit_activation),
             data.noise_std,
-            spec.order,
+            spec.orders,
             cast(TransformKind, algorithm.transform),
             spec.fit_num_experts,
         )
-        transforms = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), transforms)
     scales = InstanceScales(
         noise_std=np.asarray(data.noise_std, dtype),
         gating_norm=np.asarray(data.gating_norm, dtype),

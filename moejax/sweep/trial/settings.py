@@ -7,6 +7,7 @@ import functools
 import math
 
 from moejax.methods.method import STARTS, get_method, require_slopes
+from moejax.methods.options import FitOptions
 from moejax.model.activations import get_activation
 from moejax.model.inputs import get_input_distribution
 from moejax.moments.label_transforms import TRANSFORM_KINDS
@@ -33,7 +34,10 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AlgorithmSettings:
-    """How a sample is fitted. Methods and algorithm fields of one instance share the same data."""
+    """How a sample is fitted. Methods and algorithm fields of one instance share the same data.
+
+    `FitOptions` explains the options and has their defaults.
+    """
 
     method: str = "spectral_em"
     fit_activation: str | None = None
@@ -41,18 +45,13 @@ class AlgorithmSettings:
     fit_num_experts: int | None = None
     noise_knowledge: str = "known"
     """"known" or "estimated"."""
-    transform: str = "weighted"
-    order: int | None = None
-    """Order of the tensor that is decomposed, 3 or 4; None: the usable one with the least standard error."""
-    num_restarts: int = 16
-    """Restarts of the tensor power method."""
-    num_starts: int | None = None
-    """Random starts of a method that uses them (of the loss, for gated_losses); None: its own default."""
-    start: str = "random"
-    """Where joint_em starts: "random" (unit-sphere experts) or "kmeans" (clusterwise regression from there)."""
-    polish: bool = True
-    max_iterations: int = 100
-    """Budget of the method's iterations (EM steps of joint_em, passes of gradient descent, Newton steps of a polish)."""
+    transform: str = FitOptions.transform
+    order: int | None = FitOptions.order
+    num_restarts: int = FitOptions.num_restarts
+    num_starts: int | None = FitOptions.num_starts
+    start: str = FitOptions.start
+    polish: bool = FitOptions.polish
+    max_iterations: int = FitOptions.max_iterations
     record: tuple[str, ...] = ()
     """Extra results: "history" of the objective (`method.MethodResult`), "path" of the errors along it."""
 

@@ -9,7 +9,6 @@ cost a compilation).
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from moejax.environment import PRNG
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.methods.method import METHOD_STATUS, MethodConfig, Problem, get_method
+from moejax.methods.preparation import transforms_at
 from moejax.model.activations import get_activation
 from moejax.model.inputs import get_input_distribution
 from moejax.model.instances import random_params
@@ -32,8 +32,6 @@ from moejax.model.mixture import (
     with_stand_ins,
 )
 from moejax.moments.noise import estimate_noise_std
-from moejax.moments.orders import transform_noise_std
-from moejax.moments.spectral import traced_transforms
 from moejax.sweep.trial.measures import NUM_HELD_OUT, _errors_along, recovery_metrics
 from moejax.sweep.trial.prepare import Hyperparameters, TrialSpec
 from moejax.sweep.trial.settings import _require
@@ -85,15 +83,14 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
     fn = get_activation(spec.fit_activation)
     transforms, noise_std = hyperparameters.transforms, scales.noise_std
     if spec.noise_knowledge == "estimated":
-        smallest = transform_noise_std(fn, 0.0)
-        largest = transform_noise_std(fn, math.inf)
-        noise_std = estimate_noise_std(y, weights, fn=fn, smallest=smallest, largest=largest)
-        if spec.order and spec.transform is not None:
-            transforms = traced_transforms(fn, noise_std, spec.order, spec.transform, spec.fit_num_experts)
+        noise_std = estimate_noise_std(y, weights, fn=fn)
+        if spec.transform is not None:
+            transforms = transforms_at(fn, noise_std, spec.orders, spec.transform, spec.fit_num_experts)
     config = MethodConfig(
         fn=fn,
         num_experts=spec.fit_num_experts,
-        order=spec.order,
+        order=spec.orders[0] if spec.orders else 0,
+        more_orders=spec.orders[1:],
         noise="known" if spec.noise_knowledge == "known" else "shared",
         num_restarts=spec.num_restarts,
         num_starts=spec.num_starts,
@@ -102,7 +99,8 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         max_iterations=spec.max_iterations,
         record_path=spec.record_path,
     )
-    fitted = get_method(spec.method)(method_key, Problem(x, y, weights, noise_std, transforms), config)
+    problem = Problem(x, y, weights, noise_std, transforms[0] if transforms else None, transforms[1:])
+    fitted = get_method(spec.method)(method_key, problem, config)
     blocks = sample_blocks(x, y, weights, fit_intercept=False)
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,119 @@
+"""The moments that a method is given: which orders, and the label transforms for them.
+
+`fit`, the trials of a sweep and the experiments all ask here, so that a method of one name is the same algorithm everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.methods.method import lookup_method
+from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
+from moejax.moments.label_transforms import TransformKind
+from moejax.moments.orders import choose_order, transform_noise_std, why_unusable
+from moejax.moments.spectral import SpectralTransforms, host_transforms, traced_transforms
+
+FEWEST_ROWS_FOR_MOMENTS = 500
+"""With fewer rows, a method for which moments are optional does not use them: they say too little of a third moment."""
+
+
+class NoUsableOrderError(ValueError):
+    """A method needs moments, and no tensor of them tells the experts of this activation apart at this noise."""
+
+
+class Orders(NamedTuple):
+    """Orders of the tensors that a method decomposes."""
+
+    orders: tuple[int, ...]
+    """The best first; empty if the method uses no moments here."""
+    reason: str
+    """Why these."""
+
+
+def choose_orders(
+    method: str,
+    activation: ActivationLike,
+    noise_std: float,
+    *,
+    num_rows: int,
+    dim: int,
+    num_experts: int,
+    order: int | None = None,
+    kind: TransformKind = "weighted",
+) -> Orders:
+    """The orders of the score tensors that a method decomposes.
+
+    A method that needs moments gets one order: its own, the one asked for, or the usable one with the least predicted error. A
+    method for which moments are optional gets every usable order; it gets none if there are more experts than inputs, or if no
+    order was asked for and there are fewer than FEWEST_ROWS_FOR_MOMENTS rows.
+
+    Args:
+        method: a registered name.
+        activation: g.
+        noise_std: sigma in units of g's values; it is moved into the range for which transforms are built.
+        num_rows: rows with weight.
+        dim: d, or the rank of the inputs.
+        num_experts: k.
+        order: asked for, 3 or 4.
+        kind: of the label transforms.
+
+    Raises:
+        NoUsableOrderError: there is none, and the method needs one or it was asked for.
+    """
+    registered = lookup_method(method)
+    if registered.moments == "none":
+        return Orders((), "no moments")
+    optional = registered.moments == "optional"
+    if optional and num_experts > dim:
+        return Orders((), f"no moments: {num_experts} experts of {dim} inputs")
+    if optional and order is None and num_rows < FEWEST_ROWS_FOR_MOMENTS:
+        return Orders(
+            (), f"no moments: fewer than {FEWEST_ROWS_FOR_MOMENTS} rows say too little of a third moment"
+        )
+    fn, name = get_activation(activation), activation_name(activation)
+    noise_std = transform_noise_std(fn, noise_std)
+    where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
+    asked = registered.order or order
+    if asked is not None:
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, asked)
+        if reason:
+            raise NoUsableOrderError(f"order: {name} has no usable order {asked} {where}: {reason}; {advice}")
+        return Orders((asked,), "as asked")
+    choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
+    if choice.order is None and not optional:
+        raise NoUsableOrderError(f"activation: {name} has no usable order {where}: {choice.reason}; {advice}")
+    if choice.order is None:
+        return Orders((), f"no moments: {choice.reason}")
+    others = (m for m in (3, 4) if optional and m != choice.order and not why_unusable(fn, noise_std, m))
+    return Orders((choice.order, *others), choice.reason)
+
+
+def transforms_at(
+    fn: ScalarFunction,
+    noise_std: float | jax.Array,
+    orders: tuple[int, ...],
+    kind: TransformKind,
+    num_experts: int,
+    *,
+    normal_inputs: bool = True,
+) -> tuple[SpectralTransforms, ...]:
+    """The label transforms for each of the orders, as `Problem.transforms` and `Problem.more_transforms` hold them.
+
+    Args:
+        fn: g.
+        noise_std: sigma; a number (computed on the host in double precision; NumPy leaves in the default precision), or traced.
+        orders: of `choose_orders`.
+        kind: of the transforms.
+        num_experts: k.
+        normal_inputs: whether the inputs are normal; required where noise_std is traced.
+    """
+    if isinstance(noise_std, jax.Array):
+        return tuple(traced_transforms(fn, noise_std, m, kind, num_experts) for m in orders)
+    round_leaf = functools.partial(np.asarray, dtype=jnp.result_type(float))
+    made = (host_transforms(fn, noise_std, m, kind, num_experts, normal_inputs=normal_inputs) for m in orders)
+    return tuple(jax.tree.map(round_leaf, transforms) for transforms in made)
