@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import math
@@ -18,15 +19,31 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 """Linux shows the limits of containers and batch jobs in the first, and in the second which of them hold for this process."""
 PRNG = "threefry2x32"
 """The generator of every trial's random numbers; keys are its key data."""
+PINNED = {"jax_default_prng_impl": PRNG, "jax_threefry_partitionable": True}
 
 
 def pin_random_numbers() -> None:
     """Make JAX draw the same numbers whatever JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE say."""
     import jax
 
-    for name, value in {"jax_default_prng_impl": PRNG, "jax_threefry_partitionable": True}.items():
+    for name, value in PINNED.items():
         if jax.config.values[name] != value:
             jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def pinned_random_numbers() -> Iterator[None]:
+    """`pin_random_numbers` within the block; afterwards JAX's configuration is as before."""
+    import jax
+
+    before = {name: jax.config.values[name] for name in PINNED}
+    pin_random_numbers()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if jax.config.values[name] != value:
+                jax.config.update(name, value)
 
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)

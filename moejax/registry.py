@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from moejax.checks import brief
+from moejax.checks import brief, brief_text
 
+MOST_NAMED = 32
+"""Names that a hint lists at most."""
 Value = TypeVar("Value")
 State = tuple[tuple[str, str, int], ...]
 """(kind, name, which of its values) of every name that does not have its first value."""
@@ -69,15 +71,11 @@ class Registry(Generic[Value]):
         """The value of a name.
 
         Raises:
-            ValueError: it is not registered; the message names the nearest, and all.
+            ValueError: it is not registered; the message ends with the hint of `nearest`.
         """
         if isinstance(name, str) and name in self._values:
             return self._values[name]
-        near = difflib.get_close_matches(name, self._values, n=3, cutoff=0.4) if isinstance(name, str) else []
-        nearest = f"nearest: {', '.join(near)}; " if near else ""
-        raise ValueError(
-            f"{self.kind}: unknown name {brief(name)}; {nearest}registered: {', '.join(self._values)}"
-        )
+        raise ValueError(f"{self.kind}: unknown name {brief(name)}; {nearest(name, self._values)}")
 
     def names(self) -> tuple[str, ...]:
         """The registered names."""
@@ -140,8 +138,15 @@ def registrations_undone() -> Iterator[None]:
         registered_state.cache_clear()
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known names, or all of them if none is near."""
+def nearest(name: object, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known names, or the known ones if none is near; of many, the first.
+
+    >>> nearest("rellu", ["linear", "relu"]), nearest(3, ["linear", "relu"])
+    ('did you mean relu?', 'known: linear, relu')
+    """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6) if isinstance(name, str) else []
+    if near:
+        return f"did you mean {' or '.join(map(brief_text, near))}?"
+    more = f", .. ({len(known)} in all)" if len(known) > MOST_NAMED else ""
+    return f"known: {', '.join(map(brief_text, known[:MOST_NAMED]))}{more}"

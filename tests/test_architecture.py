@@ -26,10 +26,9 @@ IMPORT_THE_FACE = {"cli/fit.py", "cli/program.py", "sweep/execution/provenance.p
 """Files that do `import moejax`, for its version."""
 
 MOST_LINES, MOST_LINES_OF_FUNCTION = 400, 100
-LONGER_FILES: dict[str, int] = {"fitting/estimator.py": 417, "sweep/store/store.py": 415}
+LONGER_FILES: dict[str, int] = {"fitting/estimator.py": 417, "sweep/store/store.py": 409}
 LONGER_FUNCTIONS: dict[str, int] = {
     "methods/residual_passes.py: residual_estimate": 103,
-    "sweep/commands.py: _run": 101,
 }
 """What is longer today: it may shrink, and then its number here shrinks with it."""
 

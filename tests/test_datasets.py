@@ -39,7 +39,7 @@ def test_diabetes_is_there():
 
 
 def test_unknown_data_set():
-    with pytest.raises(ValueError, match=r"dataset: unknown name 'iris'; available: airfoil, .*diabetes"):
+    with pytest.raises(ValueError, match=r"dataset: unknown name 'iris'; known: airfoil, .*diabetes"):
         load("iris")
 
 
@@ -107,9 +107,9 @@ def test_stock_portfolio_has_six_targets_in_five_periods(tmp_path, stock_cells, 
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("air foil", {}, ["dataset", "'air foil'", "nearest: airfoil"]),
+        ("air foil", {}, ["dataset", "'air foil'", "did you mean airfoil"]),
         ("airfoil", {"target": "noise"}, ["target", "'noise'", "sound_pressure_db"]),
-        ("stock_portfolio", {"target": "annual_retrun"}, ["target", "nearest: annual_return"]),
+        ("stock_portfolio", {"target": "annual_retrun"}, ["target", "did you mean annual_return"]),
         ("stock_portfolio", {"period": "5th period"}, ["period", "4th period", "'5th period'"]),
         ("airfoil", {"period": "all period"}, ["period", "no option", "'airfoil'"]),
         ("concrete", {}, ["data_dir", "Concrete_Data.xls", "'concrete'"]),

@@ -369,8 +369,8 @@ def test_few_samples_are_fitted_by_what_they_support():
     [
         ({"num_experts": 0}, ["num_experts", "0"]),
         ({"num_experts": 1.5}, ["num_experts", "1.5"]),
-        ({"activation": "rellu"}, ["activation", "nearest: relu"]),
-        ({"method": "spektral"}, ["method", "nearest: spectral"]),
+        ({"activation": "rellu"}, ["activation", "did you mean relu"]),
+        ({"method": "spektral"}, ["method", "did you mean spectral"]),
         ({"noise": "each", "num_experts": 2}, ["noise", "'each'"]),
         ({"noise_std": -1.0, "num_experts": 2}, ["noise_std"]),
         ({"noise_std": -1.0, "num_experts": 1}, ["noise_std"]),

@@ -133,7 +133,7 @@ def test_registry():
     assert float(get_log_density("mine")(jnp.asarray(MEAN))) == pytest.approx(
         scipy.stats.multivariate_normal(MEAN, COVARIANCE).logpdf(MEAN)
     )
-    with pytest.raises(ValueError, match=r"input_distribution: unknown name 'unform'; nearest: uniform"):
+    with pytest.raises(ValueError, match=r"input_distribution: unknown name 'unform'; did you mean uniform"):
         get_input_distribution("unform")
     with pytest.raises(ValueError, match="identifier"):
         register_input_distribution("not a name", sampler)

@@ -464,7 +464,7 @@ def test_a_noise_that_is_no_positive_number_is_refused(noise_std):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("rely", 0.1), r"unknown name 'rely'; nearest: relu"),
+        (("rely", 0.1), r"unknown name 'rely'; did you mean relu"),
         (("relu", 0.1, 5), r"order: expected 1, 2, 3 or 4, got 5"),
         (
             ("relu", 0.1, 3, "heavy"),

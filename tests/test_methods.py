@@ -92,7 +92,7 @@ def test_registry():
 
     register_method("mine", mine, moments="none")
     assert get_method("mine") is mine
-    with pytest.raises(ValueError, match=r"method: unknown name 'spectrl'; nearest: spectral"):
+    with pytest.raises(ValueError, match=r"method: unknown name 'spectrl'; did you mean spectral"):
         get_method("spectrl")
     with pytest.raises(ValueError, match="identifier"):
         register_method("not a name", mine, moments="none")

@@ -22,8 +22,7 @@ from moejax.reproduce.claims import Number, compute, render
 from moejax.reproduce.experiment import load_experiment, load_experiments, override_texts
 from moejax.reproduce.runner import reproduce
 from moejax.sweep import commands, load
-from moejax.sweep.plan.joint import join_plans
-from moejax.sweep.plan.plan import make_plan
+from moejax.sweep.plan.plan import join_plans, make_plan
 from moejax.sweep.report.summary import estimates
 from moejax.sweep.spec.parse import parse_spec, read_spec
 
@@ -140,16 +139,17 @@ def test_plans_are_joined_by_shape():
         for name, overrides in (("first", ()), ("second", ("trials=5", "num_samples=[200, 300, 600]")))
     )
     joint = join_plans([first, second])
-    assert joint.offsets == (0, 4)
-    assert joint.targets == (3,) * 4 + (5,) * 6
+    assert [cell.result_hash for cell in joint.cells] == [
+        cell.result_hash for plan in (first, second) for cell in plan.cells
+    ]
     # padded to 256 (four cells of the first, two of the second), 512 and 1024
-    assert [len(bucket.cells) for bucket in joint.plan.buckets] == [6, 2, 2]
-    for position, cell in enumerate(joint.plan.cells):
-        assert position in joint.plan.buckets[cell.bucket].cells
-    for bucket in joint.plan.buckets:
-        trials = sum(joint.targets[position] for position in bucket.cells)
+    assert [len(bucket.cells) for bucket in joint.buckets] == [6, 2, 2]
+    for position, cell in enumerate(joint.cells):
+        assert position in joint.buckets[cell.bucket].cells
+    for bucket in joint.buckets:
+        trials = sum(3 if position < 4 else 5 for position in bucket.cells)
         assert bucket.chunk_size * -(-trials // bucket.chunk_size) < trials + bucket.chunk_size
-    assert join_plans([first]).plan is first
+    assert join_plans([first]) is first
     other_seed = make_plan(parse_spec(SWEEP, overrides=("seed=1",)))
     with pytest.raises(ValueError, match="seed"):
         join_plans([first, other_seed])

@@ -186,7 +186,7 @@ def test_fit_takes_a_density_in_the_users_units():
     [
         (3.0, "log_density: expected a function"),
         ("uniform", "log_density: input distribution 'uniform' has no density"),
-        ("uniformly", "nearest: uniform"),
+        ("uniformly", "did you mean uniform"),
         (lambda x: x, r"log_density: expected a finite number \(\) at x"),
         (lambda x: jnp.log(0.0 * x.sum()), "log_density: expected a finite number"),
     ],

@@ -138,9 +138,9 @@ def encrypt_the_clients_key(folder: Path) -> None:
 def test_security_goes_with_a_cluster_that_has_tls(certificates):
     file = certificates / "security.toml"
     with pytest.raises(ValueError, match=r"--security .*security.toml: goes with --cluster"):
-        Place(2, None, False, file).prepare()
+        Place(2, None, file).prepare()
     with pytest.raises(ValueError, match=r"--cluster tcp://x:1: expected tls://HOST:PORT with --security"):
-        Place(None, "tcp://x:1", False, file).prepare()
+        Place(None, "tcp://x:1", file).prepare()
 
 
 def test_the_file_names_every_role_that_slurm_needs(certificates):

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -194,22 +193,26 @@ def test_a_refused_run_leaves_no_new_folder(tmp_path, monkeypatch):
 
 
 def test_of_several_sweeps_one_that_is_refused_leaves_all_as_they_were(tmp_path, monkeypatch):
-    from moejax.sweep.execution.joint import KeptExecutor, Part, run_together
-    from moejax.sweep.plan.joint import join_plans
+    from contextlib import nullcontext
 
-    parts = []
+    from moejax.sweep.execution.coordinator import PlannedSweep, run_sweeps
+    from moejax.sweep.execution.executors import Workers
+    from moejax.sweep.execution.location import worker_settings
+    from moejax.sweep.plan.plan import join_plans
+
+    sweeps = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         toml, folder, plan = made_up_store(tmp_path / name)
-        parts.append(Part(plan, folder, toml))
-    change(parts[1].folder, "UPDATE runs SET provenance = '{}'")
-    before = [folder_digest(part.folder) for part in parts]
-    joint = join_plans([part.plan for part in parts])
+        sweeps.append(PlannedSweep(plan, folder, toml))
+    change(sweeps[1].folder, "UPDATE runs SET provenance = '{}'")
+    before = [folder_digest(sweep.folder) for sweep in sweeps]
+    plan = join_plans([sweep.plan for sweep in sweeps])
     with pytest.raises(StoreError, match="damaged"):
-        run_together(
-            parts, joint, KeptExecutor(pytest.fail), None, SimpleNamespace(note=pytest.fail), "nobody"
+        run_sweeps(
+            sweeps, plan, Workers(pytest.fail, "nobody"), worker_settings(), nullcontext(), pytest.fail
         )
-    assert [folder_digest(part.folder) for part in parts] == before
+    assert [folder_digest(sweep.folder) for sweep in sweeps] == before
 
 
 DAMAGE = {
@@ -293,8 +296,7 @@ def test_repair_keeps_what_is_sound_and_the_rest_is_run_again(tmp_path, capsys):
     assert len(load_arrays(folder)) == 20 - 3
     with Store(folder) as store:  # the same sweep goes on
         store.begin_run(plan, collect_provenance(plan, toml, (), "nobody"))
-        done = store.done_trials()
-        assert [sorted(set(range(12)) - done[position]) for position in (0, 1)] == [[3], [3, 8]]
+        assert [sorted(set(range(12)) - set(cell.values)) for cell in store.committed()] == [[3], [3, 8]]
 
 
 def test_repair_of_a_file_with_a_hole(tmp_path):

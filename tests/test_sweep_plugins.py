@@ -253,12 +253,12 @@ def test_a_study_of_other_code_is_not_mixed(tmp_path, monkeypatch):
     )
     part = tmp_path / "cell.parquet"
     unit = study.StudyUnit(path, ({"a": 1},), (part,), True, WorkerSettings(True, None))
-    assert study.run_study([unit], InProcessExecutor()).cells_run == 1
-    assert study.run_study([unit], InProcessExecutor()).cells_run == 0
+    assert study.run_study([unit], InProcessExecutor).cells_run == 1
+    assert study.run_study([unit], InProcessExecutor).cells_run == 0
     now = provenance.made_by()
     monkeypatch.setattr(provenance, "made_by", lambda: now | {"source": 64 * "0"})
     with pytest.raises(
         StoreError, match=r"source has the digest .* and this is 000000000000; .*--across-versions"
     ):
-        study.run_study([unit], InProcessExecutor())
-    assert study.run_study([unit], InProcessExecutor(), across_versions=True).table["b"].tolist() == [2]
+        study.run_study([unit], InProcessExecutor)
+    assert study.run_study([unit], InProcessExecutor, across_versions=True).table["b"].tolist() == [2]

@@ -467,7 +467,7 @@ def test_versions_and_precisions_are_not_mixed(fake, tmp_path, monkeypatch):
 def test_a_padded_chunk_gives_the_rows_of_a_whole_one(fake):
     plan = plan_of(fake)
     cell = plan.cells[0]
-    settings = worker_settings(plan)
+    settings = worker_settings(plan.plugins)
 
     def run_some(trials: tuple[int, ...]) -> np.ndarray:
         sent = ChunkCell(cell.data, cell.algorithm, cell.data_hash)

@@ -487,7 +487,7 @@ def test_a_damaged_cell_of_a_study_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"cell\.parquet: a finished cell cannot be read .*; remove the file"
     ) as caught:
-        run_study([unit], executor=None)
+        run_study([unit], pytest.fail)
     assert "\n" not in str(caught.value)
 
 

@@ -36,7 +36,7 @@ def test_reads_csv_and_parquet(table, tmp_path, suffix):
 @pytest.mark.parametrize(
     ("change", "target", "words"),
     [
-        ({}, "yeild", ["no target column 'yeild'", "nearest: yield"]),
+        ({}, "yeild", ["no target column 'yeild'", "did you mean yield"]),
         ({"a": "n/k"}, "yield", ["column 'a'", "row 4", "'n/k'"]),
         ({"b": np.nan}, "yield", ["column 'b'", "row 4", "an empty cell"]),
         ({"yield": np.inf}, "yield", ["column 'yield'", "row 4", "inf"]),
@@ -197,7 +197,7 @@ def test_a_separator_and_a_decimal_sign_that_are_named(tmp_path):
         (PLAIN.encode("utf-16")[2:], "line 1: expected text, got a NUL"),
         (PLAIN.encode("utf-16")[:-1], "not a readable csv table: .*truncated"),
         ("\n \n", "it has no header"),
-        ("a b y\n1 2 3\n", "no target column 'y'; columns: a b y"),
+        ("a b y\n1 2 3\n", "no target column 'y'; known: a b y"),
         (",".join(f"column{i}" for i in range(1000)), r"column11, \.\. \(1000 in all\)"),
     ],
 )

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes
@@ -37,13 +37,18 @@ from moejax.environment import (
     available_cores,
     cache_folder,
     compilation_cache_folder,
+    compile_without_optimisation,
     cpu_model,
     memory_bytes,
     pin_random_numbers,
     require_devices,
+    use_single_thread,
     why_no_cache,
 )
 from moejax.startup import raise_on_interrupt
+
+if TYPE_CHECKING:
+    from moejax.sweep.execution.location import Place
 
 USER_ERROR_STATUS = 2
 NO_RESULT_STATUS = 1
@@ -184,6 +189,23 @@ def keep_programs() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def own_process(place: Place) -> None:
+    """Make this process the coordinator of a sweep: one thread on CPUs, and no accelerator that workers need."""
+    import jax
+
+    if not place.accelerated:
+        use_single_thread()
+    elif place.has_processes:
+        jax.config.update("jax_platforms", "cpu")
+
+
+def _own_quick_process(place: Place) -> None:
+    """The same for a run whose time is nearly all compilation."""
+    own_process(place)
+    if not place.accelerated:
+        compile_without_optimisation()
+
+
 def _print_json(value: Any) -> None:
     print_json(value, indent=2)
 
@@ -201,7 +223,7 @@ def _run_sweep(command: Sweep) -> None:
 
     options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
     spec, common = options.pop("spec"), options.pop("common")
-    commands.sweep(spec, **options, quiet=common.quiet, as_json=common.json)
+    commands.sweep(spec, **options, quiet=common.quiet, as_json=common.json, own_process=own_process)
 
 
 def _run_status(command: Status) -> None:
@@ -229,7 +251,8 @@ def _run_reproduce(command: Reproduce) -> None:
 
     options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
     common = options.pop("common")
-    reproduce(**options, quiet=common.quiet, as_json=common.json)
+    prepare = _own_quick_process if command.quick else own_process
+    reproduce(**options, quiet=common.quiet, as_json=common.json, own_process=prepare)
 
 
 def _run_activations(command: Activations) -> None:

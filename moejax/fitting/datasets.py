@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import io
 import os
@@ -19,6 +18,7 @@ import pandas as pd
 
 from moejax.environment import cache_folder
 from moejax.fitting.tables import Dataset, read_table
+from moejax.registry import nearest
 
 __all__ = ["BUILT_IN", "STOCK_PERIODS", "STOCK_TARGETS", "Dataset", "load", "read_table"]
 
@@ -159,9 +159,7 @@ def load(
         OSError: the file is in no folder and could not be downloaded; the message says what to do.
     """
     if name not in BUILT_IN:
-        near = difflib.get_close_matches(str(name), BUILT_IN, n=1)
-        nearest = f"nearest: {near[0]}; " if near else ""
-        raise ValueError(f"dataset: unknown name {name!r}; {nearest}available: {', '.join(BUILT_IN)}")
+        raise ValueError(f"dataset: unknown name {name!r}; {nearest(name, BUILT_IN)}")
     known = ("period", "normalised") if name == "stock_portfolio" else ()
     for option in options:
         if option not in known:

@@ -6,9 +6,7 @@ without a word, and no date becomes a number. What was left out or taken for gra
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +16,12 @@ import pyarrow.parquet
 
 from moejax.checks import brief, brief_text, require
 from moejax.fitting.delimited_text import SEPARATORS, Column, column_of, text_columns
+from moejax.registry import nearest
 
 SEPARATOR_WORDS = {"tab": "\t", r"\t": "\t"}
 """What a shell writes more easily."""
 DECIMALS = (".", ",")
 _TEXT_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-_COLUMNS_NAMED = 12
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")
 """No name, or the one that pandas gave a column without a name when the file was read and written before."""
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
@@ -53,12 +51,10 @@ class Dataset(NamedTuple):
         """The same inputs with one of the targets, y (n,).
 
         Raises:
-            ValueError: no such target; the message names the nearest and all.
+            ValueError: no such target; the message names the nearest, or all.
         """
         if target not in self.target_names:
-            near = difflib.get_close_matches(target, self.target_names, n=1, cutoff=0.4)
-            nearest = f"nearest: {near[0]}; " if near else ""
-            raise ValueError(f"target: unknown name {target!r}; {nearest}available: {self.target_name}")
+            raise ValueError(f"target: unknown name {target!r}; {nearest(target, self.target_names)}")
         y = self.y if self.y.ndim == 1 else self.y[:, self.target_names.index(target)]
         return self._replace(y=y, target_names=(target,))
 
@@ -93,9 +89,7 @@ def read_table(
     columns, notes = _named_columns(Path(path), separator, decimal)
     names = tuple(column.name for column in columns)
     if target not in names:
-        near = difflib.get_close_matches(target, names, n=3, cutoff=0.4)
-        nearest = f"nearest: {', '.join(near)}; " if near else ""
-        raise ValueError(f"{path}: no target column {target!r}; {nearest}columns: {_listed(names)}")
+        raise ValueError(f"{path}: no target column {target!r}; {nearest(target, names)}")
     if len(names) < 2:
         raise ValueError(f"{path}: expected input columns beside the target {target!r}, got none")
     values, place = _values(Path(path), columns), names.index(target)
@@ -203,13 +197,6 @@ def _values(path: Path, columns: list[Column]) -> np.ndarray:
                 f"{path}: column {brief(column.name)}, row {row}: expected a finite number, got {got}"
             )
     return np.stack([column.numbers for column in columns], axis=1)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Names in a line; of many, the first and how many there are."""
-    shown = [brief_text(name) for name in names]
-    more = f", .. ({len(shown)} in all)" if len(shown) > _COLUMNS_NAMED else ""
-    return ", ".join(shown[:_COLUMNS_NAMED]) + more
 
 
 def _parquet_columns(path: Path) -> tuple[list[Column], list[str]]:

@@ -179,7 +179,7 @@ def study_units(
 
 def run_study(
     units: Sequence[StudyUnit],
-    executor: Executor,
+    start_executor: Callable[[], Executor],
     note: Callable[[str], None] = lambda line: None,
     across_versions: bool = False,
 ) -> StudyRun:
@@ -187,7 +187,7 @@ def run_study(
 
     Args:
         units: of `study_units`.
-        executor: where units run; one at a time on each worker.
+        start_executor: gives the place where units run, one at a time on each worker; asked if there is something to run.
         note: told of every unit that ends.
         across_versions: whether cells that other code has made may stay.
 
@@ -207,6 +207,7 @@ def run_study(
         unit.parts[0].parent.mkdir(parents=True, exist_ok=True)
     while waiting or running:
         raise_if_stopped()
+        executor = start_executor()
         busy = {worker for worker, _ in running.values()}
         for worker in executor.workers():  # asked also when nothing waits: this is how lost units are noticed
             if worker not in busy and waiting:

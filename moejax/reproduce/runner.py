@@ -8,17 +8,18 @@ claims.json, manifest.json. A quick run does not replace the results of a full o
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from moejax.console import make_console, make_notes, print_json
+from moejax.environment import pinned_random_numbers
 from moejax.reproduce.experiment import Experiment, load_experiments, override_texts
 from moejax.reproduce.results_folder import RunFacts, read_manifest, write_gallery, write_results
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moejax.reproduce.cell_functions import StudySpec, StudyUnit
+    from moejax.sweep.execution.engine import RunSummary
+    from moejax.sweep.execution.executors import Workers
+    from moejax.sweep.execution.location import Place
     from moejax.sweep.plan.plan import Plan
 
 RESULTS_FOLDER, RUNS_FOLDER = "results", "runs"
@@ -43,13 +47,14 @@ def reproduce(
     across_versions: bool = False,
     quiet: bool = False,
     as_json: bool = False,
+    own_process: Callable[[Place], None] = lambda place: None,
 ) -> dict[str, Any]:
     """Make the figures and tables of the experiments, or of those that are named; what is done is not run again.
 
     Args:
         names: of experiments; none: all.
         root: folder with experiments/ and sweeps/; runs/ and results/ are made there.
-        quick: the small version of each, all of them as one sweep, its programs compiled without optimisation.
+        quick: the small version of each, all of them as one sweep.
         seed: another seed than the specs', into other folders.
         out: folder of the results.
         workers: processes; default: one per core, or one per GPU.
@@ -57,30 +62,30 @@ def reproduce(
         across_versions: go on although a run folder holds results of another version or source of moejax, or of another JAX.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
+        own_process: see `moejax.sweep.execution.location.Place.prepare`.
 
     Raises:
         ValueError: a name, a spec, an experiment's figure; OSError: a folder or a store. SystemExit: after
             Ctrl-C, SIGTERM or SIGHUP.
     """
-    from moejax.environment import compile_without_optimisation
     from moejax.sweep.execution.location import Place
     from moejax.sweep.execution.signals import exit_status, stopped_by_signals
 
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: expected a number of at least 1")
+    place = Place(workers)
     root = Path(root)
     experiments = load_experiments(root, names, quick=quick, seed=seed)
-    place = Place(workers, None, dry_run)
-    place.prepare()
-    if quick and not place.accelerated:
-        compile_without_optimisation()  # nearly all of a quick run's time is compilation
-    session = _Session(root, experiments, quick, seed, out, place, across_versions, quiet or as_json)
-    session.print_plan()
-    result: dict[str, Any] = {"programs": session.num_programs, "experiments": [e.name for e in experiments]}
-    if not dry_run:
+    with pinned_random_numbers():
+        place.prepare(own_process)
+        session = _Session(root, experiments, quick, seed, out, place, across_versions, quiet or as_json)
+        session.print_plan()
+        result: dict[str, Any] = {
+            "programs": session.num_programs,
+            "experiments": [e.name for e in experiments],
+        }
         try:
-            with stopped_by_signals():
-                result |= session.run()
+            if not dry_run:
+                with stopped_by_signals():
+                    result |= session.run()
         except KeyboardInterrupt as stop:
             command = shlex.join(_canonical_command(names, quick, seed, across_versions))
             make_notes().print(f"stopped: what has ended is kept; to resume: {command}", soft_wrap=True)
@@ -108,12 +113,12 @@ class _Session:
         quick: bool,
         seed: int | None,
         out: Path | None,
-        place: Any,
+        place: Place,
         across_versions: bool,
         quiet: bool,
     ):
         from moejax.reproduce.cell_functions import read_study, study_units
-        from moejax.sweep.execution.location import ACCELERATOR_VMAP_WIDTH, worker_settings
+        from moejax.sweep.execution.location import worker_settings
         from moejax.sweep.plan.plan import make_plan
         from moejax.sweep.plan.plugins import run_plugins
         from moejax.sweep.spec.parse import read_spec
@@ -126,15 +131,11 @@ class _Session:
         self.out = out
         self.sweeps = [experiment for experiment in experiments if not experiment.is_study]
         self.studies = [experiment for experiment in experiments if experiment.is_study]
-        self.limits = {
-            "vmap_width": ACCELERATOR_VMAP_WIDTH if place.accelerated else 1,
-            "worker_memory_bytes": place.memory_bytes,
-        }
+        self.limits = place.limits()
         self.plans: dict[str, Plan] = {}
         for experiment in self.sweeps:
             spec = read_spec(experiment.spec_path, override_texts(experiment.overrides))
             self.plans[experiment.name] = make_plan(spec, run_plugins(spec.plugins), **self.limits)
-        self.settings = {name: worker_settings(plan) for name, plan in self.plans.items()}
         self.study_specs: dict[str, StudySpec] = {}
         self.units: dict[str, list[StudyUnit]] = {}
         for experiment in self.studies:
@@ -146,7 +147,7 @@ class _Session:
                 self.folder(experiment),
                 program=experiment.get("PROGRAM", ()),
                 double_precision=experiment.get("PRECISION", "float64") == "float64",
-                settings=_plain_worker_settings(),
+                settings=worker_settings(),
             )
 
     def folder(self, experiment: Experiment) -> Path:
@@ -218,13 +219,11 @@ class _Session:
     def run(self) -> dict[str, Any]:
         """Run everything, write everything; failures of single experiments are told at the end."""
         from moejax.console import duration
-        from moejax.sweep.execution.joint import KeptExecutor
+        from moejax.sweep.execution.location import worker_settings
         from moejax.sweep.execution.worker import compilations_so_far
 
         started, compiled_before = time.monotonic(), compilations_so_far()[0]
         folder, failures = self._results_folder(), []
-        start = self.place.executor_factory(max(self.num_programs, 1), _plain_worker_settings())
-        executor = KeptExecutor(start)
         compilations, written = 0, []
 
         def finish(experiment: Experiment, table: pd.DataFrame, facts: RunFacts) -> None:
@@ -241,11 +240,13 @@ class _Session:
                     raise
                 failures.append(f"{experiment.name}: {type(error).__name__}: {' '.join(str(error).split())}")
 
-        try:
+        with contextlib.closing(
+            self.place.start_workers(max(self.num_programs, 1), worker_settings())
+        ) as workers:
             for group in self.groups():
                 names = ", ".join(experiment.name for experiment in group)
                 self.notes.print(names, soft_wrap=True)
-                summary = self._run_group(group, executor)
+                summary = self._run_group(group, workers)
                 compilations += summary.compilations
                 self.notes.print(
                     f"  {summary.trials_run:,} trials run, {summary.trials_reused:,} reused, "
@@ -255,11 +256,9 @@ class _Session:
                     finish(experiment, *self._sweep_rows(experiment))
             for experiment in self.studies:
                 self.notes.print(experiment.name)
-                table, facts = self._study_rows(experiment, executor)
+                table, facts = self._study_rows(experiment, workers)
                 compilations += facts.compilations
                 finish(experiment, table, facts)
-        finally:
-            executor.end()
         if self.place.workers > 1:  # else this process is the worker, and its compilations are counted
             compilations += compilations_so_far()[0] - compiled_before
         write_gallery(folder, load_experiments(self.root, quick=self.quick))
@@ -273,15 +272,16 @@ class _Session:
             raise ValueError("; ".join(failures))
         return {"results": str(folder), "seconds": seconds, "compilations": compilations}
 
-    def _run_group(self, group: Sequence[Experiment], executor: Any) -> Any:
-        from moejax.sweep.execution.joint import Part, run_together
-        from moejax.sweep.plan.joint import join_plans
+    def _run_group(self, group: Sequence[Experiment], workers: Workers) -> RunSummary:
+        from moejax.sweep.execution.coordinator import PlannedSweep, run_sweeps
+        from moejax.sweep.execution.location import worker_settings
+        from moejax.sweep.plan.plan import join_plans
         from moejax.sweep.report.progress import sweep_progress
 
         plans = [self.plans[experiment.name] for experiment in group]
-        joint = join_plans(plans, **self.limits)
-        parts = [
-            Part(
+        plan = join_plans(plans, **self.limits)
+        sweeps = [
+            PlannedSweep(
                 self.plans[experiment.name],
                 self.folder(experiment),
                 experiment.spec_path,
@@ -290,9 +290,15 @@ class _Session:
             )
             for experiment in group
         ]
-        settings = dataclasses.replace(self.settings[group[0].name], plugins=joint.plan.plugins)
-        with sweep_progress(self.notes, self.quiet) as progress:
-            return run_together(parts, joint, executor, settings, progress, self.place.description)
+        progress = sweep_progress(self.notes, self.quiet)
+        return run_sweeps(
+            sweeps,
+            plan,
+            workers,
+            worker_settings(plan.plugins),
+            progress,
+            lambda line: self.notes.print(line, soft_wrap=True),
+        )
 
     def _sweep_rows(self, experiment: Experiment) -> tuple[pd.DataFrame, RunFacts]:
         from moejax.sweep.store.read import load, load_chunks, load_runs
@@ -317,14 +323,14 @@ class _Session:
             workers=self.place.description,
         )
 
-    def _study_rows(self, experiment: Experiment, executor: Any) -> tuple[pd.DataFrame, RunFacts]:
+    def _study_rows(self, experiment: Experiment, workers: Workers) -> tuple[pd.DataFrame, RunFacts]:
         from moejax.environment import git_state
         from moejax.reproduce.cell_functions import run_study
 
         started = time.monotonic()
         run = run_study(
             self.units[experiment.name],
-            executor,
+            workers.executor,
             lambda line: self.notes.print(f"  {line}"),
             self.across_versions,
         )
@@ -360,14 +366,3 @@ class _Session:
         if self.quick and any(manifest is not None and not manifest.get("quick") for manifest in manifests):
             return self.root / RUNS_FOLDER / "quick" / RESULTS_FOLDER
         return folder
-
-
-def _plain_worker_settings() -> Any:
-    import jax
-
-    from moejax.sweep.plan.chunks import WorkerSettings
-
-    return WorkerSettings(
-        enable_x64=bool(jax.config.values["jax_enable_x64"]),
-        compilation_cache_dir=jax.config.values["jax_compilation_cache_dir"],
-    )

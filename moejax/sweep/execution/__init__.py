@@ -3,12 +3,12 @@
 __all__ = [
     "admission",
     "certificates",
+    "coordinator",
     "cores",
     "dask_cluster",
     "dask_executor",
     "engine",
     "executors",
-    "joint",
     "location",
     "pilot",
     "provenance",

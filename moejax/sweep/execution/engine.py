@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -61,20 +62,39 @@ class RunSummary:
         return total > 0 and self.trials_broken + self.broken_before == total
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of the sweeps that run together."""
+
+    plan: Plan
+    store: Store
+    """Of its rows; its run has begun."""
+    first: int
+    """Position of its first cell in the plan of all."""
+
+
 class Engine:
-    """Runs a plan against a store with an executor."""
+    """Runs the plan of one sweep, or of several together, with an executor; each part's rows go into its own store."""
 
     def __init__(
         self,
         plan: Plan,
-        store: Store,
+        parts: Sequence[Part],
         start_executor: Callable[[], Executor],
         settings: WorkerSettings,
         progress: Progress,
     ):
-        """`start_executor` is called once, and only if there is something to run."""
+        """Prepare a run.
+
+        Args:
+            plan: of `join_plans`.
+            parts: in the order of the plan's cells.
+            start_executor: called once, and only if there is something to run; who started it ends it.
+            settings: of the workers.
+            progress: told how far the whole is.
+        """
         self._plan = plan
-        self._store = store
+        self._parts = parts
         self._start_executor = start_executor
         self._settings = settings
         self._progress = progress
@@ -97,8 +117,7 @@ class Engine:
 
         Raises:
             StoreError: the store failed; ClusterError: the cluster is lost; KeyboardInterrupt. In each
-                case what
-                has ended is committed as far as the store allows, and the same command resumes.
+                case what has ended is committed as far as the stores allow, and the same command resumes.
         """
         self._fill()
         self._tell()
@@ -116,40 +135,36 @@ class Engine:
                     self._progress.note(line)
                 for outcome in executor.wait(COMMIT_SECONDS):
                     self._settle(outcome)
-                self._store.commit_if_due()
+                for part in self._parts:
+                    part.store.commit_if_due()
                 self._tell()
         finally:
             self.summary.wall_seconds = time.monotonic() - started
-            try:
-                self._store.commit()
-            finally:
-                executor.close()
+            for part in self._parts:
+                part.store.commit()
         return self.summary
 
     def _fill(self) -> None:
         """Queue what is missing, from committed rows alone."""
-        rule = self._plan.spec.precision
-        if rule is not None:
-            self._values = self._store.metric_values(rule.metric)
-        done, broken = self._store.done_trials(), self._store.broken_trials()
-        for position in range(len(self._plan.cells)):
-            have = done.get(position, set())
-            if rule is None:
-                self._raise_target(position, self._plan.spec.first_target, have)
-            else:
-                self._values.setdefault(position, {})
-                self._judge(position, have)
-            reused = self._targets[position] - self._left[position]
-            self.summary.trials_reused += reused
-            self.summary.broken_before += sum(
-                trial < self._targets[position] for trial in broken.get(position, ())
-            )
-            self._work_done += reused * self._work(position)
+        rule = self._plan.spec.precision  # with one, there is a single part
+        for part in self._parts:
+            committed = part.store.committed(None if rule is None else rule.metric)
+            for position, have in enumerate(committed, part.first):
+                if rule is None:
+                    self._raise_target(position, part.plan.spec.first_target, have.values)
+                else:
+                    self._values[position] = have.values
+                    self._judge(position)
+                target = self._targets[position]
+                reused = target - self._left[position]
+                self.summary.trials_reused += reused
+                self.summary.broken_before += sum(trial < target for trial in have.broken)
+                self._work_done += reused * self._work(position)
 
     def _work(self, position: int) -> float:
         return self._plan.buckets[self._plan.cells[position].bucket].work
 
-    def _raise_target(self, position: int, target: int, have: set[int]) -> None:
+    def _raise_target(self, position: int, target: int, have: Collection[int]) -> None:
         before = self._targets[position]
         self._targets[position] = target
         self._trials_known += target - before
@@ -159,7 +174,7 @@ class Engine:
         self._queue.add(position, missing, count)
         self._left[position] += count
 
-    def _judge(self, position: int, have: set[int]) -> None:
+    def _judge(self, position: int) -> None:
         """Look by look, give a cell more trials, until it is precise, at its maximum, or has some to run."""
         rule = self._plan.spec.precision
         if rule is None:
@@ -170,7 +185,7 @@ class Engine:
             target, _ = rule.target_after(first)
             if target <= self._targets[position]:
                 return
-            self._raise_target(position, target, have)
+            self._raise_target(position, target, values)
 
     def _hand_out(self, executor: Executor) -> None:
         loads: dict[str, list[Chunk]] = {worker: [] for worker in executor.workers()}
@@ -258,9 +273,21 @@ class Engine:
 
     def _commit(self, chunk: Chunk, result: ChunkResult, attempts: int) -> None:
         bucket = self._plan.buckets[chunk.bucket]
-        self._store.add_chunk(
-            bucket.label, chunk.trials, result, attempts, bucket.chunk_size, bucket.vmap_width
-        )
+        members: dict[int, list[int]] = {}
+        for index, (position, _) in enumerate(chunk.trials):
+            which = bisect.bisect_right(self._parts, position, key=lambda part: part.first) - 1
+            members.setdefault(which, []).append(index)
+        for number, (which, indices) in enumerate(members.items()):
+            part = self._parts[which]
+            size = max(round(bucket.chunk_size * len(indices) / len(chunk.trials)), 1)
+            part.store.add_chunk(
+                bucket.label,
+                [(chunk.trials[index][0] - part.first, chunk.trials[index][1]) for index in indices],
+                result.part(indices, compiled_here=number == 0),
+                attempts,
+                size,
+                bucket.vmap_width,
+            )
         self.summary.trials_run += len(chunk.trials)
         self._work_done += len(chunk.trials) * bucket.work
         for index, status in enumerate(result.status.tolist()):
@@ -278,7 +305,7 @@ class Engine:
                 self._values[position][trial] = float(result.metrics[rule.metric][index])
         for position in touched:
             if rule is not None and self._left[position] == 0:
-                self._judge(position, set(self._values[position]))
+                self._judge(position)
 
     def _tell(self) -> None:
         done = self.summary.trials_run + self.summary.trials_reused

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from moejax.environment import (
     available_cores,
     gpu_memory_bytes,
     memory_bytes,
-    pin_random_numbers,
     require_devices,
-    use_single_thread,
     visible_gpus,
 )
-from moejax.sweep.execution.executors import Executor, InProcessExecutor
+from moejax.sweep.execution.executors import InProcessExecutor, Workers
 from moejax.sweep.plan.chunks import WorkerSettings
-from moejax.sweep.plan.plan import Plan
+from moejax.sweep.plan.plugins import Plugin
 
 ACCELERATOR_VMAP_WIDTH = 64
 """Trials side by side on a GPU or TPU, memory permitting; on a CPU one at a time is fastest."""
@@ -30,26 +28,31 @@ class Place:
     def __init__(
         self,
         workers: int | None,
-        cluster: str | None,
-        dry_run: bool,
+        cluster: str | None = None,
         security: Path | None = None,
         worker_timeout: float | None = None,
     ):
+        if workers is not None and workers < 1:
+            raise ValueError(f"--workers {workers}: expected a number of at least 1")
+        if worker_timeout is not None and not worker_timeout > 0:
+            raise ValueError(f"--worker-timeout {worker_timeout}: expected a number of seconds above 0")
         self._cluster = cluster
         self._security = None if security is None else Path(security)
-        self._dry_run = dry_run
         self._worker_timeout = worker_timeout
         self._gpus: tuple[str, ...] = ()
         self.accelerated = False
         self.workers = workers or 0
 
-    def prepare(self) -> None:
-        """Decide on workers; set XLA's threads, which must happen before JAX starts its backend."""
+    def prepare(self, own_process: Callable[[Place], None] = lambda place: None) -> None:
+        """Decide on workers.
+
+        Args:
+            own_process: changes what is to be changed in this process, before JAX starts its backend here.
+        """
         import jax
 
         from moejax.sweep.execution.security import cluster_security
 
-        pin_random_numbers()
         platforms = jax.config.values["jax_platforms"] or os.environ.get("JAX_PLATFORMS", "")
         on_cpu = platforms == "cpu"
         self._gpus = () if on_cpu or "tpu" in platforms else visible_gpus()
@@ -65,12 +68,19 @@ class Place:
             )
         elif not self.workers:
             self.workers = 1 if "tpu" in platforms else len(self._gpus) or len(available_cores())
-        if not self.accelerated:
-            use_single_thread()
-        if self.accelerated and (self.workers > 1 or self._cluster is not None):
-            jax.config.update("jax_platforms", "cpu")  # the devices are the workers', not the coordinator's
-        elif platforms:
+        own_process(self)
+        if platforms and not (self.accelerated and self.has_processes):
             require_devices()  # a platform that was asked for and is not there would fail every trial
+
+    @property
+    def has_processes(self) -> bool:
+        """Whether trials run in other processes than this one."""
+        return self.workers > 1 or self._cluster is not None
+
+    def limits(self, vmap_width: int | None = None) -> dict[str, Any]:
+        """Options of `make_plan` and `join_plans`: the widths and sizes of programs that a worker can run."""
+        width = vmap_width or (ACCELERATOR_VMAP_WIDTH if self.accelerated else 1)
+        return {"vmap_width": width, "worker_memory_bytes": self.memory_bytes}
 
     @property
     def memory_bytes(self) -> int | None:
@@ -88,13 +98,6 @@ class Place:
             return self._cluster
         return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
 
-    @property
-    def warning(self) -> str | None:
-        """A line that the user should see, if the cluster is joined without TLS."""
-        from moejax.sweep.execution.security import unencrypted_warning
-
-        return None if self._cluster is None else unencrypted_warning(self._cluster)
-
     def job_script(self) -> str | None:
         """What Slurm would be given; None without Slurm."""
         if self._cluster is None or not self._cluster.startswith("slurm:"):
@@ -105,36 +108,38 @@ class Place:
         security = cluster_security(self._cluster, self._security)
         return slurm_job_script(Path(self._cluster.removeprefix("slurm:")), security)
 
-    def executor_factory(
-        self, chunks: int, settings: WorkerSettings, held: contextlib.ExitStack | None = None
-    ) -> Callable[[], Executor]:
-        """How to start workers, no more than chunks.
-
-        A cluster is joined at once, and left when `held` is closed: a wrong address changes nothing on disk.
-        """
-        from moejax.sweep.execution import dask_cluster as cluster
+    def start_workers(self, chunks: int, settings: WorkerSettings) -> Workers:
+        """The workers, no more than chunks; those of this machine start when they are needed."""
+        from moejax.sweep.execution import dask_cluster
         from moejax.sweep.execution.dask_executor import Admission
+        from moejax.sweep.execution.security import unencrypted_warning
 
-        if self._cluster is not None:
-            admission = Admission.of(settings)
-            joined = cluster.cluster_executor(self._cluster, self._security, admission, self._worker_timeout)
-            if held is not None:
-                held.callback(joined.close)
-            return lambda: joined
-        workers = min(self.workers, chunks)
+        cluster, workers = self._cluster, min(self.workers, chunks)
+        if cluster is not None:
+            return Workers(
+                lambda: dask_cluster.cluster_executor(
+                    cluster, self._security, Admission.of(settings), self._worker_timeout
+                ),
+                self.description,
+                join_first=True,
+                warning=unencrypted_warning(cluster),
+            )
         if workers == 1:
-            return InProcessExecutor
-        return lambda: cluster.local_executor(
-            workers, self._gpus, Admission.of(settings), self._worker_timeout
+            return Workers(InProcessExecutor, self.description)
+        return Workers(
+            lambda: dask_cluster.local_executor(
+                workers, self._gpus, Admission.of(settings), self._worker_timeout
+            ),
+            self.description,
         )
 
 
-def worker_settings(plan: Plan) -> WorkerSettings:
-    """What the workers of a plan need: this process's precision and cache, the plan's plugins."""
+def worker_settings(plugins: Sequence[Plugin] = ()) -> WorkerSettings:
+    """What all workers need: this process's precision and cache, and plugins."""
     import jax
 
     return WorkerSettings(
         enable_x64=bool(jax.config.values["jax_enable_x64"]),
         compilation_cache_dir=jax.config.values["jax_compilation_cache_dir"],
-        plugins=plan.plugins,
+        plugins=tuple(plugins),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -76,3 +77,22 @@ class ChunkResult:
     host: str
     process: int
     device: str
+
+    def part(self, indices: Sequence[int], compiled_here: bool) -> ChunkResult:
+        """The rows at these positions, and their share of the times; a compilation is counted with one part of a chunk."""
+        share = len(indices) / len(self.status)
+        if share == 1:
+            return self
+        rows = list(indices)
+        compile_seconds = self.compile_seconds if compiled_here else 0.0
+        return dataclasses.replace(
+            self,
+            metrics={name: values[rows] for name, values in self.metrics.items()},
+            status=self.status[rows],
+            reasons={new: self.reasons[old] for new, old in enumerate(rows) if old in self.reasons},
+            arrays={name: values[rows] for name, values in self.arrays.items()},
+            wall_seconds=(self.wall_seconds - self.compile_seconds) * share + compile_seconds,
+            compile_seconds=compile_seconds,
+            compilations=self.compilations if compiled_here else 0,
+            execute_seconds=self.execute_seconds * share,
+        )

@@ -192,6 +192,41 @@ def _make_plan(
     return Plan(spec, cells, buckets, duplicates, tuple(plugins))
 
 
+def join_plans(plans: Sequence[Plan], *, vmap_width: int = 1, worker_memory_bytes: int | None = None) -> Plan:
+    """Put the cells of several plans, one plan's after the other's, into common buckets.
+
+    A single plan stays as it is, with its rule of precision if it has one.
+
+    Raises:
+        ValueError: several plans of which one stops by precision, or whose seeds differ.
+    """
+    if len(plans) == 1:
+        return plans[0]
+    seeds = {plan.spec.seed for plan in plans}
+    if len(seeds) > 1:
+        raise ValueError(f"seed: expected one for all sweeps that run together, got {sorted(seeds)}")
+    cells: list[Cell] = []
+    buckets: dict[Any, Bucket] = {}
+    trials: dict[Any, int] = {}
+    for plan in plans:
+        if plan.spec.precision is not None:
+            raise ValueError(
+                f"precision: {plan.spec.name} stops by precision and runs alone; give it trials to run it with others"
+            )
+        for cell in plan.cells:
+            own = plan.buckets[cell.bucket]
+            new = dataclasses.replace(own, index=len(buckets), cells=[])
+            bucket = buckets.setdefault(own.static, new)
+            bucket.cells.append(len(cells))
+            cells.append(dataclasses.replace(cell, bucket=bucket.index))
+            trials[own.static] = trials.get(own.static, 0) + plan.spec.first_target
+    for static, bucket in buckets.items():
+        set_chunk_size(bucket, trials[static], vmap_width, worker_memory_bytes)
+    plugins = {plugin.digest: plugin for plan in plans for plugin in plan.plugins}
+    duplicates = sum(plan.duplicates for plan in plans)
+    return Plan(plans[0].spec, cells, list(buckets.values()), duplicates, tuple(plugins.values()))
+
+
 def set_chunk_size(bucket: Bucket, trials: int, vmap_width: int, worker_memory_bytes: int | None) -> None:
     """Choose a bucket's vmap width and chunk size.
 

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -49,6 +49,15 @@ FIRST_WORD_SECONDS = 4.0
 """When the first line says that another program holds the store; each later one comes after twice the time."""
 
 T = TypeVar("T")
+
+
+class CellTrials(NamedTuple):
+    """What a store has of a cell."""
+
+    values: dict[int, float]
+    """Trial -> value of the metric that was asked for; NaN if there is none."""
+    broken: list[int]
+    """The trials that have no result: those that `forget_failures` would delete."""
 
 
 class Store:
@@ -205,35 +214,20 @@ class Store:
         self.commit()
         return count
 
-    def done_trials(self) -> dict[int, set[int]]:
-        """Committed trials by the plan's cell position."""
-        return self._trials_by_position("SELECT cell, trial FROM trials")
-
-    def broken_trials(self) -> dict[int, set[int]]:
-        """Committed trials that have no result: those that `forget_failures` would delete."""
-        return self._trials_by_position("SELECT cell, trial FROM trials WHERE status < 0")
-
-    def _trials_by_position(self, query: str) -> dict[int, set[int]]:
-        position_of = {cell: position for position, cell in enumerate(self._cells)}
-        trials: dict[int, set[int]] = {}
+    def committed(self, metric: str | None = None) -> list[CellTrials]:
+        """The committed trials of the plan's cells, with their values of a metric, in one scan."""
+        trials = [CellTrials({}, []) for _ in self._cells]
+        of_cell = dict(zip(self._cells, trials, strict=True))
+        value = "NULL" if metric is None else f'"{metric}"'
         with clear_errors(self.path):
-            for cell, trial in self._connection.execute(query):
-                position = position_of.get(cell)
-                if position is not None:
-                    trials.setdefault(position, set()).add(trial)
+            for cell, trial, status, number in self._connection.execute(
+                f"SELECT cell, trial, status, {value} FROM trials"
+            ):
+                if cell in of_cell:
+                    of_cell[cell].values[trial] = math.nan if number is None else number
+                    if status < 0:
+                        of_cell[cell].broken.append(trial)
         return trials
-
-    def metric_values(self, metric: str) -> dict[int, dict[int, float]]:
-        """Committed values of a metric: plan position -> trial -> value, NaN where there is none."""
-        position_of = {cell: position for position, cell in enumerate(self._cells)}
-        values: dict[int, dict[int, float]] = {}
-        with clear_errors(self.path):
-            rows = self._connection.execute(f'SELECT cell, trial, "{metric}" FROM trials')
-            for cell, trial, value in rows:
-                position = position_of.get(cell)
-                if position is not None:
-                    values.setdefault(position, {})[trial] = math.nan if value is None else value
-        return values
 
     def add_chunk(
         self,

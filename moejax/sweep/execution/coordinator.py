@@ -1,0 +1,98 @@
+"""Running one sweep, or several as one: cells of equal shape share a compiled program, whichever spec they come from.
+
+Each sweep keeps a store of its own, so that its table, its resume and its status are what they are when it runs alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from moejax.sweep.execution.engine import Engine, Part, Progress, RunSummary
+from moejax.sweep.execution.executors import Workers
+from moejax.sweep.execution.provenance import check_resumable, collect_provenance
+from moejax.sweep.plan.chunks import WorkerSettings
+from moejax.sweep.plan.plan import Plan
+from moejax.sweep.store.repair import repair_store
+from moejax.sweep.store.store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep that shall run, and where."""
+
+    plan: Plan
+    folder: Path
+    spec_path: Path
+    overrides: tuple[str, ...] = ()
+    across_versions: bool = False
+    """Whether the folder may hold results of other code."""
+
+
+def run_sweeps(
+    sweeps: Sequence[PlannedSweep],
+    plan: Plan,
+    workers: Workers,
+    settings: WorkerSettings,
+    progress: contextlib.AbstractContextManager[Progress],
+    note: Callable[[str], None],
+    *,
+    retry_failed: bool = False,
+    repair: bool = False,
+) -> RunSummary:
+    """Run or resume sweeps, each into its own store. All are checked before one is written.
+
+    Args:
+        sweeps: one, or several that run together.
+        plan: of `join_plans`, in their order.
+        workers: started if there is something to run; they stay for the next call.
+        settings: of the workers.
+        progress: entered when the run begins; told how far the whole is.
+        note: told a line now and then of what comes before.
+        retry_failed: run trials again that have no result.
+        repair: first replace the stores by what is sound in them.
+
+    Raises:
+        StoreError, ClusterError, KeyboardInterrupt: what has ended is committed, and the same call resumes; a
+            KeyboardInterrupt has a note of what is kept in each folder.
+    """
+    provenances = [
+        collect_provenance(sweep.plan, sweep.spec_path, sweep.overrides, workers.description)
+        for sweep in sweeps
+    ]
+    parts: list[Part] = []
+    with contextlib.ExitStack() as stack:
+        for sweep in sweeps:
+            check = functools.partial(
+                check_resumable, across_versions=sweep.across_versions, folder=sweep.folder
+            )
+            if repair:
+                note(repair_store(sweep.folder, check))
+            store = stack.enter_context(contextlib.closing(Store(sweep.folder, check, note)))
+            first = sum(len(part.plan.cells) for part in parts)
+            parts.append(Part(sweep.plan, store, first))
+        workers.join(note)
+        for part in parts:  # from here on the folders are written
+            stack.enter_context(part.store)
+            if part.store.journal_mode != "wal":
+                note(
+                    f"{part.store.folder}: this file system cannot share memory; the store uses a rollback journal"
+                )
+        try:
+            for part, provenance in zip(parts, provenances, strict=True):
+                part.store.begin_run(part.plan, provenance)
+                if retry_failed:
+                    part.store.forget_failures()
+            with progress as shown:
+                summary = Engine(plan, parts, workers.executor, settings, shown).run()
+            for part in parts:
+                part.store.end_run(summary.wall_seconds, summary.compile_seconds)
+        except KeyboardInterrupt as stop:
+            for part in parts:
+                kept = sum(len(cell.values) for cell in part.store.committed())
+                stop.add_note(f"{kept:,} trials are kept in {part.store.folder}")
+            raise
+    return summary
