@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from moejax.methods import STARTS, method_names
-from moejax.model.metrics import SUCCESS_THRESHOLD
+from moejax.model import SUCCESS_THRESHOLD
 from moejax.sweep.trial.prepare import prepare
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
 from moejax.sweep.trial.trial import run_trials

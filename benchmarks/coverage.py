@@ -19,15 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.likelihood.information import COVARIANCE_KINDS, confidence_intervals, covariance, standard_errors
+from moejax.likelihood import COVARIANCE_KINDS, confidence_intervals, covariance, standard_errors
 from moejax.methods import MethodConfig, Problem, get_method
-from moejax.model.activations import activation_facts, get_activation
-from moejax.model.gaussian import standard_normal
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.metrics import SUCCESS_THRESHOLD, align, recovery_error
-from moejax.model.mixture import regauge, sample
-from moejax.moments.orders import choose_order
-from moejax.moments.spectral import host_transforms
+from moejax.model import (
+    SUCCESS_THRESHOLD,
+    InstanceScales,
+    activation_facts,
+    align,
+    get_activation,
+    random_params,
+    recovery_error,
+    regauge,
+    sample,
+    standard_normal,
+)
+from moejax.moments import choose_order, host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD, BIAS_STD = 10, 3, 0.1, 0.3
 LEVEL = 0.95

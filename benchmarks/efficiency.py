@@ -20,15 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.likelihood.information import cramer_rao_bound, fisher_information, parameter_blocks
-from moejax.likelihood.predictors import free_parameters
+from moejax.likelihood import cramer_rao_bound, fisher_information, free_parameters, parameter_blocks
 from moejax.methods import MethodConfig, Problem, get_method
-from moejax.model.activations import activation_facts, activation_names, get_activation
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.metrics import SUCCESS_THRESHOLD, align, recovery_error
-from moejax.model.mixture import sample
-from moejax.moments.orders import choose_order
-from moejax.moments.spectral import host_transforms
+from moejax.model import (
+    SUCCESS_THRESHOLD,
+    InstanceScales,
+    activation_facts,
+    activation_names,
+    align,
+    get_activation,
+    random_params,
+    recovery_error,
+    sample,
+)
+from moejax.moments import choose_order, host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD = 10, 3, 0.1
 NUM_NODES = 25

@@ -19,7 +19,7 @@ import numpy as np
 import moejax
 from moejax.fitting.datasets import load
 from moejax.fitting.whitening import input_map
-from moejax.likelihood.em import joint_em
+from moejax.likelihood import joint_em
 from moejax.methods import MethodConfig, Problem, random_starts
 
 KEYS, STARTS, PASSES, BATCH = 10, 2000, 800, 100

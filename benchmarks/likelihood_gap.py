@@ -16,12 +16,16 @@ import numpy as np
 
 from moejax.likelihood.polish import polish
 from moejax.methods import MethodConfig, Problem, get_method
-from moejax.model.activations import activation_facts, activation_names, get_activation
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.metrics import recovery_error
-from moejax.model.mixture import sample
-from moejax.moments.orders import choose_order
-from moejax.moments.spectral import host_transforms
+from moejax.model import (
+    InstanceScales,
+    activation_facts,
+    activation_names,
+    get_activation,
+    random_params,
+    recovery_error,
+    sample,
+)
+from moejax.moments import choose_order, host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD = 10, 3, 0.1
 TOLERANCE = 0.01

@@ -22,13 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.methods.residual_passes import residual_estimate
-from moejax.model.activations import activation_facts, get_activation
-from moejax.model.inputs import get_input_distribution, get_log_density
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.metrics import match_experts, recovery_error
-from moejax.model.mixture import sample_labels, unit_rows
-from moejax.moments.noise import estimate_noise_std
-from moejax.moments.spectral import host_transforms, traced_transforms
+from moejax.model import (
+    InstanceScales,
+    activation_facts,
+    get_activation,
+    get_input_distribution,
+    get_log_density,
+    match_experts,
+    random_params,
+    recovery_error,
+    sample_labels,
+    unit_rows,
+)
+from moejax.moments import estimate_noise_std, host_transforms, traced_transforms
 
 DIM, NUM_EXPERTS = 10, 3
 CHUNK_SIZE = 65_536

@@ -14,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.model.activations import activation_facts, get_activation
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.metrics import match_experts, recovery_error
-from moejax.model.mixture import sample
-from moejax.moments.label_transforms import TRANSFORM_KINDS
-from moejax.moments.orders import choose_order, predicted_mse
-from moejax.moments.spectral import host_transforms, spectral_estimate
+from moejax.model import (
+    InstanceScales,
+    activation_facts,
+    get_activation,
+    match_experts,
+    random_params,
+    recovery_error,
+    sample,
+)
+from moejax.moments import TRANSFORM_KINDS, choose_order, host_transforms, predicted_mse, spectral_estimate
 
 DIM, NUM_EXPERTS = 10, 3
 CHUNK_SIZE = 65_536

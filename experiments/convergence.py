@@ -5,18 +5,9 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moejax.reproduce.claims import Number
+from moejax.reproduce import COLOURS, Experiment, Number
 from moejax.sweep import load_arrays
-from moejax.sweep.report.axes import COLOURS
 
-SPEC = "sweeps/convergence.toml"
-QUICK = {
-    "trials": 10,
-    "activation": ["linear"],
-    "num_experts": [3],
-    "num_samples": 4000,
-    "methods": ["spectral_em", "joint_em", "gradient_nll"],
-}
 SMALLEST_GAP = 1e-4
 """Nats, below which gaps are drawn as this: single precision sums thousands of samples."""
 PASSES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128)
@@ -26,23 +17,6 @@ LABELS = {
     "recovery_error": "recovery error of experts",
     "gating_error": "relative error of gates",
 }
-
-NUMBERS = {
-    f"{method}_{activation}": Number(
-        f"activation == '{activation}' and num_experts == 3 and method == '{method}'", "passes", "mean"
-    )
-    for method in ("spectral_em", "joint_em")
-    for activation in ("linear", "relu", "sigmoid")
-}
-SHOWS = (
-    "With k = 3 the mean number of passes is {spectral_em_linear} (linear), {spectral_em_relu} (relu) and "
-    "{spectral_em_sigmoid} (sigmoid) for spectral_em, and {joint_em_linear}, {joint_em_relu} and {joint_em_sigmoid} for "
-    "joint EM from one random start."
-)
-SHOWS_NOT = (
-    "It does not show the cost of the moments, which are two passes more, nor whether the likelihood that is reached is "
-    "the best one: a run that ends at a poor optimum has converged too."
-)
 
 
 def extend(table, folder):
@@ -104,3 +78,33 @@ def figure(table):
         title=f"Convergence: median and quartiles over trials (d = 10, n = {n}, σ = 0.1)",
     )
     return figure
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/convergence.toml",
+    quick={
+        "trials": 10,
+        "activation": ["linear"],
+        "num_experts": [3],
+        "num_samples": 4000,
+        "methods": ["spectral_em", "joint_em", "gradient_nll"],
+    },
+    numbers={
+        f"{method}_{activation}": Number(
+            f"activation == '{activation}' and num_experts == 3 and method == '{method}'", "passes", "mean"
+        )
+        for method in ("spectral_em", "joint_em")
+        for activation in ("linear", "relu", "sigmoid")
+    },
+    shows=(
+        "With k = 3 the mean number of passes is {spectral_em_linear} (linear), {spectral_em_relu} (relu) and "
+        "{spectral_em_sigmoid} (sigmoid) for spectral_em, and {joint_em_linear}, {joint_em_relu} and {joint_em_sigmoid} "
+        "for joint EM from one random start."
+    ),
+    shows_not=(
+        "It does not show the cost of the moments, which are two passes more, nor whether the likelihood that is reached "
+        "is the best one: a run that ends at a poor optimum has converged too."
+    ),
+    figure=figure,
+    extend=extend,
+)

@@ -13,55 +13,16 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moejax.likelihood.em import gating_em, joint_em
-from moejax.model.activations import get_activation
-from moejax.model.gaussian import standard_normal
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.mixture import sample, unit_rows
-from moejax.reproduce.claims import Number
-from moejax.sweep.monte_carlo import mean_and_mcse
-from moejax.sweep.report.axes import COLOURS, MARKERS
+from moejax.likelihood import gating_em, joint_em
+from moejax.model import InstanceScales, get_activation, random_params, sample, standard_normal, unit_rows
+from moejax.reproduce import COLOURS, MARKERS, Experiment, Number, mean_and_mcse
 
-SPEC = "sweeps/gating-em.toml"
-PROGRAM = ("activation",)
-QUICK = {
-    "num_samples": 1000,
-    "num_instances": 1,
-    "num_starts": 12,
-    "gating_steps": 200,
-    "joint_steps": 60,
-    "activation": ["linear"],
-    "noise_std": [0.1, 0.5],
-}
 SAME_OPTIMUM = 0.5
 """Nats below the best log-likelihood seen, over the whole sample, within which a run has reached the same optimum."""
 GAPS_FOR_RATE = (1e-8, 1e-1)
 """Nats below the optimum between which the rate is measured: past the start, above rounding."""
 
 _EASY, _HARD = "noise_std == 0.1", "activation == 'sigmoid' and noise_std == 1.0"
-NUMBERS = {
-    "gating": Number(f"{_EASY} and method == 'gating_em'", "reached_share", "mean"),
-    "joint": Number(f"{_EASY} and method == 'joint_em'", "reached_share", "mean"),
-    "gating_hard": Number(f"{_HARD} and method == 'gating_em'", "reached_share", "mean"),
-    "joint_hard": Number(f"{_HARD} and method == 'joint_em'", "reached_share", "mean"),
-    "far": Number(f"{_HARD} and method == 'gating_em' and start_norm == 20", "reached_share", "mean"),
-    "rate": Number(
-        "activation == 'linear' and noise_std == 0.1 and start_norm == 0", "rate_measured", "mean"
-    ),
-    "predicted": Number(
-        "activation == 'linear' and noise_std == 0.1 and start_norm == 0", "rate_predicted", "mean"
-    ),
-}
-SHOWS = (
-    "At σ = 0.1 {gating} of the starts of gating EM reach the best optimum seen, all activations together, and {joint} "
-    "of the random starts of joint EM; for sigmoid at σ = 1 it is {gating_hard} (starts of norm 20: {far}) and "
-    "{joint_hard}; for linear at σ = 0.1 the error of gating EM shrinks by the factor {rate} a step, where the share of "
-    "missing information predicts {predicted}."
-)
-SHOWS_NOT = (
-    "It does not show that an optimum is the global one, only whether starts agree; and a few instances of one size say "
-    "nothing of others."
-)
 
 
 class Shape(NamedTuple):
@@ -268,3 +229,44 @@ def figure(table):
     figure.supxlabel("noise standard deviation σ", fontsize=11)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/gating-em.toml",
+    quick={
+        "num_samples": 1000,
+        "num_instances": 1,
+        "num_starts": 12,
+        "gating_steps": 200,
+        "joint_steps": 60,
+        "activation": ["linear"],
+        "noise_std": [0.1, 0.5],
+    },
+    numbers={
+        "gating": Number(f"{_EASY} and method == 'gating_em'", "reached_share", "mean"),
+        "joint": Number(f"{_EASY} and method == 'joint_em'", "reached_share", "mean"),
+        "gating_hard": Number(f"{_HARD} and method == 'gating_em'", "reached_share", "mean"),
+        "joint_hard": Number(f"{_HARD} and method == 'joint_em'", "reached_share", "mean"),
+        "far": Number(f"{_HARD} and method == 'gating_em' and start_norm == 20", "reached_share", "mean"),
+        "rate": Number(
+            "activation == 'linear' and noise_std == 0.1 and start_norm == 0", "rate_measured", "mean"
+        ),
+        "predicted": Number(
+            "activation == 'linear' and noise_std == 0.1 and start_norm == 0", "rate_predicted", "mean"
+        ),
+    },
+    shows=(
+        "At σ = 0.1 {gating} of the starts of gating EM reach the best optimum seen, all activations together, and "
+        "{joint} of the random starts of joint EM; for sigmoid at σ = 1 it is {gating_hard} (starts of norm 20: {far}) "
+        "and {joint_hard}; for linear at σ = 0.1 the error of gating EM shrinks by the factor {rate} a step, where the "
+        "share of missing information predicts {predicted}."
+    ),
+    shows_not=(
+        "It does not show that an optimum is the global one, only whether starts agree; and a few instances of one size "
+        "say nothing of others."
+    ),
+    program=("activation",),
+    figure=figure,
+    summary=summary,
+    run_cell=run_cell,
+)

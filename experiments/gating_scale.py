@@ -1,32 +1,8 @@
 """What if the gates are steep, or not orthogonal to the experts?"""
 
-from moejax.reproduce.claims import Number
-from moejax.sweep.report.figures import line_figure
-from moejax.sweep.report.summary import estimates
-
-SPEC = "sweeps/gating-scale.toml"
-QUICK = {
-    "trials": 10,
-    "num_samples": 4000,
-    "activation": ["linear"],
-    "gating_angle": [90.0, 0.0],
-    "gating_norm": [1.0, 4.0],
-}
+from moejax.reproduce import Experiment, Number, estimates, line_figure
 
 _STEEP = "activation == 'linear' and gating_norm == 4"
-NUMBERS = {
-    "orthogonal": Number(f"{_STEEP} and gating_angle == 90 and method == 'spectral'"),
-    "aligned": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral'"),
-    "residual": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral_residual'"),
-    "polished": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral_em'"),
-    "random": Number(f"{_STEEP} and gating_angle == 0 and method == 'joint_em'"),
-}
-SHOWS = (
-    "For linear experts and gates of norm 4 the median error of moments alone is {orthogonal} where the gates are "
-    "orthogonal to the experts and {aligned} where they lie in their span; there residual passes have {residual}, "
-    "spectral_em {polished} and joint EM from one random start {random}."
-)
-SHOWS_NOT = "It does not show whether a larger sample would help the moments: their bias would stay, only their variance would go."
 
 
 def figure(table):
@@ -38,3 +14,32 @@ def figure(table):
         rows="activation",
         title=f"Recovery error against the gates' norm and angle (d = 10, k = 3, n = {n}, σ = 0.1)",
     )
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/gating-scale.toml",
+    quick={
+        "trials": 10,
+        "num_samples": 4000,
+        "activation": ["linear"],
+        "gating_angle": [90.0, 0.0],
+        "gating_norm": [1.0, 4.0],
+    },
+    numbers={
+        "orthogonal": Number(f"{_STEEP} and gating_angle == 90 and method == 'spectral'"),
+        "aligned": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral'"),
+        "residual": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral_residual'"),
+        "polished": Number(f"{_STEEP} and gating_angle == 0 and method == 'spectral_em'"),
+        "random": Number(f"{_STEEP} and gating_angle == 0 and method == 'joint_em'"),
+    },
+    shows=(
+        "For linear experts and gates of norm 4 the median error of moments alone is {orthogonal} where the gates are "
+        "orthogonal to the experts and {aligned} where they lie in their span; there residual passes have {residual}, "
+        "spectral_em {polished} and joint EM from one random start {random}."
+    ),
+    shows_not=(
+        "It does not show whether a larger sample would help the moments: their bias would stay, only their variance "
+        "would go."
+    ),
+    figure=figure,
+)

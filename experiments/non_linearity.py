@@ -5,40 +5,12 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from moejax.reproduce.claims import Number
-from moejax.sweep.report.axes import COLOURS, MARKERS
+from moejax.reproduce import COLOURS, MARKERS, Experiment, Number
 
-SPEC = "sweeps/non-linearity.toml"
-QUICK = {
-    "trials": 10,
-    "activation": ["tanh"],
-    "num_samples": [2400, 4000],
-    "pad_samples_to": [],
-    "transform": ["polynomial", "weighted"],
-    "methods": ["spectral_power", "spectral"],
-}
 TARGET = 0.02
 REPLICATES = 200
 SATURATED = 0.3
 """Sizes with a larger median error are not yet on the line of slope -1; with fewer than two others there is no answer."""
-
-NUMBERS = {
-    f"{activation}_{name}": Number(
-        f"activation == '{activation}' and transform == '{transform}' and method == '{method}'",
-        "samples_needed", "value", "summary.csv", "samples_needed_se",
-    )
-    for activation in ("relu", "sigmoid")
-    for name, transform, method in (("paper", "polynomial", "spectral_power"), ("ours", "weighted", "spectral"))
-}  # fmt: skip
-SHOWS = (
-    "A median error below 0.02 takes {relu_ours} samples for relu and {sigmoid_ours} for sigmoid with weighted "
-    "transforms and polar refinement, against {relu_paper} and {sigmoid_paper} with polynomial transforms and the power "
-    "method alone."
-)
-SHOWS_NOT = (
-    "It does not show the estimate after the polish, for which all these starts are good enough at these sizes; points "
-    "beyond the sizes that were run are extrapolated and hollow."
-)
 
 
 def _needed(n, errors):
@@ -113,3 +85,41 @@ def figure(table):
         title="Label transform and refinement (d = 10, k = 3, σ = 0.1); hollow: extrapolated",
     )
     return figure
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/non-linearity.toml",
+    quick={
+        "trials": 10,
+        "activation": ["tanh"],
+        "num_samples": [2400, 4000],
+        "pad_samples_to": [],
+        "transform": ["polynomial", "weighted"],
+        "methods": ["spectral_power", "spectral"],
+    },
+    numbers={
+        f"{activation}_{name}": Number(
+            f"activation == '{activation}' and transform == '{transform}' and method == '{method}'",
+            "samples_needed",
+            "value",
+            "summary.csv",
+            "samples_needed_se",
+        )
+        for activation in ("relu", "sigmoid")
+        for name, transform, method in (
+            ("paper", "polynomial", "spectral_power"),
+            ("ours", "weighted", "spectral"),
+        )
+    },
+    shows=(
+        "A median error below 0.02 takes {relu_ours} samples for relu and {sigmoid_ours} for sigmoid with weighted "
+        "transforms and polar refinement, against {relu_paper} and {sigmoid_paper} with polynomial transforms and the "
+        "power method alone."
+    ),
+    shows_not=(
+        "It does not show the estimate after the polish, for which all these starts are good enough at these sizes; "
+        "points beyond the sizes that were run are extrapolated and hollow."
+    ),
+    figure=figure,
+    summary=summary,
+)

@@ -1,29 +1,6 @@
 """When do random starts stop finding all experts?"""
 
-from moejax.reproduce.claims import Number
-from moejax.sweep.report.figures import line_figure
-from moejax.sweep.report.summary import estimates
-
-SPEC = "sweeps/num-experts.toml"
-QUICK = {"trials": 10, "dim": 10, "num_samples": 4000, "activation": ["linear"], "num_experts": [2, 3]}
-
-NUMBERS = {
-    f"{method}_{activation}": Number(
-        f"activation == '{activation}' and num_experts == 8 and method == '{method}'",
-        statistic="success_rate",
-    )
-    for method in ("spectral", "spectral_em", "joint_em")
-    for activation in ("linear", "tanh")
-}
-SHOWS = (
-    "With k = 8 experts in d = 20 dimensions the shares of successful trials are {joint_em_linear} (linear) and "
-    "{joint_em_tanh} (tanh) for joint EM from one random start, {spectral_em_linear} and {spectral_em_tanh} for "
-    "spectral_em, and {spectral_linear} and {spectral_tanh} for moments alone."
-)
-SHOWS_NOT = (
-    "It does not show what more random starts would buy, or more than the hundred passes that each method has here: "
-    "that is the experiment restarts."
-)
+from moejax.reproduce import Experiment, Number, estimates, line_figure
 
 
 def figure(table):
@@ -35,3 +12,27 @@ def figure(table):
         quantity="success_rate",
         title=f"Success against the number of experts (d = {d}, n = {n}, σ = 0.1)",
     )
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/num-experts.toml",
+    quick={"trials": 10, "dim": 10, "num_samples": 4000, "activation": ["linear"], "num_experts": [2, 3]},
+    numbers={
+        f"{method}_{activation}": Number(
+            f"activation == '{activation}' and num_experts == 8 and method == '{method}'",
+            statistic="success_rate",
+        )
+        for method in ("spectral", "spectral_em", "joint_em")
+        for activation in ("linear", "tanh")
+    },
+    shows=(
+        "With k = 8 experts in d = 20 dimensions the shares of successful trials are {joint_em_linear} (linear) and "
+        "{joint_em_tanh} (tanh) for joint EM from one random start, {spectral_em_linear} and {spectral_em_tanh} for "
+        "spectral_em, and {spectral_linear} and {spectral_tanh} for moments alone."
+    ),
+    shows_not=(
+        "It does not show what more random starts would buy, or more than the hundred passes that each method has here: "
+        "that is the experiment restarts."
+    ),
+    figure=figure,
+)

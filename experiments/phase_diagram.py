@@ -6,20 +6,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from moejax.reproduce.claims import Number
-from moejax.sweep.report.axes import HEAT_MAP
-from moejax.sweep.report.summary import estimates
+from moejax.reproduce import HEAT_MAP, Experiment, Number, estimates
 
-SPEC = "sweeps/phase-diagram.toml"
-QUICK = {
-    "methods": ["spectral", "spectral_em", "joint_em"],
-    "trials": 10,
-    "activation": ["linear"],
-    "num_experts": [2, 3],
-    "noise_std": [0.1, 0.4],
-    "num_samples": [2400, 4000],
-    "pad_samples_to": [],
-}
 NOISE_STD = 0.1
 """Of the maps over k."""
 SPECTRAL_START, RANDOM_START = "spectral_em", "joint_em"
@@ -37,16 +25,6 @@ NUMBERS |= {
     f"{method}_few": Number(_CELL.format(4, 500, "tanh", method), statistic="success_rate")
     for method in ("spectral_em", "joint_em")
 }
-SHOWS = (
-    "At k = 8 and n/d = 800 the shares of successful trials (linear, tanh) are {spectral_em_linear}, {spectral_em_tanh} "
-    "for spectral_em, {joint_em_linear}, {joint_em_tanh} for joint EM from one random start, {gradient_nll_linear}, "
-    "{gradient_nll_tanh} for gradient descent on the likelihood and {gated_losses_linear}, {gated_losses_tanh} for the "
-    "gated losses; with few samples, at k = 4, n/d = 50 and tanh, spectral_em has {spectral_em_few} and joint EM {joint_em_few}."
-)
-SHOWS_NOT = (
-    "It does not show several random starts of joint EM or of the gradient methods, the search with more than the 8 random "
-    "starts that it has here, nor another dimension: all maps are at one d."
-)
 
 
 def _map_over_noise(table):
@@ -111,3 +89,30 @@ def figure(table):
     bar.set_label("difference of two success rates, paired by data")
     figure.suptitle(f"Share of {trials} trials that succeed, in % (d = {d})", fontsize=11)
     return figure
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/phase-diagram.toml",
+    quick={
+        "methods": ["spectral", "spectral_em", "joint_em"],
+        "trials": 10,
+        "activation": ["linear"],
+        "num_experts": [2, 3],
+        "noise_std": [0.1, 0.4],
+        "num_samples": [2400, 4000],
+        "pad_samples_to": [],
+    },
+    numbers=NUMBERS,
+    shows=(
+        "At k = 8 and n/d = 800 the shares of successful trials (linear, tanh) are {spectral_em_linear}, "
+        "{spectral_em_tanh} for spectral_em, {joint_em_linear}, {joint_em_tanh} for joint EM from one random start, "
+        "{gradient_nll_linear}, {gradient_nll_tanh} for gradient descent on the likelihood and {gated_losses_linear}, "
+        "{gated_losses_tanh} for the gated losses; with few samples, at k = 4, n/d = 50 and tanh, spectral_em has "
+        "{spectral_em_few} and joint EM {joint_em_few}."
+    ),
+    shows_not=(
+        "It does not show several random starts of joint EM or of the gradient methods, the search with more than the 8 "
+        "random starts that it has here, nor another dimension: all maps are at one d."
+    ),
+    figure=figure,
+)

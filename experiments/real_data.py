@@ -18,48 +18,15 @@ from matplotlib.figure import Figure
 from moejax.fitting import datasets
 from moejax.fitting.whitening import input_map
 from moejax.methods import MethodConfig, Problem, get_method, lookup_method, moments_of
-from moejax.model.activations import get_activation
-from moejax.model.mixture import log_likelihood_per_sample, predict
-from moejax.moments.noise import estimate_noise_std
-from moejax.moments.spectral import traced_transforms
-from moejax.reproduce.claims import Number
-from moejax.sweep.report.axes import COLOURS
+from moejax.model import get_activation, log_likelihood_per_sample, predict
+from moejax.moments import estimate_noise_std, traced_transforms
+from moejax.reproduce import COLOURS, Experiment, Number
 
-SPEC = "sweeps/real-data.toml"
-PROGRAM = ("dataset", "model", "num_experts")
-QUICK = {
-    "repeats": 1,
-    "folds": 5,
-    "num_starts": 2,
-    "max_iterations": 50,
-    "dataset": ["diabetes"],
-    "model": ["linear_regression", "gradient_boosting", "joint_em"],
-    "num_experts": [1, 2],
-}
 TARGETS = {"stock_portfolio": "annual_return"}
 OUTSIDERS = ("linear_regression", "gradient_boosting")
 INNER_FOLDS = 5
 
 _AIRFOIL = "dataset == 'airfoil' and model == '{}'"
-NUMBERS = {
-    name: Number(_AIRFOIL.format(model), "rmse", "value", "summary.csv", "rmse_se")
-    for name, model in (
-        ("ours", "multistart"),
-        ("spectral", "spectral_em"),
-        ("joint", "joint_em"),
-        ("line", "linear_regression"),
-        ("boosting", "gradient_boosting"),
-    )
-}
-SHOWS = (
-    "On Airfoil the cross-validated error is {ours} standard deviations of the target for multistart, {spectral} for "
-    "spectral_em, {joint} for the best of ten random starts of joint EM, {line} for linear regression and {boosting} "
-    "for gradient boosting."
-)
-SHOWS_NOT = (
-    "It does not show tuned models: gradient boosting has scikit-learn's defaults, and the mixtures have linear "
-    "experts; standard errors are corrected for the overlap of training parts, which is an approximation."
-)
 
 
 def compiles(cell):
@@ -249,3 +216,41 @@ def figure(table):
     repeats, folds = (int(table[name].iloc[0]) for name in ("repeats", "folds"))
     figure.suptitle(f"{repeats} x {folds}-fold cross-validation; k by BIC", fontsize=11)
     return figure
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/real-data.toml",
+    quick={
+        "repeats": 1,
+        "folds": 5,
+        "num_starts": 2,
+        "max_iterations": 50,
+        "dataset": ["diabetes"],
+        "model": ["linear_regression", "gradient_boosting", "joint_em"],
+        "num_experts": [1, 2],
+    },
+    numbers={
+        name: Number(_AIRFOIL.format(model), "rmse", "value", "summary.csv", "rmse_se")
+        for name, model in (
+            ("ours", "multistart"),
+            ("spectral", "spectral_em"),
+            ("joint", "joint_em"),
+            ("line", "linear_regression"),
+            ("boosting", "gradient_boosting"),
+        )
+    },
+    shows=(
+        "On Airfoil the cross-validated error is {ours} standard deviations of the target for multistart, {spectral} for "
+        "spectral_em, {joint} for the best of ten random starts of joint EM, {line} for linear regression and {boosting} "
+        "for gradient boosting."
+    ),
+    shows_not=(
+        "It does not show tuned models: gradient boosting has scikit-learn's defaults, and the mixtures have linear "
+        "experts; standard errors are corrected for the overlap of training parts, which is an approximation."
+    ),
+    program=("dataset", "model", "num_experts"),
+    figure=figure,
+    summary=summary,
+    run_cell=run_cell,
+    compiles=compiles,
+)

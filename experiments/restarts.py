@@ -4,21 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from moejax.reproduce.claims import Number
-from moejax.sweep.report.axes import COLOURS, MARKERS
-from moejax.sweep.report.summary import estimates
-
-SPEC = "sweeps/restarts.toml"
-QUICK = {
-    "trials": 10,
-    "dim": 10,
-    "num_experts": 3,
-    "num_samples": 4000,
-    "num_starts": [1, 2],
-    "max_iterations": [300],
-    "methods": ["joint_em", "spectral_em"],
-}
-SECONDS = True
+from moejax.reproduce import COLOURS, MARKERS, Experiment, Number, estimates
 
 _RANDOM = "method == 'joint_em' and num_starts == {} and max_iterations == {}"
 _TOLD = {
@@ -30,16 +16,6 @@ _TOLD = {
 }
 NUMBERS = {name: Number(rows, statistic="success_rate") for name, rows in _TOLD.items()}
 NUMBERS |= {f"{name}_seconds": Number(rows, "seconds", "mean") for name, rows in _TOLD.items()}
-SHOWS = (
-    "For eight tanh experts in d = 20 dimensions joint EM with a hundred passes succeeds in {one_100} of the trials from one "
-    "random start ({one_100_seconds} s of one core) and in {best_100} as the best of 8 ({best_100_seconds} s); with three hundred "
-    "in {one_300} from one ({one_300_seconds} s) and in {best_300} as the best of 2 ({best_300_seconds} s). "
-    "spectral_em succeeds in {ours} ({ours_seconds} s)."
-)
-SHOWS_NOT = (
-    "It does not show an instance on which random starts end in local optima for good, nor an easy one, where one start and few "
-    "passes are enough; seconds are those of the manifest's processor."
-)
 
 
 def figure(table):
@@ -91,3 +67,30 @@ def figure(table):
         f"Best of R random starts, and one spectral start (tanh, d = {d}, k = {k}, n = {n})", fontsize=10
     )
     return figure
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/restarts.toml",
+    quick={
+        "trials": 10,
+        "dim": 10,
+        "num_experts": 3,
+        "num_samples": 4000,
+        "num_starts": [1, 2],
+        "max_iterations": [300],
+        "methods": ["joint_em", "spectral_em"],
+    },
+    numbers=NUMBERS,
+    shows=(
+        "For eight tanh experts in d = 20 dimensions joint EM with a hundred passes succeeds in {one_100} of the trials "
+        "from one random start ({one_100_seconds} s of one core) and in {best_100} as the best of 8 ({best_100_seconds} "
+        "s); with three hundred in {one_300} from one ({one_300_seconds} s) and in {best_300} as the best of 2 "
+        "({best_300_seconds} s). spectral_em succeeds in {ours} ({ours_seconds} s)."
+    ),
+    shows_not=(
+        "It does not show an instance on which random starts end in local optima for good, nor an easy one, where one "
+        "start and few passes are enough; seconds are those of the manifest's processor."
+    ),
+    seconds=True,
+    figure=figure,
+)

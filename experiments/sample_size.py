@@ -8,35 +8,22 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from moejax.likelihood.information import fisher_information
-from moejax.model.activations import activation_facts, get_activation
-from moejax.model.gaussian import standard_normal
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.metrics import bottleneck_assignment, expert_distances
-from moejax.reproduce.claims import Number
-from moejax.sweep.report.figures import line_figure
-from moejax.sweep.report.summary import estimates
+from moejax.likelihood import fisher_information
+from moejax.model import (
+    InstanceScales,
+    activation_facts,
+    bottleneck_assignment,
+    expert_distances,
+    get_activation,
+    random_params,
+    standard_normal,
+)
+from moejax.reproduce import Experiment, Number, estimates, line_figure
 
-SPEC = "sweeps/sample-size.toml"
-QUICK = {"trials": 10, "activation": ["linear", "tanh"], "num_samples": [2400, 4000], "pad_samples_to": []}
 SLOPE_FROM = 2000
 """Slopes are fitted over samples of at least this size: below, moments are of little use."""
 BOUND_INSTANCES, BOUND_DRAWS, BOUND_INPUTS = 20, 20, 8192
 """Random instances, estimates drawn for each, and inputs over which the information is averaged, of the Cramer-Rao line."""
-
-NUMBERS = {
-    f"{method}_{activation}": Number(
-        f"activation == '{activation}' and method == '{method}'", "slope", "value", "summary.csv", "slope_se"
-    )
-    for method in ("spectral", "spectral_em")
-    for activation in ("linear", "relu", "sigmoid", "cos")
-}
-SHOWS = (
-    "The slope of log error in log n is {spectral_linear} (linear), {spectral_relu} (relu), {spectral_sigmoid} "
-    "(sigmoid) and {spectral_cos} (cos) for moments alone and {spectral_em_linear}, {spectral_em_relu}, "
-    "{spectral_em_sigmoid} and {spectral_em_cos} for spectral_em: the rate 1/n is a slope of minus one."
-)
-SHOWS_NOT = "It does not show the rate of moments at small n, where their error is not yet small, nor any other d, k or noise."
 
 
 @functools.partial(jax.jit, static_argnames=("activation", "dim", "num_experts"))
@@ -131,3 +118,32 @@ def figure(table):
         ]
         axis.text(0.03, 0.03, "\n".join(lines), transform=axis.transAxes, fontsize=7, va="bottom")
     return figure
+
+
+EXPERIMENT = Experiment(
+    spec="sweeps/sample-size.toml",
+    quick={"trials": 10, "activation": ["linear", "tanh"], "num_samples": [2400, 4000], "pad_samples_to": []},
+    numbers={
+        f"{method}_{activation}": Number(
+            f"activation == '{activation}' and method == '{method}'",
+            "slope",
+            "value",
+            "summary.csv",
+            "slope_se",
+        )
+        for method in ("spectral", "spectral_em")
+        for activation in ("linear", "relu", "sigmoid", "cos")
+    },
+    shows=(
+        "The slope of log error in log n is {spectral_linear} (linear), {spectral_relu} (relu), {spectral_sigmoid} "
+        "(sigmoid) and {spectral_cos} (cos) for moments alone and {spectral_em_linear}, {spectral_em_relu}, "
+        "{spectral_em_sigmoid} and {spectral_em_cos} for spectral_em: the rate 1/n is a slope of minus one."
+    ),
+    shows_not=(
+        "It does not show the rate of moments at small n, where their error is not yet small, nor any other d, k or "
+        "noise."
+    ),
+    figure=figure,
+    summary=summary,
+    extend=extend,
+)

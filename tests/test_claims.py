@@ -129,12 +129,12 @@ def test_sentences_are_those_of_the_experiments():
 def check_sentence(path: Path) -> None:
     (experiment,) = [e for e in load_experiments(ROOT) if e.name == path.parent.name]
     tables = read_results(path.parent)
-    sentence, _ = render(experiment.get("SHOWS"), experiment.get("NUMBERS"), tables)
+    sentence, _ = render(experiment.declared.shows, experiment.declared.numbers, tables)
     assert json.loads(path.read_text(encoding="utf-8"))["text"] == sentence
     page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     assert sentence in page
-    assert experiment.get("SHOWS_NOT") in page
-    summary = experiment.get("summary")
+    assert experiment.declared.shows_not in page
+    summary = experiment.declared.summary
     if summary is not None:
         again = summary(tables["table.csv"])
         pd.testing.assert_frame_equal(tables["summary.csv"], again, rtol=1e-5, check_dtype=False)

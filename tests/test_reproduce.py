@@ -19,7 +19,7 @@ import pytest
 from moejax.cli import program as cli
 from moejax.reproduce.cell_functions import read_study
 from moejax.reproduce.claims import Number, compute, render
-from moejax.reproduce.experiment import load_experiment, load_experiments, override_texts
+from moejax.reproduce.experiment import Experiment, load_experiments, load_module, override_texts
 from moejax.reproduce.runner import reproduce
 from moejax.sweep import commands, load
 from moejax.sweep.plan.plan import join_plans, make_plan
@@ -42,25 +42,27 @@ noise_std = [0.1, 0.5]
 """
 EXPERIMENT = """
 from matplotlib.figure import Figure
-from moejax.reproduce.claims import Number
-SPEC = "sweeps/NAME.toml"
-QUICK = {QUICK}
-NUMBERS = {"error": Number("noise_std == 0.1")}
-SHOWS = "The median error is {error}."
-SHOWS_NOT = "It does not show much."
-SECONDS = True
+from moejax.reproduce import Experiment, Number
 def figure(table):
     figure = Figure()
     axis = figure.subplots()
     axis.plot(table["num_samples"], table["recovery_error"], "o")
     return figure
+EXPERIMENT = Experiment(
+    spec="sweeps/NAME.toml",
+    quick={QUICK},
+    numbers={"error": Number("noise_std == 0.1")},
+    shows="The median error is {error}.",
+    shows_not="It does not show much.",
+    seconds=True,
+    figure=figure,
+)
 """
 STUDY = """
 import os
 import pandas as pd
 from matplotlib.figure import Figure
-SPEC = "sweeps/study.toml"
-PROGRAM = ("group",)
+from moejax.reproduce import Experiment
 def run_cell(cell):
     import jax.numpy as jnp
     if cell["value"] == 3:
@@ -70,6 +72,7 @@ def run_cell(cell):
     return pd.DataFrame({"square": [cell["value"] ** 2, 0], "precision": str(jnp.zeros(1).dtype)})
 def figure(table):
     return Figure()
+EXPERIMENT = Experiment(spec="sweeps/study.toml", program=("group",), run_cell=run_cell, figure=figure)
 """
 
 
@@ -109,9 +112,10 @@ def test_refusals_are_one_line(capsys, tmp_path, monkeypatch):
     error = refused(capsys, "frist", "--root", str(tmp_path))
     assert "frist" in error
     assert "did you mean first" in error
-    (tmp_path / "experiments" / "third.py").write_text('SPEC = "sweeps/first.toml"\n')
-    assert "no figure" in refused(capsys, "third", "--root", str(tmp_path))
-    (tmp_path / "experiments" / "third.py").unlink()
+    third = tmp_path / "experiments" / "third.py"
+    third.write_text('SPEC = "sweeps/first.toml"\n')
+    assert "expected EXPERIMENT = Experiment(" in refused(capsys, "third", "--root", str(tmp_path))
+    third.unlink()
     (tmp_path / "sweeps" / "first.toml").unlink()
     assert "first.toml" in refused(capsys, "first", "--root", str(tmp_path))
     assert not (tmp_path / "results").exists()
@@ -256,9 +260,8 @@ def test_a_quick_run_does_not_replace_a_full_one(quick_root, variables):
 def test_an_experiment_whose_figure_fails_does_not_stop_the_others(quick_root, variables):
     root, _ = quick_root
     broken = EXPERIMENT.replace("{QUICK}", repr({"trials": 2, "num_samples": [100]})).replace("NAME", "first")
-    (root / "experiments" / "broken.py").write_text(broken + "    raise KeyError('nothing')\n")
-    text = (root / "experiments" / "broken.py").read_text().replace("    return figure\n", "")
-    (root / "experiments" / "broken.py").write_text(text)
+    broken = broken.replace("    return figure\n", "    raise KeyError('nothing')\n")
+    (root / "experiments" / "broken.py").write_text(broken)
     try:
         with pytest.raises(ValueError, match="broken: KeyError: 'nothing'"):
             reproduce(["broken", "second"], root=root, quick=True, workers=1, quiet=True)
@@ -267,6 +270,30 @@ def test_an_experiment_whose_figure_fails_does_not_stop_the_others(quick_root, v
     assert (root / "runs" / "quick" / "results" / "second" / "table.csv").is_file() or (
         root / "results" / "second" / "table.csv"
     ).is_file()
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"qucik": {"trials": 2}}, TypeError, "qucik"),
+        ({"figure": "figure"}, ValueError, "figure: expected a function, got 'figure'"),
+        ({"spec": 3}, ValueError, "spec: expected the path of a TOML file, got 3"),
+        ({"precision": "float16"}, ValueError, "precision: expected float32 or float64, got 'float16'"),
+        ({"program": ("group",)}, ValueError, "run_cell: expected a function for a study, got None"),
+    ],
+)
+def test_a_field_that_is_not_known_or_not_right_is_refused(fields, error, message):
+    with pytest.raises(error, match=message):
+        Experiment(**({"spec": "sweeps/first.toml", "figure": lambda table: None} | fields))
+
+
+def test_a_misspelt_field_is_one_line_that_names_the_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MOEJAX_CACHE_DIR", "")
+    file = make_root(tmp_path) / "experiments" / "first.py"
+    file.write_text(file.read_text().replace("quick=", "qucik="))
+    error = refused(capsys, "first", "--quick", "--root", str(tmp_path))
+    assert "first.py" in error
+    assert "qucik" in error
 
 
 def test_studies_resume_cell_by_cell(tmp_path, variables):
@@ -305,8 +332,8 @@ def test_every_experiment_of_the_repository_has_a_plan_and_the_quick_ones_share_
         "gating-em", "input-distribution", "phase-diagram", "restarts", "real-data",
     } <= {experiment.name for experiment in full}  # fmt: skip
     for experiment in (*full, *quick):
-        assert experiment.get("SHOWS", "").count(".") >= 1, experiment.name
-        assert experiment.get("SHOWS_NOT", "").startswith("It does not show"), experiment.name
+        assert experiment.declared.shows.count(".") >= 1, experiment.name
+        assert experiment.declared.shows_not.startswith("It does not show"), experiment.name
         if not experiment.is_study:
             spec = read_spec(experiment.spec_path, override_texts(experiment.overrides))
             assert spec.name == experiment.name
@@ -390,7 +417,7 @@ def test_new_activation_goes_from_definition_to_figure(tmp_path):
 
 
 def experiment_module(name: str):
-    return load_experiment(ROOT / "experiments" / f"{name}.py")
+    return load_module(ROOT / "experiments" / f"{name}.py")
 
 
 def test_predicted_contraction_is_that_of_the_em_map():

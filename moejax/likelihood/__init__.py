@@ -1,3 +1,26 @@
 """The likelihood: its EM steps, its derivatives, the climb to its maximum and the information there."""
 
-__all__ = ["blocks", "collapse", "derivatives", "em", "information", "m_step", "polish", "predictors", "scan"]
+from moejax.likelihood.em import gating_em, joint_em
+from moejax.likelihood.information import (
+    COVARIANCE_KINDS,
+    confidence_intervals,
+    covariance,
+    cramer_rao_bound,
+    fisher_information,
+    parameter_blocks,
+    standard_errors,
+)
+from moejax.likelihood.predictors import free_parameters
+
+__all__ = [
+    "COVARIANCE_KINDS",
+    "confidence_intervals",
+    "covariance",
+    "cramer_rao_bound",
+    "fisher_information",
+    "free_parameters",
+    "gating_em",
+    "joint_em",
+    "parameter_blocks",
+    "standard_errors",
+]

@@ -1,3 +1,19 @@
-"""`moejax reproduce`: the figures and tables of experiments/."""
+"""`moejax reproduce`: the figures and tables of experiments/. What an experiment needs of moejax is imported from here."""
 
-__all__ = ["cell_functions", "claims", "experiment", "results_folder", "runner"]
+from moejax.reproduce.claims import Number
+from moejax.reproduce.experiment import Experiment
+from moejax.sweep.monte_carlo import mean_and_mcse
+from moejax.sweep.report.axes import COLOURS, HEAT_MAP, MARKERS
+from moejax.sweep.report.figures import line_figure
+from moejax.sweep.report.summary import estimates
+
+__all__ = [
+    "COLOURS",
+    "HEAT_MAP",
+    "MARKERS",
+    "Experiment",
+    "Number",
+    "estimates",
+    "line_figure",
+    "mean_and_mcse",
+]

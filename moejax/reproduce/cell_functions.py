@@ -109,14 +109,15 @@ def run_unit(unit: StudyUnit) -> UnitResult:
     make_room_for_programs()
     import jax
 
-    module = load_experiment(unit.experiment)
+    run_cell = load_experiment(unit.experiment).run_cell
+    assert run_cell is not None
     failures = {}
     for index, (cell, part) in enumerate(zip(unit.cells, unit.parts, strict=True)):
         started, clock = time.time(), time.perf_counter()
         before = compilations_so_far()
         try:
             with jax.enable_x64(unit.double_precision):
-                table = module.run_cell(dict(cell))
+                table = run_cell(dict(cell))
         except Exception as error:  # a study may raise anything: the others go on
             failures[index] = describe(error)
             continue

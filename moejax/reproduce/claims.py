@@ -2,7 +2,7 @@
 # (pandas has no annotations of its own that tell a Series from a DataFrame)
 """Numbers in sentences: each is a statistic of named rows of a committed table, with its Monte Carlo standard error.
 
-An experiment says `SHOWS = "... an error of {ours} against {theirs} ..."` and `NUMBERS = {"ours": Number(...), ...}`. The
+An experiment says `shows="... an error of {ours} against {theirs} ..."` and `numbers={"ours": Number(...), ...}`. The
 sentence is rendered from the table, and `claims.json` beside the table keeps, for every number, where it comes from.
 """
 

@@ -1,13 +1,8 @@
-"""The experiments of a root folder: one Python file of experiments/ each.
+"""The experiments of a root folder: one Python file of experiments/ each, which builds an `Experiment` under the name EXPERIMENT.
 
-    SPEC = "sweeps/noise.toml"            # relative to the root
-    QUICK = {"trials": 10, ...}           # what --quick changes in it
-    def figure(table): ...                # results/NAME/table.csv, read back -> a matplotlib Figure
+def figure(table): ...                # results/NAME/table.csv, read back -> a matplotlib Figure
 
-An experiment may have `SHOWS` and `SHOWS_NOT` (a sentence each, for the gallery), `NUMBERS` (those in its sentences, see
-`moejax.reproduce.claims`), `summary(table) -> DataFrame` (summary.csv), `SECONDS = True` (a column of compute seconds),
-`extend(table, folder)` (columns from the store's arrays, by `result_hash` and `trial`), or `run_cell(cell) -> DataFrame` with
-`PROGRAM`, `PRECISION` and `compiles` where it is no recovery sweep (see `moejax.reproduce.cell_functions`).
+EXPERIMENT = Experiment(spec="sweeps/noise.toml", quick={"trials": 10}, figure=figure)
 """
 
 from __future__ import annotations
@@ -17,22 +12,77 @@ import hashlib
 import json
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from moejax.checks import brief, require
 from moejax.registry import nearest
+from moejax.reproduce.claims import Number
 from moejax.sweep.plan.user_code import read_user_file, run_user_file
 from moejax.sweep.spec.positions import SpecError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 EXPERIMENTS_FOLDER = "experiments"
+PRECISIONS = ("float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What a file of experiments/ declares: a sweep or a study, and the figure and the sentences made of its table.
+
+    >>> from moejax.reproduce import Experiment
+    >>> Experiment(spec="sweeps/noise.toml", figure=lambda table: None).quick
+    {}
+
+    Raises:
+        TypeError: an unknown field; ValueError: a field that is not what it must be.
+    """
+
+    spec: str | Path
+    """The TOML file, relative to the root or to the experiment."""
+    figure: Callable[[pd.DataFrame], Any]
+    """results/NAME/table.csv, read back -> a matplotlib Figure."""
+    quick: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What --quick changes in the spec."""
+    shows: str = ""
+    """A sentence for the gallery; a {name} in it is a number of `numbers`."""
+    shows_not: str = ""
+    """Another, of what it does not show."""
+    numbers: Mapping[str, Number] = dataclasses.field(default_factory=dict)
+    """The numbers in the sentences."""
+    summary: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+    """The table -> summary.csv."""
+    extend: Callable[[pd.DataFrame, Path], pd.DataFrame] | None = None
+    """(table, run folder) -> the table with columns made of the store's arrays, by `result_hash` and `trial`."""
+    seconds: bool = False
+    """Whether the table has a column of compute seconds."""
+    run_cell: Callable[[dict[str, Any]], pd.DataFrame] | None = None
+    """Of a study, which is no recovery sweep: the rows of a cell (see `moejax.reproduce.cell_functions`)."""
+    program: tuple[str, ...] = ()
+    """Of a study: the fields whose values make a program of their own."""
+    precision: str = "float64"
+    """Of a study."""
+    compiles: Callable[[dict[str, Any]], bool] | None = None
+    """Of a study: whether a cell compiles anything; None: every cell does."""
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.spec, str | Path), "spec", "the path of a TOML file", self.spec)
+        for name in ("figure", "summary", "extend", "run_cell", "compiles"):
+            value = getattr(self, name)
+            require(callable(value) or (value is None and name != "figure"), name, "a function", value)
+        require(self.precision in PRECISIONS, "precision", " or ".join(PRECISIONS), self.precision)
+        study_only = (self.program, self.compiles, self.precision != "float64")
+        require(self.run_cell is not None or not any(study_only), "run_cell", "a function for a study", None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """One file of experiments/, checked, with its spec as it will be run."""
+class ExperimentFile:
+    """An experiment of a root folder, checked, with its spec as it will be run."""
 
-    module: types.ModuleType
+    declared: Experiment
     path: Path
     spec_path: Path
     overrides: dict[str, Any]
@@ -41,27 +91,22 @@ class Experiment:
     @property
     def is_study(self) -> bool:
         """Whether it brings its own function instead of a sweep."""
-        return hasattr(self.module, "run_cell")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An optional name of the module."""
-        return getattr(self.module, name, default)
+        return self.declared.run_cell is not None
 
 
 def load_experiments(
     root: Path, names: Sequence[str] = (), *, quick: bool = False, seed: int | None = None
-) -> list[Experiment]:
+) -> list[ExperimentFile]:
     """The experiments of a root folder, or those that are named, in alphabetical order.
 
     Raises:
-        ValueError: there are none, a name is unknown, or a file has no SPEC or figure.
+        ValueError: there are none, a name is unknown, or a file has no EXPERIMENT.
     """
-
     files = sorted((root / EXPERIMENTS_FOLDER).glob("*.py"))
     files = [file for file in files if not file.name.startswith("_")]
     if not files:
         raise ValueError(
-            f"--root {root}: no experiments there: expected {EXPERIMENTS_FOLDER}/*.py, each with SPEC and figure(table)"
+            f"--root {root}: no experiments there: expected {EXPERIMENTS_FOLDER}/*.py, each with EXPERIMENT = Experiment(..)"
         )
     known = {file.stem.replace("_", "-"): file for file in files}
     asked = [name.replace("_", "-") for name in names]
@@ -72,23 +117,18 @@ def load_experiments(
     for name, file in known.items():
         if asked and name not in asked:
             continue
-        module = load_experiment(file)
-        for needed in ("SPEC", "figure"):
-            if not hasattr(module, needed):
-                raise ValueError(f"{file}: expected SPEC and figure(table), got no {needed}")
-        spec_path = _spec_path(module.SPEC, root, file, name)
-        overrides = dict(getattr(module, "QUICK", {})) if quick else {}
+        declared = load_experiment(file)
+        overrides = dict(declared.quick) if quick else {}
         if seed is not None:
             overrides["seed"] = seed
-        experiments.append(Experiment(module, file, spec_path, overrides, name))
+        spec_path = _spec_path(declared.spec, root, name)
+        experiments.append(ExperimentFile(declared, file, spec_path, overrides, name))
     return experiments
 
 
-def _spec_path(spec: Any, root: Path, file: Path, name: str) -> Path:
-    """The file that SPEC names, relative to the root or to the experiment."""
-    if not isinstance(spec, str | Path):
-        raise SpecError(f"{file}: SPEC: expected the path of a TOML file, got {type(spec).__name__}")
-    for folder in (root, file.parent):
+def _spec_path(spec: str | Path, root: Path, name: str) -> Path:
+    """The file that `spec` names, relative to the root or to the experiment."""
+    for folder in (root, root / EXPERIMENTS_FOLDER):
         if (folder / spec).is_file():
             return folder / spec
     raise SpecError(f"{root / spec}: cannot read the spec of the experiment {name}: no such file")
@@ -99,7 +139,7 @@ def override_texts(overrides: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
 
 
-def load_experiment(path: Path) -> types.ModuleType:
+def load_module(path: Path) -> types.ModuleType:
     """The module of an experiment's file, loaded once in a process.
 
     Raises:
@@ -109,3 +149,17 @@ def load_experiment(path: Path) -> types.ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     return run_user_file(read_user_file(path, str(path)), name, f"{path}:")
+
+
+def load_experiment(path: Path) -> Experiment:
+    """The EXPERIMENT of a file.
+
+    Raises:
+        ValueError: the file cannot be read, raised, or has none; the message names the file and the error.
+    """
+    experiment = getattr(load_module(path), "EXPERIMENT", None)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(
+            f"{path}: expected EXPERIMENT = Experiment(spec=.., figure=..) of moejax.reproduce, got {brief(experiment)}"
+        )
+    return experiment

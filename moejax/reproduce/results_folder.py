@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moejax.reproduce.experiment import Experiment, override_texts
+from moejax.reproduce.experiment import ExperimentFile, override_texts
 from moejax.sweep.report.pictures import own_style, save_picture
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class RunFacts:
 
 
 def write_results(
-    experiment: Experiment,
+    experiment: ExperimentFile,
     table: pd.DataFrame,
     facts: RunFacts,
     folder: Path,
@@ -62,14 +62,12 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     write_table(table, folder / TABLE_NAME)
     table = read_results(folder)[TABLE_NAME]
-    summary = experiment.get("summary")
+    summary = experiment.declared.summary
     if summary is not None:
         write_table(summary(table), folder / SUMMARY_NAME)
     with own_style():
-        save_figure(experiment.module.figure(table), folder)
-    sentence, claims = render(
-        experiment.get("SHOWS", ""), experiment.get("NUMBERS", {}), read_results(folder)
-    )
+        save_figure(experiment.declared.figure(table), folder)
+    sentence, claims = render(experiment.declared.shows, experiment.declared.numbers, read_results(folder))
     _write_json(folder / "claims.json", claims_json(sentence, claims))
     made = {
         "name": experiment.name,
@@ -80,7 +78,7 @@ def write_results(
     _write_json(folder / MANIFEST_NAME, made | _manifest(experiment, table, facts))
 
 
-def _manifest(experiment: Experiment, table: pd.DataFrame, facts: RunFacts) -> dict[str, Any]:
+def _manifest(experiment: ExperimentFile, table: pd.DataFrame, facts: RunFacts) -> dict[str, Any]:
     from moejax.environment import git_state, processor_name
 
     text = experiment.spec_path.read_text(encoding="utf-8")
@@ -140,7 +138,7 @@ def save_figure(figure: Any, folder: Path) -> None:
         save_picture(figure, folder / name)
 
 
-def write_gallery(folder: Path, experiments: Sequence[Experiment]) -> None:
+def write_gallery(folder: Path, experiments: Sequence[ExperimentFile]) -> None:
     """README.md of a results folder: every figure that is there, with what it shows and does not show."""
     from moejax.reproduce.claims import MISSING
 
@@ -166,7 +164,7 @@ def write_gallery(folder: Path, experiments: Sequence[Experiment]) -> None:
             f"![{name}]({name}/figure.png)",
             "",
             *([f"{shows} {source}", ""] if shows else []),
-            *([experiment.get("SHOWS_NOT"), ""] if experiment.get("SHOWS_NOT") else []),
+            *([experiment.declared.shows_not, ""] if experiment.declared.shows_not else []),
             f"`{manifest['command']}` · [table]({name}/table.csv) · [PDF]({name}/figure.pdf) · [manifest]({name}/{MANIFEST_NAME})",
             "",
         ]

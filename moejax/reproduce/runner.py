@@ -20,7 +20,7 @@ from rich.table import Table
 
 from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
-from moejax.reproduce.experiment import Experiment, load_experiments, override_texts
+from moejax.reproduce.experiment import ExperimentFile, load_experiments, override_texts
 from moejax.reproduce.results_folder import RunFacts, read_manifest, write_gallery, write_results
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Session:
     def __init__(
         self,
         root: Path,
-        experiments: Sequence[Experiment],
+        experiments: Sequence[ExperimentFile],
         quick: bool,
         seed: int | None,
         out: Path | None,
@@ -145,12 +145,12 @@ class _Session:
                 experiment.path,
                 spec,
                 self.folder(experiment),
-                program=experiment.get("PROGRAM", ()),
-                double_precision=experiment.get("PRECISION", "float64") == "float64",
+                program=experiment.declared.program,
+                double_precision=experiment.declared.precision == "float64",
                 settings=worker_settings(),
             )
 
-    def folder(self, experiment: Experiment) -> Path:
+    def folder(self, experiment: ExperimentFile) -> Path:
         """The run folder."""
         tag = "" if self.seed is None else f"seed-{self.seed}"
         return self.root / RUNS_FOLDER / tag / experiment.name
@@ -164,16 +164,16 @@ class _Session:
             for group in self.groups()
         )
 
-    def _study_programs(self, experiment: Experiment) -> int:
+    def _study_programs(self, experiment: ExperimentFile) -> int:
         """Programs of a study: its units, but those whose cells its `compiles` says compile nothing."""
-        compiles = experiment.get("compiles", lambda cell: True)
+        compiles = experiment.declared.compiles or (lambda cell: True)
         return sum(any(compiles(dict(cell)) for cell in unit.cells) for unit in self.units[experiment.name])
 
-    def groups(self) -> list[list[Experiment]]:
+    def groups(self) -> list[list[ExperimentFile]]:
         """Sweeps that run as one: with --quick all of them (but those that stop by precision), else each alone."""
         if not self.quick:
             return [[experiment] for experiment in self.sweeps]
-        groups: dict[Any, list[Experiment]] = {}
+        groups: dict[Any, list[ExperimentFile]] = {}
         for experiment in self.sweeps:
             spec = self.plans[experiment.name].spec
             key = spec.seed if spec.precision is None else experiment.name
@@ -211,7 +211,7 @@ class _Session:
         if len(seconds) > 1 and all(seconds.values()):
             self.tables.print(f"last full runs together: {duration(sum(seconds.values()))}")
 
-    def _last_seconds(self, experiment: Experiment) -> float:
+    def _last_seconds(self, experiment: ExperimentFile) -> float:
         """Wall time of the committed full run; 0 where there is none."""
         manifest = read_manifest(self.root / RESULTS_FOLDER / experiment.name)
         return 0.0 if manifest is None or manifest.get("quick") else manifest.get("wall_seconds", 0.0)
@@ -226,7 +226,7 @@ class _Session:
         folder, failures = self._results_folder(), []
         compilations, written = 0, []
 
-        def finish(experiment: Experiment, table: pd.DataFrame, facts: RunFacts) -> None:
+        def finish(experiment: ExperimentFile, table: pd.DataFrame, facts: RunFacts) -> None:
             try:
                 command = shlex.join(_canonical_command([experiment.name], self.quick, self.seed))
                 results = folder / experiment.name
@@ -272,7 +272,7 @@ class _Session:
             raise ValueError("; ".join(failures))
         return {"results": str(folder), "seconds": seconds, "compilations": compilations}
 
-    def _run_group(self, group: Sequence[Experiment], workers: Workers) -> RunSummary:
+    def _run_group(self, group: Sequence[ExperimentFile], workers: Workers) -> RunSummary:
         from moejax.sweep.execution.coordinator import PlannedSweep, run_sweeps
         from moejax.sweep.execution.location import worker_settings
         from moejax.sweep.plan.plan import join_plans
@@ -300,14 +300,14 @@ class _Session:
             lambda line: self.notes.print(line, soft_wrap=True),
         )
 
-    def _sweep_rows(self, experiment: Experiment) -> tuple[pd.DataFrame, RunFacts]:
+    def _sweep_rows(self, experiment: ExperimentFile) -> tuple[pd.DataFrame, RunFacts]:
         from moejax.sweep.store.read import load, load_chunks, load_runs
 
         folder = self.folder(experiment)
-        table = load(folder, seconds=bool(experiment.get("SECONDS", False)), result_hash=True)
+        table = load(folder, seconds=experiment.declared.seconds, result_hash=True)
         wanted = table["trial"] < self.plans[experiment.name].spec.most_trials
         table = table[wanted].reset_index(drop=True)  # a larger run of the same cells may have left more
-        extend = experiment.get("extend")
+        extend = experiment.declared.extend
         table = (table if extend is None else extend(table, folder)).drop(columns="result_hash")
         runs = [run for run in load_runs(folder) if run["trials"]]
         chunks = load_chunks(folder)
@@ -323,7 +323,7 @@ class _Session:
             workers=self.place.description,
         )
 
-    def _study_rows(self, experiment: Experiment, workers: Workers) -> tuple[pd.DataFrame, RunFacts]:
+    def _study_rows(self, experiment: ExperimentFile, workers: Workers) -> tuple[pd.DataFrame, RunFacts]:
         from moejax.environment import git_state
         from moejax.reproduce.cell_functions import run_study
 
@@ -334,7 +334,7 @@ class _Session:
             lambda line: self.notes.print(f"  {line}"),
             self.across_versions,
         )
-        extend = experiment.get("extend")
+        extend = experiment.declared.extend
         table = run.table if extend is None else extend(run.table, self.folder(experiment))
         return table, RunFacts(
             spec_json=self.study_specs[experiment.name].to_json(),
@@ -351,7 +351,7 @@ class _Session:
             worker_seconds=run.worker_seconds,
             compile_seconds=run.compile_seconds,
             compilations=run.compilations,
-            precision=experiment.get("PRECISION", "float64"),
+            precision=experiment.declared.precision,
             workers=self.place.description,
         )
 
