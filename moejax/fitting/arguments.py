@@ -212,7 +212,7 @@ def prng_key(value: Any, name: str = "key") -> Any:
     return value
 
 
-def log_density_of(value: Any, name: str = "log_density") -> LogDensity | None:
+def log_density_of(value: LogDensity | str | None, name: str = "log_density") -> LogDensity | None:
     """A function x (d,) -> () log p(x), that of a registered input distribution, or None.
 
     Raises:

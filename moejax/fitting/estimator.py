@@ -133,12 +133,12 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     ):
         self.num_experts = num_experts
         self.activation = activation
-        self.noise = noise
+        self.noise: NoiseModel = noise
         self.noise_std = noise_std
         self.fit_intercept = fit_intercept
         self.method = method
         self.standardise = standardise
-        self.weights_are = weights_are
+        self.weights_are: WeightsAre | None = weights_are
         self.num_starts = num_starts
         self.max_iterations = max_iterations
         self.order = order
@@ -293,7 +293,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             ValueError: several targets without y, or a y of another shape or with values that are not finite.
         """
         if y is not None:
-            return scipy.special.logsumexp(self._log_joint(X, y), axis=1)
+            return np.asarray(scipy.special.logsumexp(self._log_joint(X, y), axis=1))
         log_gates, means = self._mixture(X)
         if means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.model.activations import ScalarFunction, activation_facts, values_on_host
-from moejax.model.gaussian import Array, gaussian_grid
+from moejax.model.gaussian import gaussian_grid
 from moejax.moments.noise import estimate_noise_std, estimate_relative_noise
 from moejax.moments.orders import RELATIVE_NOISE_RANGE, transform_noise_std
 
@@ -39,9 +39,9 @@ OUTSIDE_RANGE = 0.01
 class LabelMap(NamedTuple):
     """The fitted labels are (y - shift) / scale, of each output."""
 
-    shift: Array
+    shift: np.ndarray | float
     """() or (m,)"""
-    scale: Array
+    scale: np.ndarray | float
     """() or (m,)"""
 
     def __call__(self, y: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class FittedLabels(NamedTuple):
     """What a fit needs to know of the labels before it begins."""
 
     map: LabelMap
-    noise_std: Array
+    noise_std: np.ndarray
     """() or (m,): known, or estimated for the label transforms, in units of the fitted labels."""
 
 
@@ -170,16 +170,16 @@ def _noise_std(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> np.nda
         return np.sqrt(share @ (y - share @ y) ** 2)
     smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
     dtype = jnp.result_type(float)
-    y, weights = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
-    return np.asarray(_estimated(y, weights, fn, smallest, largest), float)
+    sample = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
+    return np.asarray(_estimated(*sample, fn, smallest, largest), float)
 
 
 def _relative_noise(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> float:
     """sigma / rho from labels with E[y^2] = 1."""
     smallest, largest = transform_noise_std(fn, 0.0), transform_noise_std(fn, math.inf)
     dtype = jnp.result_type(float)
-    y, weights = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
-    return float(_estimated_ratio(y, weights, fn, smallest, largest, _second_moment(fn)))
+    sample = jnp.asarray(y, dtype), jnp.asarray(weights, dtype)
+    return float(_estimated_ratio(*sample, fn, smallest, largest, _second_moment(fn)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -128,8 +128,8 @@ def fit(
         options["start"] == "random" or arrays[1].ndim == 1, "start", "'random' for several outputs", start
     )
     resolved, kind = rescaled_weights(arrays[2], weights_are)
-    kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
-    sample = Sample(*kept, resolved, input_precision(x))
+    x_kept, y_kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
+    sample = Sample(x_kept, y_kept, resolved, input_precision(x))
     settings = options | {
         "num_experts": chosen if isinstance(chosen, int | str) else list(chosen),
         "activation": activation_name(activation),
@@ -209,8 +209,9 @@ def fit_sample(
         diagnostics["notes"].append(
             "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
         )
-    kept = jax.tree.map(np.asarray, (result.params, known.covariance if at_maximum else None))
-    fitted = _Fitted(*kept, units, config.noise, config.fit_intercept)
+    covariance = known.covariance if known is not None and at_maximum else None
+    kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
+    fitted = _Fitted(kept, covariance, units, config.noise, config.fit_intercept)
     return FitResult(
         units.params(result.params),
         float(value) - offset,

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import TypeVar
 
-Array = Any
-"""A jax.Array, or in code that also runs on the host a numpy.ndarray."""
+Array = TypeVar("Array", jax.Array, np.ndarray, default=jax.Array)
+"""The kind of array of code that runs on both: a jax.Array, or on the host a numpy.ndarray."""
+AnyArray = jax.Array | np.ndarray
+"""An array that a function takes as it comes, and converts."""
 
 HALF_WIDTH = 8.5
 """The grids span +-8.5 standard deviations; the mass outside is 2e-17."""
 
 
-class GaussianGrid(NamedTuple):
+class GaussianGrid(NamedTuple, Generic[Array]):
     """Nodes and weights with sum_j weights[j] f(nodes[j]) = E[f(Z)], Z ~ N(0, 1)."""
 
     nodes: Array
@@ -32,9 +35,17 @@ class GaussianGrid(NamedTuple):
     """(m,) non-negative, summing to 1."""
 
 
+@overload
+def gaussian_grid(
+    num_nodes: int, half_width: float = HALF_WIDTH, dtype: np.dtype | None = None
+) -> GaussianGrid: ...
+@overload
+def gaussian_grid(
+    num_nodes: int, half_width: float = HALF_WIDTH, dtype: np.dtype | None = None, *, xp: ModuleType
+) -> GaussianGrid[Any]: ...
 def gaussian_grid(
     num_nodes: int, half_width: float = HALF_WIDTH, dtype: np.dtype | None = None, xp: ModuleType = jnp
-) -> GaussianGrid:
+) -> GaussianGrid[Any]:
     """The trapezoidal rule for expectations over a standard normal variable.
 
     Args:

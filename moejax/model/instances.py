@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from moejax.model.mixture import MoEParams, unit_rows
 from moejax.model.small_linear_algebra import cholesky, orthonormal_columns
 
 
-class InstanceScales(NamedTuple):
+class InstanceScales(NamedTuple, Generic[Array]):
     """What a random instance is like; all traced."""
 
     noise_std: Array

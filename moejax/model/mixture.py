@@ -7,35 +7,42 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from moejax.model.activations import ActivationLike, apply_activation, get_activation
-from moejax.model.gaussian import Array, standard_normal
+from moejax.model.gaussian import AnyArray, Array, standard_normal
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
-class MoEParams(NamedTuple):
+class MoEParams(NamedTuple, Generic[Array]):
     """Parameters of a mixture of k experts in d dimensions. Gates are gauged so that the last one is zero.
 
     With m outputs that share the gates, y (n, m), each has its own experts and noise: experts (k, m, d), noise_std and expert_bias
     (k, m).
     """
 
-    experts: jax.Array
+    experts: Array
     """(k, d) a_i, in units of g's argument per unit of x."""
-    gating: jax.Array
+    gating: Array
     """(k, d) w_i, in nats per unit of x; the last row is 0."""
-    noise_std: jax.Array
+    noise_std: Array
     """(k,) sigma_i, in units of y."""
-    expert_bias: jax.Array
+    expert_bias: Array
     """(k,) b_i; 0 where unused."""
-    gating_bias: jax.Array
+    gating_bias: Array
     """(k,) c_i, the last 0; 0 where unused."""
+
+
+HostParams: TypeAlias = MoEParams[np.ndarray]
+"""Parameters as NumPy arrays, outside of JAX's programs."""
+AnyParams: TypeAlias = MoEParams | HostParams
+"""Parameters that a function takes as they come, and converts."""
 
 
 def make_params(
@@ -50,7 +57,7 @@ def make_params(
     Raises:
         ValueError: experts and gating are not both (k, d), or a noise_std is not positive.
     """
-    if not isinstance(noise_std, jax.core.Tracer) and not np.all(np.asarray(noise_std) > 0):
+    if not isinstance(noise_std, Tracer) and not np.all(np.asarray(noise_std) > 0):
         raise ValueError(f"noise_std: expected positive numbers, got {noise_std}")
     experts, gating = jnp.asarray(experts), jnp.asarray(gating)
     if experts.ndim != 2 or experts.shape != gating.shape:
@@ -65,7 +72,7 @@ def make_params(
     return regauge(MoEParams(experts.astype(dtype), gating.astype(dtype), *per_expert))
 
 
-def regauge(params: MoEParams) -> MoEParams:
+def regauge(params: MoEParams[Array]) -> MoEParams[Array]:
     """The same mixture with the last gate (weights and bias) subtracted from all: softmax does not change."""
     return params._replace(
         gating=params.gating - params.gating[-1:], gating_bias=params.gating_bias - params.gating_bias[-1:]
@@ -77,18 +84,18 @@ def permute_experts(params: MoEParams, permutation: jax.Array) -> MoEParams:
     return regauge(MoEParams(*(leaf[permutation] for leaf in params)))
 
 
-def gate_logits(params: MoEParams, x: jax.Array) -> jax.Array:
+def gate_logits(params: MoEParams[Array], x: Array) -> Array:
     """(n, k): w_i . x + c_i."""
     return (params.gating @ x.T + params.gating_bias[:, None]).T
 
 
-def expert_means(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+def expert_means(params: AnyParams, x: AnyArray, activation: ActivationLike) -> jax.Array:
     """(n, k), or (n, k, m): g(a_i . x + b_i)."""
     return jnp.moveaxis(_means_and_logits(params, x, activation)[0], -1, 0)
 
 
 def _means_and_logits(
-    params: MoEParams, x: jax.Array, activation: ActivationLike
+    params: AnyParams, x: AnyArray, activation: ActivationLike
 ) -> tuple[jax.Array, jax.Array]:
     """(k, n), or (k, m, n), g(a_i . x + b_i) and (k, n) w_i . x + c_i.
 
@@ -102,12 +109,12 @@ def _means_and_logits(
     return means.reshape(*shape, -1), predictors[size:]
 
 
-def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+def log_joint(params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike) -> jax.Array:
     """(n, k): log P(z = i, y | x), in nats."""
     return _log_joint_rows(params, x, y, activation).T
 
 
-def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+def _log_joint_rows(params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike) -> jax.Array:
     """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
     means, logits = _means_and_logits(params, x, activation)
     residual = (y.T[None] - means) / params.noise_std[..., None]
@@ -119,18 +126,18 @@ def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: A
 
 
 def log_likelihood_per_sample(
-    params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike
+    params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike
 ) -> jax.Array:
     """(n,): log p(y_j | x_j), in nats."""
     return jax.nn.logsumexp(_log_joint_rows(params, x, y, activation), axis=0)
 
 
 def log_likelihood(
-    params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
+    params: AnyParams,
+    x: AnyArray,
+    y: AnyArray,
     activation: ActivationLike,
-    weights: jax.Array | None = None,
+    weights: AnyArray | None = None,
 ) -> jax.Array:
     """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
     if weights is not None:
@@ -138,14 +145,14 @@ def log_likelihood(
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
 
 
-def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+def responsibilities(params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike) -> jax.Array:
     """(n, k): P(z = i | x, y)."""
     means, logits = _means_and_logits(params, x, activation)
     log_gates = jax.nn.log_softmax(logits, axis=0).T
     return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
 
 
-def posterior(log_gates: Array, means: Array, y: Array, noise_std: Array, *, xp: ModuleType) -> Array:
+def posterior(log_gates: Array, means: Array, y: AnyArray, noise_std: AnyArray, *, xp: ModuleType) -> Array:
     """(n, k): P(z = i | x, y), however far y is from the experts.
 
     Far out all densities are zero, and their logarithms overflow with the squares of the residuals. So differences of squares are
@@ -189,13 +196,17 @@ def largest_size(values: Array, *, xp: ModuleType) -> Array:
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
-def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+def predict(params: AnyParams, x: AnyArray, activation: ActivationLike) -> jax.Array:
     """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
     means, logits = _means_and_logits(params, x, activation)
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
 
 
-def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tuple[Array, ...]:
+@overload
+def with_stand_ins(weights: AnyArray, *arrays: AnyArray) -> tuple[jax.Array, ...]: ...
+@overload
+def with_stand_ins(weights: np.ndarray, *arrays: np.ndarray, xp: ModuleType) -> tuple[np.ndarray, ...]: ...
+def with_stand_ins(weights: AnyArray, *arrays: AnyArray, xp: ModuleType = jnp) -> tuple[AnyArray, ...]:
     """Arrays (n, ..) in which every row of weight zero is a copy of the first row that has weight; zeros if none has.
 
     A row of weight zero may hold anything, and a sum over rows multiplies what is evaluated there by zero. On a copy of a used row
@@ -209,7 +220,7 @@ def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tupl
     used = weights > 0
     first = xp.argmax(used)
 
-    def filled(array: Array) -> Array:
+    def filled(array: AnyArray) -> AnyArray:
         kept = used.reshape(used.shape + (1,) * (array.ndim - 1))
         stand_in = xp.where(used[first], array[first], xp.zeros_like(array[first]))
         return xp.where(kept, array, stand_in[None])
@@ -217,7 +228,7 @@ def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tupl
     return tuple(filled(array) for array in arrays)
 
 
-def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+def weighted_sum(values: jax.Array, weights: AnyArray | None) -> jax.Array:
     """sum_j weights_j values_j over the leading axis; a zero weight removes its sample, whatever value it has."""
     if weights is None:
         return values.sum(axis=0)

@@ -239,8 +239,8 @@ def _orthogonalised(rows: jax.Array, length: int) -> jax.Array:
 
     def sweep(state: tuple[jax.Array, jax.Array, jax.Array, jax.Array]):
         first, second, _, count = state
-        state = (first, second, jnp.zeros((), rows.dtype))
-        return *jax.lax.fori_loop(0, 2 * half - 1, rotate, state), count + 1
+        begun = (first, second, jnp.zeros((), rows.dtype))
+        return *jax.lax.fori_loop(0, 2 * half - 1, rotate, begun), count + 1
 
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
         return (state[2] > tolerance) & (state[3] < MAX_SWEEPS)  # False for NaN

@@ -2,7 +2,7 @@ r"""Experts from moments: whiten with T2, decompose the whitened T3 or T4, un-wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,11 @@ SPECTRAL_STATUS = {
 class SpectralTransforms(NamedTuple):
     """The label transforms of one activation and noise level that a spectral estimate needs."""
 
-    second: LabelTransform
+    second: LabelTransform[Any]
     """Order 2, for whitening."""
-    high: LabelTransform
+    high: LabelTransform[Any]
     """Order 3 or 4, for the decomposition."""
-    first: LabelTransform | None
+    first: LabelTransform[Any] | None
     """Order 1, for the signs of experts found at order 4, or from inputs that are not normal; None where signs are known (order 3)
     or free (even g)."""
 
