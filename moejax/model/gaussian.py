@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from typing_extensions import TypeVar
 
 Array = TypeVar("Array", jax.Array, np.ndarray, default=jax.Array)
@@ -29,9 +30,9 @@ HALF_WIDTH = 8.5
 class GaussianGrid(NamedTuple, Generic[Array]):
     """Nodes and weights with sum_j weights[j] f(nodes[j]) = E[f(Z)], Z ~ N(0, 1)."""
 
-    nodes: Array
+    nodes: Float[Array, " m"]
     """(m,) increasing, symmetric about 0."""
-    weights: Array
+    weights: Float[Array, " m"]
     """(m,) non-negative, summing to 1."""
 
 
@@ -61,7 +62,9 @@ def gaussian_grid(
     return GaussianGrid(nodes, density / density.sum())
 
 
-def hermite_polynomials(z: Array, max_order: int, xp: ModuleType = jnp) -> Array:
+def hermite_polynomials(
+    z: Float[Array, "*points"], max_order: int, xp: ModuleType = jnp
+) -> Float[Array, " {max_order}+1 *points"]:
     """Probabilists' Hermite polynomials He_0 .. He_max_order at z: He_{m+1}(z) = z He_m(z) - m He_{m-1}(z).
 
     Args:
@@ -76,7 +79,7 @@ def hermite_polynomials(z: Array, max_order: int, xp: ModuleType = jnp) -> Array
     return xp.stack(values[: max_order + 1])
 
 
-def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[jax.Array, " ..."]:
     """Independent standard normal numbers, the same as `jax.random.normal` draws.
 
     Drawn flat: with a short last axis, XLA's CPU compiler takes ten times as long and the draw four times.

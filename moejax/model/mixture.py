@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Float, Int
 
 from moejax.model.activations import ActivationLike, apply_activation, get_activation
 from moejax.model.gaussian import AnyArray, Array, standard_normal
@@ -27,15 +28,15 @@ class MoEParams(NamedTuple, Generic[Array]):
     (k, m).
     """
 
-    experts: Array
+    experts: Float[Array, "k *m d"]
     """(k, d) a_i, in units of g's argument per unit of x."""
-    gating: Array
+    gating: Float[Array, "k d"]
     """(k, d) w_i, in nats per unit of x; the last row is 0."""
-    noise_std: Array
+    noise_std: Float[Array, " k *m"]
     """(k,) sigma_i, in units of y."""
-    expert_bias: Array
+    expert_bias: Float[Array, " k *m"]
     """(k,) b_i; 0 where unused."""
-    gating_bias: Array
+    gating_bias: Float[Array, " k"]
     """(k,) c_i, the last 0; 0 where unused."""
 
 
@@ -79,24 +80,26 @@ def regauge(params: MoEParams[Array]) -> MoEParams[Array]:
     )
 
 
-def permute_experts(params: MoEParams, permutation: jax.Array) -> MoEParams:
+def permute_experts(params: MoEParams, permutation: Int[jax.Array, " k"]) -> MoEParams:
     """Expert i of the result is expert permutation[i] of `params`; the last gate is zero again afterwards."""
     return regauge(MoEParams(*(leaf[permutation] for leaf in params)))
 
 
-def gate_logits(params: MoEParams[Array], x: Array) -> Array:
+def gate_logits(params: MoEParams[Array], x: Float[Array, "n d"]) -> Float[Array, "n k"]:
     """(n, k): w_i . x + c_i."""
     return (params.gating @ x.T + params.gating_bias[:, None]).T
 
 
-def expert_means(params: AnyParams, x: AnyArray, activation: ActivationLike) -> jax.Array:
+def expert_means(
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+) -> Float[jax.Array, "n k *m"]:
     """(n, k), or (n, k, m): g(a_i . x + b_i)."""
     return jnp.moveaxis(_means_and_logits(params, x, activation)[0], -1, 0)
 
 
 def _means_and_logits(
-    params: AnyParams, x: AnyArray, activation: ActivationLike
-) -> tuple[jax.Array, jax.Array]:
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+) -> tuple[Float[jax.Array, "k *m n"], Float[jax.Array, "k n"]]:
     """(k, n), or (k, m, n), g(a_i . x + b_i) and (k, n) w_i . x + c_i.
 
     One product for both: of two that share x, XLA's CPU compiler (jaxlib 0.10.2) got some rows wrong at n = 20000.
@@ -109,12 +112,16 @@ def _means_and_logits(
     return means.reshape(*shape, -1), predictors[size:]
 
 
-def log_joint(params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike) -> jax.Array:
+def log_joint(
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, "n k"]:
     """(n, k): log P(z = i, y | x), in nats."""
     return _log_joint_rows(params, x, y, activation).T
 
 
-def _log_joint_rows(params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike) -> jax.Array:
+def _log_joint_rows(
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, "k n"]:
     """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
     means, logits = _means_and_logits(params, x, activation)
     residual = (y.T[None] - means) / params.noise_std[..., None]
@@ -126,33 +133,42 @@ def _log_joint_rows(params: AnyParams, x: AnyArray, y: AnyArray, activation: Act
 
 
 def log_likelihood_per_sample(
-    params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike
-) -> jax.Array:
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, " n"]:
     """(n,): log p(y_j | x_j), in nats."""
     return jax.nn.logsumexp(_log_joint_rows(params, x, y, activation), axis=0)
 
 
 def log_likelihood(
     params: AnyParams,
-    x: AnyArray,
-    y: AnyArray,
+    x: Float[AnyArray, "n d"],
+    y: Float[AnyArray, " n *m"],
     activation: ActivationLike,
-    weights: AnyArray | None = None,
-) -> jax.Array:
+    weights: Float[AnyArray, " n"] | None = None,
+) -> Float[jax.Array, ""]:
     """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
     if weights is not None:
         x, y = with_stand_ins(weights, x, y)
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
 
 
-def responsibilities(params: AnyParams, x: AnyArray, y: AnyArray, activation: ActivationLike) -> jax.Array:
+def responsibilities(
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, "n k"]:
     """(n, k): P(z = i | x, y)."""
     means, logits = _means_and_logits(params, x, activation)
     log_gates = jax.nn.log_softmax(logits, axis=0).T
     return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
 
 
-def posterior(log_gates: Array, means: Array, y: AnyArray, noise_std: AnyArray, *, xp: ModuleType) -> Array:
+def posterior(
+    log_gates: Float[Array, "n k"],
+    means: Float[Array, "n k *m"],
+    y: Float[AnyArray, " n *m"],
+    noise_std: Float[AnyArray, " k *m"],
+    *,
+    xp: ModuleType,
+) -> Float[Array, "n k"]:
     """(n, k): P(z = i | x, y), however far y is from the experts.
 
     Far out all densities are zero, and their logarithms overflow with the squares of the residuals. So differences of squares are
@@ -190,13 +206,15 @@ def posterior(log_gates: Array, means: Array, y: AnyArray, noise_std: AnyArray, 
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-def largest_size(values: Array, *, xp: ModuleType) -> Array:
+def largest_size(values: Float[Array, "n k m"], *, xp: ModuleType) -> Float[Array, "n 1 1"]:
     """(n, 1, 1): the largest absolute value in each row of (n, k, m); one where all are zero."""
     largest = xp.abs(values).max(axis=(1, 2), keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
-def predict(params: AnyParams, x: AnyArray, activation: ActivationLike) -> jax.Array:
+def predict(
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+) -> Float[jax.Array, " n *m"]:
     """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
     means, logits = _means_and_logits(params, x, activation)
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
@@ -228,7 +246,9 @@ def with_stand_ins(weights: AnyArray, *arrays: AnyArray, xp: ModuleType = jnp) -
     return tuple(filled(array) for array in arrays)
 
 
-def weighted_sum(values: jax.Array, weights: AnyArray | None) -> jax.Array:
+def weighted_sum(
+    values: Float[jax.Array, " n *rest"], weights: Float[AnyArray, " n"] | None
+) -> Float[jax.Array, "*rest"]:
     """sum_j weights_j values_j over the leading axis; a zero weight removes its sample, whatever value it has."""
     if weights is None:
         return values.sum(axis=0)
@@ -238,7 +258,7 @@ def weighted_sum(values: jax.Array, weights: AnyArray | None) -> jax.Array:
 
 def sample(
     key: jax.Array, params: MoEParams, activation: ActivationLike, num_samples: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "n d"], Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
     """Draw from the model with standard normal inputs.
 
     Args:
@@ -257,8 +277,8 @@ def sample(
 
 
 def sample_labels(
-    key: jax.Array, params: MoEParams, activation: ActivationLike, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    key: jax.Array, params: MoEParams, activation: ActivationLike, x: Float[jax.Array, "n d"]
+) -> tuple[Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
     """y (n,), or (n, m), and z (n,) given inputs x (n, d)."""
     z_key, noise_key = jax.random.split(key)
     means, logits = _means_and_logits(params, x, activation)
@@ -272,7 +292,7 @@ def sample_labels(
     return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
 
 
-def unit_rows(a: jax.Array) -> jax.Array:
+def unit_rows(a: Float[jax.Array, "*rows d"]) -> Float[jax.Array, "*rows d"]:
     """Rows divided by their Euclidean norms; a zero row stays zero."""
     norms = jnp.linalg.norm(a, axis=-1, keepdims=True)
     return a / jnp.where(norms > 0, norms, 1.0)
@@ -281,13 +301,17 @@ def unit_rows(a: jax.Array) -> jax.Array:
 NoiseModel = Literal["known", "shared", "per_expert"]
 
 
-def log_normal(squared_residual: jax.Array, noise_std: jax.Array) -> jax.Array:
+def log_normal(
+    squared_residual: Float[jax.Array, "k n"], noise_std: Float[jax.Array, " k"]
+) -> Float[jax.Array, "k n"]:
     """(k, n): log N(residual; 0, sigma_i^2) from squared residuals (k, n) and noise_std (k,)."""
     scaled = squared_residual * (0.5 / noise_std**2)[:, None]
     return -scaled - (jnp.log(noise_std) + 0.5 * LOG_TWO_PI)[:, None]
 
 
-def mean_gates(params: MoEParams, x: jax.Array, weights: jax.Array) -> jax.Array:
+def mean_gates(
+    params: MoEParams, x: Float[jax.Array, "n d"], weights: Float[jax.Array, " n"]
+) -> Float[jax.Array, " k"]:
     """(k,): the weighted mean over the sample of P_i(x)."""
     gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
     return jnp.where(weights > 0, gates, 0) @ weights / weights.sum()
