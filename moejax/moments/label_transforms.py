@@ -24,6 +24,7 @@ from typing import Any, Generic, Literal, NamedTuple, get_args, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.model import small_linear_algebra
 from moejax.model.activations import (
@@ -48,20 +49,20 @@ TABLE_HALF_WIDTH = 6.5
 class LabelTransform(NamedTuple, Generic[Array]):
     """l(y): a table over y, or (`values` all zero) a polynomial. A pytree: it goes through jit and vmap."""
 
-    start: Array
+    start: Float[Array, ""]
     """() smallest y of the table."""
-    step: Array
+    step: Float[Array, ""]
     """() spacing of the table in y."""
-    values: Array
+    values: Float[Array, " num_labels"]
     """(num_labels,) l at the points of the table; linear between them, constant beyond them."""
-    coefficients: Array
+    coefficients: Float[Array, " order+1"]
     """(m + 1,) of 1, y, .., y^m, added to the table."""
-    second_moment: Array
+    second_moment: Float[Array, ""]
     """() E[l(Y)^2]."""
-    weighted_second_moment: Array
+    weighted_second_moment: Float[Array, ""]
     """() E[l(Y)^2 tau_m(Y)], the variance one sample contributes to the experts."""
 
-    def __call__(self, y: jax.Array) -> jax.Array:
+    def __call__(self, y: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
         """l(y), elementwise."""
         start, step, values, coefficients = (jnp.asarray(leaf, y.dtype) for leaf in self[:4])
         polynomial = coefficients[-1]
@@ -73,19 +74,21 @@ class LabelTransform(NamedTuple, Generic[Array]):
 class PosteriorTable(NamedTuple, Generic[Array]):
     """Posterior means of functions of Z given Y = y, over a uniform grid of y: all that the tables are made of."""
 
-    start: Array
+    start: Float[Array, ""]
     """() smallest y."""
-    step: Array
+    step: Float[Array, ""]
     """() spacing."""
-    hermite: Array
+    hermite: Float[Array, "4 num_labels"]
     """(4, num_labels) rho_r(y) = E[He_r(Z) | y], r = 1..4."""
-    square: Array
+    square: Float[Array, " num_labels"]
     """(num_labels,) E[Z^2 | y]."""
-    hermite_squares: Array
+    hermite_squares: Float[Array, "2 num_labels"]
     """(2, num_labels) E[He_2(Z)^2 | y], E[He_3(Z)^2 | y]."""
 
 
-def posterior_table(noise_std: Array, labels: Array, *, xp: ModuleType) -> PosteriorTable[Array]:
+def posterior_table(
+    noise_std: Float[Array, ""], labels: Float[Array, " num_nodes"], *, xp: ModuleType
+) -> PosteriorTable[Array]:
     """Posterior means of the Hermite polynomials, by quadrature over z with the row maximum subtracted in logs.
 
     Args:
@@ -138,9 +141,9 @@ def _solver(xp: ModuleType) -> Callable[[Any, Any], Any]:
 
 
 def build_label_transform(
-    noise_std: Array,
+    noise_std: Float[Array, ""],
     posterior: PosteriorTable[Any] | None,
-    labels: Array,
+    labels: Float[Array, " num_nodes"],
     *,
     parity: Parity,
     order: int,
@@ -210,7 +213,13 @@ def build_label_transform(
     return transform._replace(second_moment=squares.sum(), weighted_second_moment=squares @ tau)
 
 
-def _interpolate(y: Array, start: Array, step: Array, values: Array, xp: ModuleType) -> Array:
+def _interpolate(
+    y: Float[Array, "*shape"],
+    start: Array,
+    step: Array,
+    values: Float[Array, "*tables num_labels"],
+    xp: ModuleType,
+) -> Float[Array, " ..."]:
     """Linear interpolation in uniform tables (..., num_labels), constant beyond their ends; (..., *y.shape)."""
     last = values.shape[-1] - 1
     position = xp.clip((y - start) / step, 0.0, last)
@@ -231,13 +240,13 @@ _CONSTRAINT_NODES = 2**13 + 1
 """Nodes of the constraints' quadrature on the host: the error at a kink is below 1e-6."""
 
 
-def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> np.ndarray:
+def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> Float[np.ndarray, " {num_nodes}"]:
     """g at the nodes of a grid of 2^m + 1, in double precision, whatever JAX's default is: every 2^i-th of the finest grid's."""
     return _finest_labels_on_host(fn)[:: (_MOST_NODES - 1) // (num_nodes - 1)]
 
 
 @functools.lru_cache(maxsize=256)
-def _finest_labels_on_host(fn: ScalarFunction) -> np.ndarray:
+def _finest_labels_on_host(fn: ScalarFunction) -> Float[np.ndarray, " num_nodes"]:
     return values_on_host(fn, gaussian_grid(_MOST_NODES, xp=np).nodes)
 
 
@@ -293,7 +302,7 @@ def transform_on_host(
 
 def traced_label_transforms(
     fn: ScalarFunction,
-    noise_std: jax.Array,
+    noise_std: Float[jax.Array, ""],
     wanted: tuple[tuple[int, TransformKind], ...],
     num_experts: int,
     smallest_noise_std: float,
