@@ -257,10 +257,10 @@ def compile_without_optimisation() -> None:
     LLVM does not optimise, and jaxlib up to 0.10 uses the older of its two code generators for CPUs: a trial compiles in a
     third of the time and runs in five times as much. It must be called before JAX starts its backend.
     """
-    import jaxlib
+    import jaxlib.version
 
     flags = "--xla_backend_optimization_level=0"
-    if tuple(map(int, jaxlib.__version__.split(".")[:2])) <= (0, 10):
+    if tuple(map(int, jaxlib.version.__version__.split(".")[:2])) <= (0, 10):
         flags += " --xla_cpu_use_fusion_emitters=false"
     given = os.environ.get("XLA_FLAGS", "")
     if flags not in given:  # XLA takes the last of two equal flags: the user's

@@ -9,7 +9,11 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
+import jaxtyping
 import pytest
+
+# A call of these rooms whose arrays have not the shapes that the signature says is an error.
+jaxtyping.install_import_hook(["moejax.model", "moejax.moments"], "array_shapes.checked")
 
 from moejax.environment import compile_without_optimisation
 from moejax.methods import global_search as multistart

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def _summary(
     return _without_nan(summary)
 
 
-def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[str, Any]]:
+def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[Hashable, Any]]:
     """The rows of `FitResult.selection`, their likelihoods in the units that are shown."""
     assert result.selection is not None
     shift = shown["log_likelihood"] - result.log_likelihood

@@ -52,8 +52,7 @@ def _in_units(
     table: Dataset, result: FitResult, posterior: np.ndarray, predicted: np.ndarray, units: Units
 ) -> dict[str, Any]:
     """Likelihood, error and experts in some units."""
-    _, *scaling = units
-    params, errors = result.in_units(*scaling)
+    params, errors = result.in_units(units.input_mean, units.input_std, units.target_mean, units.target_std)
     y = (table.y - units.target_mean) / units.target_std
     value = result.log_likelihood + len(y) * math.log(units.target_std)
     effective = posterior.sum(axis=0)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from moejax.methods.options import FitOptions
+from moejax.methods.options import EstimatedNoise, FitOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Fit:
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
     method: str = FitOptions.method
-    noise: Literal["shared", "per_expert"] = FitOptions.noise
+    noise: EstimatedNoise = FitOptions.noise
     noise_std: float | None = None
     """Known noise, in the target's own units; default: estimated."""
     fit_intercept: bool = True

@@ -29,7 +29,7 @@ from moejax.fitting.array_checks import (
 )
 from moejax.likelihood.information import COVARIANCE_KINDS
 from moejax.methods.method import STARTS, lookup_method
-from moejax.methods.options import FitOptions, WeightsAre
+from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
 from moejax.model.activations import get_activation
 from moejax.model.inputs import LogDensity, get_log_density
 from moejax.moments.label_transforms import TRANSFORM_KINDS
@@ -56,7 +56,7 @@ __all__ = [
     "whole_number",
 ]
 
-NOISE_MODELS = ("shared", "per_expert")
+NOISE_MODELS: tuple[EstimatedNoise, ...] = get_args(EstimatedNoise)
 PRECISIONS = ("float32", "float64", None)
 MOST_NUMBERS_TRIED = 1000
 """How many numbers of experts a range or a list may hold."""
@@ -212,7 +212,7 @@ def prng_key(value: Any, name: str = "key") -> Any:
     return value
 
 
-def log_density_of(value: Any, name: str = "log_density") -> LogDensity | None:
+def log_density_of(value: LogDensity | str | None, name: str = "log_density") -> LogDensity | None:
     """A function x (d,) -> () log p(x), that of a registered input distribution, or None.
 
     Raises:

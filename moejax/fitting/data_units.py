@@ -12,7 +12,7 @@ from moejax.fitting.label_units import LabelMap
 from moejax.fitting.whitening import InputMap, params_in_input_units
 from moejax.likelihood.information import Covariance
 from moejax.likelihood.predictors import num_noise_parameters
-from moejax.model.mixture import MoEParams, NoiseModel
+from moejax.model.mixture import HostParams, MoEParams, NoiseModel
 
 SMALLEST = float(np.finfo(float).tiny)
 """Numbers nearer to zero have fewer digits."""
@@ -21,12 +21,12 @@ NEGLIGIBLE = 1e-8
 UNITS = "units in which the coefficients and the noise are numbers in double precision"
 
 
-def are_numbers(params: MoEParams) -> bool:
+def are_numbers(params: HostParams) -> bool:
     """Whether parameters, as NumPy arrays, are finite and no noise has lost digits next to zero."""
     return all(np.isfinite(leaf).all() for leaf in params) and bool((params.noise_std >= SMALLEST).all())
 
 
-def require_numbers(params: MoEParams, fitted: MoEParams) -> None:
+def require_numbers(params: HostParams, fitted: HostParams) -> None:
     """Refuse parameters that are no numbers in double precision.
 
     Args:
@@ -60,7 +60,7 @@ class DataUnits(NamedTuple):
         labels = LabelMap((self.labels.shift - target_mean) / target_std, self.labels.scale / target_std)
         return DataUnits(inputs, labels)
 
-    def params(self, params: MoEParams) -> MoEParams:
+    def params(self, params: MoEParams) -> HostParams:
         """Parameters of the fit, leaves of any kind of array, for the user's x and y.
 
         With z = (x - mean) @ M and fitted labels (y - shift) / scale, a_x = scale M a_z and b_x = shift + scale b_z - a_x . mean.
@@ -83,7 +83,7 @@ class DataUnits(NamedTuple):
 
     def errors(
         self, of: Covariance, params: MoEParams, *, noise: NoiseModel, fit_intercept: bool
-    ) -> MoEParams:
+    ) -> HostParams:
         """Standard errors of `params(..)`: zero where a parameter was not estimated, NaN where the data leave it undetermined.
 
         Every row of coefficients is a linear function T of its own row alone, so that its covariance is T C T', C that of the row.

@@ -241,7 +241,8 @@ def _download(name: str, published: _Published, address: str) -> bytes:
         try:
             pooch.HTTPDownloader(timeout=TIMEOUT)(address, str(archive), None)
         except requests.exceptions.HTTPError as error:
-            reason = f"the server answered {error.response.status_code}"
+            answer = error.response
+            reason = "the server refused" if answer is None else f"the server answered {answer.status_code}"
             raise OSError(f"dataset {name!r}: {address}: {reason}; {advice}") from error
         except (requests.exceptions.RequestException, OSError) as error:
             reason = f"{type(error).__name__}: no complete answer"

@@ -50,9 +50,9 @@ from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
 from moejax.fitting.selection import num_free_parameters
 from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
-from moejax.methods.options import FitOptions, WeightsAre
+from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
-from moejax.model.mixture import LOG_TWO_PI, MoEParams, NoiseModel, expert_means, gate_logits, posterior
+from moejax.model.mixture import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
 from moejax.moments.label_transforms import TransformKind
 
 _SMALLEST_SHAPE = 64
@@ -116,7 +116,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         num_experts: int = 3,
         activation: ActivationLike = FitOptions.activation,
         *,
-        noise: NoiseModel = FitOptions.noise,
+        noise: EstimatedNoise = FitOptions.noise,
         noise_std: float | None = None,
         fit_intercept: bool = True,
         method: str = FitOptions.method,
@@ -132,16 +132,16 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     ):
         self.num_experts = num_experts
         self.activation = activation
-        self.noise = noise
+        self.noise: EstimatedNoise = noise
         self.noise_std = noise_std
         self.fit_intercept = fit_intercept
         self.method = method
         self.standardise = standardise
-        self.weights_are = weights_are
+        self.weights_are: WeightsAre | None = weights_are
         self.num_starts = num_starts
         self.max_iterations = max_iterations
         self.order = order
-        self.transform_kind = transform_kind
+        self.transform_kind: TransformKind = transform_kind
         self.ridge = ridge
         self.precision = precision
         self.random_state = random_state
@@ -294,7 +294,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             ValueError: several targets without y, or a y of another shape or with values that are not finite.
         """
         if y is not None:
-            return scipy.special.logsumexp(self._log_joint(X, y), axis=1)
+            return np.asarray(scipy.special.logsumexp(self._log_joint(X, y), axis=1))
         log_gates, means = self._mixture(X)
         if means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")

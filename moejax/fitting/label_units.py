@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.model.activations import ScalarFunction, activation_facts, values_on_host
-from moejax.model.gaussian import Array, gaussian_grid
+from moejax.model.gaussian import gaussian_grid
 from moejax.moments.noise import estimate_noise_std, estimate_relative_noise
 from moejax.moments.orders import RELATIVE_NOISE_RANGE
 
@@ -39,9 +39,9 @@ OUTSIDE_RANGE = 0.01
 class LabelMap(NamedTuple):
     """The fitted labels are (y - shift) / scale, of each output."""
 
-    shift: Array
+    shift: np.ndarray | float
     """() or (m,)"""
-    scale: Array
+    scale: np.ndarray | float
     """() or (m,)"""
 
     def __call__(self, y: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class FittedLabels(NamedTuple):
     """What a fit needs to know of the labels before it begins."""
 
     map: LabelMap
-    noise_std: Array
+    noise_std: np.ndarray
     """() or (m,): known, or estimated for the label transforms, in units of the fitted labels."""
 
 

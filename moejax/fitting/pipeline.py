@@ -27,10 +27,10 @@ from moejax.fitting.selection import criteria, left_out, num_free_parameters, nu
 from moejax.fitting.uncertainty import uncertainty
 from moejax.likelihood.information import CovarianceKind
 from moejax.methods.method import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method
-from moejax.methods.options import FitOptions, Start, WeightsAre
+from moejax.methods.options import EstimatedNoise, FitOptions, Start, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name
 from moejax.model.inputs import LogDensity
-from moejax.model.mixture import MoEParams, NoiseModel, log_joint, weighted_sum, with_stand_ins
+from moejax.model.mixture import MoEParams, log_joint, weighted_sum, with_stand_ins
 from moejax.moments.label_transforms import TransformKind
 
 LARGEST_SHORTFALL = 0.5
@@ -45,7 +45,7 @@ def fit(
     num_experts: int | str | Sequence[int],
     activation: ActivationLike = FitOptions.activation,
     noise_std: float | None = None,
-    noise: NoiseModel = FitOptions.noise,
+    noise: EstimatedNoise = FitOptions.noise,
     fit_intercept: bool = FitOptions.fit_intercept,
     method: str = FitOptions.method,
     weights: Any = None,
@@ -138,8 +138,8 @@ def _fit(
         options.start,
     )
     resolved, kind = rescaled_weights(arrays[2], options.weights_are)
-    kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
-    sample = Sample(*kept, resolved, input_precision(x))
+    x_kept, y_kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
+    sample = Sample(x_kept, y_kept, resolved, input_precision(x))
     density = given.log_density
     settings = vars(options) | {
         "num_experts": chosen if isinstance(chosen, int | str) else list(chosen),
@@ -210,8 +210,9 @@ def fit_sample(
         diagnostics["notes"].append(
             "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
         )
-    kept = jax.tree.map(np.asarray, (result.params, known.covariance if at_maximum else None))
-    fitted = _Fitted(*kept, units, config.noise, config.fit_intercept)
+    covariance = known.covariance if known is not None and at_maximum else None
+    kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
+    fitted = _Fitted(kept, covariance, units, config.noise, config.fit_intercept)
     return FitResult(
         units.params(result.params),
         float(value) - offset,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.checks import require
-from moejax.fitting.arguments import require_density_at
+from moejax.fitting.arguments import log_density_of, require_density_at
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.selection import num_rows_needed
@@ -90,7 +90,7 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
         TooManyExpertsError: k is more than the data admit; ValueError: data or options that do not go together.
     """
     method, activation, intercept = options.method, options.activation, options.fit_intercept
-    fn, density = get_activation(activation), options.log_density
+    fn, density = get_activation(activation), log_density_of(options.log_density)
     registered, several = lookup_method(method), sample.several_outputs
     if several and not registered.several_outputs:
         able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)

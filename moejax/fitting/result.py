@@ -10,7 +10,7 @@ import pandas as pd
 
 from moejax.fitting.data_units import DataUnits
 from moejax.likelihood.information import Covariance, confidence_intervals
-from moejax.model.mixture import MoEParams, NoiseModel
+from moejax.model.mixture import HostParams, MoEParams, NoiseModel
 
 
 class _Fitted(NamedTuple):
@@ -23,7 +23,7 @@ class _Fitted(NamedTuple):
     noise: NoiseModel
     fit_intercept: bool
 
-    def errors(self, units: DataUnits) -> MoEParams | None:
+    def errors(self, units: DataUnits) -> HostParams | None:
         if self.covariance is None:
             return None
         return units.errors(self.covariance, self.params, noise=self.noise, fit_intercept=self.fit_intercept)
@@ -33,7 +33,7 @@ class _Fitted(NamedTuple):
 class FitResult:
     """A fitted mixture of experts."""
 
-    params: MoEParams
+    params: HostParams
     """NumPy arrays in double precision, in the units of the x and y that were given."""
     log_likelihood: float
     """Weighted sum over samples, in nats, in the units of the y that was given."""
@@ -46,7 +46,7 @@ class FitResult:
     """"ok", or why the result is not to be trusted. It is ok if the method converged in its own objective: a least squared error
     (gradient_mse) or fixed experts (gated_losses, spectral) are no maximum of the likelihood, from which
     `diagnostics["nats_below_maximum"]` says how far they are."""
-    standard_errors: MoEParams | None = None
+    standard_errors: HostParams | None = None
     """Of every parameter, in its unit: 0 where it was not estimated, NaN where the data leave it undetermined. None where the
     estimate is not at a maximum of the likelihood, for which they are derived. Along directions in which the inputs do not vary
     (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice: the errors are of the rest."""
@@ -62,7 +62,7 @@ class FitResult:
         input_std: np.ndarray,
         target_mean: float = 0.0,
         target_std: float = 1.0,
-    ) -> tuple[MoEParams, MoEParams | None]:
+    ) -> tuple[HostParams, HostParams | None]:
         """(parameters, standard errors) for inputs (x - input_mean) / input_std and labels (y - target_mean) / target_std.
 
         Args:
@@ -79,7 +79,7 @@ class FitResult:
         units = self._fitted.units.seen_from(input_mean, input_std, target_mean, target_std)
         return units.params(self._fitted.params), self._fitted.errors(units)
 
-    def intervals(self, level: float = 0.95) -> tuple[MoEParams, MoEParams]:
+    def intervals(self, level: float = 0.95) -> tuple[HostParams, HostParams]:
         """(lower, upper) ends of Wald intervals for every parameter, each by itself; of sigma on the log scale.
 
         Raises:

@@ -225,9 +225,12 @@ def _counting_levels(metadata: Any, num_rows: int) -> list[Column]:
     found = []
     for level in levels if isinstance(levels, list) else ():
         if isinstance(level, dict) and level.get("kind") == "range" and level.get("name") is not None:
-            start, stop, step = (level.get(word) for word in ("start", "stop", "step"))
-            whole = all(type(bound) is int and abs(bound) < 2**53 for bound in (start, stop, step))
-            if whole and step != 0 and len(range(start, stop, step)) == num_rows:
+            bounds = [level.get(word) for word in ("start", "stop", "step")]
+            whole = [bound for bound in bounds if type(bound) is int and abs(bound) < 2**53]
+            if len(whole) < len(bounds):
+                continue
+            start, stop, step = whole
+            if step != 0 and len(range(start, stop, step)) == num_rows:
                 found.append(Column(str(level["name"]), np.arange(start, stop, step, dtype=np.float64)))
     return found
 

@@ -7,16 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moejax.model.gaussian import Array
-from moejax.model.mixture import MoEParams, regauge
+from moejax.model.mixture import HostParams, MoEParams, regauge
 
 
 class InputMap(NamedTuple):
     """z = (x - mean) @ matrix, with E[z z'] = I over the sample."""
 
-    mean: Array
+    mean: np.ndarray
     """(d,)"""
-    matrix: Array
+    matrix: np.ndarray
     """(d, r), r <= d the rank of the inputs; rows of zeros for constant columns."""
     dropped: int
     """d - r directions in which the inputs do not vary, constant columns among them."""
@@ -89,7 +88,7 @@ def input_map(
     varies = spread > (rounding if centre else 0.0)
     columns = np.flatnonzero(varies)
     scaled = scaled[:, varies] / spread[varies]
-    triangle = np.linalg.qr(scaled * np.sqrt(share)[:, None], mode="r")
+    triangle = np.asarray(np.linalg.qr(scaled * np.sqrt(share)[:, None], mode="r"))
     _, values, directions = np.linalg.svd(triangle, full_matrices=True)
     values, vectors = np.append(values, np.zeros(len(columns) - len(values))), directions.T
     # a direction v of columns with rounding errors r_i varies by sum v_i^2 r_i^2 by rounding alone
@@ -147,7 +146,7 @@ def _columns_of(directions: np.ndarray, columns: np.ndarray) -> tuple[tuple[int,
     return tuple(tuple(columns[row > _TAKES_PART * row.max()].tolist()) for row in sizes)
 
 
-def params_in_input_units(params: MoEParams, mean: Array, matrix: Array) -> MoEParams:
+def params_in_input_units(params: HostParams, mean: np.ndarray, matrix: np.ndarray) -> HostParams:
     """Parameters for z = (x - mean) @ matrix turned into parameters for x: a_x = matrix a_z, b_x = b_z - a_x . mean.
 
     Args:

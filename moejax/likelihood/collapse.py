@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.model.gaussian import Array
+from moejax.model.gaussian import AnyArray
 
 ROUNDING = 4.0
 """Noise below this many machine epsilons of the largest label is the rounding of the labels, or of the computation."""
 
 
+@overload
 def is_collapsed(
-    noise_std: Array, counts: Array, *, num_coefficients: int, label_rounding: Array | float, per_expert: bool
-) -> Array:
+    noise_std: jax.Array,
+    counts: jax.Array,
+    *,
+    num_coefficients: int,
+    label_rounding: jax.Array | float,
+    per_expert: bool,
+) -> jax.Array: ...
+@overload
+def is_collapsed(
+    noise_std: np.ndarray,
+    counts: np.ndarray,
+    *,
+    num_coefficients: int,
+    label_rounding: float,
+    per_expert: bool,
+) -> np.ndarray: ...
+def is_collapsed(
+    noise_std: AnyArray,
+    counts: AnyArray,
+    *,
+    num_coefficients: int,
+    label_rounding: jax.Array | float,
+    per_expert: bool,
+) -> Any:
     """(k,) bool: which experts fit their rows exactly, so that the likelihood grows without bound as their noise falls.
 
     An expert with a noise of its own has collapsed if it has no more effective rows than coefficients: it goes through them,
@@ -40,7 +65,9 @@ def label_rounding(y: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), where=used, initial=0.0)
 
 
-def label_rounding_on_host(y: np.ndarray, fitted: np.ndarray, scale: Array, dtype: np.dtype) -> float:
+def label_rounding_on_host(
+    y: np.ndarray, fitted: np.ndarray, scale: np.ndarray | float, dtype: np.dtype
+) -> float:
     """The rounding of the fitted labels, and of the given ones, in the fitted labels' unit.
 
     Args:

@@ -44,7 +44,7 @@ from moejax.model.activations import (
     activation_facts,
     get_activation,
 )
-from moejax.model.gaussian import gaussian_grid
+from moejax.model.gaussian import Array, gaussian_grid
 from moejax.model.mixture import MoEParams, NoiseModel
 from moejax.model.small_linear_algebra import eigh
 
@@ -338,14 +338,14 @@ def standard_errors(
 
 
 def confidence_intervals(
-    params: MoEParams,
-    errors: MoEParams,
+    params: MoEParams[Array],
+    errors: MoEParams[Array],
     level: float = 0.95,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
     num_inputs: int | None = None,
-) -> tuple[MoEParams, MoEParams]:
+) -> tuple[MoEParams[Array], MoEParams[Array]]:
     """(lower, upper) ends of Wald intervals for every parameter.
 
     The maximum-likelihood sigma is too small by the degrees of freedom that the means take: log sigma is low by m / 2n to first
@@ -373,7 +373,7 @@ def confidence_intervals(
     log_error = errors.noise_std / params.noise_std
     xp = np if isinstance(log_error, np.ndarray) else jnp
 
-    def end(sign: float) -> MoEParams:
+    def end(sign: float) -> MoEParams[Array]:
         ends = jax.tree.map(lambda value, error: value + sign * quantile * error, params, errors)
         factor = xp.exp(coefficients * log_error**2 + sign * quantile * log_error)
         return ends._replace(noise_std=params.noise_std * factor)

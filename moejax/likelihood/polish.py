@@ -101,7 +101,7 @@ class _Ascent(NamedTuple):
     now: Curvature
     damping: jax.Array
     step: DampedStep
-    count: jax.Array
+    passes: jax.Array
 
 
 def polish(

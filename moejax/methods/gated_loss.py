@@ -124,6 +124,7 @@ def gated_loss_experts(
         coordinates, optimiser_state = state
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts with floats
             updates, optimiser_state = optimiser.update(gradients(coordinates), optimiser_state)
+        assert isinstance(updates, jax.Array)  # a tree of one leaf, as the coordinates are
         return (coordinates + updates, optimiser_state), None
 
     start = unit_rows(standard_normal(key, (num_starts, k, k), x.dtype))

@@ -112,7 +112,8 @@ def descend(
             fraction = index.astype(free.dtype) / batches.num_used.astype(free.dtype)
             with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts with floats
                 updates, state = optimiser.update(gradient * movable, state)
-                rate = (rates * decay(number + fraction).astype(free.dtype))[:, None]
+                rate = (rates * jnp.asarray(decay(number + fraction), free.dtype))[:, None]
+            assert isinstance(updates, jax.Array)  # a tree of one leaf, as the gradient is
             return free - rate * updates * movable, state, total + loss
 
         total = jnp.zeros(free.shape[0], free.dtype)

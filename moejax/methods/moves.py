@@ -27,7 +27,7 @@ class Mixtures(NamedTuple):
     """(s, n) log-densities of the samples, times the square roots of their weights: equal for a mixture and its relabelling."""
 
 
-def _rows(mixtures: Pytree, rows: slice | jax.Array) -> Pytree:
+def _rows(mixtures: Pytree, rows: slice | int | jax.Array) -> Pytree:
     """Those of mixtures side by side."""
     return jax.tree.map(lambda leaf: leaf[rows], mixtures)
 

@@ -9,9 +9,10 @@ from moejax.likelihood.em import RIDGE
 from moejax.likelihood.information import CovarianceKind
 from moejax.model.activations import ActivationLike
 from moejax.model.inputs import LogDensity
-from moejax.model.mixture import NoiseModel
 from moejax.moments.label_transforms import TransformKind
 
+EstimatedNoise = Literal["shared", "per_expert"]
+"""The noise models of a fit; the third of `NoiseModel`, "known", is that of a `noise_std`."""
 Start = Literal["random", "kmeans"]
 WeightsAre = Literal["counts", "reliability"]
 
@@ -27,7 +28,7 @@ class FitOptions:
 
     activation: ActivationLike = "linear"
     """g, a registered name or a scalar JAX function."""
-    noise: NoiseModel = "shared"
+    noise: EstimatedNoise = "shared"
     """If it is estimated, one sigma for all experts ("shared") or one each ("per_expert")."""
     fit_intercept: bool = False
     """Give experts and gates biases. The theory has none; `MoERegressor` and `moejax fit`, which are for data, ask for them."""
@@ -53,7 +54,7 @@ class FitOptions:
     """Where "joint_em" starts: "random" (unit-sphere experts) or "kmeans" (clusterwise regression from there)."""
     polish: bool = True
     """With "spectral_em", go on to the maximum-likelihood estimate; False is the published algorithm."""
-    max_iterations: int = 100
+    max_iterations: int = 500
     """Budget of the last stage: EM steps of joint_em, passes of gradient descent, Newton steps of a polish."""
     ridge: float = RIDGE
     """On the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats, whatever the sample size: a normal

@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from moejax.environment import is_machines_fault
 from moejax.model.gaussian import HALF_WIDTH
 from moejax.registry import Registry
 
-ScalarFunction = Callable[[jax.Array], jax.Array]
+ScalarFunction = Callable[[Float[jax.Array, ""]], Float[jax.Array, ""]]
 ActivationLike = str | ScalarFunction
 Parity = Literal["even", "odd", "none"]
 
@@ -92,7 +93,7 @@ def activation_name(activation: ActivationLike) -> str:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def apply_activation(fn: ScalarFunction, t: jax.Array) -> jax.Array:
+def apply_activation(fn: ScalarFunction, t: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """g elementwise, whatever the shape of t; `fn` itself only ever sees scalars.
 
     Where g has no finite slope (a cusp, as that of the cube root at 0), its derivative here is zero: a sample that lies there
@@ -117,8 +118,8 @@ def _finite_or_zero(values: jax.Array) -> jax.Array:
 
 
 def activation_derivatives(
-    fn: ScalarFunction, t: jax.Array, width: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    fn: ScalarFunction, t: Float[jax.Array, "*shape"], width: Float[jax.Array, ""] | None = None
+) -> tuple[Float[jax.Array, "*shape"], Float[jax.Array, "*shape"], Float[jax.Array, "*shape"]]:
     """(g(t), g'(t), g''(t)) elementwise; a derivative that is not finite somewhere is zero there.
 
     With a `width` (), the derivatives are those of g averaged over [t - width, t + width], by differences of g and g':
@@ -137,12 +138,14 @@ def activation_derivatives(
     )
 
 
-def activation_and_slope(fn: ScalarFunction, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+def activation_and_slope(
+    fn: ScalarFunction, t: Float[jax.Array, "*shape"]
+) -> tuple[Float[jax.Array, "*shape"], Float[jax.Array, "*shape"]]:
     """(g(t), g'(t)) elementwise, by forward differentiation; at a kink, the derivative JAX takes there."""
     return jax.jvp(lambda s: apply_activation(fn, s), (t,), (jnp.ones_like(t),))
 
 
-def values_on_host(fn: ScalarFunction, points: np.ndarray) -> np.ndarray:
+def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """g at points, in double precision whatever JAX's default is, also while a program is being traced."""
     return _on_host(functools.partial(_elementwise, fn), points)
 

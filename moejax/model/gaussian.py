@@ -10,31 +10,43 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+from typing_extensions import TypeVar
 
-Array = Any
-"""A jax.Array, or in code that also runs on the host a numpy.ndarray."""
+Array = TypeVar("Array", jax.Array, np.ndarray, default=jax.Array)
+"""The kind of array of code that runs on both: a jax.Array, or on the host a numpy.ndarray."""
+AnyArray = jax.Array | np.ndarray
+"""An array that a function takes as it comes, and converts."""
 
 HALF_WIDTH = 8.5
 """The grids span +-8.5 standard deviations; the mass outside is 2e-17."""
 
 
-class GaussianGrid(NamedTuple):
+class GaussianGrid(NamedTuple, Generic[Array]):
     """Nodes and weights with sum_j weights[j] f(nodes[j]) = E[f(Z)], Z ~ N(0, 1)."""
 
-    nodes: Array
+    nodes: Float[Array, " m"]
     """(m,) increasing, symmetric about 0."""
-    weights: Array
+    weights: Float[Array, " m"]
     """(m,) non-negative, summing to 1."""
 
 
+@overload
+def gaussian_grid(
+    num_nodes: int, half_width: float = HALF_WIDTH, dtype: np.dtype | None = None
+) -> GaussianGrid: ...
+@overload
+def gaussian_grid(
+    num_nodes: int, half_width: float = HALF_WIDTH, dtype: np.dtype | None = None, *, xp: ModuleType
+) -> GaussianGrid[Any]: ...
 def gaussian_grid(
     num_nodes: int, half_width: float = HALF_WIDTH, dtype: np.dtype | None = None, xp: ModuleType = jnp
-) -> GaussianGrid:
+) -> GaussianGrid[Any]:
     """The trapezoidal rule for expectations over a standard normal variable.
 
     Args:
@@ -50,7 +62,9 @@ def gaussian_grid(
     return GaussianGrid(nodes, density / density.sum())
 
 
-def hermite_polynomials(z: Array, max_order: int, xp: ModuleType = jnp) -> Array:
+def hermite_polynomials(
+    z: Float[Array, "*points"], max_order: int, xp: ModuleType = jnp
+) -> Float[Array, " {max_order}+1 *points"]:
     """Probabilists' Hermite polynomials He_0 .. He_max_order at z: He_{m+1}(z) = z He_m(z) - m He_{m-1}(z).
 
     Args:
@@ -65,7 +79,7 @@ def hermite_polynomials(z: Array, max_order: int, xp: ModuleType = jnp) -> Array
     return xp.stack(values[: max_order + 1])
 
 
-def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[jax.Array, " ..."]:
     """Independent standard normal numbers, the same as `jax.random.normal` draws.
 
     Drawn flat: with a short last axis, XLA's CPU compiler takes ten times as long and the draw four times.

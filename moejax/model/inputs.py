@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.checks import require
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import LOG_TWO_PI
 from moejax.registry import Registry
 
-InputSampler = Callable[[jax.Array, int, int, jnp.dtype], jax.Array]
+InputSampler = Callable[[jax.Array, int, int, jnp.dtype], Float[jax.Array, "n d"]]
 
 
 class InputDistribution(NamedTuple):
@@ -259,5 +260,5 @@ for _name, _sampler, _log_density in (
 ):
     register_input_distribution(_name, _sampler, _log_density)
 
-LogDensity = Callable[[jax.Array], jax.Array]
+LogDensity = Callable[[Float[jax.Array, " d"]], Float[jax.Array, ""]]
 """x (d,) -> () log p(x), up to a constant; smooth, and p vanishes at the ends of its support."""

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from moejax.model.gaussian import Array, standard_normal
 from moejax.model.mixture import MoEParams, unit_rows
 from moejax.model.small_linear_algebra import cholesky, orthonormal_columns
 
 
-class InstanceScales(NamedTuple):
+class InstanceScales(NamedTuple, Generic[Array]):
     """What a random instance is like; all traced."""
 
-    noise_std: Array
+    noise_std: Float[Array, ""]
     """() sigma, of every expert."""
-    gating_norm: Array
+    gating_norm: Float[Array, ""]
     """() norm of each gate but the last, which is zero."""
-    gating_angle: Array
+    gating_angle: Float[Array, ""]
     """() angle in degrees between each gate and the experts' span."""
-    expert_correlation: Array
+    expert_correlation: Float[Array, ""]
     """() cosine between every two experts, in (-1/(k-1), 1)."""
-    expert_norms: Array
+    expert_norms: Float[Array, " k"]
     """(k,)"""
 
 

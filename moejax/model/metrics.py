@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from moejax.checks import require
 from moejax.model.activations import ScalarFunction
+from moejax.model.gaussian import AnyArray
 from moejax.model.mixture import MoEParams, permute_experts, unit_rows
 from moejax.registry import Registry
 
@@ -27,11 +29,11 @@ class Recovery(NamedTuple):
     """k true experts."""
     fitted: MoEParams
     """k' fitted experts, in any order (see `align`)."""
-    mixing_weights: jax.Array
+    mixing_weights: Float[jax.Array, " fitted_k"]
     """(k',) estimated E[P_i]."""
-    held_out_x: jax.Array
+    held_out_x: Float[jax.Array, "m d"]
     """(m, d) fresh inputs."""
-    held_out_y: jax.Array
+    held_out_y: Float[jax.Array, " m"]
     """(m,) their labels."""
 
 
@@ -59,7 +61,11 @@ def registered_metrics() -> dict[str, Metric]:
     return dict(_REGISTRY.items())
 
 
-def expert_distances(true_experts: jax.Array, estimated_experts: jax.Array, even: bool = False) -> jax.Array:
+def expert_distances(
+    true_experts: Float[jax.Array, "k d"],
+    estimated_experts: Float[jax.Array, "fitted_k d"],
+    even: bool = False,
+) -> Float[jax.Array, "k fitted_k"]:
     """(k, k'): 1 - cos(a_i, ahat_j) (1 - |cos| for an even g), as half the squared distance of unit vectors.
 
     The difference of nearly equal unit vectors keeps relative accuracy where 1 - cos would round to 0.
@@ -69,7 +75,9 @@ def expert_distances(true_experts: jax.Array, estimated_experts: jax.Array, even
     return jnp.minimum(distance, 0.5 * jnp.sum((true + estimated) ** 2, axis=-1)) if even else distance
 
 
-def bottleneck_assignment(costs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def bottleneck_assignment(
+    costs: Float[jax.Array, "k fitted_k"],
+) -> tuple[Float[jax.Array, ""], Int[jax.Array, " k"]]:
     """(value (), assignment (k,)) of min over injections of max_i costs[i, assignment[i]], for costs (k, k'), k <= k'.
 
     All of them for k' <= 6; above, a binary search over the sorted costs for the smallest threshold whose
@@ -103,7 +111,9 @@ def bottleneck_assignment(costs: jax.Array) -> tuple[jax.Array, jax.Array]:
     return thresholds[index], matching(thresholds[index])[1]
 
 
-def recovery_error(true_experts: jax.Array, estimated_experts: jax.Array, even: bool = False) -> jax.Array:
+def recovery_error(
+    true_experts: AnyArray, estimated_experts: AnyArray, even: bool = False
+) -> Float[jax.Array, ""]:
     """E = 1 - max over permutations pi of min_i cos(a_i, ahat_pi(i)); |cos| for an even activation.
 
     Args:
@@ -147,7 +157,7 @@ def align(true: MoEParams, estimated: MoEParams, even: bool = False) -> MoEParam
     )
 
 
-def gating_error(true: MoEParams, aligned: MoEParams) -> jax.Array:
+def gating_error(true: MoEParams, aligned: MoEParams) -> Float[jax.Array, ""]:
     """||w_hat - w|| / max(||w||, 1) over all gates (Frobenius norms) of an aligned estimate."""
     difference = jnp.sqrt(jnp.sum((true.gating - aligned.gating) ** 2))
     return difference / jnp.maximum(jnp.sqrt(jnp.sum(true.gating**2)), 1.0)

@@ -7,35 +7,43 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import Float, Int
 
 from moejax.model.activations import ActivationLike, apply_activation, get_activation
-from moejax.model.gaussian import Array, standard_normal
+from moejax.model.gaussian import AnyArray, Array, standard_normal
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
-class MoEParams(NamedTuple):
+class MoEParams(NamedTuple, Generic[Array]):
     """Parameters of a mixture of k experts in d dimensions. Gates are gauged so that the last one is zero.
 
     With m outputs that share the gates, y (n, m), each has its own experts and noise: experts (k, m, d), noise_std and expert_bias
     (k, m).
     """
 
-    experts: jax.Array
+    experts: Float[Array, "k *m d"]
     """(k, d) a_i, in units of g's argument per unit of x."""
-    gating: jax.Array
+    gating: Float[Array, "k d"]
     """(k, d) w_i, in nats per unit of x; the last row is 0."""
-    noise_std: jax.Array
+    noise_std: Float[Array, " k *m"]
     """(k,) sigma_i, in units of y."""
-    expert_bias: jax.Array
+    expert_bias: Float[Array, " k *m"]
     """(k,) b_i; 0 where unused."""
-    gating_bias: jax.Array
+    gating_bias: Float[Array, " k"]
     """(k,) c_i, the last 0; 0 where unused."""
+
+
+HostParams: TypeAlias = MoEParams[np.ndarray]
+"""Parameters as NumPy arrays, outside of JAX's programs."""
+AnyParams: TypeAlias = MoEParams | HostParams
+"""Parameters that a function takes as they come, and converts."""
 
 
 def make_params(
@@ -50,7 +58,7 @@ def make_params(
     Raises:
         ValueError: experts and gating are not both (k, d), or a noise_std is not positive.
     """
-    if not isinstance(noise_std, jax.core.Tracer) and not np.all(np.asarray(noise_std) > 0):
+    if not isinstance(noise_std, Tracer) and not np.all(np.asarray(noise_std) > 0):
         raise ValueError(f"noise_std: expected positive numbers, got {noise_std}")
     experts, gating = jnp.asarray(experts), jnp.asarray(gating)
     if experts.ndim != 2 or experts.shape != gating.shape:
@@ -65,31 +73,33 @@ def make_params(
     return regauge(MoEParams(experts.astype(dtype), gating.astype(dtype), *per_expert))
 
 
-def regauge(params: MoEParams) -> MoEParams:
+def regauge(params: MoEParams[Array]) -> MoEParams[Array]:
     """The same mixture with the last gate (weights and bias) subtracted from all: softmax does not change."""
     return params._replace(
         gating=params.gating - params.gating[-1:], gating_bias=params.gating_bias - params.gating_bias[-1:]
     )
 
 
-def permute_experts(params: MoEParams, permutation: jax.Array) -> MoEParams:
+def permute_experts(params: MoEParams, permutation: Int[jax.Array, " k"]) -> MoEParams:
     """Expert i of the result is expert permutation[i] of `params`; the last gate is zero again afterwards."""
     return regauge(MoEParams(*(leaf[permutation] for leaf in params)))
 
 
-def gate_logits(params: MoEParams, x: jax.Array) -> jax.Array:
+def gate_logits(params: MoEParams[Array], x: Float[Array, "n d"]) -> Float[Array, "n k"]:
     """(n, k): w_i . x + c_i."""
     return (params.gating @ x.T + params.gating_bias[:, None]).T
 
 
-def expert_means(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+def expert_means(
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+) -> Float[jax.Array, "n k *m"]:
     """(n, k), or (n, k, m): g(a_i . x + b_i)."""
     return jnp.moveaxis(_means_and_logits(params, x, activation)[0], -1, 0)
 
 
 def _means_and_logits(
-    params: MoEParams, x: jax.Array, activation: ActivationLike
-) -> tuple[jax.Array, jax.Array]:
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+) -> tuple[Float[jax.Array, "k *m n"], Float[jax.Array, "k n"]]:
     """(k, n), or (k, m, n), g(a_i . x + b_i) and (k, n) w_i . x + c_i.
 
     One product for both: of two that share x, XLA's CPU compiler (jaxlib 0.10.2) got some rows wrong at n = 20000.
@@ -102,12 +112,16 @@ def _means_and_logits(
     return means.reshape(*shape, -1), predictors[size:]
 
 
-def log_joint(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+def log_joint(
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, "n k"]:
     """(n, k): log P(z = i, y | x), in nats."""
     return _log_joint_rows(params, x, y, activation).T
 
 
-def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+def _log_joint_rows(
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, "k n"]:
     """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
     means, logits = _means_and_logits(params, x, activation)
     residual = (y.T[None] - means) / params.noise_std[..., None]
@@ -119,33 +133,42 @@ def _log_joint_rows(params: MoEParams, x: jax.Array, y: jax.Array, activation: A
 
 
 def log_likelihood_per_sample(
-    params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike
-) -> jax.Array:
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, " n"]:
     """(n,): log p(y_j | x_j), in nats."""
     return jax.nn.logsumexp(_log_joint_rows(params, x, y, activation), axis=0)
 
 
 def log_likelihood(
-    params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
+    params: AnyParams,
+    x: Float[AnyArray, "n d"],
+    y: Float[AnyArray, " n *m"],
     activation: ActivationLike,
-    weights: jax.Array | None = None,
-) -> jax.Array:
+    weights: Float[AnyArray, " n"] | None = None,
+) -> Float[jax.Array, ""]:
     """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
     if weights is not None:
         x, y = with_stand_ins(weights, x, y)
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
 
 
-def responsibilities(params: MoEParams, x: jax.Array, y: jax.Array, activation: ActivationLike) -> jax.Array:
+def responsibilities(
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+) -> Float[jax.Array, "n k"]:
     """(n, k): P(z = i | x, y)."""
     means, logits = _means_and_logits(params, x, activation)
     log_gates = jax.nn.log_softmax(logits, axis=0).T
     return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
 
 
-def posterior(log_gates: Array, means: Array, y: Array, noise_std: Array, *, xp: ModuleType) -> Array:
+def posterior(
+    log_gates: Float[Array, "n k"],
+    means: Float[Array, "n k *m"],
+    y: Float[AnyArray, " n *m"],
+    noise_std: Float[AnyArray, " k *m"],
+    *,
+    xp: ModuleType,
+) -> Float[Array, "n k"]:
     """(n, k): P(z = i | x, y), however far y is from the experts.
 
     Far out all densities are zero, and their logarithms overflow with the squares of the residuals. So differences of squares are
@@ -183,19 +206,25 @@ def posterior(log_gates: Array, means: Array, y: Array, noise_std: Array, *, xp:
     return shares / shares.sum(axis=1, keepdims=True)
 
 
-def largest_size(values: Array, *, xp: ModuleType) -> Array:
+def largest_size(values: Float[Array, "n k m"], *, xp: ModuleType) -> Float[Array, "n 1 1"]:
     """(n, 1, 1): the largest absolute value in each row of (n, k, m); one where all are zero."""
     largest = xp.abs(values).max(axis=(1, 2), keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
 
-def predict(params: MoEParams, x: jax.Array, activation: ActivationLike) -> jax.Array:
+def predict(
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+) -> Float[jax.Array, " n *m"]:
     """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
     means, logits = _means_and_logits(params, x, activation)
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
 
 
-def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tuple[Array, ...]:
+@overload
+def with_stand_ins(weights: AnyArray, *arrays: AnyArray) -> tuple[jax.Array, ...]: ...
+@overload
+def with_stand_ins(weights: np.ndarray, *arrays: np.ndarray, xp: ModuleType) -> tuple[np.ndarray, ...]: ...
+def with_stand_ins(weights: AnyArray, *arrays: AnyArray, xp: ModuleType = jnp) -> tuple[AnyArray, ...]:
     """Arrays (n, ..) in which every row of weight zero is a copy of the first row that has weight; zeros if none has.
 
     A row of weight zero may hold anything, and a sum over rows multiplies what is evaluated there by zero. On a copy of a used row
@@ -209,7 +238,7 @@ def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tupl
     used = weights > 0
     first = xp.argmax(used)
 
-    def filled(array: Array) -> Array:
+    def filled(array: AnyArray) -> AnyArray:
         kept = used.reshape(used.shape + (1,) * (array.ndim - 1))
         stand_in = xp.where(used[first], array[first], xp.zeros_like(array[first]))
         return xp.where(kept, array, stand_in[None])
@@ -217,7 +246,9 @@ def with_stand_ins(weights: Array, *arrays: Array, xp: ModuleType = jnp) -> tupl
     return tuple(filled(array) for array in arrays)
 
 
-def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+def weighted_sum(
+    values: Float[jax.Array, " n *rest"], weights: Float[AnyArray, " n"] | None
+) -> Float[jax.Array, "*rest"]:
     """sum_j weights_j values_j over the leading axis; a zero weight removes its sample, whatever value it has."""
     if weights is None:
         return values.sum(axis=0)
@@ -227,7 +258,7 @@ def weighted_sum(values: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 def sample(
     key: jax.Array, params: MoEParams, activation: ActivationLike, num_samples: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "n d"], Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
     """Draw from the model with standard normal inputs.
 
     Args:
@@ -246,8 +277,8 @@ def sample(
 
 
 def sample_labels(
-    key: jax.Array, params: MoEParams, activation: ActivationLike, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    key: jax.Array, params: MoEParams, activation: ActivationLike, x: Float[jax.Array, "n d"]
+) -> tuple[Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
     """y (n,), or (n, m), and z (n,) given inputs x (n, d)."""
     z_key, noise_key = jax.random.split(key)
     means, logits = _means_and_logits(params, x, activation)
@@ -261,7 +292,7 @@ def sample_labels(
     return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
 
 
-def unit_rows(a: jax.Array) -> jax.Array:
+def unit_rows(a: Float[jax.Array, "*rows d"]) -> Float[jax.Array, "*rows d"]:
     """Rows divided by their Euclidean norms; a zero row stays zero."""
     norms = jnp.linalg.norm(a, axis=-1, keepdims=True)
     return a / jnp.where(norms > 0, norms, 1.0)
@@ -270,13 +301,17 @@ def unit_rows(a: jax.Array) -> jax.Array:
 NoiseModel = Literal["known", "shared", "per_expert"]
 
 
-def log_normal(squared_residual: jax.Array, noise_std: jax.Array) -> jax.Array:
+def log_normal(
+    squared_residual: Float[jax.Array, "k n"], noise_std: Float[jax.Array, " k"]
+) -> Float[jax.Array, "k n"]:
     """(k, n): log N(residual; 0, sigma_i^2) from squared residuals (k, n) and noise_std (k,)."""
     scaled = squared_residual * (0.5 / noise_std**2)[:, None]
     return -scaled - (jnp.log(noise_std) + 0.5 * LOG_TWO_PI)[:, None]
 
 
-def mean_gates(params: MoEParams, x: jax.Array, weights: jax.Array) -> jax.Array:
+def mean_gates(
+    params: MoEParams, x: Float[jax.Array, "n d"], weights: Float[jax.Array, " n"]
+) -> Float[jax.Array, " k"]:
     """(k,): the weighted mean over the sample of P_i(x)."""
     gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
     return jnp.where(weights > 0, gates, 0) @ weights / weights.sum()

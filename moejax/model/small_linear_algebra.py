@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 LARGEST_SOLVED, LARGEST_FACTORISED, LARGEST_ROTATED = 12, 8, 6
 """Rows up to which matrices side by side take less time than LAPACK for one after the other: linear systems, triangular and
@@ -27,40 +28,46 @@ MAX_SWEEPS = 30
 """Sweeps of rotations; six or so reach the precision."""
 
 
-def cholesky(matrix: jax.Array) -> jax.Array:
+def cholesky(matrix: Float[jax.Array, "*b n n"]) -> Float[jax.Array, "*b n n"]:
     """(..., n, n): the lower triangular L with L L' = matrix (..., n, n); its triangle is NaN if that is not positive definite."""
     return _CHOLESKY(matrix)
 
 
-def solve_positive_definite(matrix: jax.Array, right: jax.Array) -> jax.Array:
+def solve_positive_definite(
+    matrix: Float[jax.Array, "*b n n"], right: Float[jax.Array, "*b n"]
+) -> Float[jax.Array, "*b n"]:
     """(..., n): matrix^-1 right for matrix (..., n, n) and right (..., n); NaN if the matrix is not positive definite."""
     return _SOLVE_POSITIVE_DEFINITE(matrix, right[..., None])[..., 0]
 
 
-def inverse_positive_definite(matrix: jax.Array) -> jax.Array:
+def inverse_positive_definite(matrix: Float[jax.Array, "*b n n"]) -> Float[jax.Array, "*b n n"]:
     """(..., n, n): the inverse of matrix (..., n, n); NaN if that is not positive definite."""
     identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     return _SOLVE_POSITIVE_DEFINITE(matrix, jnp.broadcast_to(identity, matrix.shape))
 
 
-def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
+def solve(
+    matrix: Float[jax.Array, "*b n n"], right: Float[jax.Array, "*shape"]
+) -> Float[jax.Array, "*shape"]:
     """(..., n, m), or (..., n): matrix^-1 right for matrix (..., n, n) and right of that shape; not finite if singular."""
     if right.ndim == matrix.ndim:
         return _SOLVE(matrix, right)
     return _SOLVE(matrix, right[..., None])[..., 0]
 
 
-def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+def eigh(
+    matrix: Float[jax.Array, "*b n n"],
+) -> tuple[Float[jax.Array, "*b n"], Float[jax.Array, "*b n n"]]:
     """(..., n) increasing eigenvalues and (..., n, n) eigenvectors, in columns, of a symmetric matrix (..., n, n)."""
     return _EIGH(matrix)
 
 
-def polar_factor(matrix: jax.Array) -> jax.Array:
+def polar_factor(matrix: Float[jax.Array, "*b n n"]) -> Float[jax.Array, "*b n n"]:
     """(..., n, n): the orthogonal matrix that is nearest to matrix (..., n, n); NaN or any nearest one if that is singular."""
     return _POLAR_FACTOR(matrix)
 
 
-def pseudo_inverse(matrix: jax.Array) -> jax.Array:
+def pseudo_inverse(matrix: Float[jax.Array, "*b k d"]) -> Float[jax.Array, "*b d k"]:
     """(..., d, k): the Moore-Penrose inverse of matrix (..., k, d), k <= d.
 
     Singular values below 10 d eps times the largest count as zero.
@@ -68,7 +75,7 @@ def pseudo_inverse(matrix: jax.Array) -> jax.Array:
     return _PSEUDO_INVERSE(matrix)
 
 
-def orthonormal_columns(matrix: jax.Array) -> jax.Array:
+def orthonormal_columns(matrix: Float[jax.Array, "*b d k"]) -> Float[jax.Array, "*b d k"]:
     """(..., d, k): Q of matrix (..., d, k) = Q R, R upper triangular with a positive diagonal, for a matrix of rank k <= d."""
     return _ORTHONORMAL_COLUMNS(matrix)
 
@@ -239,8 +246,8 @@ def _orthogonalised(rows: jax.Array, length: int) -> jax.Array:
 
     def sweep(state: tuple[jax.Array, jax.Array, jax.Array, jax.Array]):
         first, second, _, count = state
-        state = (first, second, jnp.zeros((), rows.dtype))
-        return *jax.lax.fori_loop(0, 2 * half - 1, rotate, state), count + 1
+        begun = (first, second, jnp.zeros((), rows.dtype))
+        return *jax.lax.fori_loop(0, 2 * half - 1, rotate, begun), count + 1
 
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array, jax.Array]) -> jax.Array:
         return (state[2] > tolerance) & (state[3] < MAX_SWEEPS)  # False for NaN

@@ -18,21 +18,25 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 
 class RawMoments(NamedTuple):
     """Weighted sums over samples; adding two of them merges two parts of a data set."""
 
-    total_weight: jax.Array
+    total_weight: Float[jax.Array, ""]
     """()"""
-    zeroth: jax.Array
+    zeroth: Float[jax.Array, ""]
     """() sum_j w_j l_j."""
     powers: tuple[jax.Array, ...]
     """sum_j w_j l_j p_j^{(x) r} for some orders r, each (k,) * r."""
 
 
 def power_sums(
-    points: jax.Array, labels: jax.Array, weights: jax.Array | None, orders: tuple[int, ...]
+    points: Float[jax.Array, "n k"],
+    labels: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"] | None,
+    orders: tuple[int, ...],
 ) -> RawMoments:
     """Weighted sums of labels times powers of the points.
 
@@ -60,10 +64,10 @@ def power_sums(
 
 
 def _streamed_power_sums(
-    x: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array | None,
-    whitening: jax.Array | None,
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"] | None,
+    whitening: Float[jax.Array, "d k"] | None,
     orders: tuple[int, ...],
     chunk_size: int | None,
 ) -> RawMoments:
@@ -77,7 +81,9 @@ def _streamed_power_sums(
     return streamed_sum(sums_of, x, labels, weights, chunk_size=chunk_size)
 
 
-def symmetrised_product(vector_or_matrix: jax.Array, metric: jax.Array) -> jax.Array:
+def symmetrised_product(
+    vector_or_matrix: Float[jax.Array, "k ..."], metric: Float[jax.Array, "k k"]
+) -> Float[jax.Array, "k k k ..."]:
     """The sum over distinct placements of the indices of v (x) M or B (x) M (M symmetric; B = M counts each once)."""
     if vector_or_matrix.ndim == 1:
         first = jnp.einsum("a,bc->abc", vector_or_matrix, metric)
@@ -92,7 +98,9 @@ def symmetrised_product(vector_or_matrix: jax.Array, metric: jax.Array) -> jax.A
     return half(vector_or_matrix, metric) + half(metric, vector_or_matrix)
 
 
-def first_moment(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
+def first_moment(
+    x: Float[jax.Array, "n d"], labels: Float[jax.Array, " n"], weights: Float[jax.Array, " n"] | None
+) -> Float[jax.Array, " d"]:
     """mean[l S_1(x)] = mean[l x], (d,): the first cross-moment, from x (n, d), labels (n,) and weights (n,)."""
     if weights is None:
         return labels @ x / x.shape[0]
@@ -101,8 +109,12 @@ def first_moment(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> 
 
 
 def second_moment(
-    x: jax.Array, labels: jax.Array, weights: jax.Array | None = None, *, chunk_size: int | None = None
-) -> jax.Array:
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"] | None = None,
+    *,
+    chunk_size: int | None = None,
+) -> Float[jax.Array, "d d"]:
     """T2 = mean[l S_2(x)], the (d, d) second cross-moment.
 
     Args:
@@ -117,14 +129,14 @@ def second_moment(
 
 
 def whitened_moment(
-    x: jax.Array,
-    labels: jax.Array,
-    whitening: jax.Array,
-    weights: jax.Array | None = None,
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    whitening: Float[jax.Array, "d k"],
+    weights: Float[jax.Array, " n"] | None = None,
     *,
     order: int,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "k k k ..."]:
     """T_m(W, .., W) = mean[l S_m(W, .., W)], a (k,) * m tensor, m = 3 or 4, in O(n (d k + k^m)).
 
     Args:

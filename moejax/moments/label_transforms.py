@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from types import ModuleType
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Generic, Literal, NamedTuple, get_args, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.model import small_linear_algebra
 from moejax.model.activations import (
@@ -32,7 +34,7 @@ from moejax.model.activations import (
     apply_activation,
     values_on_host,
 )
-from moejax.model.gaussian import HALF_WIDTH, Array, gaussian_grid, hermite_polynomials
+from moejax.model.gaussian import HALF_WIDTH, AnyArray, Array, gaussian_grid, hermite_polynomials
 
 TransformKind = Literal["polynomial", "centred", "least_norm", "weighted"]
 TRANSFORM_KINDS: tuple[TransformKind, ...] = get_args(TransformKind)
@@ -44,23 +46,23 @@ TABLE_HALF_WIDTH = 6.5
 """Tables cover g([-6.5, 6.5]) and 8 noise standard deviations to each side; 8e-11 of the inputs fall outside."""
 
 
-class LabelTransform(NamedTuple):
+class LabelTransform(NamedTuple, Generic[Array]):
     """l(y): a table over y, or (`values` all zero) a polynomial. A pytree: it goes through jit and vmap."""
 
-    start: Array
+    start: Float[Array, ""]
     """() smallest y of the table."""
-    step: Array
+    step: Float[Array, ""]
     """() spacing of the table in y."""
-    values: Array
+    values: Float[Array, " num_labels"]
     """(num_labels,) l at the points of the table; linear between them, constant beyond them."""
-    coefficients: Array
+    coefficients: Float[Array, " order+1"]
     """(m + 1,) of 1, y, .., y^m, added to the table."""
-    second_moment: Array
+    second_moment: Float[Array, ""]
     """() E[l(Y)^2]."""
-    weighted_second_moment: Array
+    weighted_second_moment: Float[Array, ""]
     """() E[l(Y)^2 tau_m(Y)], the variance one sample contributes to the experts."""
 
-    def __call__(self, y: jax.Array) -> jax.Array:
+    def __call__(self, y: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
         """l(y), elementwise."""
         start, step, values, coefficients = (jnp.asarray(leaf, y.dtype) for leaf in self[:4])
         polynomial = coefficients[-1]
@@ -69,22 +71,24 @@ class LabelTransform(NamedTuple):
         return _interpolate(y, start, step, values, jnp) + polynomial
 
 
-class PosteriorTable(NamedTuple):
+class PosteriorTable(NamedTuple, Generic[Array]):
     """Posterior means of functions of Z given Y = y, over a uniform grid of y: all that the tables are made of."""
 
-    start: Array
+    start: Float[Array, ""]
     """() smallest y."""
-    step: Array
+    step: Float[Array, ""]
     """() spacing."""
-    hermite: Array
+    hermite: Float[Array, "4 num_labels"]
     """(4, num_labels) rho_r(y) = E[He_r(Z) | y], r = 1..4."""
-    square: Array
+    square: Float[Array, " num_labels"]
     """(num_labels,) E[Z^2 | y]."""
-    hermite_squares: Array
+    hermite_squares: Float[Array, "2 num_labels"]
     """(2, num_labels) E[He_2(Z)^2 | y], E[He_3(Z)^2 | y]."""
 
 
-def posterior_table(noise_std: Array, labels: Array, *, xp: ModuleType) -> PosteriorTable:
+def posterior_table(
+    noise_std: Float[Array, ""], labels: Float[Array, " num_nodes"], *, xp: ModuleType
+) -> PosteriorTable[Array]:
     """Posterior means of the Hermite polynomials, by quadrature over z with the row maximum subtracted in logs.
 
     Args:
@@ -112,7 +116,15 @@ def posterior_table(noise_std: Array, labels: Array, *, xp: ModuleType) -> Poste
     return PosteriorTable(start, step, table[:4], table[4], table[5:])
 
 
-def variance_weight(order: int, square: Array, hermite_squares: Array, num_experts: int) -> Array:
+@overload
+def variance_weight(
+    order: int, square: jax.Array, hermite_squares: jax.Array, num_experts: int
+) -> jax.Array: ...
+@overload
+def variance_weight(
+    order: int, square: np.ndarray, hermite_squares: np.ndarray, num_experts: int
+) -> np.ndarray: ...
+def variance_weight(order: int, square: AnyArray, hermite_squares: AnyArray, num_experts: int) -> AnyArray:
     """tau_m from E[Z^2], E[He_2^2] and E[He_3^2] (given Y, or at a given Z), for mixing weights p = 1 / num_experts.
 
     tau_2 = 1 - p + p Z^2;  tau_m = p He_{m-1}^2 + (m-1)! (p Z^2 + 1 - 2p), m = 3, 4: the sample's own expert is
@@ -124,10 +136,14 @@ def variance_weight(order: int, square: Array, hermite_squares: Array, num_exper
     return p * hermite_squares[order - 3] + math.factorial(order - 1) * (p * square + 1.0 - 2.0 * p)
 
 
+def _solver(xp: ModuleType) -> Callable[[Any, Any], Any]:
+    return np.linalg.solve if xp is np else small_linear_algebra.solve
+
+
 def build_label_transform(
-    noise_std: Array,
-    posterior: PosteriorTable | None,
-    labels: Array,
+    noise_std: Float[Array, ""],
+    posterior: PosteriorTable[Any] | None,
+    labels: Float[Array, " num_nodes"],
     *,
     parity: Parity,
     order: int,
@@ -135,7 +151,7 @@ def build_label_transform(
     num_experts: int,
     num_noise_nodes: int = 81,
     xp: ModuleType = jnp,
-) -> LabelTransform:
+) -> LabelTransform[Array]:
     """The pure core of `label_transform`: noise_std may be traced, everything after the star is static.
 
     Args:
@@ -158,9 +174,9 @@ def build_label_transform(
     target = xp.asarray(rows == order, dtype)
     he = hermite_polynomials(grid.nodes, 4, xp=xp)
     zero = xp.zeros((), dtype)
-    solve = np.linalg.solve if xp is np else small_linear_algebra.solve
+    solve = _solver(xp)
 
-    def hermite_coefficients(values: Array) -> Array:
+    def hermite_coefficients(values: Any) -> Any:
         """(b, len(rows)): c_r of functions of Y given on the product grid as (b, nodes, noise nodes)."""
         return (values @ noise.weights) @ (he[rows] * grid.weights[None]).T
 
@@ -197,7 +213,13 @@ def build_label_transform(
     return transform._replace(second_moment=squares.sum(), weighted_second_moment=squares @ tau)
 
 
-def _interpolate(y: Array, start: Array, step: Array, values: Array, xp: ModuleType) -> Array:
+def _interpolate(
+    y: Float[Array, "*shape"],
+    start: Array,
+    step: Array,
+    values: Float[Array, "*tables num_labels"],
+    xp: ModuleType,
+) -> Float[Array, " ..."]:
     """Linear interpolation in uniform tables (..., num_labels), constant beyond their ends; (..., *y.shape)."""
     last = values.shape[-1] - 1
     position = xp.clip((y - start) / step, 0.0, last)
@@ -218,20 +240,20 @@ _CONSTRAINT_NODES = 2**13 + 1
 """Nodes of the constraints' quadrature on the host: the error at a kink is below 1e-6."""
 
 
-def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> np.ndarray:
+def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> Float[np.ndarray, " {num_nodes}"]:
     """g at the nodes of a grid of 2^m + 1, in double precision, whatever JAX's default is: every 2^i-th of the finest grid's."""
     return _finest_labels_on_host(fn)[:: (_MOST_NODES - 1) // (num_nodes - 1)]
 
 
 @functools.lru_cache(maxsize=256)
-def _finest_labels_on_host(fn: ScalarFunction) -> np.ndarray:
+def _finest_labels_on_host(fn: ScalarFunction) -> Float[np.ndarray, " num_nodes"]:
     return values_on_host(fn, gaussian_grid(_MOST_NODES, xp=np).nodes)
 
 
 @functools.lru_cache(maxsize=512)
-def _posterior_on_host(fn: ScalarFunction, noise_std: float, least_nodes: int) -> PosteriorTable:
+def _posterior_on_host(fn: ScalarFunction, noise_std: float, least_nodes: int) -> PosteriorTable[np.ndarray]:
     num_nodes = max(least_nodes, num_quadrature_nodes(fn, noise_std))
-    return posterior_table(np.float64(noise_std), _labels_on_host(fn, num_nodes), xp=np)
+    return posterior_table(np.asarray(noise_std, np.float64), _labels_on_host(fn, num_nodes), xp=np)
 
 
 @functools.lru_cache(maxsize=8192)
@@ -242,7 +264,7 @@ def transform_on_host(
     kind: TransformKind,
     num_experts: int,
     draft: bool = False,
-) -> LabelTransform:
+) -> LabelTransform[np.ndarray]:
     """`build_label_transform` in double precision with NumPy, for a sigma that is a number; not checked for use.
 
     A transform whose constraints are singular comes back with `second_moment` infinite. A `draft` is made on a quadrature
@@ -254,7 +276,7 @@ def transform_on_host(
     num_nodes = 2049 if draft else max(_CONSTRAINT_NODES, num_quadrature_nodes(fn, noise_std))
     build = functools.partial(
         build_label_transform,
-        np.float64(noise_std),
+        np.asarray(noise_std, np.float64),
         posterior,
         _labels_on_host(fn, num_nodes),
         num_noise_nodes=21 if draft else 161 if fine else 41,
@@ -280,7 +302,7 @@ def transform_on_host(
 
 def traced_label_transforms(
     fn: ScalarFunction,
-    noise_std: jax.Array,
+    noise_std: Float[jax.Array, ""],
     wanted: tuple[tuple[int, TransformKind], ...],
     num_experts: int,
     smallest_noise_std: float,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from moejax.model.activations import ScalarFunction, apply_activation
 from moejax.model.gaussian import gaussian_grid
@@ -17,13 +18,13 @@ NUM_LEVELS = 48
 
 
 def estimate_noise_std(
-    y: jax.Array,
-    weights: jax.Array,
+    y: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"],
     *,
     fn: ScalarFunction,
     bounds: tuple[float, float] | None = None,
     num_nodes: int = 16385,
-) -> jax.Array:
+) -> Float[jax.Array, ""]:
     """sigma by marginal likelihood: the maximiser of sum_j w_j log f_sigma(y_j), f_sigma the density of g(Z) + sigma N.
 
     Labels and g(Z) are put into bins by linear weighting, so that every density of the search is one multiplication in Fourier
@@ -52,13 +53,13 @@ def estimate_noise_std(
 
 
 def estimate_relative_noise(
-    y: jax.Array,
-    weights: jax.Array,
+    y: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"],
     *,
     fn: ScalarFunction,
     second_moment: float,
     num_nodes: int = 4097,
-) -> jax.Array:
+) -> Float[jax.Array, ""]:
     """sigma / rho by marginal likelihood, for a homogeneous g and labels with E[y^2] = 1 in the sample.
 
     The density is that of rho g(Z) + sigma N with the labels' second moment, rho^2 (E[g^2] + (sigma / rho)^2) = 1: experts of norm
@@ -90,18 +91,22 @@ def estimate_relative_noise(
 class _LabelBins(NamedTuple):
     """Labels in bins of equal width."""
 
-    low: jax.Array
+    low: Float[jax.Array, ""]
     """() where the first bin lies."""
-    width: jax.Array
+    width: Float[jax.Array, ""]
     """()"""
-    counts: jax.Array
+    counts: Float[jax.Array, " num_bins"]
     """(NUM_BINS,) weight of the labels in each."""
 
-    def binned(self, values: jax.Array, mass: jax.Array) -> jax.Array:
+    def binned(
+        self, values: Float[jax.Array, " m"], mass: Float[jax.Array, " m"]
+    ) -> Float[jax.Array, " num_bins"]:
         """(NUM_BINS,): mass (m,) at values (m,), shared between the two nearest bins."""
         return _binned(values, mass, self.low, self.width)
 
-    def log_likelihood(self, signal: jax.Array, noise_std: jax.Array) -> jax.Array:
+    def log_likelihood(
+        self, signal: Float[jax.Array, " num_bins"], noise_std: Float[jax.Array, ""]
+    ) -> Float[jax.Array, ""]:
         """() of the labels, if their density is the binned signal's convolved with a normal one."""
         dtype = signal.dtype
         frequency = 2.0 * jnp.pi * jnp.fft.rfftfreq(NUM_BINS).astype(dtype) / self.width
@@ -114,7 +119,11 @@ class _LabelBins(NamedTuple):
 
 
 def _label_bins(
-    y: jax.Array, weights: jax.Array, noiseless: jax.Array, smallest: float, largest: float
+    y: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"],
+    noiseless: Float[jax.Array, " m"],
+    smallest: float,
+    largest: float,
 ) -> _LabelBins:
     kept = weights > 0
     # labels out of reach of every sigma would all have density 0: as far out as the largest sigma explains is far enough
@@ -126,7 +135,12 @@ def _label_bins(
     return _LabelBins(low, width, _binned(y, jnp.where(kept, weights, 0.0), low, width))
 
 
-def _binned(values: jax.Array, mass: jax.Array, low: jax.Array, width: jax.Array) -> jax.Array:
+def _binned(
+    values: Float[jax.Array, " m"],
+    mass: Float[jax.Array, " m"],
+    low: Float[jax.Array, ""],
+    width: Float[jax.Array, ""],
+) -> Float[jax.Array, " num_bins"]:
     position = (values - low) / width
     inside = (position >= 0) & (position < NUM_BINS - 1)
     left = jnp.where(inside, jnp.floor(position), 0.0).astype(jnp.int32)
@@ -138,7 +152,7 @@ def _binned(values: jax.Array, mass: jax.Array, low: jax.Array, width: jax.Array
 
 def _best_level(
     log_likelihood: Callable[[jax.Array], jax.Array], smallest: float, largest: float, dtype: jnp.dtype
-) -> jax.Array:
+) -> Float[jax.Array, ""]:
     """() in [smallest, largest]: the maximiser of a function of the logarithm, by a geometric grid that is refined."""
 
     def best_of(centre: jax.Array, half_width: jax.Array) -> tuple[jax.Array, jax.Array]:

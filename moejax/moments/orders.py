@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def label_transform(
     *,
     num_experts: int = 3,
     smallest_noise_std: float = 0.01,
-) -> LabelTransform:
+) -> LabelTransform[Any]:
     """The order-m transform of the labels of an activation at a noise level.
 
     Args:

@@ -18,6 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.model.inputs import LogDensity
 from moejax.moments.cross_moments import streamed_sum
@@ -33,13 +34,15 @@ class AffineLogDensity:
     one, and compile its program anew.
     """
 
-    def __init__(self, log_density: LogDensity, mean: np.ndarray, matrix: np.ndarray):
+    def __init__(
+        self, log_density: LogDensity, mean: Float[np.ndarray, " d"], matrix: Float[np.ndarray, "d r"]
+    ):
         """For mean (d,) and matrix (d, r) as `fit` whitens; where r < d, x is confined to the r directions that are kept."""
         self.log_density = log_density
         self.mean = np.asarray(mean, np.float64)
         self.inverse = np.linalg.pinv(np.asarray(matrix, np.float64))
 
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def __call__(self, z: Float[jax.Array, " r"]) -> Float[jax.Array, ""]:
         mean, inverse = (jnp.asarray(a, z.dtype) for a in (self.mean, self.inverse))
         return self.log_density(mean + z @ inverse)
 
@@ -54,15 +57,20 @@ class AffineLogDensity:
 
 
 class _ScoreSums(NamedTuple):
-    total_weight: jax.Array
+    total_weight: Float[jax.Array, ""]
     """()"""
-    moment: jax.Array
+    moment: Float[jax.Array, " ..."]
     """(k,) * m: sum_j w_j l_j S_m(x_j)(W, .., W)."""
 
 
 def score_tensor_sum(
-    x: jax.Array, labels: jax.Array, directions: jax.Array | None, *, order: int, log_density: LogDensity
-) -> jax.Array:
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    directions: Float[jax.Array, "d k"] | None,
+    *,
+    order: int,
+    log_density: LogDensity,
+) -> Float[jax.Array, " ..."]:
     """sum_j l_j S_m(x_j)(W, .., W), a (k,) * m tensor.
 
     Args:
@@ -107,15 +115,15 @@ def score_tensor_sum(
 
 
 def _score_moment(
-    x: jax.Array,
-    labels: jax.Array,
-    directions: jax.Array | None,
-    weights: jax.Array | None,
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    directions: Float[jax.Array, "d k"] | None,
+    weights: Float[jax.Array, " n"] | None,
     *,
     order: int,
     log_density: LogDensity,
     chunk_size: int | None,
-) -> jax.Array:
+) -> Float[jax.Array, " ..."]:
     chex.assert_rank([x, labels], [2, 1])
     chex.assert_equal_shape_prefix([x, labels], 1)
     n, d = x.shape
@@ -137,25 +145,25 @@ def _score_moment(
 
 
 def score_first_moment(
-    x: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array | None = None,
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"] | None = None,
     *,
     log_density: LogDensity,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, " d"]:
     """mean[l S_1(x)] = -mean[l grad log p(x)], (d,). Arguments as in `score_second_moment`."""
     return _score_moment(x, labels, None, weights, order=1, log_density=log_density, chunk_size=chunk_size)
 
 
 def score_second_moment(
-    x: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array | None = None,
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"] | None = None,
     *,
     log_density: LogDensity,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "d d"]:
     """T2 = mean[l S_2(x)] = mean[l (grad log p grad log p' + hess log p)], (d, d).
 
     Args:
@@ -174,15 +182,15 @@ def score_second_moment(
 
 
 def score_whitened_moment(
-    x: jax.Array,
-    labels: jax.Array,
-    whitening: jax.Array,
-    weights: jax.Array | None = None,
+    x: Float[jax.Array, "n d"],
+    labels: Float[jax.Array, " n"],
+    whitening: Float[jax.Array, "d k"],
+    weights: Float[jax.Array, " n"] | None = None,
     *,
     order: int,
     log_density: LogDensity,
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[jax.Array, "k k k ..."]:
     """T_m(W, .., W) = mean[l S_m(x)(W, .., W)], a (k,) * m tensor, m = 3 or 4; no sample holds more than k^(m-1) numbers.
 
     Args:

@@ -2,10 +2,11 @@ r"""Experts from moments: whiten with T2, decompose the whitened T3 or T4, un-wh
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_facts, get_activation
 from moejax.model.inputs import LogDensity
@@ -35,11 +36,11 @@ SPECTRAL_STATUS = {
 class SpectralTransforms(NamedTuple):
     """The label transforms of one activation and noise level that a spectral estimate needs."""
 
-    second: LabelTransform
+    second: LabelTransform[Any]
     """Order 2, for whitening."""
-    high: LabelTransform
+    high: LabelTransform[Any]
     """Order 3 or 4, for the decomposition."""
-    first: LabelTransform | None
+    first: LabelTransform[Any] | None
     """Order 1, for the signs of experts found at order 4, or from inputs that are not normal; None where signs are known (order 3)
     or free (even g)."""
 
@@ -72,7 +73,7 @@ def host_transforms(
 
 
 def traced_transforms(
-    fn: ScalarFunction, noise_std: jax.Array, order: int, kind: TransformKind, num_experts: int
+    fn: ScalarFunction, noise_std: Float[jax.Array, ""], order: int, kind: TransformKind, num_experts: int
 ) -> SpectralTransforms:
     """The same at a traced noise level."""
     smallest, _ = transform_noise_range(fn)
@@ -85,39 +86,39 @@ def traced_transforms(
 class SpectralEstimate(NamedTuple):
     """What the moments say about the mixture."""
 
-    experts: jax.Array
+    experts: Float[jax.Array, "k d"]
     """(k, d) unit rows."""
-    mixing_weights: jax.Array
+    mixing_weights: Float[jax.Array, " k"]
     """(k,) estimates of E[P_i], from the second moment alone, which is less noisy than the tensor's eigenvalues; they
     need not sum to 1."""
-    second_moment_eigenvalues: jax.Array
+    second_moment_eigenvalues: Float[jax.Array, " d"]
     """(d,) of T2, decreasing; in theory the k-th is positive and the rest are 0."""
     decomposition: TensorDecomposition
     """Of the whitened tensor."""
-    status: jax.Array
+    status: Int[jax.Array, ""]
     """() int32, a key of SPECTRAL_STATUS."""
 
 
 class SpectralLabels(NamedTuple):
     """Labels after their transforms, one for each moment of a spectral estimate; residual passes take a part of them away."""
 
-    second: jax.Array
+    second: Float[jax.Array, " n"]
     """(n,) for T2."""
-    high: jax.Array
+    high: Float[jax.Array, " n"]
     """(n,) for T3 or T4."""
-    first: jax.Array | None
+    first: Float[jax.Array, " n"] | None
     """(n,) for the signs; None where they need no moment."""
 
 
 class TensorPart(NamedTuple):
     """sum_i p_i a_i^{(x) m}: what is added to the m-th moment of residual labels, m = 1 to 4."""
 
-    experts: jax.Array
+    experts: Float[jax.Array, "k d"]
     """(k, d) a_i."""
-    mixing_weights: jax.Array
+    mixing_weights: Float[jax.Array, " k"]
     """(k,) p_i."""
 
-    def contracted(self, directions: jax.Array | None, order: int) -> jax.Array:
+    def contracted(self, directions: Float[jax.Array, "d r"] | None, order: int) -> Float[jax.Array, " ..."]:
         """sum_i p_i (V'a_i)^{(x) m}, (r,) * m, for directions V (d, r); None for the identity."""
         rows = self.experts if directions is None else self.experts @ directions
         power = self.mixing_weights[:, None] * rows
@@ -126,7 +127,7 @@ class TensorPart(NamedTuple):
         return power.sum(axis=0)
 
 
-def transformed_labels(transforms: SpectralTransforms, y: jax.Array) -> SpectralLabels:
+def transformed_labels(transforms: SpectralTransforms, y: Float[jax.Array, " n"]) -> SpectralLabels:
     """The label transforms applied to y (n,)."""
     first = None if transforms.first is None else transforms.first(y)
     return SpectralLabels(transforms.second(y), transforms.high(y), first)
@@ -134,10 +135,10 @@ def transformed_labels(transforms: SpectralTransforms, y: jax.Array) -> Spectral
 
 def spectral_estimate(
     key: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
     transforms: SpectralTransforms,
-    weights: jax.Array | None = None,
+    weights: Float[jax.Array, " n"] | None = None,
     *,
     num_experts: int,
     order: int,
@@ -184,9 +185,9 @@ def spectral_estimate(
 
 def estimate_from_labels(
     key: jax.Array,
-    x: jax.Array,
+    x: Float[jax.Array, "n d"],
     labels: SpectralLabels,
-    weights: jax.Array | None = None,
+    weights: Float[jax.Array, " n"] | None = None,
     added: TensorPart | None = None,
     *,
     num_experts: int,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import unit_rows
@@ -28,22 +29,24 @@ TENSOR_POWER_STATUS = {
 class TensorDecomposition(NamedTuple):
     """Robust eigenpairs of a symmetric tensor, one lane per component."""
 
-    eigenvalues: jax.Array
+    eigenvalues: Float[jax.Array, " k"]
     """(k,) lambda_i."""
-    eigenvectors: jax.Array
+    eigenvectors: Float[jax.Array, "k k"]
     """(k, k) rows v_i, orthonormal after polar refinement."""
-    status: jax.Array
+    status: Int[jax.Array, " k"]
     """(k,) int32, a key of TENSOR_POWER_STATUS for each component."""
 
 
-def contract_all_but_one(tensor: jax.Array, v: jax.Array) -> jax.Array:
+def contract_all_but_one(
+    tensor: Float[jax.Array, "k k ..."], v: Float[jax.Array, " k"]
+) -> Float[jax.Array, " k"]:
     """(k,): T(I, v, .., v)."""
     for _ in range(tensor.ndim - 1):
         tensor = tensor @ v
     return tensor
 
 
-def outer_power(v: jax.Array, order: int) -> jax.Array:
+def outer_power(v: Float[jax.Array, " k"], order: int) -> Float[jax.Array, " ..."]:
     """(k,) * order: v (x) .. (x) v."""
     power = v
     for _ in range(order - 1):
@@ -53,7 +56,7 @@ def outer_power(v: jax.Array, order: int) -> jax.Array:
 
 def tensor_power_method(
     key: jax.Array,
-    tensor: jax.Array,
+    tensor: Float[jax.Array, "k k k ..."],
     *,
     num_restarts: int = 16,
     num_iterations: int = 30,

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """Numbers in sentences: each is a statistic of named rows of a committed table, with its Monte Carlo standard error.
 
 An experiment says `shows="... an error of {ours} against {theirs} ..."` and `numbers={"ours": Number(...), ...}`. The

@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """A folder of results: table.csv, and what is made from it: figure.png, figure.pdf, claims.json, manifest.json, the gallery."""
 
 from __future__ import annotations

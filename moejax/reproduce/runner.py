@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """`moejax reproduce`: every figure and table of experiments/, from nothing but the repository.
 
 Stores are in runs/NAME, where a second call finds what is done; results are in results/NAME: table.csv, figure.png, figure.pdf,

@@ -26,7 +26,7 @@ __all__ = [
     "trial_key",
 ]
 
-_ON_FIRST_USE = dict.fromkeys(
+_ON_FIRST_USE: dict[str, str] = dict.fromkeys(
     ("export_table", "load", "load_arrays", "load_runs", "load_timings"), "moejax.sweep.store.read"
 )
 """They need pandas, which a worker does not."""

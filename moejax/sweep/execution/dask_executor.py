@@ -94,7 +94,7 @@ class DaskExecutor:
                 may raise ClusterError if none will come.
             news: lines to tell first.
         """
-        self._client = client
+        self._client: Any = client  # Dask types an answer as it comes, or as a coroutine
         self._close = close
         self._patient = patient
         self._timeout = (

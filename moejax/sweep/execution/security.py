@@ -214,6 +214,7 @@ def _checked_security(where: str, roles: tuple[str, ...], fields: dict[str, Any]
             raise ValueError(
                 f"{where}: {role}: {cert} and {key} are not a certificate and its key in PEM format ({reason})"
             ) from None
+    role = ""
     try:
         security = Security(require_encryption=True, **fields)
         for role in roles:

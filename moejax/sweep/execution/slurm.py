@@ -126,7 +126,7 @@ def make_slurm_cluster(file: SlurmFile, security: Security, jobs: SlurmJobs | No
         ClusterError: the scheduler cannot be started, or an option's value is refused.
     """
     _import_dask_jobqueue()
-    from dask_jobqueue.slurm import SLURMCluster  # pyright: ignore[reportMissingImports] - an extra
+    from dask_jobqueue.slurm import SLURMCluster
 
     where = f"--cluster slurm:{file.path}"
     for name, value in security.get_tls_config_for_role("worker").items():
@@ -216,7 +216,7 @@ class SlurmJobs:
 
 def _recorded_job(jobs: SlurmJobs) -> type:
     """A job of dask_jobqueue that tells `jobs` whether Slurm takes it, and can be closed if it does not."""
-    from dask_jobqueue.slurm import SLURMJob  # pyright: ignore[reportMissingImports] - an extra
+    from dask_jobqueue.slurm import SLURMJob
     from distributed.core import Status
 
     class RecordedJob(SLURMJob):
@@ -227,7 +227,8 @@ def _recorded_job(jobs: SlurmJobs) -> type:
                 self.status = Status.failed
                 jobs.refusals.append(_words_of(error, self.submit_command))
                 raise
-            jobs.accepted.append(self.job_id)
+            if self.job_id is not None:
+                jobs.accepted.append(self.job_id)
 
         async def close(self) -> None:
             try:
@@ -264,7 +265,7 @@ def _import_dask_jobqueue() -> None:
     dask-jobqueue 0.9.0 replaces the handler of SIGINT by one that ends the program without a word, with status 0.
     """
     before = signal.getsignal(signal.SIGINT)
-    import dask_jobqueue  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import dask_jobqueue  # noqa: F401
 
     if before is not None and signal.getsignal(signal.SIGINT) is not before:
         signal.signal(signal.SIGINT, before)
@@ -274,8 +275,8 @@ def _known_options(path: Path) -> list[str]:
     """Options of a job, from dask_jobqueue's own signatures."""
     try:
         _import_dask_jobqueue()
-        from dask_jobqueue.core import Job, JobQueueCluster  # pyright: ignore[reportMissingImports]
-        from dask_jobqueue.slurm import SLURMJob  # pyright: ignore[reportMissingImports]
+        from dask_jobqueue.core import Job, JobQueueCluster
+        from dask_jobqueue.slurm import SLURMJob
     except ImportError:
         raise ValueError(
             f"--cluster slurm:{path}: needs dask-jobqueue: install the extra, pip install 'moejax[slurm]'"

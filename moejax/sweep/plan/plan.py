@@ -145,18 +145,23 @@ def _make_plan(
     cells: list[Cell] = []
     buckets: list[Bucket] = []
     duplicates = 0
-    data_values: tuple[Any, ...] | None = None
+    data_names: list[str] = []
+    other_names: list[str] = []
+    data_values: tuple[Any, ...] = ()
+    data: core.DataSettings | None = None
+    hashed = ""
     for values in spec.settings():
-        if data_values is None:  # every cell has values of the same fields
+        if data is None:  # every cell has values of the same fields
             data_names = [name for name in DATA_FIELDS if name in values]
             other_names = [name for name in values if name not in DATA_FIELDS]
         these = tuple([values[name] for name in data_names])
-        if these != data_values:  # methods, the last axis, share data
+        if data is None or these != data_values:  # methods, the last axis, share data
             data_values = these
             data = core.DataSettings(**dict(zip(data_names, these, strict=True)))
-            hashed = data_hashes.get(data)
-            if hashed is None:
-                hashed = data_hashes[data] = data_hash(data)
+            found = data_hashes.get(data)
+            if found is None:
+                found = data_hashes[data] = data_hash(data)
+            hashed = found
         chosen = tuple([(name, values[name]) for name in other_names])
         algorithm = algorithms.get(chosen)
         if algorithm is None:

@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """Figures chosen by what was swept: lines along one axis, heatmaps over two, panels for the rest."""
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 
 from moejax.sweep.report.axes import (
     COLOURS,
@@ -107,7 +105,7 @@ def line_figure(
     """
     figure, _ = _lines(summary, [x], [columns, rows], quantity, wrap)
     if title:
-        figure.legends[0].set_title(title, {"size": 11})
+        figure.legends[0].set_title(title, FontProperties(size=11))
     return figure
 
 

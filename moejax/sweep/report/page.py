@@ -1,5 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """The report of a run folder: one HTML file with figures, tables and provenance, and nothing beside it."""
 
 from __future__ import annotations
@@ -9,7 +7,7 @@ import datetime
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +117,7 @@ def _figure(picture: Path, caption: str) -> str:
 
 def _method_table(recovery: pd.DataFrame, axes: Sequence[str]) -> str:
     methods = list(dict.fromkeys(recovery[METHOD_FIELD]))
-    rows: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    rows: dict[tuple[str, ...], dict[str, Mapping[Hashable, Any]]] = {}
     for record in recovery.to_dict("records"):
         setting = tuple(_plain(record[name]) for name in axes)
         rows.setdefault(setting, {})[record[METHOD_FIELD]] = record
@@ -135,7 +133,7 @@ def _method_table(recovery: pd.DataFrame, axes: Sequence[str]) -> str:
     return _table(heads, body, texts=len(axes))
 
 
-def _median(cell: dict[str, Any]) -> str:
+def _median(cell: Mapping[Hashable, Any]) -> str:
     return with_error(cell["median"], cell["median_mcse"])
 
 

@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """How far a sweep is, from committed rows alone; works while it runs, and changes nothing."""
 
 from __future__ import annotations
@@ -129,7 +126,7 @@ def _bucket_states(merged: pd.DataFrame, timed: pd.DataFrame, workers: int) -> l
     states = []
     for label, group in merged.groupby("bucket", sort=False):
         if label in timed.index:
-            seconds = float(timed.loc[label, "seconds"] / timed.loc[label, "size"])
+            seconds = float(timed["seconds"][label] / timed["size"][label])
         else:
             seconds = None if per_work is None or not np.isfinite(per_work) else float(per_work * work[label])
         left = int(group["left"].sum())

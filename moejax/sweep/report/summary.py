@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """The tidy summary of a run folder: a row per cell and metric, each estimate with its Monte Carlo error."""
 
 from __future__ import annotations

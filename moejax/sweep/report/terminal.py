@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """Tables on the terminal: the plan, the state and the summary of a sweep."""
 
 from __future__ import annotations

@@ -84,6 +84,8 @@ def _mixed(name: str, kind: str, values: Sequence[Any]) -> np.ndarray:
         if set(map(type, values)) <= set(plain)
         else [i for i, v in enumerate(values) if type(v) not in plain]
     )
+    known: dict[tuple[type, Any], int] = {}
+    given: list[Any] = []
     if odd:
         known = {key: _bits_of(key[1]) for key in {(type(values[index]), values[index]) for index in odd}}
         values = list(values)

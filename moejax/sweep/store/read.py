@@ -1,6 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportGeneralTypeIssues=false, reportIndexIssue=false
-# (pandas has no annotations of its own that tell a Series from a DataFrame)
 """Reading a store: the tidy table of trials, and what is known of the runs. Nothing here changes a store."""
 
 from __future__ import annotations
@@ -102,7 +99,7 @@ def load(
     if seconds:
         times = load_timings(folder).set_index(["result_hash", "trial"])["seconds"]
         index = pd.MultiIndex.from_arrays([keys, rows["trial"]])
-        table.insert(table.columns.get_loc("status"), "seconds", times.reindex(index).to_numpy())
+        table.insert(list(table.columns).index("status"), "seconds", times.reindex(index).to_numpy())
     return table.assign(result_hash=keys) if result_hash else table
 
 
@@ -154,7 +151,7 @@ def _targets(cells: pd.DataFrame, rows: pd.DataFrame, spec: Mapping[str, Any]) -
 
 def metric_columns(rows: pd.DataFrame) -> list[str]:
     """The metrics among the columns of `read_rows`: the built-in ones, then those of plugins."""
-    return [name for name in rows if name not in ("position", "trial", "status", "reason")]
+    return [name for name in rows.columns if name not in ("position", "trial", "status", "reason")]
 
 
 def status_words(status: pd.Series, reason: pd.Series) -> pd.Series:

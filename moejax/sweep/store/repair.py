@@ -22,7 +22,7 @@ from moejax.sweep.store.schema import (
     expected_columns,
     keys_of,
 )
-from moejax.sweep.store.soundness import is_provenance, sound_rows
+from moejax.sweep.store.soundness import has_digests, is_provenance, sound_rows, strange_columns
 
 DAMAGED_SUFFIX = ".damaged"
 TABLES = ("cells", "runs", "chunks", "trials", "timings", "arrays")
@@ -130,8 +130,12 @@ def _sound_records(
     connection: sqlite3.Connection, table: str, kinds: Mapping[str, str], cells: Mapping[tuple[Any, ...], Any]
 ) -> _Found:
     found = _Found()
-    expected = [name for name in expected_columns()[table] if name != DIGEST_COLUMN]
-    if not all(name in kinds for name in expected):
+    expected = {*expected_columns()[table]} - (set() if has_digests(connection) else {DIGEST_COLUMN})
+    if not expected <= {*kinds} or strange_columns(
+        table, kinds
+    ):  # the description of the table is damaged: no row can be read
+        with contextlib.suppress(sqlite3.DatabaseError):
+            found.read = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         return found
     for rows in _readable(connection, table, list(kinds), [key[0] for key in cells]):
         columns = dict(zip(kinds, zip(*rows, strict=True), strict=True))
@@ -184,12 +188,12 @@ def _recorded(fields: str) -> list[str]:
 def _insert(
     connection: sqlite3.Connection, table: str, kinds: Mapping[str, str], records: Sequence[Mapping[str, Any]]
 ) -> None:
+    if not records:
+        return
     have = columns_of(connection, table)
     for name in kinds:
         if name not in have:  # a metric
             connection.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" REAL')
-    if not records:
-        return
     kinds = columns_of(connection, table)
     names = list(records[0])
     columns = {name: [record[name] for record in records] for name in names}

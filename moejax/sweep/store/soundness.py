@@ -19,6 +19,7 @@ from moejax.sweep.store.digests import DIGEST_COLUMN, digests_hold, well_typed
 from moejax.sweep.store.schema import clear_errors, columns_of, damaged, expected_columns
 
 BATCH_ROWS = 20_000
+FIRST_VERSION_WITH_DIGESTS = 2
 TABLES_OF_TRIALS = ("trials", "timings", "arrays")
 """The tables that grow with the number of trials."""
 PROVENANCE_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -100,17 +101,30 @@ def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
         if missing:
             lost = f"the table {table}" if not have else f"the column {missing[0]} of {table}"
             raise damaged(path, f"{lost} is missing")
-        strange = [
-            name
-            for name, kind in have.items()
-            if (name, kind) not in expected.items() and not _is_metric(table, name, kind)
-        ]
+        strange = strange_columns(table, have)
         if strange:
             raise damaged(path, f"the column {strange[0]} of {table} is not one of ours")
+        if DIGEST_COLUMN not in have and has_digests(connection):
+            raise damaged(path, f"the column {DIGEST_COLUMN} of {table} is missing")
     finding = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     finding = finding.decode(errors="replace") if isinstance(finding, bytes) else str(finding)
     if finding != "ok":
         raise damaged(path, finding)
+
+
+def has_digests(connection: sqlite3.Connection) -> bool:
+    """Whether the store's version keeps a digest of every row: a table of it without that column is damaged."""
+    return connection.execute("PRAGMA user_version").fetchone()[0] >= FIRST_VERSION_WITH_DIGESTS
+
+
+def strange_columns(table: str, have: Mapping[str, str]) -> list[str]:
+    """Columns (name -> declared type) of a table that are neither moejax's nor a metric's."""
+    expected = expected_columns()[table].items()
+    return [
+        name
+        for name, kind in have.items()
+        if (name, kind) not in expected and not _is_metric(table, name, kind)
+    ]
 
 
 def _is_metric(table: str, name: str, kind: str) -> bool:

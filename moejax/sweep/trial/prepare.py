@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class Hyperparameters(NamedTuple):
 
     num_samples: np.ndarray | jax.Array
     """() int32"""
-    scales: InstanceScales
+    scales: InstanceScales[Any]
     transforms: tuple[SpectralTransforms, ...]
     """For each of the orders at the known noise; empty where the noise is estimated in the trial."""
 

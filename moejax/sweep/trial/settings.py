@@ -51,7 +51,8 @@ class AlgorithmSettings:
     num_starts: int | None = FitOptions.num_starts
     start: str = FitOptions.start
     polish: bool = FitOptions.polish
-    max_iterations: int = FitOptions.max_iterations
+    max_iterations: int = 100
+    """Less than for a fit: trials that run side by side all spend their whole budget. The default is part of stored results' keys."""
     record: tuple[str, ...] = ()
     """Extra results: "history" of the objective (`method.MethodResult`), "path" of the errors along it."""
 
