@@ -107,7 +107,8 @@ def recovery_error(true_experts: jax.Array, estimated_experts: jax.Array, even: 
     """E = 1 - max over permutations pi of min_i cos(a_i, ahat_pi(i)); |cos| for an even activation.
 
     Args:
-        true_experts, estimated_experts: (k, d).
+        true_experts: (k, d).
+        estimated_experts: (k, d), in any order.
         even: whether experts are identified up to sign only.
 
     Returns:
