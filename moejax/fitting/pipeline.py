@@ -68,9 +68,8 @@ def fit(
 ) -> FitResult:
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
-    Inputs in any units are whitened inside, labels of a homogeneous g (linear, relu, abs) scaled: the units of x, and for such g
-    those of y, do not matter. Other activations are fitted to the labels as they are; labels outside their range are reported in
-    the notes. Columns of x that do not vary are left out where there are intercepts, and reported.
+    Inputs are whitened, and labels of a homogeneous g (linear, relu, abs) are scaled, so that their units do not matter. Other
+    activations are fitted to the labels as they are. Labels outside their range and constant columns are reported.
 
     Several outputs (n, m) share the gates; each has its own experts and noise, and given z and x they are independent. They are
     fitted without moments, by "multistart" or "joint_em", and have no standard errors.
@@ -82,17 +81,14 @@ def fit(
         num_experts: k; for a method of moments, up to the rank of the inputs. Several (a range or list), or "auto" for 1 to 6: each
             that the data admit is fitted, and the one with the least BIC among those whose status is "ok" is the result.
         activation: g, a registered name or a scalar JAX function.
-        noise_std: sigma where it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
-            the moments and then jointly with the rest.
+        noise_std: sigma if it is known, () or (m,), in units of y; None estimates it (for moments, from the labels alone).
         noise: where it is estimated, one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases.
-        method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
-            gating EM, polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline:
-            "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
+        method: a registered name: "multistart" (searches for the best optimum), "spectral_em" (moments, EM, polish), "spectral"
+            (moments only), "spectral_residual" (residual passes), "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
         weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are not looked at and may hold anything.
-        weights_are: "counts", a weight is a number of equal rows; "reliability", a weight is how much a row counts beside the
-            others (sampling or importance weights), and their scale means nothing: they are scaled to sum to their effective
-            number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
+        weights_are: "counts" (a weight is a number of equal rows) or "reliability" (only ratios of weights matter: they are
+            scaled to sum to their effective number, (sum w)^2 / sum w^2, Kish 1965). None: counts if all are whole numbers.
         standardise: scale the labels of a homogeneous g; False fits all labels as they are.
         order: of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
         transform: kind of the label transforms.
@@ -106,17 +102,21 @@ def fit(
         chunk_size: samples that the moments take at once; None takes all.
         num_residual_passes: of "spectral_residual" (default 5), or after the moments of "spectral" (default 0).
         covariance: of the standard errors: "observed" (the model is true, weights count equal rows) or "sandwich" (neither is).
-        log_density: x (d,) -> () log p(x), up to a constant, of inputs that are not normal, or the name of a registered input
-            distribution: moments are then of its score tensors, in place of those of a normal density with the inputs' mean and
-            covariance.
+        log_density: for inputs that are not normal: x (d,) -> () log p(x), up to a constant, or the name of a registered input
+            distribution. Moments then use its score tensors instead of those of a normal density.
 
     Returns:
         FitResult.
 
     Raises:
-        ValueError: one line that names the argument, what was expected and what was given: wrong shapes, non-finite values, labels
-            or inputs that do not vary, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an
-            activation without a usable order for a method of moments.
+        ValueError: one line that names the argument, what was expected and what was given.
+
+    Examples:
+        >>> truth = moejax.make_params([[1.0, 0, 0], [0, 1.0, 0]], [[0, 0, 1.0], [0, 0, 0]], noise_std=0.1)
+        >>> x, y, _ = moejax.sample(jax.random.key(0), truth, "linear", 500)
+        >>> result = moejax.fit(jax.random.key(1), x, y, num_experts=2, method="spectral_em")
+        >>> result.status, bool(moejax.recovery_error(truth.experts, result.params.experts) < 0.01)
+        ('ok', True)
     """
     given = {name: value for name, value in locals().items() if name in DEFAULT_OPTIONS}
     options = checked_options(**given)

@@ -28,7 +28,7 @@ from moejax.moments.score_tensors import AffineLogDensity
 from moejax.moments.spectral import host_transforms
 
 FEWEST_ROWS_FOR_MOMENTS = 500
-"""Below this, a method that can do without moments does."""
+"""With fewer rows, methods for which moments are optional do not use them."""
 
 
 class NoUsableOrderError(ValueError):

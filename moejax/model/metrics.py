@@ -1,4 +1,4 @@
-"""Recovery errors, after matching estimated experts to true ones (METHOD section 5)."""
+"""Recovery errors, after matching estimated experts to true ones (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def register_metric(name: str, metric: Metric) -> Metric:
 
     Raises:
         ValueError: the name is no identifier, or `metric` is not callable.
+
+    Examples:
+        >>> def norm_error(recovery, activation):
+        ...     return jnp.linalg.norm(recovery.fitted.experts) - jnp.linalg.norm(recovery.truth.experts)
+        >>> moejax.register_metric("norm_error", norm_error) is norm_error
+        True
     """
     require(callable(metric), "metric", "a function (recovery, activation) -> ()", metric)
     _REGISTRY.register(name, metric)
@@ -116,6 +122,11 @@ def recovery_error(true_experts: jax.Array, estimated_experts: jax.Array, even: 
 
     Raises:
         ValueError: the shapes differ.
+
+    Examples:
+        >>> experts = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+        >>> float(moejax.recovery_error(experts, 2.0 * experts[::-1]))  # neither order nor norms matter
+        0.0
     """
     true_experts, estimated_experts = jnp.asarray(true_experts), jnp.asarray(estimated_experts)
     if true_experts.shape != estimated_experts.shape or true_experts.ndim != 2:

@@ -110,7 +110,7 @@ class KeptExecutor:
         return self._running().wait(seconds)
 
     def close(self) -> None:
-        """The engine's end: nothing of it is left to wait for, or `end` follows."""
+        """Does nothing: the workers stay for the next sweep; `end` stops them."""
 
     def end(self) -> None:
         """End the workers."""
