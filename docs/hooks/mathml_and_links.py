@@ -77,8 +77,11 @@ def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Fil
     """Formulas as MathML."""
 
     def drawn(match: re.Match[str]) -> str:
-        display = "inline" if match[1] == "span" else "block"
-        return convert(html.unescape(match[2]), display=display)
+        formula = html.unescape(match[2])
+        mathml = convert(formula, display="inline" if match[1] == "span" else "block")
+        if "\\" in mathml or "<mi>&</mi>" in mathml:  # a command that the converter does not know
+            raise PluginError(f"{page.file.src_uri}: not understood: {formula}")
+        return mathml
 
     return _FORMULA.sub(drawn, html_text)
 
