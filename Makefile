@@ -41,6 +41,7 @@ $(DOCS_STAMP): pyproject.toml $(STAMP)
 # the site, in build/site; a warning is an error. To read it: .venv/bin/python -m http.server --directory build/site
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "written: build/site/index.html"
 
 # throughput, planning and reading of sweeps, and the studies behind docs/evidence/accuracy.md; about half an hour on two cores
 bench: $(STAMP)
