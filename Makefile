@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.docs-installed
 
-.PHONY: env demo test test-fast lint types bench bench-estimate clean
+.PHONY: env demo test test-fast lint types docs bench bench-estimate clean
 
 env: $(STAMP)
 
@@ -33,7 +34,16 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/basedpyright
 
-# throughput, planning and reading of sweeps, and the studies behind docs/accuracy.md; about half an hour on two cores
+$(DOCS_STAMP): pyproject.toml $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
+	touch $@
+
+# the site, in build/site; a warning is an error. To read it: .venv/bin/python -m http.server --directory build/site
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "written: build/site/index.html"
+
+# throughput, planning and reading of sweeps, and the studies behind docs/evidence/accuracy.md; about half an hour on two cores
 bench: $(STAMP)
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/sweep_plan.py
@@ -42,7 +52,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/spectral_accuracy.py rates
 	$(BIN)/python benchmarks/spectral_accuracy.py mse
 
-# the studies behind docs/efficiency.md and docs/estimate.md; hours on two cores
+# the studies behind docs/evidence/efficiency.md and estimate.md; hours on two cores
 bench-estimate: $(STAMP)
 	$(BIN)/python benchmarks/efficiency.py
 	$(BIN)/python benchmarks/coverage.py
@@ -53,4 +63,4 @@ bench-estimate: $(STAMP)
 	$(BIN)/python benchmarks/estimator_checks.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build/site

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moejax import methods  # noqa: F401 - it registers the methods
 from moejax.methods.method import register_method
+from moejax.methods.options import FitOptions
 from moejax.model.activations import activation_names, register_activation
 from moejax.model.inputs import register_input_distribution
 from moejax.model.metrics import recovery_error, register_metric
@@ -29,6 +30,7 @@ take_for_built_in()
 __version__ = "0.2.0"
 
 __all__ = [
+    "FitOptions",
     "FitResult",
     "LabelTransform",
     "MoEParams",

@@ -56,7 +56,7 @@ def activation_row(activation: ActivationLike, noise_std: float) -> dict[str, An
 
     alpha, beta, gamma: of y^3 + alpha y^2 + beta y and y^2 + gamma y; c3, c2: their third and second Hermite coefficients.
     order2, order3, order4: E[l^2] at c_m = 1 of each kind. order: the one to use, with its reason, and predicted_n_mse: n times the
-    predicted mean squared error of one expert at that order, d = 10, k = 3 (METHOD section 1).
+    predicted mean squared error of one expert at that order, d = 10, k = 3 (docs/method.md).
 
     Raises:
         ValueError: noise_std is not a positive finite number, or the activation is not a finite scalar function.

@@ -94,7 +94,7 @@ class Sweep:
     vmap_width: int | None = None
     """Trials side by side in one program; default 1 on CPUs."""
     retry_failed: bool = False
-    """Run trials again that raised or whose worker died."""
+    """Rerun failed trials (an exception, or a worker that died)."""
     repair: bool = False
     """First replace a damaged store by what is sound in it."""
     across_versions: bool = False

@@ -2,9 +2,8 @@ r"""`MoERegressor`: a mixture of experts as a scikit-learn estimator.
 
 p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2),   P = softmax(w . x + c),   m_i(x) = g(a_i . x + b_i).
 
-Linear experts, and those of any homogeneous g, take up the target's units themselves; an activation with a range of its own wants
-a target in that range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates: given the expert they
-are independent.
+Linear experts, and those of any homogeneous g, are reported in the user's units. An activation with a range of its own needs a
+target in that range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates.
 """
 
 from __future__ import annotations
@@ -76,9 +75,8 @@ def _several_experts(estimator: MoERegressor) -> bool:
 class MoERegressor(RegressorMixin, BaseEstimator):
     """Mixture-of-experts regression by maximum likelihood.
 
-    Inputs are whitened inside; constant and collinear columns do no harm. Data too few for what was asked, (2k - 1)(r + 1) + 2
-    distinct samples for k experts of r directions, are fitted by fewer experts or, at last, one expert of the leading
-    principal directions, with a ConvergenceWarning.
+    Inputs are whitened; constant and collinear columns do no harm. k experts of r directions need (2k - 1)(r + 1) + 2 distinct
+    samples; with fewer, fewer experts (at last one, of the leading principal directions) are fitted, with a ConvergenceWarning.
 
     Args:
         num_experts: k.
@@ -88,8 +86,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         fit_intercept: give experts and gates biases.
         method: a registered method. One linear expert is least squares.
         standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
-        weights_are: what `sample_weight` means, as in `moejax.fit`: "counts" of equal rows, "reliability" without a scale, or None,
-            counts where all are whole numbers.
+        weights_are: the meaning of `sample_weight`, as in `moejax.fit`.
         num_starts: random starts; None takes the method's own number.
         max_iterations: budget of passes of the last stage.
         order: of the tensor that moments decompose; None chooses.
@@ -103,12 +100,18 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         coef_, intercept_: (k, d), (k,) of `params_`, the experts; gating_coef_, gating_intercept_: of the gates, the last 0.
         noise_std_: (k,) in units of y.
             With m targets, coef_ is (k, m, d), intercept_ and noise_std_ (k, m).
-        num_experts_: how many were fitted.
-        method_: by which method.
+        num_experts_: the number of experts that were fitted; method_: by which method.
         n_parameters_: free parameters, those of dropped directions not counted.
         log_likelihood_: weighted sum over the training sample, in nats, in units of y.
         history_, status_, diagnostics_, n_iter_: as `moejax.FitResult` says; passes over the data.
         n_features_in_, feature_names_in_: as in scikit-learn.
+
+    Examples:
+        >>> X = np.random.default_rng(0).uniform(-1, 1, (400, 1))
+        >>> y = np.abs(X[:, 0]) + 0.05 * np.random.default_rng(1).normal(size=400)
+        >>> model = moejax.MoERegressor(num_experts=2, method="joint_em", random_state=0).fit(X, y)
+        >>> model.predict([[-0.5], [0.5]]).round(1).tolist()
+        [0.5, 0.5]
     """
 
     def __init__(
@@ -262,10 +265,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     @available_if(_several_experts)
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """(n, k): `gate_probabilities`, under scikit-learn's name.
-
-        scikit-learn wants the name on nothing that tells no classes apart: a mixture of one expert does not have it.
-        """
+        """(n, k): `gate_probabilities`. scikit-learn expects this name only where there are classes: one expert has none."""
         return self.gate_probabilities(X)
 
     def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:

@@ -66,9 +66,8 @@ def fit(
 ) -> FitResult:
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
-    Inputs in any units are whitened inside, labels of a homogeneous g (linear, relu, abs) scaled: the units of x, and for such g
-    those of y, do not matter. Other activations are fitted to the labels as they are; labels outside their range are reported in
-    the notes. Columns of x that do not vary are left out where there are intercepts, and reported.
+    Inputs are whitened, and labels of a homogeneous g (linear, relu, abs) are scaled, so that their units do not matter. Other
+    activations are fitted to the labels as they are. Labels outside their range and constant columns are reported.
 
     Several outputs (n, m) share the gates; each has its own experts and noise, and given z and x they are independent. They are
     fitted without moments, by "multistart" or "joint_em", and have no standard errors.
@@ -89,9 +88,14 @@ def fit(
         FitResult.
 
     Raises:
-        ValueError: one line that names the argument, what was expected and what was given: wrong shapes, non-finite values, labels
-            or inputs that do not vary, k < 1 or, for moments, k > d, too few samples, noise_std <= 0, an unknown name, or an
-            activation without a usable order for a method of moments.
+        ValueError: one line that names the argument, what was expected and what was given.
+
+    Examples:
+        >>> truth = moejax.make_params([[1.0, 0, 0], [0, 1.0, 0]], [[0, 0, 1.0], [0, 0, 0]], noise_std=0.1)
+        >>> x, y, _ = moejax.sample(jax.random.key(0), truth, "linear", 500)
+        >>> result = moejax.fit(jax.random.key(1), x, y, num_experts=2, method="spectral_em")
+        >>> result.status, bool(moejax.recovery_error(truth.experts, result.params.experts) < 0.01)
+        ('ok', True)
     """
     options = FitOptions(
         activation=activation,

@@ -31,7 +31,16 @@ class _Fitted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """A fitted mixture of experts."""
+    """A fitted mixture of experts, as `fit` returns it.
+
+    Examples:
+        >>> truth = moejax.make_params([[1.0, 0, 0], [0, 1.0, 0]], [[0, 0, 1.0], [0, 0, 0]], noise_std=0.1)
+        >>> x, y, _ = moejax.sample(jax.random.key(0), truth, "linear", 500)
+        >>> result = moejax.fit(jax.random.key(1), x, y, num_experts=2, method="spectral_em")
+        >>> low, high = result.intervals(level=0.95)
+        >>> bool((low.noise_std < 0.1).all() and (0.1 < high.noise_std).all())
+        True
+    """
 
     params: HostParams
     """NumPy arrays in double precision, in the units of the x and y that were given."""
@@ -47,11 +56,11 @@ class FitResult:
     (gradient_mse) or fixed experts (gated_losses, spectral) are no maximum of the likelihood, from which
     `diagnostics["nats_below_maximum"]` says how far they are."""
     standard_errors: HostParams | None = None
-    """Of every parameter, in its unit: 0 where it was not estimated, NaN where the data leave it undetermined. None where the
-    estimate is not at a maximum of the likelihood, for which they are derived. Along directions in which the inputs do not vary
+    """Standard error of every parameter, in its unit: 0 if it was not estimated, NaN if the data leave it undetermined. None if the
+    fit did not end at a maximum: the formula holds only there. Along directions in which the inputs do not vary
     (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice: the errors are of the rest."""
     selection: pd.DataFrame | None = None
-    """Where several numbers of experts were tried: a row for each with its criteria (see `moejax.fitting.selection`)."""
+    """A row of criteria for each number of experts, if several were tried (see `moejax.fitting.selection`)."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Every option of the fit by name, as it was used, with the precision of the computation: what repeats it."""
     _fitted: _Fitted | None = dataclasses.field(default=None, repr=False)

@@ -51,7 +51,7 @@ class EMRun(NamedTuple):
     converged: jax.Array
     """() bool: the gain fell below the tolerance."""
     path: MoEParams | None
-    """Leaves (num_steps, ..): the point of which `history` says the objective, NaN once frozen; None unless recorded."""
+    """Leaves (num_steps, ..): parameters at each entry of `history`, NaN once frozen; None unless recorded."""
 
 
 def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, experts_free: bool) -> Expectation:

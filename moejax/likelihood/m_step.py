@@ -85,7 +85,7 @@ def maximisation(
         bound: of `boehning_bound`.
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2.
         noise: which noise is updated.
-        hold_noise: () bool, traced: whether it stays after all.
+        hold_noise: () bool, traced: if true, the noise is not updated.
     """
     (rows, offsets), noise_std = point
     k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]

@@ -45,7 +45,7 @@ class PolishRun(NamedTuple):
     curvature: Curvature
     """At `params`."""
     path: MoEParams | None
-    """Leaves (num_steps, ..): the point of which `history` says the value; NaN after convergence."""
+    """Leaves (num_steps, ..): parameters at each entry of `history`; NaN after convergence."""
 
 
 KINK_RATE, KINK_RANGE = 0.6, 32.0

@@ -39,7 +39,7 @@ DEFAULT_STARTS = 256
 SEARCH_SAMPLES = 2048
 POPULATION = 24
 YOUNG = 24
-"""Survivors of the last newcomers, beside the population."""
+"""Best newcomers of the previous generation that are kept besides the population."""
 NEWCOMERS = 48
 """Of each generation, beside both."""
 GENERATIONS_OF_CHILDREN = 60

@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     weights: jax.Array
     """(n,) sample weights, zero for padding."""
     noise_std: jax.Array
-    """() sigma, or (m,), known or estimated beforehand: the label transforms are for it, and EM starts from it."""
+    """() or (m,): noise level for which the label transforms were built; also the starting value of EM."""
     transforms: SpectralTransforms | None
     """Label transforms of the fitted activation at that noise; None for a method that uses no moments."""
     more_transforms: tuple[SpectralTransforms, ...] = ()
@@ -142,6 +142,12 @@ def register_method(
 
     Raises:
         ValueError: the name is no identifier or built in, `method` is not callable, or `moments` or `slopes` is another word.
+
+    Examples:
+        >>> def two_starts(key, problem, config):
+        ...     return moejax.methods.multistart(key, problem, dataclasses.replace(config, num_starts=2))
+        >>> moejax.register_method("two_starts", two_starts, moments="optional") is two_starts
+        True
     """
     require(callable(method), "method", "a function", method)
     if moments not in get_args(Moments):

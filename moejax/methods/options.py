@@ -21,9 +21,9 @@ WeightsAre = Literal["counts", "reliability"]
 class FitOptions:
     """The options of `moejax.fit`.
 
-    >>> from moejax.methods.options import FitOptions
-    >>> FitOptions(activation="relu").method
-    'multistart'
+    Examples:
+        >>> moejax.FitOptions(activation="relu").method
+        'multistart'
     """
 
     activation: ActivationLike = "linear"

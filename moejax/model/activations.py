@@ -55,11 +55,16 @@ def register_activation(name: str, fn: ScalarFunction, *, replace: bool = False)
         replace: whether a built-in name may be given to `fn`; a name of your own may always be given anew.
 
     Returns:
-        `fn`, so that it can be used as `functools.partial(register_activation, "name")` decorates.
+        `fn` itself, so that `@functools.partial(register_activation, "name")` works as a decorator.
 
     Raises:
         ValueError: the name is no identifier or built in; or `fn` is no finite scalar function that JAX differentiates
             but at single points.
+
+    Examples:
+        >>> _ = moejax.register_activation("hinge", lambda t: jnp.maximum(t - 0.3, 0.0))
+        >>> "hinge" in moejax.activation_names()
+        True
     """
     activation_facts(fn)
     _REGISTRY.register(name, fn, replace)
@@ -67,7 +72,12 @@ def register_activation(name: str, fn: ScalarFunction, *, replace: bool = False)
 
 
 def activation_names() -> tuple[str, ...]:
-    """The registered names, in the order of their registration."""
+    """The registered names, in the order of their registration.
+
+    Examples:
+        >>> moejax.activation_names()[:3]
+        ('linear', 'relu', 'leaky_relu')
+    """
     return _REGISTRY.names()
 
 

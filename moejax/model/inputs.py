@@ -55,6 +55,12 @@ def register_input_distribution(
 
     Raises:
         ValueError: the name is no identifier or built in, or the sampler or the density is not callable.
+
+    Examples:
+        >>> def laplace(key, num_samples, dim, dtype):
+        ...     return jax.random.laplace(key, (num_samples, dim), dtype)
+        >>> moejax.register_input_distribution("laplace", laplace, lambda x: -jnp.abs(x).sum()) is laplace
+        True
     """
     require(
         callable(sampler), "input_distribution", "a function (key, num_samples, dim, dtype) -> x", sampler

@@ -1,4 +1,4 @@
-"""Recovery errors, after matching estimated experts to true ones (METHOD section 5)."""
+"""Recovery errors, after matching estimated experts to true ones (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ def register_metric(name: str, metric: Metric) -> Metric:
 
     Raises:
         ValueError: the name is no identifier, or `metric` is not callable.
+
+    Examples:
+        >>> def norm_error(recovery, activation):
+        ...     return jnp.linalg.norm(recovery.fitted.experts) - jnp.linalg.norm(recovery.truth.experts)
+        >>> moejax.register_metric("norm_error", norm_error) is norm_error
+        True
     """
     require(callable(metric), "metric", "a function (recovery, activation) -> ()", metric)
     _REGISTRY.register(name, metric)
@@ -117,7 +123,8 @@ def recovery_error(
     """E = 1 - max over permutations pi of min_i cos(a_i, ahat_pi(i)); |cos| for an even activation.
 
     Args:
-        true_experts, estimated_experts: (k, d).
+        true_experts: (k, d).
+        estimated_experts: (k, d), in any order.
         even: whether experts are identified up to sign only.
 
     Returns:
@@ -125,6 +132,11 @@ def recovery_error(
 
     Raises:
         ValueError: the shapes differ.
+
+    Examples:
+        >>> experts = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+        >>> float(moejax.recovery_error(experts, 2.0 * experts[::-1]))  # neither order nor norms matter
+        0.0
     """
     true_experts, estimated_experts = jnp.asarray(true_experts), jnp.asarray(estimated_experts)
     if true_experts.shape != estimated_experts.shape or true_experts.ndim != 2:

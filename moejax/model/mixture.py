@@ -26,6 +26,11 @@ class MoEParams(NamedTuple, Generic[Array]):
 
     With m outputs that share the gates, y (n, m), each has its own experts and noise: experts (k, m, d), noise_std and expert_bias
     (k, m).
+
+    Examples:
+        >>> params = moejax.make_params(jnp.eye(2), jnp.zeros((2, 2)), noise_std=0.1)
+        >>> {name: leaf.shape for name, leaf in params._asdict().items()}["gating"]
+        (2, 2)
     """
 
     experts: Float[Array, "k *m d"]
@@ -55,8 +60,19 @@ def make_params(
 ) -> MoEParams:
     """MoEParams from arrays that broadcast to (k, d) and (k,), re-gauged so that the last gate is zero.
 
+    Args:
+        experts: (k, d) a_i.
+        gating: (k, d) w_i.
+        noise_std: () or (k,) sigma_i.
+        expert_bias: () or (k,) b_i.
+        gating_bias: () or (k,) c_i.
+
     Raises:
         ValueError: experts and gating are not both (k, d), or a noise_std is not positive.
+
+    Examples:
+        >>> moejax.make_params([[1.0, 0.0], [0.0, 1.0]], [[3.0, 0.0], [1.0, 0.0]], noise_std=0.1).gating.tolist()
+        [[2.0, 0.0], [0.0, 0.0]]
     """
     if not isinstance(noise_std, Tracer) and not np.all(np.asarray(noise_std) > 0):
         raise ValueError(f"noise_std: expected positive numbers, got {noise_std}")
@@ -146,7 +162,13 @@ def log_likelihood(
     activation: ActivationLike,
     weights: Float[AnyArray, " n"] | None = None,
 ) -> Float[jax.Array, ""]:
-    """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1."""
+    """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1.
+
+    Examples:
+        >>> one = moejax.make_params([[1.0]], [[0.0]], noise_std=1.0)  # y ~ N(x, 1)
+        >>> round(float(moejax.log_likelihood(one, jnp.ones((2, 1)), jnp.ones(2), "linear")), 4)
+        -1.8379
+    """
     if weights is not None:
         x, y = with_stand_ins(weights, x, y)
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
@@ -155,7 +177,13 @@ def log_likelihood(
 def responsibilities(
     params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
 ) -> Float[jax.Array, "n k"]:
-    """(n, k): P(z = i | x, y)."""
+    """(n, k): P(z = i | x, y), the probability that expert i made the label.
+
+    Examples:
+        >>> params = moejax.make_params([[1.0], [-1.0]], [[0.0], [0.0]], noise_std=0.1)
+        >>> moejax.responsibilities(params, jnp.ones((1, 1)), jnp.ones(1), "linear").round(3).tolist()
+        [[1.0, 0.0]]
+    """
     means, logits = _means_and_logits(params, x, activation)
     log_gates = jax.nn.log_softmax(logits, axis=0).T
     return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
@@ -215,7 +243,13 @@ def largest_size(values: Float[Array, "n k m"], *, xp: ModuleType) -> Float[Arra
 def predict(
     params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
 ) -> Float[jax.Array, " n *m"]:
-    """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i)."""
+    """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i).
+
+    Examples:
+        >>> params = moejax.make_params([[1.0], [3.0]], [[0.0], [0.0]], noise_std=0.1)
+        >>> moejax.predict(params, jnp.ones((1, 1)), "linear").tolist()
+        [2.0]
+    """
     means, logits = _means_and_logits(params, x, activation)
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
 
@@ -269,6 +303,12 @@ def sample(
 
     Returns:
         x (n, d) ~ N(0, I); y (n,), or (n, m); z (n,) int32, the expert that made each y.
+
+    Examples:
+        >>> params = moejax.make_params(jnp.eye(3)[:2], jnp.zeros((2, 3)), noise_std=0.1)
+        >>> x, y, z = moejax.sample(jax.random.key(0), params, "relu", 5)
+        >>> x.shape, y.shape, z.shape
+        ((5, 3), (5,), (5,))
     """
     x_key, label_key = jax.random.split(key)
     x = standard_normal(x_key, (num_samples, params.experts.shape[-1]), params.experts.dtype)

@@ -47,7 +47,13 @@ TABLE_HALF_WIDTH = 6.5
 
 
 class LabelTransform(NamedTuple, Generic[Array]):
-    """l(y): a table over y, or (`values` all zero) a polynomial. A pytree: it goes through jit and vmap."""
+    """l(y): a table over y, or (`values` all zero) a polynomial. A pytree: it goes through jit and vmap.
+
+    Examples:
+        >>> transform = moejax.label_transform("relu", noise_std=0.1, order=3)
+        >>> transform(jnp.linspace(-1.0, 3.0, 5)).shape
+        (5,)
+    """
 
     start: Float[Array, ""]
     """() smallest y of the table."""

@@ -60,7 +60,12 @@ def label_transform(
         ValueError: an unknown activation or kind, noise_std not positive, or no usable transform of that order,
             with the reason and the numbers.
 
-    Source: METHOD section 1; Makkuva et al. 2019 for the polynomial kind.
+    Examples:
+        >>> square = moejax.label_transform("linear", noise_std=0.1, order=2, kind="polynomial")  # y^2 / 2
+        >>> round(float(square(jnp.asarray(2.0))), 6)
+        2.0
+
+    Source: docs/method.md; Makkuva et al. 2019 for the polynomial kind.
     """
     fn = get_activation(activation)
     if kind not in TRANSFORM_KINDS:
@@ -132,7 +137,7 @@ def predicted_mse(
 ) -> float:
     """Predicted n * E||a_hat_i - a_i||^2 of the spectral estimate, to first order in 1/n, for equal mixing weights.
 
-    p^-2 { (d-k) E[l2^2 tau_2] + (k-1) E[l_m^2 tau_m] }, p = 1/k, orthogonal experts and gates (METHOD section 1).
+    p^-2 { (d-k) E[l2^2 tau_2] + (k-1) E[l_m^2 tau_m] }, p = 1/k, orthogonal experts and gates (docs/method.md).
     """
     two = transform_on_host(fn, noise_std, 2, kind, num_experts, draft=True)
     high = transform_on_host(fn, noise_std, order, kind, num_experts, draft=True)

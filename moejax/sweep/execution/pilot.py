@@ -8,7 +8,7 @@ from moejax.sweep.plan.estimate import BucketTiming
 from moejax.sweep.plan.plan import Bucket, Plan
 
 WARM_SECONDS = 5.0
-"""A first chunk that ran longer than this, compilation apart, is not run again to be timed warm."""
+"""A first chunk that took longer than this (compilation excluded) is not timed a second time."""
 
 
 def time_bucket(plan: Plan, bucket: Bucket, settings: WorkerSettings) -> BucketTiming:

@@ -62,7 +62,13 @@ LONGEST_NAME = 200
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A checked spec. Values have their fields' types; the order is the file's."""
+    """A checked spec. Values have their fields' types; the order is the file's.
+
+    Examples:
+        >>> spec = moejax.sweep.parse_spec('methods = ["spectral"]\\ntrials = 5\\n[grid]\\ndim = [4, 8]')
+        >>> [cell["dim"] for cell in spec.settings()], spec.swept
+        ([4, 8], ('dim',))
+    """
 
     name: str
     methods: tuple[str, ...]
@@ -164,6 +170,12 @@ def read_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
 
     Raises:
         SpecError: one line with file, line, field, value and what is accepted.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> _ = Path("small.toml").write_text('methods = ["spectral"]\\ntrials = 5')
+        >>> moejax.sweep.read_spec(Path("small.toml"), ["trials=7"]).trials
+        7
     """
     return parse_spec(read_spec_text(path), path, overrides)
 
@@ -189,6 +201,10 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
 
     Raises:
         SpecError: one line with file, line, field, value and what is accepted.
+
+    Examples:
+        >>> moejax.sweep.parse_spec('name = "mine"\\nmethods = ["spectral"]\\ntrials = 5').name
+        'mine'
     """
     document = parse_toml(text, path)
     overridden = apply_overrides(document, overrides)

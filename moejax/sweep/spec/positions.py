@@ -16,7 +16,15 @@ _KEY = re.compile(r"^\s*[\"']?([\w\-]+)[\"']?\s*(?:\.[\w.\- ]+)?=")
 
 
 class SpecError(ValueError):
-    """A spec that cannot be run; the message is one line with the place, the value and what is accepted."""
+    """A spec that cannot be run; the message is one line with the place, the value and what is accepted.
+
+    Examples:
+        >>> try:
+        ...     moejax.sweep.parse_spec('methods = ["spectral"]\\ntrials = 0')
+        ... except moejax.sweep.SpecError as error:
+        ...     print(error)
+        SPEC:2: trials: 0 is not accepted: expected 1 to 1000000000
+    """
 
     def __init__(self, message: str):
         super().__init__(shorten(" ".join(message.split())))

@@ -84,6 +84,11 @@ def load(
 
     Raises:
         StoreError: no store there, or it cannot be read.
+
+    Examples:
+        >>> table = moejax.sweep.load("runs/quickstart")
+        >>> set(table.columns) >= {"method", "num_samples", "trial", "recovery_error", "status", "reason"}
+        True
     """
     cells, rows = read_rows(folder, all_specs=all_specs)
     fields = cells.take(rows["position"].to_numpy())
@@ -188,7 +193,13 @@ def _column(values: list[Any]) -> pd.Series:
 
 
 def load_timings(folder: Path | str) -> pd.DataFrame:
-    """The table of times, attempts and hosts: a row per trial, with its chunk and the version of moejax."""
+    """The table of times, attempts and hosts: a row per trial, with its chunk and the version of moejax.
+
+    Examples:
+        >>> times = moejax.sweep.load_timings("runs/quickstart")
+        >>> bool((times["seconds"] >= 0).all())
+        True
+    """
     with reading(folder) as connection:
         frame = frame_of(
             connection,
@@ -209,7 +220,13 @@ def load_chunks(folder: Path | str) -> pd.DataFrame:
 
 
 def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, int], np.ndarray]:
-    """Recorded arrays by (result_hash, trial): what `record = ["history"]` keeps."""
+    """Arrays by (result_hash, trial) that a sweep with `record = ["history"]` keeps.
+
+    Examples:
+        >>> histories = moejax.sweep.load_arrays("runs/quickstart", "history")
+        >>> all(history.ndim == 1 for history in histories.values())
+        True
+    """
     with reading(folder) as connection:
         rows = connection.execute(
             "SELECT result_hash, trial, content FROM arrays JOIN cells USING (cell) WHERE name = ?", (name,)
@@ -218,7 +235,13 @@ def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, in
 
 
 def load_runs(folder: Path | str) -> list[dict[str, Any]]:
-    """Provenance of every run in a folder, oldest first, with start (Unix seconds), times and devices."""
+    """Provenance of every run in a folder, oldest first, with start (Unix seconds), times and devices.
+
+    Examples:
+        >>> runs = moejax.sweep.load_runs("runs/quickstart")
+        >>> all(run["trials"] >= 0 and "versions" in run for run in runs)
+        True
+    """
     with reading(folder) as connection:
         rows = connection.execute(
             "SELECT provenance, started, wall_seconds, compile_seconds, "
@@ -243,6 +266,10 @@ def export_table(folder: Path | str, file: Path | str) -> int:
 
     Raises:
         ValueError: another ending. StoreError: the store or the file cannot be used.
+
+    Examples:
+        >>> moejax.sweep.export_table("runs/quickstart", "table.csv") == len(moejax.sweep.load("runs/quickstart"))
+        True
     """
     file = Path(file)
     name = file.name.lower()

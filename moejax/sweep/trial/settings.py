@@ -52,7 +52,7 @@ class AlgorithmSettings:
     start: str = FitOptions.start
     polish: bool = FitOptions.polish
     max_iterations: int = 100
-    """Less than for a fit: trials that run side by side all spend their whole budget. The default is part of stored results' keys."""
+    """Less than for a fit: trials side by side all spend their whole budget. The default is part of the keys of stored results."""
     record: tuple[str, ...] = ()
     """Extra results: "history" of the objective (`method.MethodResult`), "path" of the errors along it."""
 
