@@ -163,8 +163,8 @@ def store_edited(rng: np.random.Generator) -> str | None:
         connection.execute("PRAGMA writable_schema=ON")
         statements = []
         for _ in range(rng.integers(1, 3)):
-            statement, values = edit(rng, connection)
             with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
+                statement, values = edit(rng, connection)  # the first may have taken away what the second asks for
                 connection.execute(statement, values)
                 statements.append((statement, values))
         connection.close()
@@ -181,8 +181,8 @@ def store_old(rng: np.random.Generator) -> None:
         connection.execute("PRAGMA user_version=1")
         statements = []
         for _ in range(rng.integers(1, 3)):
-            statement, values = edit(rng, connection)
             with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
+                statement, values = edit(rng, connection)  # the first may have taken away what the second asks for
                 connection.execute(statement, values)
                 statements.append((statement, values))
         connection.close()
