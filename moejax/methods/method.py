@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from moejax.checks import require
 from moejax.likelihood.em import RIDGE
@@ -39,13 +40,13 @@ METHOD_STATUS = SPECTRAL_STATUS | {
 class Problem(NamedTuple):
     """What a method is given: a sample, and what is known about it."""
 
-    x: jax.Array
+    x: Float[jax.Array, "n d"]
     """(n, d) inputs."""
-    y: jax.Array
+    y: Float[jax.Array, " n *m"]
     """(n,) labels, or (n, m)."""
-    weights: jax.Array
+    weights: Float[jax.Array, " n"]
     """(n,) sample weights, zero for padding."""
-    noise_std: jax.Array
+    noise_std: Float[jax.Array, "*m"]
     """() sigma, or (m,), known or estimated beforehand: the label transforms are for it, and EM starts from it."""
     transforms: SpectralTransforms | None
     """Label transforms of the fitted activation at that noise; None for a method that uses no moments."""
@@ -87,18 +88,18 @@ class MethodResult(NamedTuple):
     """An estimate and how it was reached."""
 
     params: MoEParams
-    mixing_weights: jax.Array
+    mixing_weights: Float[jax.Array, " k"]
     """(k,) estimated E[P_i]."""
-    history: jax.Array
+    history: Float[jax.Array, " h"]
     """(h,) objective in nats at every pass over the data, stage after stage; NaN where a stage had converged. It is the
     log-likelihood less the ridge's penalty on the gates, which EM and the polish never lower; of gradient descent, without it."""
-    num_iterations: jax.Array
+    num_iterations: Int[jax.Array, ""]
     """() int32 passes over the data made, those of pilots, moments and every start included."""
-    status: jax.Array
+    status: Int[jax.Array, ""]
     """() int32, a key of METHOD_STATUS; 0 is ok."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics, where the method uses moments."""
-    optima: jax.Array | None = None
+    optima: Float[jax.Array, " p"] | None = None
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
     path: MoEParams | None = None
     """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is; None unless `record_path` asks for it."""

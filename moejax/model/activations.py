@@ -145,7 +145,7 @@ def activation_and_slope(
     return jax.jvp(lambda s: apply_activation(fn, s), (t,), (jnp.ones_like(t),))
 
 
-def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> np.ndarray:
     """g at points, in double precision whatever JAX's default is, also while a program is being traced."""
     return _on_host(functools.partial(_elementwise, fn), points)
 
