@@ -164,7 +164,9 @@ def store_edited(rng: np.random.Generator) -> str | None:
         statements = []
         for _ in range(rng.integers(1, 3)):
             with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
-                statement, values = edit(rng, connection)  # the first may have taken away what the second asks for
+                statement, values = edit(
+                    rng, connection
+                )  # the first may have taken away what the second asks for
                 connection.execute(statement, values)
                 statements.append((statement, values))
         connection.close()
@@ -182,7 +184,9 @@ def store_old(rng: np.random.Generator) -> None:
         statements = []
         for _ in range(rng.integers(1, 3)):
             with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
-                statement, values = edit(rng, connection)  # the first may have taken away what the second asks for
+                statement, values = edit(
+                    rng, connection
+                )  # the first may have taken away what the second asks for
                 connection.execute(statement, values)
                 statements.append((statement, values))
         connection.close()

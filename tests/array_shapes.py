@@ -10,14 +10,14 @@ _HAS_SHAPES = re.compile(r"\b(Bool|Float|Int)\[")
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose arguments and results are checked where their annotation says a shape.
+    """A function whose arguments and results are checked where their annotation says the shape of an array.
 
-    Other annotations are the type checker's: beartype has no support for named tuples that are generic, as MoEParams is. Arguments
-    that are functions of arrays are moejax's own to check.
+    Other annotations are the type checker's: beartype has no support for named tuples that are generic, as MoEParams is, and of a
+    function it sees only that it can be called, which is for the function that takes it to refuse.
     """
     function.__annotations__ = {
         name: hint
         for name, hint in function.__annotations__.items()
-        if _HAS_SHAPES.search(str(hint)) and "Callable" not in str(hint)
+        if _HAS_SHAPES.search(str(hint)) and "Callable[" not in str(hint)
     }
     return beartype(function)

@@ -13,7 +13,9 @@ import jaxtyping
 import pytest
 
 # A call of these rooms whose arrays have not the shapes that the signature says is an error.
-jaxtyping.install_import_hook(["moejax.model", "moejax.moments"], "array_shapes.checked")
+jaxtyping.install_import_hook(
+    ["moejax.model", "moejax.moments", "moejax.likelihood", "moejax.methods"], "array_shapes.checked"
+)
 
 from moejax.environment import compile_without_optimisation
 from moejax.methods import global_search as multistart

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from moejax.model.mixture import with_stand_ins
 
@@ -19,18 +20,23 @@ ACCELERATOR_BLOCK_SIZE = 65536
 class SampleBlocks(NamedTuple):
     """A weighted sample, cut into b blocks of B."""
 
-    design: jax.Array
+    design: Float[jax.Array, "b D B"]
     """(b, D, B): x transposed, with a last row of ones where there are intercepts; a used sample's where the weight is zero."""
-    y: jax.Array
+    y: Float[jax.Array, "b *m B"]
     """(b, B), or (b, m, B); a used sample's where the weight is zero."""
-    weights: jax.Array
+    weights: Float[jax.Array, "b B"]
     """(b, B)"""
-    num_used: jax.Array
+    num_used: Int[jax.Array, ""]
     """() int32: blocks up to the last that has a positive weight."""
 
 
 def sample_blocks(
-    x: jax.Array, y: jax.Array, weights: jax.Array, *, fit_intercept: bool, block_size: int | None = None
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n *m"],
+    weights: Float[jax.Array, " n"],
+    *,
+    fit_intercept: bool,
+    block_size: int | None = None,
 ) -> SampleBlocks:
     """Cut x (n, d), y (n,) or (n, m), weights (n,) into blocks; None takes the device's block size.
 
@@ -61,23 +67,23 @@ def sample_blocks(
 class SampleScale(NamedTuple):
     """What the weights w of a sample say of its size."""
 
-    mean_weight: jax.Array
+    mean_weight: Float[jax.Array, ""]
     """() sum w^2 / sum w, by weight."""
-    effective: jax.Array
+    effective: Float[jax.Array, ""]
     """() (sum w)^2 / sum w^2 samples, whatever the scale of the weights (Kish 1965)."""
 
     @property
-    def unit(self) -> jax.Array:
+    def unit(self) -> Float[jax.Array, ""]:
         """() nats that count as one sample's: 1, or less where weights are no counts but a share each."""
         return jnp.minimum(self.mean_weight, 1.0)
 
     @property
-    def num_samples(self) -> jax.Array:
+    def num_samples(self) -> Float[jax.Array, ""]:
         """() samples, with a weight above 1 as a number of equal rows."""
         return self.effective * jnp.maximum(self.mean_weight, 1.0)
 
 
-def sample_scale(weights: jax.Array) -> SampleScale:
+def sample_scale(weights: Float[jax.Array, " n"]) -> SampleScale:
     """The scale of weights (n,), of which one at least is positive."""
     total, squares = weights.sum(), jnp.sum(weights**2)
     return SampleScale(squares / total, total**2 / squares)

@@ -7,6 +7,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.model.gaussian import AnyArray
 
@@ -59,14 +60,17 @@ def is_collapsed(
     return at_rounding | (counts <= num_coefficients + 0.5) if per_expert else at_rounding
 
 
-def label_rounding(y: jax.Array, weights: jax.Array) -> jax.Array:
+def label_rounding(y: Float[jax.Array, " n *m"], weights: Float[jax.Array, " n"]) -> Float[jax.Array, ""]:
     """(): the rounding of the largest label (n,), or (n, m), that has weight, in its own unit."""
     used = weights > 0 if y.ndim == 1 else (weights > 0)[:, None]
     return jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), where=used, initial=0.0)
 
 
 def label_rounding_on_host(
-    y: np.ndarray, fitted: np.ndarray, scale: np.ndarray | float, dtype: np.dtype
+    y: Float[np.ndarray, " n *m"],
+    fitted: Float[np.ndarray, " n *m"],
+    scale: Float[np.ndarray, " *m"] | float,
+    dtype: np.dtype,
 ) -> float:
     """The rounding of the fitted labels, and of the given ones, in the fitted labels' unit.
 

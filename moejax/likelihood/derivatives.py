@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.predictors import (
@@ -23,45 +24,45 @@ from moejax.model.mixture import MoEParams, NoiseModel, log_normal
 class Curvature(NamedTuple):
     """Value and derivatives of the log-likelihood in the free parameters, P of them (see `free_parameters`)."""
 
-    log_likelihood: jax.Array
+    log_likelihood: Float[jax.Array, ""]
     """() less the penalty, where there is a ridge."""
-    gradient: jax.Array
+    gradient: Float[jax.Array, " P"]
     """(P,)"""
-    observed: jax.Array
+    observed: Float[jax.Array, "P P"]
     """(P, P) minus the Hessian."""
-    complete: jax.Array
+    complete: Float[jax.Array, "P P"]
     """(P, P) expected information had the experts' labels been seen; positive semi-definite."""
 
 
 class PredictorDerivatives(NamedTuple):
     """Derivatives of each sample's log-likelihood in its predictors (u_1..u_k, v_1..v_{k-1}) and in s_1..s_k."""
 
-    value: jax.Array
+    value: Float[jax.Array, " n"]
     """(n,)"""
-    gradient: jax.Array
+    gradient: Float[jax.Array, "2*k-1 n"]
     """(2k - 1, n) in the predictors."""
-    noise_gradient: jax.Array
+    noise_gradient: Float[jax.Array, "k n"]
     """(k, n)"""
-    observed: jax.Array
+    observed: Float[jax.Array, "k*(2*k-1) n"]
     """(k (2k - 1), n) minus the Hessian in the predictors, its upper triangle."""
-    observed_cross: jax.Array
+    observed_cross: Float[jax.Array, "2*k-1 k n"]
     """(2k - 1, k, n) minus the mixed derivatives in predictors and s."""
-    observed_noise: jax.Array
+    observed_noise: Float[jax.Array, "k k n"]
     """(k, k, n) minus the Hessian in s."""
-    complete_experts: jax.Array
+    complete_experts: Float[jax.Array, "k n"]
     """(k, n) complete-data information of u, r g'^2 / sigma^2: diagonal."""
-    complete_gates: jax.Array
+    complete_gates: Float[jax.Array, "k*(k-1)/2 n"]
     """(k (k - 1) / 2, n) complete-data information of v, diag P - P P', its upper triangle."""
-    complete_noise: jax.Array
+    complete_noise: Float[jax.Array, "k n"]
     """(k, n) complete-data information of s, 2 r."""
 
 
 def predictor_derivatives(
-    predictors: jax.Array,
-    y: jax.Array,
-    noise_std: jax.Array,
+    predictors: Float[jax.Array, "predictors n"],
+    y: Float[jax.Array, " n"],
+    noise_std: Float[jax.Array, " k"],
     fn: ScalarFunction,
-    width: jax.Array | None = None,
+    width: Float[jax.Array, ""] | None = None,
 ) -> PredictorDerivatives:
     """Closed-form derivatives of log sum_i P_i(v) N(y; g(u_i), sigma_i^2).
 
@@ -125,8 +126,8 @@ def likelihood_curvature(
     fn: ScalarFunction,
     noise: NoiseModel,
     fit_intercept: bool,
-    ridge: jax.Array | float = 0.0,
-    width: jax.Array | None = None,
+    ridge: Float[jax.Array, ""] | float = 0.0,
+    width: Float[jax.Array, ""] | None = None,
 ) -> Curvature:
     """Log-likelihood, gradient, observed and complete-data information, in one pass over the data.
 

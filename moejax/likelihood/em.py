@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
 from moejax.likelihood.m_step import Expectation, MStep, Point, boehning_bound, maximisation
@@ -42,13 +43,13 @@ class EMRun(NamedTuple):
     """Where a run of EM ended."""
 
     params: MoEParams
-    log_likelihood: jax.Array
+    log_likelihood: Float[jax.Array, ""]
     """() sum over samples at `params`, in nats."""
-    history: jax.Array
+    history: Float[jax.Array, " num_steps"]
     """(num_steps,) objective (with its ridge) of the best point so far at each pass, the start's first; NaN once frozen."""
-    num_steps: jax.Array
+    num_steps: Int[jax.Array, ""]
     """() int32 passes over the data."""
-    converged: jax.Array
+    converged: Bool[jax.Array, ""]
     """() bool: the gain fell below the tolerance."""
     path: MoEParams | None
     """Leaves (num_steps, ..): parameters at each entry of `history`, NaN once frozen; None unless recorded."""
@@ -93,7 +94,9 @@ def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, exper
     return sum_over_blocks(sums_of, blocks)
 
 
-def _log_sum_and_shares(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _log_sum_and_shares(
+    logits: Float[jax.Array, "k n"],
+) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "k n"]]:
     """(n,) log sum exp and (k, n) softmax over the rows of (k, n), with one exponential each."""
     largest = logits.max(axis=0)
     terms = jnp.exp(logits - largest[None])
@@ -106,26 +109,26 @@ class _Climb(NamedTuple):
 
     best: Point
     sums: Expectation
-    objective: jax.Array
+    objective: Float[jax.Array, ""]
     candidate: MStep
-    damping: jax.Array
-    caution: jax.Array
+    damping: Float[jax.Array, ""]
+    caution: Float[jax.Array, ""]
 
 
 def _run(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
-    weights: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n *m"],
+    weights: Float[jax.Array, " n"],
     *,
     fn: ScalarFunction,
     num_steps: int,
     fit_intercept: bool,
     noise: NoiseModel,
-    ridge: jax.Array | float,
+    ridge: Float[jax.Array, ""] | float,
     tolerance: float,
     experts_free: bool,
-    hold_noise: jax.Array | bool = False,
+    hold_noise: Bool[jax.Array, ""] | bool = False,
     record_path: bool = False,
 ) -> EMRun:
     k = params.experts.shape[0]
@@ -199,15 +202,15 @@ def _run(
 
 def gating_em(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
-    weights: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n *m"],
+    weights: Float[jax.Array, " n"],
     *,
     fn: ScalarFunction,
     num_steps: int,
     fit_intercept: bool = False,
     noise: NoiseModel = "known",
-    ridge: jax.Array | float = RIDGE,
+    ridge: Float[jax.Array, ""] | float = RIDGE,
     tolerance: float = 1e-8,
     record_path: bool = False,
 ) -> EMRun:
@@ -244,17 +247,17 @@ def gating_em(
 
 def joint_em(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
-    weights: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n *m"],
+    weights: Float[jax.Array, " n"],
     *,
     fn: ScalarFunction,
     num_steps: int,
     fit_intercept: bool = False,
     noise: NoiseModel = "shared",
-    ridge: jax.Array | float = RIDGE,
+    ridge: Float[jax.Array, ""] | float = RIDGE,
     tolerance: float = 1e-8,
-    hold_noise: jax.Array | bool = False,
+    hold_noise: Bool[jax.Array, ""] | bool = False,
     record_path: bool = False,
 ) -> EMRun:
     """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.

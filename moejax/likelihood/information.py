@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
 from moejax.likelihood.derivatives import likelihood_curvature, predictor_derivatives
@@ -63,13 +64,13 @@ _RANK_TOLERANCE = 10.0
 class Covariance(NamedTuple):
     """Covariance of P parameters, or of linear functions of them, that also knows what the data leave undetermined."""
 
-    matrix: jax.Array
+    matrix: Float[jax.Array, "P P"]
     """(P, P): the inverse of the information; its pseudo-inverse where that is singular."""
-    null: jax.Array
+    null: Float[jax.Array, "P P"]
     """(P, P) positive semi-definite: a linear function c of the parameters is identified if c' null c = 0."""
-    scale: jax.Array
+    scale: Float[jax.Array, "P P"]
     """(P, P): what c' null c is to be compared with; it would equal `null` if nothing were identified."""
-    condition: jax.Array
+    condition: Float[jax.Array, ""]
     """() condition number of the information scaled to a unit diagonal, so that units do not matter; infinite if it is singular or
     indefinite."""
 
@@ -90,14 +91,14 @@ def parameter_blocks(
 
 def fisher_information(
     params: MoEParams,
-    x: jax.Array,
+    x: Float[jax.Array, "n d"],
     activation: ActivationLike,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
-    weights: jax.Array | None = None,
+    weights: Float[jax.Array, " n"] | None = None,
     num_nodes: int = NUM_NODES,
-) -> jax.Array:
+) -> Float[jax.Array, "P P"]:
     r"""(P, P): sum_j w_j E[s(y, x_j) s(y, x_j)' | x_j], s the score, y from the mixture at `params`.
 
     E over y is the sum over experts of P_i times the trapezoidal rule in (y - g(u_i)) / sigma_i.
@@ -156,7 +157,9 @@ def _free_noise(noise_score: jax.Array, noise: NoiseModel) -> jax.Array:
     return noise_score if noise == "per_expert" else noise_score[:0]
 
 
-def _information_of(design: jax.Array, coefficients: jax.Array, num_predictors: int) -> jax.Array:
+def _information_of(
+    design: Float[jax.Array, "D B"], coefficients: Float[jax.Array, "pairs B"], num_predictors: int
+) -> Float[jax.Array, "P P"]:
     """(P, P) from a (D, B) block and the (q (q + 1) / 2, B) products of scores in predictors and, after them, log noise."""
     size = design.shape[0]
     # a log sigma is a predictor whose only input is 1
@@ -169,14 +172,14 @@ def _information_of(design: jax.Array, coefficients: jax.Array, num_predictors: 
 
 def score_outer_products(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
-    squared_weights: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
+    squared_weights: Float[jax.Array, " n"],
     activation: ActivationLike,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
-) -> jax.Array:
+) -> Float[jax.Array, "P P"]:
     """(P, P): J = sum_j squared_weights_j s_j s_j', s_j (P,) the score of sample j.
 
     Args:
@@ -201,15 +204,15 @@ def score_outer_products(
 
 def observed_information(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
-    weights: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"],
     activation: ActivationLike,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
-    num_samples: jax.Array | None = None,
-) -> jax.Array:
+    num_samples: Float[jax.Array, ""] | None = None,
+) -> Float[jax.Array, "P P"]:
     """(P, P): H = minus the Hessian of sum_j weights_j log p(y_j | x_j), without ridge.
 
     For a g with kinks, its derivatives are averaged over the standard error of a linear predictor (see the module), that of
@@ -227,7 +230,7 @@ def observed_information(
     return curvature.observed
 
 
-def cramer_rao_bound(information: jax.Array) -> Covariance:
+def cramer_rao_bound(information: Float[jax.Array, "P P"]) -> Covariance:
     """The covariance (P, P) that no unbiased estimate goes below: the inverse of the Fisher information (P, P).
 
     A singular information gives the bound of what is identified, and says what is not; it never fails.
@@ -235,7 +238,7 @@ def cramer_rao_bound(information: jax.Array) -> Covariance:
     return inverse_of_information(information)
 
 
-def inverse_of_information(information: jax.Array) -> Covariance:
+def inverse_of_information(information: Float[jax.Array, "P P"]) -> Covariance:
     """The inverse (P, P) of an information (P, P), and what it leaves undetermined."""
     diagonal = jnp.diag(information)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
@@ -251,13 +254,13 @@ def inverse_of_information(information: jax.Array) -> Covariance:
 
 def covariance(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
     activation: ActivationLike,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
-    weights: jax.Array | None = None,
+    weights: Float[jax.Array, " n"] | None = None,
     kind: CovarianceKind = "observed",
 ) -> Covariance:
     """Covariance of the maximum-likelihood estimate, from the data.
@@ -291,7 +294,7 @@ def covariance(
     return bread._replace(matrix=bread.matrix @ filling @ bread.matrix)
 
 
-def transform_covariance(of: Covariance, jacobian: jax.Array) -> Covariance:
+def transform_covariance(of: Covariance, jacobian: Float[jax.Array, "Q P"]) -> Covariance:
     """The covariance of Q functions of the parameters with derivatives `jacobian` (Q, P): exact for linear ones."""
     matrix, null, scale = (jacobian @ a @ jacobian.T for a in (of.matrix, of.null, of.scale))
     return Covariance(matrix, null, scale, of.condition)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.predictors import Predictors, gate_centring, weighted_gram
@@ -21,7 +22,7 @@ class Point(NamedTuple):
     """Where EM is."""
 
     predictors: Predictors
-    noise_std: jax.Array
+    noise_std: Float[jax.Array, " k *m"]
     """(k,), or (k, m)"""
 
 
@@ -31,23 +32,25 @@ class Expectation(NamedTuple):
     With m outputs, what is of each expert is of each output of each expert: k m for k.
     """
 
-    log_likelihood: jax.Array
+    log_likelihood: Float[jax.Array, ""]
     """()"""
-    gate_gradient: jax.Array
+    gate_gradient: Float[jax.Array, "k-1 D"]
     """(k - 1, D) sum (r - P) x."""
-    gate_information: jax.Array
+    gate_information: Float[jax.Array, "G G"]
     """((k - 1) D, (k - 1) D) sum (diag P - P P') (x) x x'."""
-    counts: jax.Array
+    counts: Float[jax.Array, " k"]
     """(k,) sum r."""
-    squares: jax.Array
+    squares: Float[jax.Array, " k"]
     """(k,) sum r (y - g)^2."""
-    expert_gradient: jax.Array | None
+    expert_gradient: Float[jax.Array, "k D"] | None
     """(k, D) sum r (y - g) g' x; None where the experts are fixed."""
-    expert_information: jax.Array | None
+    expert_information: Float[jax.Array, "k D D"] | None
     """(k, D, D) sum r g'^2 x x'; None where the experts are fixed."""
 
 
-def boehning_bound(blocks: SampleBlocks, num_experts: int, ridge: jax.Array) -> jax.Array:
+def boehning_bound(
+    blocks: SampleBlocks, num_experts: int, ridge: Float[jax.Array, ""]
+) -> Float[jax.Array, "G G"]:
     """((k-1) D, (k-1) D): (I - 11'/k) / 2 (x) sum w x x' and the ridge: no Hessian of the gates' objective is larger."""
     gram = sum_over_blocks(lambda design, y, weights: weighted_gram(design, weights[None])[0], blocks)
     eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
@@ -58,9 +61,9 @@ class MStep(NamedTuple):
     """A point that the M-step proposes."""
 
     point: Point
-    promised: jax.Array
+    promised: Float[jax.Array, ""]
     """() its gain of the expected log-likelihood, were g linear and the gates' objective quadratic."""
-    shortened: jax.Array
+    shortened: Bool[jax.Array, ""]
     """() bool: the gates' step went beyond where it can be trusted and was cut there."""
 
 
@@ -68,12 +71,12 @@ def maximisation(
     point: Point,
     sums: Expectation,
     *,
-    damping: jax.Array,
-    caution: jax.Array,
-    bound: jax.Array,
-    ridge: jax.Array,
+    damping: Float[jax.Array, ""],
+    caution: Float[jax.Array, ""],
+    bound: Float[jax.Array, "G G"],
+    ridge: Float[jax.Array, ""],
     noise: NoiseModel,
-    hold_noise: jax.Array | bool = False,
+    hold_noise: Bool[jax.Array, ""] | bool = False,
 ) -> MStep:
     """The M-step from the sums of an E-step, damped.
 
@@ -119,8 +122,12 @@ def maximisation(
 
 
 def _trusted_step(
-    hessian: jax.Array, gradient: jax.Array, bound: jax.Array, mu: jax.Array, total: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    hessian: Float[jax.Array, "G G"],
+    gradient: Float[jax.Array, " G"],
+    bound: Float[jax.Array, "G G"],
+    mu: Float[jax.Array, ""],
+    total: Float[jax.Array, ""],
+) -> tuple[Float[jax.Array, " G"], Bool[jax.Array, ""]]:
     """The step (H + mu B)^-1 gradient of the gates, cut to where it can be trusted, and whether it was.
 
     The quadratic model of a softmax holds over a few nats of the logits, whose change is measured in B; with mu >= 1 it is a bound.
@@ -133,7 +140,9 @@ def _trusted_step(
     return jnp.where(shortened, TRUSTED_CHANGE / change, 1.0) * step, shortened
 
 
-def _least_squares(gram: jax.Array, gradient: jax.Array) -> jax.Array:
+def _least_squares(
+    gram: Float[jax.Array, "k D D"], gradient: Float[jax.Array, "k D"]
+) -> Float[jax.Array, "k D"]:
     """(k, D): gram^-1 gradient for each of (k, D, D) and (k, D), zero where that is not finite."""
     size, info = gram.shape[1], jnp.finfo(gram.dtype)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / size
@@ -143,7 +152,12 @@ def _least_squares(gram: jax.Array, gradient: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(step), step, 0.0)
 
 
-def noise_m_step(noise_std: jax.Array, counts: jax.Array, squares: jax.Array, noise: NoiseModel) -> jax.Array:
+def noise_m_step(
+    noise_std: Float[jax.Array, " k *m"],
+    counts: Float[jax.Array, " k *m"],
+    squares: Float[jax.Array, " k *m"],
+    noise: NoiseModel,
+) -> Float[jax.Array, " k *m"]:
     """(k,), or (k, m): the noise that maximises the expected log-likelihood; `noise_std` itself where it is known."""
     if noise == "known":
         return noise_std

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import sample_blocks, sample_scale
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature
@@ -34,13 +35,13 @@ class PolishRun(NamedTuple):
     """Where a polish ended."""
 
     params: MoEParams
-    log_likelihood: jax.Array
+    log_likelihood: Float[jax.Array, ""]
     """() penalised log-likelihood at `params`, in nats."""
-    history: jax.Array
+    history: Float[jax.Array, " num_steps"]
     """(num_steps,) penalised log-likelihood after each pass, never decreasing; NaN after convergence."""
-    num_steps: jax.Array
+    num_steps: Int[jax.Array, ""]
     """() int32 passes over the data before convergence."""
-    converged: jax.Array
+    converged: Bool[jax.Array, ""]
     """() bool: the next damped Newton step promises less than the tolerance."""
     curvature: Curvature
     """At `params`."""
@@ -59,17 +60,17 @@ _DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
 class DampedStep(NamedTuple):
     """A step (H + mu C) delta = gradient."""
 
-    delta: jax.Array
+    delta: Float[jax.Array, " P"]
     """(P,)"""
-    promised: jax.Array
+    promised: Float[jax.Array, ""]
     """() its gain in nats by the quadratic model, or half its slope where that is more."""
-    damping: jax.Array
+    damping: Float[jax.Array, ""]
     """() mu."""
-    found: jax.Array
+    found: Bool[jax.Array, ""]
     """() bool: whether a mu made H + mu C positive definite; else delta is zero."""
 
 
-def damped_step(curvature: Curvature, damping: jax.Array) -> DampedStep:
+def damped_step(curvature: Curvature, damping: Float[jax.Array, ""]) -> DampedStep:
     """The step with the first mu of damping * (1, 10, 100, 1000) that makes H + mu C positive definite.
 
     The complete-data information C gets a small multiple of its own diagonal, for parameters the data do not reach.
@@ -97,18 +98,18 @@ def damped_step(curvature: Curvature, damping: jax.Array) -> DampedStep:
 class _Ascent(NamedTuple):
     """The state of a polish: where it is, and the step that the next pass tries."""
 
-    free: jax.Array
+    free: Float[jax.Array, " P"]
     now: Curvature
-    damping: jax.Array
+    damping: Float[jax.Array, ""]
     step: DampedStep
-    passes: jax.Array
+    passes: Int[jax.Array, ""]
 
 
 def polish(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
-    weights: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"],
     *,
     fn: ScalarFunction,
     num_steps: int = 50,

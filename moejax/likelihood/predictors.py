@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.model.mixture import MoEParams, NoiseModel
 
@@ -22,12 +23,12 @@ from moejax.model.mixture import MoEParams, NoiseModel
 class Predictors(NamedTuple):
     """The 2 k - 1 linear predictors u_1..u_k, v_1..v_{k-1} of a mixture: rows @ design + offsets."""
 
-    rows: jax.Array
+    rows: Float[jax.Array, " 2*k-1 D"]
     """(2k - 1, D)"""
-    offsets: jax.Array
+    offsets: Float[jax.Array, " 2*k-1"]
     """(2k - 1,): biases that are not fitted; zero where they are in the rows."""
 
-    def __call__(self, design: jax.Array) -> jax.Array:
+    def __call__(self, design: Float[jax.Array, "D B"]) -> Float[jax.Array, "q B"]:
         """(2k - 1, B) from a (D, B) block."""
         return self.rows @ design + self.offsets[:, None]
 
@@ -41,7 +42,9 @@ def predictors_of(params: MoEParams, *, fit_intercept: bool) -> Predictors:
     return Predictors(rows, biases)
 
 
-def params_of(predictors: Predictors, noise_std: jax.Array, *, fit_intercept: bool) -> MoEParams:
+def params_of(
+    predictors: Predictors, noise_std: Float[jax.Array, " k *m"], *, fit_intercept: bool
+) -> MoEParams:
     """The inverse of `predictors_of`."""
     shape, size = noise_std.shape, noise_std.size
     rows, biases = predictors
@@ -52,7 +55,9 @@ def params_of(predictors: Predictors, noise_std: jax.Array, *, fit_intercept: bo
     return MoEParams(experts, gating, noise_std, expert_bias, gating_bias)
 
 
-def weighted_gram(design: jax.Array, coefficients: jax.Array) -> jax.Array:
+def weighted_gram(
+    design: Float[jax.Array, "D n"], coefficients: Float[jax.Array, "p n"]
+) -> Float[jax.Array, "p D D"]:
     """(p, D, D): sum_j coefficients[p, j] design[:, j] design[:, j]', from (D, n) and (p, n)."""
     size = design.shape[0]
     rows, columns = np.triu_indices(size)
@@ -61,7 +66,7 @@ def weighted_gram(design: jax.Array, coefficients: jax.Array) -> jax.Array:
     return sums[:, _index_of_pair(size)]
 
 
-def block_matrix(blocks: jax.Array) -> jax.Array:
+def block_matrix(blocks: Float[jax.Array, "pairs D D"]) -> Float[jax.Array, "BD BD"]:
     """(B D, B D) symmetric matrix from the (B (B + 1) / 2, D, D) blocks of its upper triangle."""
     count = int((np.sqrt(8 * blocks.shape[0] + 1) - 1) / 2)
     size = blocks.shape[1]
@@ -76,12 +81,12 @@ def _index_of_pair(size: int) -> np.ndarray:
     return index
 
 
-def gate_centring(num_experts: int, dtype: jnp.dtype) -> jax.Array:
+def gate_centring(num_experts: int, dtype: jnp.dtype) -> Float[jax.Array, "{num_experts}-1 {num_experts}-1"]:
     """(k - 1, k - 1): I - 11'/k; the quadratic form of the free gates that is sum_i ||w_i - mean w||^2."""
     return jnp.asarray(np.eye(num_experts - 1) - 1.0 / num_experts, dtype)
 
 
-def gate_penalty(gates: jax.Array) -> jax.Array:
+def gate_penalty(gates: Float[jax.Array, "free_gates D"]) -> Float[jax.Array, ""]:
     """(): sum_i ||w_i - mean w||^2 / 2 of the (k - 1, D) free gates and the last, which is zero."""
     return 0.5 * jnp.sum(gates * (gate_centring(gates.shape[0] + 1, gates.dtype) @ gates))
 
@@ -91,7 +96,7 @@ def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
     return {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
 
 
-def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> jax.Array:
+def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> Float[jax.Array, " P"]:
     """(P,): experts (k D), all gates but the last ((k - 1) D), log noise (0, 1 or k), D = d or d + 1 with biases."""
     rows = predictors_of(params, fit_intercept=fit_intercept).rows
     log_noise = jnp.log(params.noise_std)[: num_noise_parameters(noise, params.noise_std.shape[0])]
@@ -99,7 +104,7 @@ def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool
 
 
 def params_from_free(
-    free: jax.Array, like: MoEParams, *, noise: NoiseModel, fit_intercept: bool
+    free: Float[jax.Array, " P"], like: MoEParams, *, noise: NoiseModel, fit_intercept: bool
 ) -> MoEParams:
     """The inverse of `free_parameters`; what is not free is taken from `like`."""
     rows, offsets = predictors_of(like, fit_intercept=fit_intercept)

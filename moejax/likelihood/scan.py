@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int
 
 
 def frozen_scan(
     advance: Callable[[Any], tuple[Any, Any, jax.Array]], state: Any, num_steps: int
-) -> tuple[Any, Any, jax.Array, jax.Array]:
+) -> tuple[Any, Any, Int[jax.Array, ""], Bool[jax.Array, ""]]:
     """Scan `advance` for a fixed budget; a lane that is done freezes, the others go on.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from moejax.methods.from_moments import MOMENT_PASSES
 from moejax.methods.gradient_descent import (
@@ -44,17 +45,22 @@ LOSS_RATE = 0.05
 class GatedLossMoments(NamedTuple):
     """The two moments of which the loss is a polynomial, in a basis W (d, k) of T2's top-k span."""
 
-    second: jax.Array
+    second: Float[jax.Array, "k k"]
     """(k, k) W' T2 W."""
-    fourth: jax.Array
+    fourth: Float[jax.Array, "k k k k"]
     """(k, k, k, k) T4(W, W, W, W)."""
-    metric: jax.Array
+    metric: Float[jax.Array, "k k"]
     """(k, k) W'W."""
 
 
 def gated_loss(
-    coordinates: jax.Array, moments: GatedLossMoments, *, mu: float, penalty: jax.Array | float, delta: float
-) -> jax.Array:
+    coordinates: Float[jax.Array, "k k"],
+    moments: GatedLossMoments,
+    *,
+    mu: float,
+    penalty: Float[jax.Array, ""] | float,
+    delta: float,
+) -> Float[jax.Array, ""]:
     """The loss of U = V W', V (k, k) its coordinates, by rows:
 
         sum_{i != j} T4(u_i, u_i, u_j, u_j) - mu sum_i T4(u_i, u_i, u_i, u_i) + lambda sum_i (T2(u_i, u_i) - 1)^2 + delta/2 ||U||^2.
@@ -74,13 +80,13 @@ def gated_loss(
 class GatedLossExperts(NamedTuple):
     """What the gated loss says of the experts."""
 
-    experts: jax.Array
+    experts: Float[jax.Array, "k d"]
     """(k, d) unit rows; signs are open where order 1 does not tell them."""
-    loss: jax.Array
+    loss: Float[jax.Array, ""]
     """() the least found."""
-    second_moment_eigenvalue: jax.Array
+    second_moment_eigenvalue: Float[jax.Array, ""]
     """() the k-th of T2."""
-    converged: jax.Array
+    converged: Bool[jax.Array, ""]
     """() bool: the loss is stationary at the experts (LOSS_GRADIENT)."""
 
 

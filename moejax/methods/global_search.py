@@ -21,6 +21,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import sample_scale
 from moejax.likelihood.collapse import is_collapsed, label_rounding
@@ -94,12 +95,14 @@ def search_sample(key: jax.Array, problem: Problem) -> Problem:
     return problem._replace(x=problem.x[rows], y=problem.y[rows], weights=problem.weights[rows])
 
 
-def search_ridge(problem: Problem, config: MethodConfig) -> jax.Array:
+def search_ridge(problem: Problem, config: MethodConfig) -> Float[jax.Array, ""]:
     """() the ridge of the search: SEARCH_RIDGE for each sample, or that of the fit where it is more."""
     return jnp.maximum(SEARCH_RIDGE * problem.weights.sum(), jnp.asarray(config.ridge, problem.x.dtype))
 
 
-def ridges_of(num_generations: int, num_last: int, problem: Problem, config: MethodConfig) -> jax.Array:
+def ridges_of(
+    num_generations: int, num_last: int, problem: Problem, config: MethodConfig
+) -> Float[jax.Array, " {num_generations}"]:
     """(g,) the ridge of each generation: the search's, and in the last ones down to the fit's by equal factors."""
     high = search_ridge(problem, config)
     low = jnp.clip(jnp.asarray(config.ridge, high.dtype), SMALLEST_RIDGE * problem.weights.sum(), high)
@@ -108,7 +111,7 @@ def ridges_of(num_generations: int, num_last: int, problem: Problem, config: Met
 
 
 def climb(
-    starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: int, ridge: jax.Array
+    starts: MoEParams, problem: Problem, config: MethodConfig, num_steps: int, ridge: Float[jax.Array, ""]
 ) -> Mixtures:
     """EM from every start, leaves (s, ..), with a ridge () on the gates.
 
@@ -138,7 +141,9 @@ def climb(
     return jax.lax.map(run, starts, batch_size=batch_size)
 
 
-def repetitions(profiles: jax.Array, same: jax.Array | float) -> jax.Array:
+def repetitions(
+    profiles: Float[jax.Array, "s n"], same: Float[jax.Array, ""] | float
+) -> Bool[jax.Array, " s"]:
     """(s,): which rows are within a sum of squares `same` of an earlier one that is itself no repetition."""
     profiles = profiles - profiles[:1]  # against cancellation
     squares = jnp.sum(profiles**2, axis=1)
@@ -152,7 +157,10 @@ def repetitions(profiles: jax.Array, same: jax.Array | float) -> jax.Array:
 
 
 def keep_best(
-    mixtures: Mixtures, count: int, same: jax.Array | float, beside: jax.Array | None = None
+    mixtures: Mixtures,
+    count: int,
+    same: Float[jax.Array, ""] | float,
+    beside: Float[jax.Array, "b n"] | None = None,
 ) -> Mixtures:
     """The `count` best of (s, ..) mixtures, best first.
 
@@ -165,7 +173,7 @@ def keep_best(
     return _rows(ranked._replace(values=jnp.where(repeated, -jnp.inf, ranked.values)), kept)
 
 
-def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> jax.Array:
+def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> Bool[jax.Array, " s"]:
     """(s,): which of mixtures, leaves (s, ..), may be as good as the first on the data that `sample` was drawn from.
 
     The difference of two log-likelihoods is a sum over the sample, and has a standard error (Vuong 1989).
@@ -178,7 +186,7 @@ def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> jax.Ar
     return ~(mean * weights.sum() > RULED_OUT * jnp.sqrt(variance))
 
 
-def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) -> jax.Array:
+def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) -> Int[jax.Array, ""]:
     """() index of the run, leaves (s, ..), with the most log-likelihood among those without a collapsed expert, if there are any.
 
     Where experts have noises of their own the likelihood has no bound, and a run that collapsed has more than every proper one.

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
 from moejax.likelihood.em import expectation
@@ -40,7 +41,7 @@ def _known_noise(params: MoEParams, problem: Problem, config: MethodConfig) -> M
 
 # Gradient descent
 
-Loss = Callable[[MoEParams, jax.Array, jax.Array], jax.Array]
+Loss = Callable[[MoEParams, Float[jax.Array, "n d"], Float[jax.Array, " n"]], Float[jax.Array, " n"]]
 """(params, x (n, d), y (n,)) -> (n,) loss of each sample."""
 
 MINIBATCH = 256
@@ -55,11 +56,11 @@ is steep and rough."""
 class Descent(NamedTuple):
     """Where runs of gradient descent, s of them side by side, ended."""
 
-    free: jax.Array
+    free: Float[jax.Array, "s P"]
     """(s, P) free parameters."""
-    loss: jax.Array
+    loss: Float[jax.Array, " s"]
     """(s,) mean loss of a sample over the last pass."""
-    path: jax.Array
+    path: Float[jax.Array, "num_passes s P"]
     """(num_passes, s, P) free parameters after every pass."""
 
 
@@ -73,8 +74,8 @@ def _minibatches(key: jax.Array, problem: Problem, batch_size: int) -> SampleBlo
 
 def descend(
     key: jax.Array,
-    free: jax.Array,
-    rates: jax.Array,
+    free: Float[jax.Array, "s P"],
+    rates: Float[jax.Array, " s"],
     batches: SampleBlocks,
     *,
     objective: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
@@ -132,9 +133,9 @@ class GradientFit(NamedTuple):
     params: MoEParams
     path: MoEParams
     """Leaves (num_passes, ..): after every pass."""
-    loss: jax.Array
+    loss: Float[jax.Array, ""]
     """() mean loss of a sample over its last pass."""
-    rate: jax.Array
+    rate: Float[jax.Array, ""]
     """() learning rate that the pilot chose."""
     num_passes: int
     """Of the pilot and of all runs."""
@@ -150,7 +151,7 @@ def gradient_descent(
     noise: NoiseModel,
     experts_free: bool = True,
     batch_size: int | None = MINIBATCH,
-    rates: np.ndarray = LEARNING_RATES,
+    rates: Float[np.ndarray, " num_rates"] = LEARNING_RATES,
 ) -> GradientFit:
     """A loss of the mixture minimised over experts, gates and noise from several starts, the best of which is kept.
 
@@ -228,7 +229,7 @@ def squared_error(fn: ScalarFunction) -> Loss:
     return lambda params, x, y: (y - predict(params, x, fn)) ** 2
 
 
-def _history(path: MoEParams, problem: Problem, config: MethodConfig) -> jax.Array:
+def _history(path: MoEParams, problem: Problem, config: MethodConfig) -> Float[jax.Array, " h"]:
     """(h,) log-likelihood along a path. No method looks at it, so it counts as no passes, and is not computed if not asked for."""
     blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=False)
 
@@ -241,7 +242,7 @@ def _history(path: MoEParams, problem: Problem, config: MethodConfig) -> jax.Arr
     return jax.lax.map(value, path)
 
 
-def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, jax.Array]:
+def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Float[jax.Array, ""]]:
     """The problem with its labels and noise in a unit () in which unit-norm experts make labels of their spread, and that unit.
 
     A homogeneous g, such as the linear one, takes any unit up in its experts; for any other g the unit is 1.
@@ -262,7 +263,7 @@ def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> 
     return starts._replace(expert_bias=starts.expert_bias + label_mean(standard))
 
 
-def _in_label_units(params: MoEParams, unit: jax.Array) -> MoEParams:
+def _in_label_units(params: MoEParams, unit: Float[jax.Array, ""]) -> MoEParams:
     """Parameters for labels y from those for labels y / unit."""
     return params._replace(
         experts=unit * params.experts,

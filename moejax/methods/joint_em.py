@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.likelihood.em import EMRun, joint_em
@@ -22,14 +23,14 @@ CLUSTERWISE_DAMPING = 1e-2
 
 
 def clusterwise_regression(
-    experts: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    weights: jax.Array,
+    experts: Float[jax.Array, "k d"],
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
+    weights: Float[jax.Array, " n"],
     *,
     fn: ScalarFunction,
     num_steps: int = CLUSTERWISE_PASSES,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[jax.Array, "k d"], Float[jax.Array, ""]]:
     """k-means with regressions for centres (Spaeth 1979): each sample goes to the expert that predicts it best.
 
     min over assignments z and experts a of sum_j weights_j (y_j - g(a_{z_j} . x_j))^2, by turns: the assignment exactly, each

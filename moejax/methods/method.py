@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from moejax.checks import require
 from moejax.methods.options import FitOptions, Start
@@ -38,13 +39,13 @@ METHOD_STATUS = SPECTRAL_STATUS | {
 class Problem(NamedTuple):
     """What a method is given: a sample, and what is known about it."""
 
-    x: jax.Array
+    x: Float[jax.Array, "n d"]
     """(n, d) inputs."""
-    y: jax.Array
+    y: Float[jax.Array, " n *m"]
     """(n,) labels, or (n, m)."""
-    weights: jax.Array
+    weights: Float[jax.Array, " n"]
     """(n,) sample weights, zero for padding."""
-    noise_std: jax.Array
+    noise_std: Float[jax.Array, "*m"]
     """() or (m,): noise level for which the label transforms were built; also the starting value of EM."""
     transforms: SpectralTransforms | None
     """Label transforms of the fitted activation at that noise; None for a method that uses no moments."""
@@ -82,18 +83,18 @@ class MethodResult(NamedTuple):
     """An estimate and how it was reached."""
 
     params: MoEParams
-    mixing_weights: jax.Array
+    mixing_weights: Float[jax.Array, " k"]
     """(k,) estimated E[P_i]."""
-    history: jax.Array
+    history: Float[jax.Array, " h"]
     """(h,) objective in nats at every pass over the data, stage after stage; NaN where a stage had converged. It is the
     log-likelihood less the ridge's penalty on the gates, which EM and the polish never lower; of gradient descent, without it."""
-    num_iterations: jax.Array
+    num_iterations: Int[jax.Array, ""]
     """() int32 passes over the data made, those of pilots, moments and every start included."""
-    status: jax.Array
+    status: Int[jax.Array, ""]
     """() int32, a key of METHOD_STATUS; 0 is ok."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics, where the method uses moments."""
-    optima: jax.Array | None = None
+    optima: Float[jax.Array, " p"] | None = None
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
     path: MoEParams | None = None
     """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is; None unless `record_path` asks for it."""

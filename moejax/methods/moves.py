@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import MoEParams, regauge, unit_rows
@@ -21,9 +22,9 @@ class Mixtures(NamedTuple):
 
     params: MoEParams
     """Leaves (s, ..)."""
-    values: jax.Array
+    values: Float[jax.Array, " s"]
     """(s,) log-likelihoods in nats; minus infinity where EM broke down, or for a repetition of a better one."""
-    profiles: jax.Array
+    profiles: Float[jax.Array, "s n"]
     """(s, n) log-densities of the samples, times the square roots of their weights: equal for a mixture and its relabelling."""
 
 
@@ -64,11 +65,11 @@ def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
 
 
 def _child(
-    kind: jax.Array,
-    dropped: jax.Array,
-    chosen: jax.Array,
-    expert_draws: jax.Array,
-    gate_draw: jax.Array,
+    kind: Int[jax.Array, ""],
+    dropped: Int[jax.Array, ""],
+    chosen: Int[jax.Array, ""],
+    expert_draws: Float[jax.Array, "2 *m d"],
+    gate_draw: Float[jax.Array, " d"],
     parent: MoEParams,
     other: MoEParams,
 ) -> MoEParams:

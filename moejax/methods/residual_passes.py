@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.em import RIDGE, gating_em
 from moejax.model.activations import ScalarFunction, activation_facts, apply_activation
@@ -52,14 +53,14 @@ GATING_TOLERANCE = 1e-7
 class ConditionalMeans(NamedTuple):
     """Tables of h_i(z) = E[l(g(z) + sigma_i N)] over a uniform grid of z, for some label transforms l and every expert."""
 
-    start: jax.Array
+    start: Float[jax.Array, ""]
     """() smallest z."""
-    step: jax.Array
+    step: Float[jax.Array, ""]
     """() spacing."""
-    values: jax.Array
+    values: Float[jax.Array, "t k num_nodes"]
     """(t, k, num_nodes); linear between the nodes, constant beyond them."""
 
-    def __call__(self, z: jax.Array) -> jax.Array:
+    def __call__(self, z: Float[jax.Array, "k n"]) -> Float[jax.Array, "t k n"]:
         """(t, k, n) from the experts' predictors z (k, n)."""
         t, k, num_nodes = self.values.shape
         position = jnp.clip((z - self.start) / self.step, 0, num_nodes - 1)
@@ -72,7 +73,7 @@ class ConditionalMeans(NamedTuple):
 
 
 def conditional_means(
-    transforms: tuple[LabelTransform, ...], noise_std: jax.Array, *, fn: ScalarFunction
+    transforms: tuple[LabelTransform, ...], noise_std: Float[jax.Array, " k"], *, fn: ScalarFunction
 ) -> ConditionalMeans:
     """h_i(z) = E[l(g(z) + sigma_i N)] of the transforms as they are applied, by quadrature over the noise.
 
@@ -96,10 +97,10 @@ def conditional_means(
 
 def residual_labels(
     params: MoEParams,
-    x: jax.Array,
-    y: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
     transforms: SpectralTransforms,
-    scale: jax.Array,
+    scale: Float[jax.Array, ""],
     *,
     fn: ScalarFunction,
     chunk_size: int | None = None,
@@ -143,19 +144,19 @@ class ResidualEstimate(NamedTuple):
 
     params: MoEParams
     """Unit-norm experts of the pass kept, the gates that gating EM fits to them, and the noise of that fit."""
-    mixing_weights: jax.Array
+    mixing_weights: Float[jax.Array, " k"]
     """(k,) weighted mean of the gates over the sample."""
-    history: jax.Array
+    history: Float[jax.Array, " gating_passes"]
     """((num_passes + 1) * GATING_STEPS,) histories of gating EM (`EMRun.history`), in nats; NaN where one had converged."""
-    num_steps: jax.Array
+    num_steps: Int[jax.Array, ""]
     """() int32 passes of gating EM over the data."""
-    converged: jax.Array
+    converged: Bool[jax.Array, ""]
     """() bool: gating EM with the kept experts converged."""
-    log_likelihoods: jax.Array
+    log_likelihoods: Float[jax.Array, " passes"]
     """(num_passes + 1,) after gating EM with the experts of each pass, the plain ones first."""
-    experts: jax.Array
+    experts: Float[jax.Array, "passes k d"]
     """(num_passes + 1, k, d) of each pass."""
-    best_pass: jax.Array
+    best_pass: Int[jax.Array, ""]
     """() int32: which was kept, the one of highest likelihood."""
     spectral: SpectralEstimate
     """Of the pass kept."""
@@ -163,11 +164,11 @@ class ResidualEstimate(NamedTuple):
 
 def residual_estimate(
     key: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
+    x: Float[jax.Array, "n d"],
+    y: Float[jax.Array, " n"],
     transforms: SpectralTransforms,
-    weights: jax.Array,
-    noise_std: jax.Array,
+    weights: Float[jax.Array, " n"],
+    noise_std: Float[jax.Array, ""],
     *,
     fn: ScalarFunction,
     num_experts: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from moejax.methods.method import MethodConfig, Problem
 from moejax.model.gaussian import standard_normal
@@ -14,26 +15,26 @@ def _num_starts(config: MethodConfig) -> int:
     return 1 if config.num_starts is None else config.num_starts
 
 
-def _best(values: jax.Array) -> jax.Array:
+def _best(values: Float[jax.Array, " s"]) -> Int[jax.Array, ""]:
     """() index of the largest finite value."""
     return jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
 
 
-def zero_gates(experts: jax.Array, noise_std: jax.Array) -> MoEParams:
+def zero_gates(experts: Float[jax.Array, "k *m d"], noise_std: Float[jax.Array, "*m"] | float) -> MoEParams:
     """Experts (k, d) with one noise level (), or (k, m, d) with (m,); zero gates and no biases."""
     zeros = jnp.zeros(experts.shape[:-1], experts.dtype)
     gates = jnp.zeros((experts.shape[0], experts.shape[-1] + 1), experts.dtype)
     return MoEParams(experts, gates[:, :-1], jnp.broadcast_to(noise_std, zeros.shape), zeros, gates[:, -1])
 
 
-def label_spread(problem: Problem) -> jax.Array:
+def label_spread(problem: Problem) -> Float[jax.Array, "*m"]:
     """(), or (m,): the weighted standard deviation of the labels."""
     share = problem.weights / problem.weights.sum()
     centred = problem.y - jnp.broadcast_to(label_mean(problem), problem.y.shape)
     return jnp.sqrt(share @ jnp.where(_per_row(problem.weights > 0, centred), centred, 0) ** 2)
 
 
-def label_mean(problem: Problem) -> jax.Array:
+def label_mean(problem: Problem) -> Float[jax.Array, "*m"]:
     """(), or (m,): the weighted mean of the labels."""
     share = problem.weights / problem.weights.sum()
     return share @ jnp.where(_per_row(problem.weights > 0, problem.y), problem.y, 0)
@@ -44,7 +45,11 @@ def _per_row(values: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def random_starts(
-    key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int, noise_std: jax.Array
+    key: jax.Array,
+    problem: Problem,
+    config: MethodConfig,
+    num_starts: int,
+    noise_std: Float[jax.Array, "*m"] | float,
 ) -> MoEParams:
     """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level (), or (m,) for several outputs.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature
@@ -25,7 +26,7 @@ NATS_FROM_STATIONARY = 0.5
 STATIONARY_DAMPING = 1e-6
 
 
-def is_stationary(curvature: Curvature, weights: jax.Array) -> jax.Array:
+def is_stationary(curvature: Curvature, weights: Float[jax.Array, " n"]) -> Bool[jax.Array, ""]:
     """(): whether the Newton step of an objective in nats, on samples of weights (n,), gains less than NATS_FROM_STATIONARY.
 
     False at a saddle, where the information is not positive definite, and where anything is not finite.
@@ -36,7 +37,7 @@ def is_stationary(curvature: Curvature, weights: jax.Array) -> jax.Array:
 
 def likelihood_is_stationary(
     params: MoEParams, problem: Problem, config: MethodConfig, *, experts_free: bool = True
-) -> jax.Array:
+) -> Bool[jax.Array, ""]:
     """(): whether the likelihood is stationary in experts, gates and noise, or in the gates and the noise alone."""
     weights, k = problem.weights, config.num_experts
     width = None

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from moejax.environment import is_machines_fault
 from moejax.model.gaussian import HALF_WIDTH
@@ -155,7 +155,7 @@ def activation_and_slope(
     return jax.jvp(lambda s: apply_activation(fn, s), (t,), (jnp.ones_like(t),))
 
 
-def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> np.ndarray:
     """g at points, in double precision whatever JAX's default is, also while a program is being traced."""
     return _on_host(functools.partial(_elementwise, fn), points)
 
