@@ -333,3 +333,16 @@ def processor_name() -> str:
     except OSError:
         return platform.processor()
     return platform.processor()
+
+
+def runs_on_cpu() -> bool:
+    """Whether a program that is traced now will run on a CPU: on the device of `jax.default_device`, else on JAX's default one.
+
+    Sizes of blocks depend on it. JAX's own caches of programs have the default device in their keys.
+    """
+    import jax
+
+    device = jax.config.values.get("jax_default_device")
+    if device is None:
+        return jax.default_backend() == "cpu"
+    return (device if isinstance(device, str) else device.platform) == "cpu"

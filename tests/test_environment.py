@@ -2,9 +2,13 @@
 
 import fcntl
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from moejax import environment
+from moejax.environment import runs_on_cpu
+from moejax.likelihood.blocks import sample_blocks
 from moejax.sweep.execution.cores import CoreClaim
 
 
@@ -117,3 +121,19 @@ def test_memory_of_gpus_comes_from_their_driver(tmp_path, monkeypatch):
     assert environment.gpu_memory_bytes() == 40960 * 2**20
     program.write_text("#!/bin/sh\nexit 9\n")
     assert environment.gpu_memory_bytes() is None
+
+
+def test_a_program_for_a_cpu_of_another_machine_has_the_cpus_blocks(monkeypatch):
+    """On a machine whose default is an accelerator, `jax.default_device` places a fit on its CPU."""
+    x, y, weights = jnp.zeros((20_000, 2)), jnp.zeros(20_000), jnp.ones(20_000)
+
+    def block_size() -> int:
+        return sample_blocks(x, y, weights, fit_intercept=False).design.shape[2]
+
+    on_cpu = block_size()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not runs_on_cpu()
+    assert block_size() > on_cpu
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert runs_on_cpu()
+        assert block_size() == on_cpu

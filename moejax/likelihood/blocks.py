@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from moejax.environment import runs_on_cpu
 from moejax.model.mixture import with_stand_ins
 
 BLOCK_SIZE = 2048
@@ -43,7 +44,7 @@ def sample_blocks(
     Samples of weight zero, and those that fill the last block, become copies of a used one (`mixture.with_stand_ins`).
     """
     if block_size is None:
-        block_size = BLOCK_SIZE if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_SIZE
+        block_size = BLOCK_SIZE if runs_on_cpu() else ACCELERATOR_BLOCK_SIZE
     n = x.shape[0]
     block_size = max(min(block_size, n), 1)
     num_blocks = -(-n // block_size)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from moejax.environment import runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
 from moejax.likelihood.derivatives import likelihood_curvature, predictor_derivatives
 from moejax.likelihood.predictors import (
@@ -117,7 +118,7 @@ def fisher_information(
     noise_std = params.noise_std[:, None]
     grid = gaussian_grid(num_nodes, dtype=dtype)
     weights = jnp.ones_like(x[:, 0]) if weights is None else weights
-    block_size = CPU_BLOCK_SIZE if jax.default_backend() == "cpu" else None
+    block_size = CPU_BLOCK_SIZE if runs_on_cpu() else None
     blocks = sample_blocks(
         x, jnp.zeros_like(weights), weights, fit_intercept=fit_intercept, block_size=block_size
     )

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from moejax.environment import runs_on_cpu
 from moejax.likelihood.blocks import sample_scale
 from moejax.likelihood.collapse import is_collapsed, label_rounding
 from moejax.likelihood.em import EMRun, gating_em, joint_em
@@ -137,7 +138,7 @@ def climb(
         return Mixtures(end.params, value, jnp.where(present, roots * profile, 0.0))
 
     count = starts.noise_std.shape[0]
-    batch_size = min(SIDE_BY_SIDE, count) if jax.default_backend() == "cpu" else count
+    batch_size = min(SIDE_BY_SIDE, count) if runs_on_cpu() else count
     return jax.lax.map(run, starts, batch_size=batch_size)
 
 

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from moejax.environment import runs_on_cpu
+
 LARGEST_SOLVED, LARGEST_FACTORISED, LARGEST_ROTATED = 12, 8, 6
 """Rows up to which matrices side by side take less time than LAPACK for one after the other: linear systems, triangular and
 orthonormal factors, eigenvalues and singular values. Up to these sizes they also take less than a batched LAPACK call if the batch
@@ -100,7 +102,7 @@ class _Batched:
             a if batched else jnp.broadcast_to(a[None], (size, *a.shape))
             for a, batched in zip(matrices, in_batched, strict=True)
         )
-        if jax.default_backend() != "cpu":
+        if not runs_on_cpu():
             result = jax.vmap(self._of_one)(*matrices)
         elif matrices[0].shape[1] <= self._largest:
             result = self._of_many(*matrices)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.environment import PRNG
+from moejax.environment import PRNG, runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.methods.method import METHOD_STATUS, MethodConfig, Problem, get_method
 from moejax.methods.preparation import transforms_at
@@ -158,7 +158,7 @@ def _draw(
     def put(block: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.tree.map(lambda all_blocks, new: all_blocks.at[block].set(new), drawn, draw(block))
 
-    if jax.default_backend() == "cpu":
+    if runs_on_cpu():
         nothing = (
             jnp.zeros((num_blocks, SAMPLING_BLOCK, spec.dim), dtype),
             jnp.zeros((num_blocks, SAMPLING_BLOCK), dtype),
