@@ -43,7 +43,6 @@ def fake(tmp_path, monkeypatch):
     # figures take seconds, and have tests of their own
     monkeypatch.setattr("moejax.sweep.report.figures.write_figures", lambda figures, folder: [])
     real = {name: getattr(core, name) for name in NAMES}
-    variables = dict(os.environ)
     toml, plugin = write_inputs(tmp_path)
     module = module_name(read_plugin(plugin))
     yield toml, plugin
@@ -51,8 +50,6 @@ def fake(tmp_path, monkeypatch):
         setattr(core, name, value)
     sys.modules.pop(module, None)
     chunk._prepared.cache_clear()
-    os.environ.clear()
-    os.environ.update(variables)
 
 
 def sweep(fake, out: Path, *overrides: str, **options) -> dict:

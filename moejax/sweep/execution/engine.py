@@ -321,11 +321,4 @@ def _failed_result(failed: FailedTrials) -> ChunkResult:
         reasons=dict.fromkeys(range(trials), failed.reason),
         arrays={},
         started=time.time(),
-        wall_seconds=0.0,
-        compile_seconds=0.0,
-        compilations=0,
-        execute_seconds=0.0,
-        host="",
-        process=0,
-        device="",
     )

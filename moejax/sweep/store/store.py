@@ -93,9 +93,9 @@ class Store:
             raise StoreError(f"{folder}: cannot make the run folder: {error.strerror}") from None
         self._lock = lock_folder(self.folder)
         try:
-            self._previous = read_provenance(self.path)
+            previous = read_provenance(self.path)
             if check is not None:
-                check(self._previous)
+                check(previous)
         except BaseException:
             self._let_go()
             raise
@@ -151,10 +151,6 @@ class Store:
     def journal_mode(self) -> str:
         """ "wal", or "delete" where the file system cannot do WAL."""
         return self._connection.execute("PRAGMA journal_mode").fetchone()[0]
-
-    def previous_provenance(self) -> list[dict[str, Any]]:
-        """Provenance of the earlier runs in this folder that committed a trial, oldest first."""
-        return self._previous
 
     def begin_run(self, plan: Plan, provenance: Mapping[str, Any]) -> None:
         """Record a start of the coordinator, and its plan, in one transaction."""
