@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,20 @@ def test_names_in_every_face_exist():
         for name in module.__all__:  # a name, or a module of the room
             if not hasattr(module, name):
                 importlib.import_module(f"{package}.{name}")
+
+
+def test_only_the_command_line_changes_its_process():
+    """Environment, XLA flags and platform; the others put back what they change for a while."""
+    door = {"use_single_thread", "compile_without_optimisation"}
+    puts_back = {"sweep/execution/dask_cluster.py", "sweep/report/pictures.py", "environment.py"}
+    changing = re.compile(
+        r"os\.environ(\[[^]]+\] = |\.(update|pop|setdefault|clear)\()|update\(.jax_platforms"
+    )
+    for file in FILES:
+        name, text = name_of(file), file.read_text(encoding="utf-8")
+        if not name.startswith("cli/"):
+            assert name in puts_back or not changing.search(text), name
+            assert name == "environment.py" or not any(word in text for word in door), name
 
 
 def test_no_file_is_too_long():

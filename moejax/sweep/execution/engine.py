@@ -27,11 +27,9 @@ class Progress(Protocol):
 
     def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
         """Counts so far; `known` grows when cells ask for more trials."""
-        ...
 
     def note(self, line: str) -> None:
         """Something worth a line: a worker died, trials failed."""
-        ...
 
 
 @dataclasses.dataclass
