@@ -143,17 +143,13 @@ def sweep(
     if pilot and not dry_run:
         raise ValueError("--pilot: goes with --dry-run")
     with stopped_by_signals(), pinned_random_numbers():
-        run = _Run.planned(spec, SweepOptions(**options), own_process)
-        if dry_run:
-            result = _dry_run(run, pilot, tables)
-            done = None
-        else:
-            done = _run_or_exit(run, quiet)
-            result = _tell(run, done, tables)
+        planned = _Run.planned(spec, SweepOptions(**options), own_process)
+        done = None if dry_run else _run_or_exit(planned, quiet)
+        result = _dry_run(planned, pilot, tables) if done is None else _tell(planned, done, tables)
         if as_json:
             print_json(result)
         if done is not None:
-            run.refuse_if_nothing_worked(done)
+            planned.refuse_if_nothing_worked(done)
     return result
 
 
@@ -217,11 +213,11 @@ class _Run:
             )
 
 
-def _run_or_exit(run: _Run, quiet: bool) -> RunSummary:
+def _run_or_exit(planned: _Run, quiet: bool) -> RunSummary:
     """Run; if that is stopped, print what is kept and how to resume, and end the program."""
     notes = make_notes()
     try:
-        return run.execute(notes, quiet)
+        return planned.execute(notes, quiet)
     except KeyboardInterrupt as stop:
         kept = getattr(stop, "__notes__", None)
         if not kept:  # nothing had begun
@@ -231,12 +227,12 @@ def _run_or_exit(run: _Run, quiet: bool) -> RunSummary:
         raise SystemExit(exit_status(stop)) from None
 
 
-def _tell(run: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
+def _tell(planned: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
     """Write summary and figures, and print what a run did."""
     from moejax.console import duration
     from moejax.sweep.execution.work_queue import summarise_failures
 
-    folder = run.sweep.folder
+    folder = planned.sweep.folder
     summary, written = write_results(folder)
     failed = f" ({done.broken_before:,} failed: --retry-failed runs them again)" if done.broken_before else ""
     if not done.trials_run:
@@ -245,7 +241,7 @@ def _tell(run: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
         reused = f", {done.trials_reused:,} reused{failed}" if done.trials_reused else ""
         lines = [
             f"{done.trials_run:,} trials run in {duration(done.wall_seconds)} "
-            f"({done.trials_run / max(done.wall_seconds, 1e-9):.1f}/s on {run.place.description}; "
+            f"({done.trials_run / max(done.wall_seconds, 1e-9):.1f}/s on {planned.place.description}; "
             f"{done.compilations} compilations, {duration(done.compile_seconds)}){reused}"
         ]
     if done.failures:
@@ -299,12 +295,12 @@ def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path
     tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
-def _dry_run(run: _Run, pilot: bool, tables: Console) -> dict[str, Any]:
+def _dry_run(planned: _Run, pilot: bool, tables: Console) -> dict[str, Any]:
     from moejax.sweep.execution.pilot import time_bucket
     from moejax.sweep.plan.estimate import total_seconds
     from moejax.sweep.report.terminal import print_plan
 
-    plan, place = run.sweep.plan, run.place
+    plan, place = planned.sweep.plan, planned.place
     timings = []
     if pilot:
         settings = worker_settings(plan.plugins)

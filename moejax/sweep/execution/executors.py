@@ -37,18 +37,23 @@ class Executor(Protocol):
 
     def workers(self) -> list[str]:
         """Names of the workers that are alive."""
+        ...
 
     def news(self) -> list[str]:
         """Lines worth telling since the last call, such as what is waited for."""
+        ...
 
     def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
         """Start a chunk on a worker: `run(task)`."""
+        ...
 
     def wait(self, seconds: float) -> list[Outcome]:
         """Outcomes since the last call; waits for the first of them, at most this long."""
+        ...
 
     def close(self) -> None:
         """End what is still running, and the workers that were started for it."""
+        ...
 
 
 class InProcessExecutor:
