@@ -76,7 +76,7 @@ def sound_folder() -> tuple[Path, bytes, dict[str, Any]]:
     plan = make_plan(read_spec(spec))
     rng = np.random.default_rng(0)
     with Store(folder) as store:
-        store.begin_run(plan, collect_provenance(plan, spec, (), "fuzz"))
+        store.begin_run(plan, collect_provenance(plan, (), "fuzz"))
         for position, cell in enumerate(plan.cells):
             for first in (0, 6):
                 trials = [(position, trial) for trial in range(first, first + 6)]

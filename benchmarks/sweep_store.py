@@ -38,7 +38,7 @@ def main() -> None:
         folder = Path(name) / "run"
         started = time.perf_counter()
         with Store(folder) as store:
-            store.begin_run(plan, collect_provenance(plan, spec, (), "benchmark"))
+            store.begin_run(plan, collect_provenance(plan, (), "benchmark"))
             for position, cell in enumerate(plan.cells):
                 trials = [(position, trial) for trial in range(plan.spec.trials)]
                 store.add_chunk(

@@ -25,27 +25,22 @@ def soft_threshold(t):
 
 moejax.register_activation(NAME, soft_threshold)
 
-SPEC = f"""
-name = "new-activation"
-methods = ["spectral", "spectral_em"]
-trials = 40
-pad_samples_to = [32768]
-activation = "{NAME}"
-dim = 10
-num_experts = 3
-noise_std = 0.1
-
-[grid]
-num_samples = [1000, 2000, 4000, 8000, 16000, 32000]
-"""
-QUICK = ("trials=10", "num_samples=[2400, 4000]", "pad_samples_to=[4096]")
+SPEC = {
+    "name": "new-activation",
+    "methods": ["spectral", "spectral_em"],
+    "trials": 40,
+    "pad_samples_to": [32768],
+    "activation": NAME,
+    "dim": 10,
+    "num_experts": 3,
+    "noise_std": 0.1,
+    "grid": {"num_samples": [1000, 2000, 4000, 8000, 16000, 32000]},
+}
+QUICK = {"trials": 10, "num_samples": [2400, 4000], "pad_samples_to": [4096]}
 
 
 def main() -> None:
     from moejax.cli.activations import activation_rows, print_activation_rows
-    from moejax.cli.options import Common
-    from moejax.cli.program import configure_jax
-    from moejax.sweep import commands, load
     from moejax.sweep.report.figures import line_figure
     from moejax.sweep.report.summary import estimates
 
@@ -56,20 +51,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/new-activation"))
     parser.add_argument("--workers", type=int)
     options = parser.parse_args()
-    configure_jax(Common(), "float32")
 
     # 1. Which label transforms it has, which order of tensor to decompose, and what each costs
     print_activation_rows(activation_rows(NAME, 0.1))
 
     # 2. The sweep; the same command again resumes it
-    options.out.mkdir(parents=True, exist_ok=True)
-    spec = options.out / "spec.toml"
-    spec.write_text(SPEC, encoding="utf-8")
-    overrides = QUICK if options.quick else ()
-    commands.sweep(spec, out=options.out, set=overrides, plugin=[Path(__file__)], workers=options.workers)
+    table = moejax.sweep.run(
+        SPEC,
+        out=options.out,
+        overrides=QUICK if options.quick else {},
+        plugins=[__file__],
+        workers=options.workers,
+        quiet=False,
+    )
 
-    # 3. The table and the figure
-    table = load(options.out)
+    # 3. The figure
     figure = line_figure(
         estimates(table, ["num_samples"]),
         "num_samples",

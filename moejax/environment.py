@@ -232,13 +232,13 @@ def cpu_model() -> str:
     return " ".join([platform.machine(), *fields.values()])
 
 
+BLAS_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""They are read when NumPy is imported."""
 SINGLE_THREADED = {
     # LLVM compiles a program on one core faster in one piece than in 32.
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
     "NPROC": "1",  # the size of XLA's own thread pool
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    **BLAS_THREADS,
 }
 
 

@@ -56,7 +56,7 @@ def made_up_store(root: Path, spec: str = SPEC) -> tuple[Path, Path, Plan]:
     toml.write_text(spec)
     plan = make_plan(read_spec(toml))
     with Store(folder) as store:
-        store.begin_run(plan, collect_provenance(plan, toml, (), "nobody"))
+        store.begin_run(plan, collect_provenance(plan, (), "nobody"))
         for position in range(len(plan.cells)):
             for first in range(0, plan.spec.trials, CHUNK):
                 add(store, plan, position, first)

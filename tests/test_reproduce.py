@@ -19,11 +19,12 @@ import pytest
 from moejax.cli import program as cli
 from moejax.reproduce.cell_functions import read_study
 from moejax.reproduce.claims import Number, compute, render
-from moejax.reproduce.experiment import Experiment, load_experiments, load_module, override_texts
+from moejax.reproduce.experiment import Experiment, load_experiments, load_module
 from moejax.reproduce.runner import reproduce
 from moejax.sweep import commands, load
 from moejax.sweep.plan.plan import join_plans, make_plan
 from moejax.sweep.report.summary import estimates
+from moejax.sweep.spec.overrides import override_texts
 from moejax.sweep.spec.parse import parse_spec, read_spec
 
 ROOT = Path(__file__).parents[1]
@@ -76,15 +77,6 @@ EXPERIMENT = Experiment(spec="sweeps/study.toml", program=("group",), run_cell=r
 """
 
 
-@pytest.fixture
-def variables(monkeypatch):
-    """Environment variables as they were: a sweep sets those of its workers."""
-    before = dict(os.environ)
-    yield monkeypatch
-    os.environ.clear()
-    os.environ.update(before)
-
-
 def make_root(folder: Path, names=("first", "second"), quick=None) -> Path:
     for name in ("experiments", "sweeps"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -122,7 +114,7 @@ def test_refusals_are_one_line(capsys, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_dry_run_says_how_long_the_last_full_runs_took(capsys, tmp_path, variables):
+def test_a_dry_run_says_how_long_the_last_full_runs_took(capsys, tmp_path):
     make_root(tmp_path)
     for name, seconds in (("first", 70.0), ("second", 50.4)):
         folder = tmp_path / "results" / name
@@ -170,16 +162,13 @@ def test_plans_are_joined_by_shape():
 @pytest.fixture(scope="module")
 def quick_root(tmp_path_factory):
     """A root whose two experiments have run once, quick; and what reproduce said."""
-    before = dict(os.environ)
     root = make_root(tmp_path_factory.mktemp("root"))
     said = reproduce(root=root, quick=True, workers=1, quiet=True)
-    yield root, said
-    os.environ.clear()
-    os.environ.update(before)
+    return root, said
 
 
 @pytest.mark.slow
-def test_rows_are_those_of_the_sweeps_alone(quick_root, tmp_path, variables):
+def test_rows_are_those_of_the_sweeps_alone(quick_root, tmp_path):
     root, said = quick_root
     assert said["programs"] == 1  # both experiments' sizes are padded to 256
     for number, name in enumerate(("first", "second")):
@@ -229,7 +218,7 @@ def test_results_say_where_they_come_from(quick_root):
 
 
 @pytest.mark.slow
-def test_a_second_call_runs_nothing_and_gives_the_same_bytes(quick_root, variables):
+def test_a_second_call_runs_nothing_and_gives_the_same_bytes(quick_root):
     root, _ = quick_root
     kept = ("table.csv", "figure.png", "figure.pdf", "claims.json")
     before = {path: path.read_bytes() for path in root.glob("results/*/*") if path.name in kept}
@@ -240,7 +229,7 @@ def test_a_second_call_runs_nothing_and_gives_the_same_bytes(quick_root, variabl
 
 
 @pytest.mark.slow
-def test_a_quick_run_does_not_replace_a_full_one(quick_root, variables):
+def test_a_quick_run_does_not_replace_a_full_one(quick_root):
     root, _ = quick_root
     full = reproduce(["first"], root=root, workers=1, quiet=True)
     assert full["results"] == str(root / "results")
@@ -257,7 +246,7 @@ def test_a_quick_run_does_not_replace_a_full_one(quick_root, variables):
 
 
 @pytest.mark.slow
-def test_an_experiment_whose_figure_fails_does_not_stop_the_others(quick_root, variables):
+def test_an_experiment_whose_figure_fails_does_not_stop_the_others(quick_root):
     root, _ = quick_root
     broken = EXPERIMENT.replace("{QUICK}", repr({"trials": 2, "num_samples": [100]})).replace("NAME", "first")
     broken = broken.replace("    return figure\n", "    raise KeyError('nothing')\n")
@@ -296,10 +285,10 @@ def test_a_misspelt_field_is_one_line_that_names_the_file(tmp_path, capsys, monk
     assert "qucik" in error
 
 
-def test_studies_resume_cell_by_cell(tmp_path, variables):
+def test_studies_resume_cell_by_cell(tmp_path, monkeypatch):
     make_root(tmp_path, names=())
     log = tmp_path / "log"
-    variables.setenv("STUDY_LOG", str(log))
+    monkeypatch.setenv("STUDY_LOG", str(log))
     (tmp_path / "experiments" / "study.py").write_text(STUDY)
     spec = tmp_path / "sweeps" / "study.toml"
     spec.write_text(
@@ -350,7 +339,7 @@ def test_every_experiment_of_the_repository_has_a_plan_and_the_quick_ones_share_
 
 
 @pytest.mark.slow
-def test_another_seed_agrees_within_monte_carlo_error(tmp_path, variables):
+def test_another_seed_agrees_within_monte_carlo_error(tmp_path):
     """Means of log errors and success rates of the quick form of one experiment, on two seeds, within 4 standard errors."""
     root, tables = _root_with(tmp_path, "gating_scale"), []
     experiment = root / "experiments" / "gating_scale.py"

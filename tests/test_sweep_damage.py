@@ -76,8 +76,8 @@ def raise_interrupt(*_: object) -> None:
 @pytest.mark.parametrize("again", [False, True])
 def test_ctrl_c_while_a_chunk_is_written_leaves_whole_chunks(tmp_path, again, monkeypatch):
     """At every few lines of the code that writes; `again`: once more while the half that is there is undone."""
-    toml, folder, plan = made_up_store(tmp_path)
-    provenance = collect_provenance(plan, toml, (), "nobody")
+    _, folder, plan = made_up_store(tmp_path)
+    provenance = collect_provenance(plan, (), "nobody")
     line, outcomes = 0, set()
     while True:
         change(folder, *(f"DELETE FROM {table}" for table in ("arrays", "trials", "timings", "chunks")))
@@ -203,8 +203,8 @@ def test_of_several_sweeps_one_that_is_refused_leaves_all_as_they_were(tmp_path,
     sweeps = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        toml, folder, plan = made_up_store(tmp_path / name)
-        sweeps.append(PlannedSweep(plan, folder, toml))
+        _, folder, plan = made_up_store(tmp_path / name)
+        sweeps.append(PlannedSweep(plan, folder))
     change(sweeps[1].folder, "UPDATE runs SET provenance = '{}'")
     before = [folder_digest(sweep.folder) for sweep in sweeps]
     plan = join_plans([sweep.plan for sweep in sweeps])
@@ -283,7 +283,7 @@ def test_a_store_that_did_not_change_is_checked_once(tmp_path, monkeypatch):
 
 
 def test_repair_keeps_what_is_sound_and_the_rest_is_run_again(tmp_path, capsys):
-    toml, folder, plan = made_up_store(tmp_path)
+    _, folder, plan = made_up_store(tmp_path)
     whole = load(folder)
     change(folder, DAMAGE["a number"], "UPDATE arrays SET content = x'00' WHERE trial = 8 AND cell = 2")
     old = (folder / STORE_NAME).read_bytes()
@@ -295,7 +295,7 @@ def test_repair_keeps_what_is_sound_and_the_rest_is_run_again(tmp_path, capsys):
     pd.testing.assert_frame_equal(kept, expected.reset_index(drop=True), check_exact=True)
     assert len(load_arrays(folder)) == 20 - 3
     with Store(folder) as store:  # the same sweep goes on
-        store.begin_run(plan, collect_provenance(plan, toml, (), "nobody"))
+        store.begin_run(plan, collect_provenance(plan, (), "nobody"))
         assert [sorted(set(range(12)) - set(cell.values)) for cell in store.committed()] == [[3], [3, 8]]
 
 
@@ -357,13 +357,13 @@ def test_repair_refuses_what_cannot_be_read(tmp_path):
 
 
 def test_a_store_without_digests_opens_and_gets_them(tmp_path):
-    toml, folder, plan = made_up_store(tmp_path)
+    _, folder, plan = made_up_store(tmp_path)
     whole, times = load(folder), load_timings(folder)
     make_old(folder)
     pd.testing.assert_frame_equal(load(folder), whole, check_exact=True)
     pd.testing.assert_frame_equal(load_timings(folder), times)
     with Store(folder) as store:
-        store.begin_run(plan, collect_provenance(plan, toml, (), "nobody"))
+        store.begin_run(plan, collect_provenance(plan, (), "nobody"))
     pd.testing.assert_frame_equal(load(folder), whole, check_exact=True)
     change(folder, DAMAGE["a number"])
     with pytest.raises(StoreError, match="2 of 24 rows of trials"):

@@ -40,15 +40,6 @@ from moejax.sweep.store.schema import STORE_NAME
 SECONDS = 30.0
 
 
-@pytest.fixture
-def same_environment():
-    """Dask's nannies set variables of this process."""
-    variables = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(variables)
-
-
 def wait_until(condition, process: subprocess.Popen | None = None):
     deadline = time.monotonic() + SECONDS
     while not (found := condition()):
@@ -150,7 +141,7 @@ def a_users_dask_settings():
         yield
 
 
-def test_functions_run_for_who_has_the_certificates(tmp_path, same_environment, a_users_dask_settings):
+def test_functions_run_for_who_has_the_certificates(tmp_path, a_users_dask_settings):
     """The attack of these tests works where it is let in."""
     executor = local_executor(2)
     try:
@@ -221,7 +212,7 @@ def certificate_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_slurms_workers_join_with_temporary_certificates(fake_slurm, tmp_path, same_environment):
+def test_slurms_workers_join_with_temporary_certificates(fake_slurm, tmp_path):
     executor = slurm_executor(Path("slurm.toml"))
     try:
         wait_until(executor.workers)

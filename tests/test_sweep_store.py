@@ -155,8 +155,9 @@ def test_falls_back_where_wal_is_impossible(tmp_path, monkeypatch):
 
 def test_a_kill_while_the_tables_are_made_leaves_a_usable_folder(tmp_path):
     (tmp_path / schema.STORE_NAME).write_bytes(b"")
-    with Store(tmp_path) as store:
-        assert store.previous_provenance() == []
+    previous = []
+    with Store(tmp_path, previous.append):
+        assert previous == [[]]
 
 
 def test_a_checkout_is_dirty_by_its_sources_not_by_its_results(tmp_path):
@@ -210,4 +211,4 @@ def test_the_text_of_the_spec_is_the_one_that_was_read(tmp_path):
     toml, _, plan = made_up_store(tmp_path)
     text = toml.read_text()
     toml.unlink()  # as a pipe has nothing left
-    assert collect_provenance(plan, toml, (), "nobody")["spec_text"] == text
+    assert collect_provenance(plan, (), "nobody")["spec_text"] == text

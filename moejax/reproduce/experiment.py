@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -132,11 +131,6 @@ def _spec_path(spec: str | Path, root: Path, name: str) -> Path:
         if (folder / spec).is_file():
             return folder / spec
     raise SpecError(f"{root / spec}: cannot read the spec of the experiment {name}: no such file")
-
-
-def override_texts(overrides: dict[str, Any]) -> tuple[str, ...]:
-    """The overrides as `moejax sweep --set` takes them."""
-    return tuple(f"{key}={json.dumps(value)}" for key, value in overrides.items())
 
 
 def load_module(path: Path) -> types.ModuleType:

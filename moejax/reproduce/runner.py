@@ -18,8 +18,9 @@ from rich.table import Table
 
 from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
-from moejax.reproduce.experiment import ExperimentFile, load_experiments, override_texts
+from moejax.reproduce.experiment import ExperimentFile, load_experiments
 from moejax.reproduce.results_folder import RunFacts, read_manifest, write_gallery, write_results
+from moejax.sweep.spec.overrides import override_texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -282,7 +283,6 @@ class _Session:
             PlannedSweep(
                 self.plans[experiment.name],
                 self.folder(experiment),
-                experiment.spec_path,
                 override_texts(experiment.overrides),
                 self.across_versions,
             )
@@ -340,7 +340,7 @@ class _Session:
                 {
                     "git": git_state(Path(__file__).parent),
                     "trials": len(run.table),
-                    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+                    "xla_flags": workers.xla_flags,
                 }
             ],
             started=run.started,

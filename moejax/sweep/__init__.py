@@ -11,6 +11,7 @@ from moejax.sweep.spec.parse import Spec, parse_spec, read_spec
 from moejax.sweep.spec.positions import SpecError
 
 if TYPE_CHECKING:
+    from moejax.sweep.commands import run
     from moejax.sweep.store.read import export_table, load, load_arrays, load_runs, load_timings
 
 __all__ = [
@@ -23,10 +24,11 @@ __all__ = [
     "load_timings",
     "parse_spec",
     "read_spec",
+    "run",
     "trial_key",
 ]
 
-_ON_FIRST_USE: dict[str, str] = dict.fromkeys(
+_ON_FIRST_USE: dict[str, str] = {"run": "moejax.sweep.commands"} | dict.fromkeys(
     ("export_table", "load", "load_arrays", "load_runs", "load_timings"), "moejax.sweep.store.read"
 )
 """They need pandas, which a worker does not."""

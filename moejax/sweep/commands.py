@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from moejax.sweep.execution.signals import exit_status, stopped_by_signals
 from moejax.sweep.execution.worker import configure
 from moejax.sweep.plan.plan import Plan, make_plan
 from moejax.sweep.plan.plugins import run_plugins
-from moejax.sweep.spec.parse import read_spec
+from moejax.sweep.spec.overrides import override_texts
+from moejax.sweep.spec.parse import Spec, read_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,30 +36,82 @@ RUNS_FOLDER = "runs"
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """How a sweep is run; the fields are options of `moejax sweep`."""
+    """How a sweep is run: the options of that name of `moejax sweep`, whose `--help` explains them."""
 
     out: Path | None = None
-    """The run folder; default runs/<name of the spec>."""
     workers: int | None = None
-    """Processes on this machine; 1: this process. Default: one per core, or one per GPU."""
     set: Sequence[str] = ()
-    """KEY=VALUE overrides of the spec."""
     plugin: Sequence[Path] = ()
-    """Python files that register activations, methods, input distributions or metrics; besides the spec's own."""
     cluster: str | None = None
-    """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
     security: Path | None = None
-    """TOML file that names the certificates for the cluster; see `moejax.sweep.execution.security`."""
     worker_timeout: float | None = None
-    """Seconds without any worker after which the sweep ends; default: 120 for workers of this machine, no end for a cluster."""
     vmap_width: int | None = None
-    """Trials that run side by side in one program; default 1 on CPUs."""
     retry_failed: bool = False
-    """Run trials again that raised, or whose worker died."""
     repair: bool = False
-    """First replace a damaged store by what is sound in it; the damaged file stays beside it."""
     across_versions: bool = False
-    """Go on although the folder holds results of another version or source of moejax, or of another JAX."""
+
+
+def run(
+    spec: Path | str | Mapping[str, Any] | Spec,
+    *,
+    out: Path | str | None = None,
+    dry_run: bool = False,
+    workers: int | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    plugins: Sequence[Path | str] = (),
+    quiet: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """Run a sweep, or go on with it, and return its table: trials that are in the run folder are not run again.
+
+    The folder is as `moejax sweep` makes it, but for the summary and the figures, which `moejax report` adds. Environment, JAX's
+    configuration and signal handlers are afterwards as before. Trials that run in this process run with its XLA as it is, on
+    several threads perhaps: their numbers may differ in the last digits from those of workers.
+
+    Args:
+        spec: a TOML file, a mapping with its keys and tables, or a checked `Spec`.
+        out: the run folder; default runs/<name of the spec>.
+        dry_run: run and write nothing, and return a table of the compiled programs.
+        workers: processes; 1: this process. Default: one per core, or one per GPU, for which a script needs
+            `if __name__ == "__main__":`.
+        overrides: key -> value, or KEY=VALUE texts, in place of what the spec says.
+        plugins: Python files that register what the spec names; besides the spec's own.
+        quiet: print nothing; otherwise progress and notes on stderr.
+        options: `cluster`, `security`, `worker_timeout`, `vmap_width`, `retry_failed`, `repair` and `across_versions`, as
+            `moejax sweep --help` explains them.
+
+    Returns:
+        The table of `moejax.sweep.load`.
+
+    Raises:
+        ValueError: the spec or an option. OSError: the folder, the store or the cluster. NoResultError: every trial failed.
+
+    Example:
+        >>> import moejax
+        >>> spec = {"methods": ["joint_em"], "trials": 2, "grid": {"num_samples": [100, 200, 500]}}
+        >>> moejax.sweep.run(spec, dry_run=True)[["label", "cells"]]
+                                     label  cells
+        0  joint_em linear d=10 k=3 n<=256      2
+        1  joint_em linear d=10 k=3 n<=512      1
+    """
+    import pandas as pd
+
+    from moejax.sweep.execution.dask_cluster import log_levels_kept
+    from moejax.sweep.store.read import load
+
+    given = SweepOptions(
+        out=None if out is None else Path(out),
+        workers=workers,
+        set=override_texts(overrides) if isinstance(overrides, Mapping) else tuple(overrides),
+        plugin=[Path(plugin) for plugin in plugins],
+        **options,
+    )
+    with stopped_by_signals(), pinned_random_numbers(), log_levels_kept():
+        planned = _Run.planned(spec, given)
+        if dry_run:
+            return pd.DataFrame(_programs(planned.sweep.plan))
+        planned.refuse_if_nothing_worked(planned.execute(make_notes(quiet=quiet), quiet))
+    return load(planned.sweep.folder)
 
 
 def sweep(
@@ -90,17 +143,13 @@ def sweep(
     if pilot and not dry_run:
         raise ValueError("--pilot: goes with --dry-run")
     with stopped_by_signals(), pinned_random_numbers():
-        run = _Run.planned(spec, SweepOptions(**options), own_process)
-        if dry_run:
-            result = _dry_run(run, pilot, tables)
-            done = None
-        else:
-            done = _run_or_exit(run, quiet)
-            result = _tell(run, done, tables)
+        planned = _Run.planned(spec, SweepOptions(**options), own_process)
+        done = None if dry_run else _run_or_exit(planned, quiet)
+        result = _dry_run(planned, pilot, tables) if done is None else _tell(planned, done, tables)
         if as_json:
             print_json(result)
         if done is not None:
-            run.refuse_if_nothing_worked(done)
+            planned.refuse_if_nothing_worked(done)
     return result
 
 
@@ -113,8 +162,13 @@ class _Run:
     sweep: PlannedSweep
 
     @classmethod
-    def planned(cls, spec: Path, options: SweepOptions, own_process: Callable[[Place], None]) -> _Run:
-        """Check the options and the spec, and plan; nothing runs yet."""
+    def planned(
+        cls,
+        spec: Path | str | Mapping[str, Any] | Spec,
+        options: SweepOptions,
+        own_process: Callable[[Place], None] = lambda place: None,
+    ) -> _Run:
+        """Check options and spec, and plan; nothing runs yet."""
         from moejax.sweep.execution.coordinator import PlannedSweep
 
         place = Place(options.workers, options.cluster, options.security, options.worker_timeout)
@@ -126,8 +180,7 @@ class _Run:
             checked, run_plugins((*checked.plugins, *options.plugin)), **place.limits(options.vmap_width)
         )
         folder = Path(RUNS_FOLDER) / checked.name if options.out is None else Path(options.out)
-        overrides = tuple(options.set)
-        return cls(options, place, PlannedSweep(plan, folder, spec, overrides, options.across_versions))
+        return cls(options, place, PlannedSweep(plan, folder, tuple(options.set), options.across_versions))
 
     def execute(self, notes: Console, quiet: bool) -> RunSummary:
         """Run what is missing; what needs a line is told to `notes`, and unless `quiet` the progress too."""
@@ -160,11 +213,11 @@ class _Run:
             )
 
 
-def _run_or_exit(run: _Run, quiet: bool) -> RunSummary:
+def _run_or_exit(planned: _Run, quiet: bool) -> RunSummary:
     """Run; if that is stopped, print what is kept and how to resume, and end the program."""
     notes = make_notes()
     try:
-        return run.execute(notes, quiet)
+        return planned.execute(notes, quiet)
     except KeyboardInterrupt as stop:
         kept = getattr(stop, "__notes__", None)
         if not kept:  # nothing had begun
@@ -174,12 +227,12 @@ def _run_or_exit(run: _Run, quiet: bool) -> RunSummary:
         raise SystemExit(exit_status(stop)) from None
 
 
-def _tell(run: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
+def _tell(planned: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
     """Write summary and figures, and print what a run did."""
     from moejax.console import duration
     from moejax.sweep.execution.work_queue import summarise_failures
 
-    folder = run.sweep.folder
+    folder = planned.sweep.folder
     summary, written = write_results(folder)
     failed = f" ({done.broken_before:,} failed: --retry-failed runs them again)" if done.broken_before else ""
     if not done.trials_run:
@@ -188,7 +241,7 @@ def _tell(run: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
         reused = f", {done.trials_reused:,} reused{failed}" if done.trials_reused else ""
         lines = [
             f"{done.trials_run:,} trials run in {duration(done.wall_seconds)} "
-            f"({done.trials_run / max(done.wall_seconds, 1e-9):.1f}/s on {run.place.description}; "
+            f"({done.trials_run / max(done.wall_seconds, 1e-9):.1f}/s on {planned.place.description}; "
             f"{done.compilations} compilations, {duration(done.compile_seconds)}){reused}"
         ]
     if done.failures:
@@ -242,12 +295,12 @@ def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path
     tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
-def _dry_run(run: _Run, pilot: bool, tables: Console) -> dict[str, Any]:
+def _dry_run(planned: _Run, pilot: bool, tables: Console) -> dict[str, Any]:
     from moejax.sweep.execution.pilot import time_bucket
     from moejax.sweep.plan.estimate import total_seconds
     from moejax.sweep.report.terminal import print_plan
 
-    plan, place = run.sweep.plan, run.place
+    plan, place = planned.sweep.plan, planned.place
     timings = []
     if pilot:
         settings = worker_settings(plan.plugins)

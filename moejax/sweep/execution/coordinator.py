@@ -26,7 +26,6 @@ class PlannedSweep:
 
     plan: Plan
     folder: Path
-    spec_path: Path
     overrides: tuple[str, ...] = ()
     across_versions: bool = False
     """Whether the folder may hold results of other code."""
@@ -60,7 +59,7 @@ def run_sweeps(
             KeyboardInterrupt has a note of what is kept in each folder.
     """
     provenances = [
-        collect_provenance(sweep.plan, sweep.spec_path, sweep.overrides, workers.description)
+        collect_provenance(sweep.plan, sweep.overrides, workers.description, workers.xla_flags)
         for sweep in sweeps
     ]
     parts: list[Part] = []

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moejax.checks import describe
-from moejax.environment import single_threaded_environment
+from moejax.environment import BLAS_THREADS, single_threaded_environment
 from moejax.sweep.execution.cores import CoreClaim
 from moejax.sweep.execution.dask_executor import Admission, DaskExecutor
 from moejax.sweep.execution.executors import ClusterError
@@ -36,7 +37,7 @@ from moejax.sweep.execution.slurm import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from distributed import Security
 
@@ -95,6 +96,7 @@ def local_executor(
     with contextlib.ExitStack() as stack:
         stack.callback(claim.release)
         stack.enter_context(dask_config.set(_local_settings()))
+        stack.enter_context(_variables({} if gpus else BLAS_THREADS))
         try:
             with dask_config.set({"temporary-directory": private_scratch_folder()}):
                 cluster = SpecCluster(
@@ -130,6 +132,26 @@ def _local_settings() -> dict[str, Any]:
     settings = {"distributed": copy.deepcopy(dask_config.merge(*dask_config.defaults)["distributed"])}
     with dask_config.set(_DASK_SETTINGS, config=settings):
         return copy.deepcopy(settings)
+
+
+@contextlib.contextmanager
+def _variables(needed: Mapping[str, str]) -> Iterator[None]:
+    """Within the block, this process has the variables that its workers need before their first import.
+
+    Dask itself sets variables of this process when it starts a worker. Afterwards all are as before.
+    """
+    from dask import config as dask_config
+
+    names = {*needed, *dask_config.get("distributed.nanny.pre-spawn-environ"), *_DASK_VARIABLES}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(needed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _abandon(cluster: Any) -> None:
@@ -279,6 +301,8 @@ def worker_preload(core: int | None) -> str:
     )
 
 
+_DASK_VARIABLES = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
+"""What a nanny sets in its process, besides the variables of its configuration."""
 _DASK_SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # the engine retries and isolates
     "distributed.scheduler.work-stealing": False,  # it would move chunks away from their compiled program
@@ -298,5 +322,19 @@ def _quiet() -> None:
     """Dask's log lines are for its developers; what matters is reported as a line of ours."""
     import distributed  # noqa: F401 - with it come levels of its own for some of these
 
-    for name in ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio"):
+    for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+_LOGGERS = ("distributed", "distributed.client", "tornado", "tornado.application", "asyncio")
+
+
+@contextlib.contextmanager
+def log_levels_kept() -> Iterator[None]:
+    """After the block, the levels of the loggers that a sweep silences are as before."""
+    before = {name: logging.getLogger(name).level for name in _LOGGERS}
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -27,11 +27,9 @@ class Progress(Protocol):
 
     def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
         """Counts so far; `known` grows when cells ask for more trials."""
-        ...
 
     def note(self, line: str) -> None:
         """Something worth a line: a worker died, trials failed."""
-        ...
 
 
 @dataclasses.dataclass
@@ -321,11 +319,4 @@ def _failed_result(failed: FailedTrials) -> ChunkResult:
         reasons=dict.fromkeys(range(trials), failed.reason),
         arrays={},
         started=time.time(),
-        wall_seconds=0.0,
-        compile_seconds=0.0,
-        compilations=0,
-        execute_seconds=0.0,
-        host="",
-        process=0,
-        device="",
     )

@@ -87,41 +87,31 @@ class InProcessExecutor:
         self._submitted.clear()
 
 
+@dataclasses.dataclass
 class Workers:
     """The workers of one command: started when they are first needed, kept with their programs, ended by `close`."""
 
-    def __init__(
-        self,
-        start: Callable[[], Executor],
-        description: str,
-        *,
-        join_first: bool = False,
-        warning: str | None = None,
-    ):
-        """Describe workers.
-
-        Args:
-            start: called once.
-            description: in words, for the provenance.
-            join_first: whether `join` starts them.
-            warning: a line that the user should see when they are joined.
-        """
-        self._start = start
-        self._executor: Executor | None = None
-        self._join_first, self._warning = join_first, warning
-        self.description = description
+    start: Callable[[], Executor]
+    description: str
+    """In words, for the provenance."""
+    xla_flags: str = ""
+    join_first: bool = False
+    """Whether they are a cluster, which `join` joins."""
+    warning: str | None = None
+    """What `join` tells the user."""
+    _executor: Executor | None = None
 
     def join(self, note: Callable[[str], None]) -> None:
-        """Join a cluster, so that a wrong address changes nothing on disk; workers of this machine wait until they are needed."""
-        if self._join_first:
+        """Join a cluster, so that a wrong address changes nothing on disk."""
+        if self.join_first:
             self.executor()
-        if self._warning is not None:
-            note(self._warning)
+        if self.warning is not None:
+            note(self.warning)
 
     def executor(self) -> Executor:
         """The executor, started if it is not."""
         if self._executor is None:
-            self._executor = self._start()
+            self._executor = self.start()
         return self._executor
 
     def close(self) -> None:

@@ -12,9 +12,10 @@ from moejax.environment import (
     gpu_memory_bytes,
     memory_bytes,
     require_devices,
+    single_threaded_environment,
     visible_gpus,
 )
-from moejax.sweep.execution.executors import InProcessExecutor, Workers
+from moejax.sweep.execution.executors import Executor, InProcessExecutor, Workers
 from moejax.sweep.plan.chunks import WorkerSettings
 from moejax.sweep.plan.plugins import Plugin
 
@@ -114,23 +115,23 @@ class Place:
         from moejax.sweep.execution.dask_executor import Admission
         from moejax.sweep.execution.security import unencrypted_warning
 
-        cluster, workers = self._cluster, min(self.workers, chunks)
+        flags = os.environ.get("XLA_FLAGS", "")
+        cluster, workers, timeout = self._cluster, min(self.workers, chunks), self._worker_timeout
         if cluster is not None:
-            return Workers(
-                lambda: dask_cluster.cluster_executor(
-                    cluster, self._security, Admission.of(settings), self._worker_timeout
-                ),
-                self.description,
-                join_first=True,
-                warning=unencrypted_warning(cluster),
-            )
+
+            def start() -> Executor:
+                admission = Admission.of(settings)
+                return dask_cluster.cluster_executor(cluster, self._security, admission, timeout)
+
+            return Workers(start, self.description, flags, True, unencrypted_warning(cluster))
         if workers == 1:
-            return Workers(InProcessExecutor, self.description)
+            return Workers(InProcessExecutor, self.description, flags)
+        if not self._gpus:
+            flags = single_threaded_environment()["XLA_FLAGS"]
         return Workers(
-            lambda: dask_cluster.local_executor(
-                workers, self._gpus, Admission.of(settings), self._worker_timeout
-            ),
+            lambda: dask_cluster.local_executor(workers, self._gpus, Admission.of(settings), timeout),
             self.description,
+            flags,
         )
 
 

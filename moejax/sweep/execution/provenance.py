@@ -33,10 +33,19 @@ def package_version() -> str:
     return moejax.__version__
 
 
-def collect_provenance(plan: Plan, spec_path: Path, overrides: Sequence[str], workers: str) -> dict[str, Any]:
-    """Everything about a run that is known when it starts (devices and times come with its chunks)."""
+def collect_provenance(
+    plan: Plan, overrides: Sequence[str], workers: str, xla_flags: str = ""
+) -> dict[str, Any]:
+    """Everything about a run that is known when it starts (devices and times come with its chunks).
+
+    Args:
+        plan: of the sweep.
+        overrides: of its spec.
+        workers: in words.
+        xla_flags: of the workers.
+    """
     return {
-        "spec_file": str(spec_path),
+        "spec_file": plan.spec.places.path,
         "spec_text": plan.spec.places.text,  # as it was read: the file may be a pipe, or another one by now
         "overrides": list(overrides),
         "spec": plan.spec.to_json(),
@@ -61,7 +70,7 @@ def collect_provenance(plan: Plan, spec_path: Path, overrides: Sequence[str], wo
         "processor": processor_name(),
         "cores": os.cpu_count(),
         "workers": workers,
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": xla_flags,
     }
 
 

@@ -69,14 +69,15 @@ class ChunkResult:
     """Recorded extras, such as histories: (m, ...)."""
     started: float
     """Unix time, seconds."""
-    wall_seconds: float
-    compile_seconds: float
-    compilations: int
-    execute_seconds: float
+    wall_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    compilations: int = 0
+    execute_seconds: float = 0.0
     """Wall time inside the compiled program, compilation apart."""
-    host: str
-    process: int
-    device: str
+    host: str = ""
+    process: int = 0
+    """Its number; 0 if the trials did not run."""
+    device: str = ""
 
     def part(self, indices: Sequence[int], compiled_here: bool) -> ChunkResult:
         """The rows at these positions, and their share of the times; a compilation is counted with one part of a chunk."""

@@ -109,22 +109,6 @@ def line_figure(
     return figure
 
 
-def heat_map_figure(
-    summary: pd.DataFrame,
-    x: str,
-    y: str,
-    *,
-    rows: str | None = None,
-    quantity: str = "success_rate",
-    title: str = "",
-) -> Figure:
-    """A map of two fields for every method side by side; arguments as of `line_figure`."""
-    figure, _ = _heatmaps(summary, [y, x], [rows] if rows else [], quantity)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
-
-
 def write_figures(figures: list[NamedFigure], folder: Path) -> list[Path]:
     """Write figures as PNG, the first also as figure.png and figure.pdf; returns what was written."""
     written = []

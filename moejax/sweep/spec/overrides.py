@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from moejax.console import shorten
@@ -11,6 +13,26 @@ from moejax.sweep.spec.fields import FIELDS, LONGEST_SHOWN, METHOD_FIELD
 from moejax.sweep.spec.positions import MAX_NESTING, SpecError, TomlError, parse_toml
 
 _PLAIN = ("name", "methods", "trials", "seed", "pad_samples_to")
+
+
+def override_texts(overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """The overrides as `moejax sweep --set` takes them.
+
+    >>> override_texts({"trials": 5, "grid.activation": ("relu", "tanh")})
+    ('trials=5', 'grid.activation=["relu", "tanh"]')
+    """
+    return tuple(f"{key}={json.dumps(plain(value))}" for key, value in overrides.items())
+
+
+def plain(value: Any) -> Any:
+    """A value as TOML would give it: dicts, lists and numbers in place of other mappings, sequences and NumPy's arrays."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value
 
 
 def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> frozenset[str]:

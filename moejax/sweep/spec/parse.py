@@ -31,7 +31,7 @@ from typing import Any
 
 from moejax.registry import nearest
 from moejax.sweep.spec.fields import FIELDS, METHOD_FIELD, show, whole
-from moejax.sweep.spec.overrides import apply_overrides
+from moejax.sweep.spec.overrides import apply_overrides, plain
 from moejax.sweep.spec.positions import Places, SpecError, parse_toml
 from moejax.sweep.spec.precision import MAX_TRIALS, PRECISION_KEYS, PrecisionRule, parse_precision
 
@@ -161,15 +161,15 @@ def _default(name: str) -> Any:
     return FIELDS[name].default if name in FIELDS else None
 
 
-def read_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
-    """Read and check a spec file.
+def read_spec(spec: Path | str | Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:
+    """Read and check a spec.
 
     Args:
-        path: the TOML file; `-` is stdin.
-        overrides: `KEY=VALUE` strings that replace what the file says.
+        spec: a TOML file (`-` is stdin), a mapping with the keys and tables of one, or a spec that is checked already.
+        overrides: `KEY=VALUE` strings that replace what it says.
 
     Raises:
-        SpecError: one line with file, line, field, value and what is accepted.
+        SpecError: one line with file, line, field, value and what is accepted; or there are overrides for a checked spec.
 
     Examples:
         >>> from pathlib import Path
@@ -177,6 +177,14 @@ def read_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
         >>> moejax.sweep.read_spec(Path("small.toml"), ["trials=7"]).trials
         7
     """
+    if isinstance(spec, Spec):
+        if overrides:
+            raise SpecError("overrides: expected a path or a mapping as the spec with them, got a Spec")
+        return spec
+    if isinstance(spec, Mapping):
+        document = plain(spec)
+        return _checked(document, json.dumps(document, indent=1, default=str), "sweep", overrides)
+    path = Path(spec)
     return parse_spec(read_spec_text(path), path, overrides)
 
 
@@ -206,7 +214,10 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
         >>> moejax.sweep.parse_spec('name = "mine"\\nmethods = ["spectral"]\\ntrials = 5').name
         'mine'
     """
-    document = parse_toml(text, path)
+    return _checked(parse_toml(text, path), text, path, overrides)
+
+
+def _checked(document: dict[str, Any], text: str, path: Path | str, overrides: Sequence[str]) -> Spec:
     overridden = apply_overrides(document, overrides)
     places = Places(path, text, overridden)
     if STUDY_KEY in document:

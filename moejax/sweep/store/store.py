@@ -41,8 +41,6 @@ __all__ = ["COMMIT_SECONDS", "Store", "is_running", "lock_folder"]
 
 COMMIT_SECONDS = 0.25
 """Chunks that end within this time share a commit: a kill loses no more work than this, and what runs."""
-
-
 BUSY_MILLISECONDS = 2000
 """SQLite itself waits this long for another program; no signal is heard meanwhile."""
 FIRST_WORD_SECONDS = 4.0
@@ -93,9 +91,9 @@ class Store:
             raise StoreError(f"{folder}: cannot make the run folder: {error.strerror}") from None
         self._lock = lock_folder(self.folder)
         try:
-            self._previous = read_provenance(self.path)
+            previous = read_provenance(self.path)
             if check is not None:
-                check(self._previous)
+                check(previous)
         except BaseException:
             self._let_go()
             raise
@@ -152,10 +150,6 @@ class Store:
         """ "wal", or "delete" where the file system cannot do WAL."""
         return self._connection.execute("PRAGMA journal_mode").fetchone()[0]
 
-    def previous_provenance(self) -> list[dict[str, Any]]:
-        """Provenance of the earlier runs in this folder that committed a trial, oldest first."""
-        return self._previous
-
     def begin_run(self, plan: Plan, provenance: Mapping[str, Any]) -> None:
         """Record a start of the coordinator, and its plan, in one transaction."""
         spec = plan.spec
@@ -203,16 +197,15 @@ class Store:
             self._insert("runs", {name: [v] for name, v in zip(names, values, strict=True)}, "REPLACE")
         self.commit()
 
-    def forget_failures(self) -> int:
+    def forget_failures(self) -> None:
         """Delete the rows that the engine marked as failed (not what the core judged), to run them again."""
         with self._writing():
             for table in ("timings", "arrays"):
                 self._connection.execute(
                     f"DELETE FROM {table} WHERE (cell, trial) IN (SELECT cell, trial FROM trials WHERE status < 0)"
                 )
-            count = self._connection.execute("DELETE FROM trials WHERE status < 0").rowcount
+            self._connection.execute("DELETE FROM trials WHERE status < 0")
         self.commit()
-        return count
 
     def committed(self, metric: str | None = None) -> list[CellTrials]:
         """The committed trials of the plan's cells, with their values of a metric, in one scan."""
@@ -392,9 +385,7 @@ def read_provenance(path: Path) -> list[dict[str, Any]]:
 
 def _as_stored(kind: str, values: Sequence[Any]) -> list[Any]:
     """Values of a column as Python's own numbers, which is how they are read back."""
-    convert = {"INTEGER": int, "REAL": float}.get(kind)
-    if convert is None:
-        return list(values)
+    convert = {"INTEGER": int, "REAL": float}.get(kind, lambda value: value)
     return [None if value is None else convert(value) for value in values]
 
 
