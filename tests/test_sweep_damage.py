@@ -161,7 +161,7 @@ def test_a_refused_run_changes_nothing(tmp_path, monkeypatch, name):
     if "precision" in name:
         monkeypatch.setattr("moejax.sweep.execution.provenance.float_precision", lambda: "float32")
     if "version" in name:
-        monkeypatch.setattr("moejax.sweep.execution.provenance.package_version", lambda: "99")
+        monkeypatch.setattr("moejax.__version__", "99")
     if name == "newer store":
         change(folder, "PRAGMA user_version=99")
     if name == "damaged":

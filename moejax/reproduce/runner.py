@@ -46,7 +46,7 @@ def reproduce(
     across_versions: bool = False,
     quiet: bool = False,
     as_json: bool = False,
-    own_process: Callable[[Place], None] = lambda place: None,
+    own_process: Callable[[Place], None] | None = None,
 ) -> dict[str, Any]:
     """Make the figures and tables of the experiments, or of those that are named; what is done is not run again.
 

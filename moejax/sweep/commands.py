@@ -10,20 +10,20 @@ import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moejax.checks import NoResultError
 from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
-from moejax.sweep.execution.location import Place, worker_settings
+from moejax.sweep.execution.location import OwnProcess, Place, worker_settings
 from moejax.sweep.execution.signals import exit_status, stopped_by_signals
 from moejax.sweep.execution.worker import configure
 from moejax.sweep.plan.plan import Plan, make_plan
 from moejax.sweep.plan.plugins import run_plugins
 from moejax.sweep.spec.overrides import override_texts
-from moejax.sweep.spec.parse import Spec, read_spec
+from moejax.sweep.spec.parse import SpecSource, read_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 
     from moejax.sweep.execution.coordinator import PlannedSweep
     from moejax.sweep.execution.engine import RunSummary
-RUNS_FOLDER = "runs"
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
     """How a sweep is run: the options of that name of `moejax sweep`, whose `--help` explains them."""
 
-    out: Path | None = None
+    out: Path | str | None = None
     workers: int | None = None
     set: Sequence[str] = ()
     plugin: Sequence[Path] = ()
@@ -52,7 +51,7 @@ class SweepOptions:
 
 
 def run(
-    spec: Path | str | Mapping[str, Any] | Spec,
+    spec: SpecSource,
     *,
     out: Path | str | None = None,
     dry_run: bool = False,
@@ -99,13 +98,8 @@ def run(
     from moejax.sweep.execution.dask_cluster import log_levels_kept
     from moejax.sweep.store.read import load
 
-    given = SweepOptions(
-        out=None if out is None else Path(out),
-        workers=workers,
-        set=override_texts(overrides) if isinstance(overrides, Mapping) else tuple(overrides),
-        plugin=[Path(plugin) for plugin in plugins],
-        **options,
-    )
+    texts = override_texts(overrides) if isinstance(overrides, Mapping) else tuple(overrides)
+    given = SweepOptions(out, workers, texts, [Path(plugin) for plugin in plugins], **options)
     with stopped_by_signals(), pinned_random_numbers(), log_levels_kept():
         planned = _Run.planned(spec, given)
         if dry_run:
@@ -121,7 +115,7 @@ def sweep(
     pilot: bool = False,
     quiet: bool = False,
     as_json: bool = False,
-    own_process: Callable[[Place], None] = lambda place: None,
+    own_process: OwnProcess | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Run a sweep, or go on with it: trials that are in the store are not run again.
@@ -162,12 +156,7 @@ class _Run:
     sweep: PlannedSweep
 
     @classmethod
-    def planned(
-        cls,
-        spec: Path | str | Mapping[str, Any] | Spec,
-        options: SweepOptions,
-        own_process: Callable[[Place], None] = lambda place: None,
-    ) -> _Run:
+    def planned(cls, spec: SpecSource, options: SweepOptions, own_process: OwnProcess | None = None) -> _Run:
         """Check options and spec, and plan; nothing runs yet."""
         from moejax.sweep.execution.coordinator import PlannedSweep
 
@@ -179,7 +168,7 @@ class _Run:
         plan = make_plan(
             checked, run_plugins((*checked.plugins, *options.plugin)), **place.limits(options.vmap_width)
         )
-        folder = Path(RUNS_FOLDER) / checked.name if options.out is None else Path(options.out)
+        folder = Path("runs") / checked.name if options.out is None else Path(options.out)
         return cls(options, place, PlannedSweep(plan, folder, tuple(options.set), options.across_versions))
 
     def execute(self, notes: Console, quiet: bool) -> RunSummary:

@@ -57,8 +57,7 @@ def local_executor(
     Args:
         workers: how many.
         gpus: names of the GPUs, for CUDA_VISIBLE_DEVICES, one for each worker in turn; empty: cores.
-        admission: what each worker is asked first.
-        worker_timeout: seconds without a worker after which the sweep ends.
+        admission, worker_timeout: see `DaskExecutor`.
 
     Raises:
         ClusterError: the workers do not start.
@@ -224,8 +223,7 @@ def slurm_executor(
     Args:
         path: the Slurm file.
         security: certificates that the jobs can read; None: temporary ones.
-        admission: what each worker is asked first.
-        worker_timeout: seconds without a worker after which the sweep ends.
+        admission, worker_timeout: see `DaskExecutor`.
 
     Raises:
         ValueError: a bad file; ClusterError: the scheduler does not start, or Slurm takes no job.

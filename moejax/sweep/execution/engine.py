@@ -17,7 +17,7 @@ from moejax.sweep import trial as core
 from moejax.sweep.execution.executors import Executor, Outcome
 from moejax.sweep.execution.signals import raise_if_stopped
 from moejax.sweep.execution.work_queue import Chunk, FailedTrials, GivenUp, WorkQueue
-from moejax.sweep.plan.chunks import RAISED, WORKER_DIED, ChunkCell, ChunkResult, ChunkTask, WorkerSettings
+from moejax.sweep.plan.chunks import RAISED, WORKER_DIED, ChunkResult, ChunkTask, WorkerSettings, chunk_task
 from moejax.sweep.plan.plan import Plan
 from moejax.sweep.store.store import COMMIT_SECONDS, Store
 
@@ -66,7 +66,6 @@ class Part:
 
     plan: Plan
     store: Store
-    """Of its rows; its run has begun."""
     first: int
     """Position of its first cell in the plan of all."""
 
@@ -205,21 +204,9 @@ class Engine:
     def _task(self, worker: str, chunk: Chunk) -> tuple[int, ChunkTask]:
         """A new ticket, and the chunk as it is sent."""
         bucket = self._plan.buckets[chunk.bucket]
-        positions = list(dict.fromkeys(position for position, _ in chunk.trials))
-        cells = [self._plan.cells[position] for position in positions]
-        task = ChunkTask(
-            cells=tuple(ChunkCell(cell.data, cell.algorithm, cell.data_hash) for cell in cells),
-            cell_of=tuple(positions.index(position) for position, _ in chunk.trials),
-            trial_of=tuple(trial for _, trial in chunk.trials),
-            seed=self._plan.spec.seed,
-            padded_num_samples=bucket.static.padded_num_samples,
-            size=bucket.chunk_size,
-            vmap_width=bucket.vmap_width,
-            settings=self._settings,
-        )
         self._ticket += 1
         self._running[self._ticket] = (worker, chunk, bucket.vmap_width)
-        return self._ticket, task
+        return self._ticket, chunk_task(self._plan, bucket, chunk.trials, self._settings)
 
     def _settle(self, outcome: Outcome) -> None:
         worker, chunk, width = self._running.pop(outcome.ticket)

@@ -44,7 +44,7 @@ class Place:
         self.accelerated = False
         self.workers = workers or 0
 
-    def prepare(self, own_process: Callable[[Place], None] = lambda place: None) -> None:
+    def prepare(self, own_process: OwnProcess | None = None) -> None:
         """Decide on workers.
 
         Args:
@@ -69,7 +69,8 @@ class Place:
             )
         elif not self.workers:
             self.workers = 1 if "tpu" in platforms else len(self._gpus) or len(available_cores())
-        own_process(self)
+        if own_process is not None:
+            own_process(self)
         if platforms and not (self.accelerated and self.has_processes):
             require_devices()  # a platform that was asked for and is not there would fail every trial
 
@@ -106,8 +107,8 @@ class Place:
         from moejax.sweep.execution.dask_cluster import slurm_job_script
         from moejax.sweep.execution.security import cluster_security
 
-        security = cluster_security(self._cluster, self._security)
-        return slurm_job_script(Path(self._cluster.removeprefix("slurm:")), security)
+        path = Path(self._cluster.removeprefix("slurm:"))
+        return slurm_job_script(path, cluster_security(self._cluster, self._security))
 
     def start_workers(self, chunks: int, settings: WorkerSettings) -> Workers:
         """The workers, no more than chunks; those of this machine start when they are needed."""
@@ -133,6 +134,9 @@ class Place:
             self.description,
             flags,
         )
+
+
+OwnProcess = Callable[[Place], None]
 
 
 def worker_settings(plugins: Sequence[Plugin] = ()) -> WorkerSettings:

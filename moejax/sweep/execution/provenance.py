@@ -28,22 +28,10 @@ COMPARED = {
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "distributed")
 
 
-def package_version() -> str:
-    """Version of moejax, as its source has it: an editable install may be of an older one."""
-    return moejax.__version__
-
-
 def collect_provenance(
     plan: Plan, overrides: Sequence[str], workers: str, xla_flags: str = ""
 ) -> dict[str, Any]:
-    """Everything about a run that is known when it starts (devices and times come with its chunks).
-
-    Args:
-        plan: of the sweep.
-        overrides: of its spec.
-        workers: in words.
-        xla_flags: of the workers.
-    """
+    """Everything about a run that is known when it starts (devices and times come with its chunks); `workers` in words."""
     return {
         "spec_file": plan.spec.places.path,
         "spec_text": plan.spec.places.text,  # as it was read: the file may be a pipe, or another one by now
@@ -61,7 +49,7 @@ def collect_provenance(
         "command": sys.argv,
         "git": git_state(Path(__file__).parent),
         "versions": {name: _version(name) for name in PACKAGES}
-        | {"moejax": package_version(), "python": platform.python_version()},
+        | {"moejax": moejax.__version__, "python": platform.python_version()},
         "source": made_by()["source"],
         "prng": made_by()["prng"],
         "precision": float_precision(),
@@ -94,7 +82,7 @@ def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, f
 def made_by() -> dict[str, str]:
     """What makes the numbers besides the spec and the precision: moejax and its source, JAX, and its random numbers."""
     return {
-        "moejax": package_version(),
+        "moejax": moejax.__version__,  # as its source has it: an editable install may be of an older one
         "jax": _version("jax"),
         "jaxlib": _version("jaxlib"),
         "source": _source(),

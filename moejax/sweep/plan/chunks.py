@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moejax.sweep import trial as core
+from moejax.sweep.plan.plan import Bucket, Plan
 from moejax.sweep.plan.plugins import Plugin
 
 RAISED = -1
@@ -53,6 +54,24 @@ class ChunkTask:
     size: int
     vmap_width: int
     settings: WorkerSettings
+
+
+def chunk_task(
+    plan: Plan, bucket: Bucket, trials: Sequence[tuple[int, int]], settings: WorkerSettings
+) -> ChunkTask:
+    """The message for trials of a bucket: (plan position of the cell, trial) each."""
+    positions = list(dict.fromkeys(position for position, _ in trials))
+    cells = [plan.cells[position] for position in positions]
+    return ChunkTask(
+        cells=tuple(ChunkCell(cell.data, cell.algorithm, cell.data_hash) for cell in cells),
+        cell_of=tuple(positions.index(position) for position, _ in trials),
+        trial_of=tuple(trial for _, trial in trials),
+        seed=plan.spec.seed,
+        padded_num_samples=bucket.static.padded_num_samples,
+        size=bucket.chunk_size,
+        vmap_width=bucket.vmap_width,
+        settings=settings,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,6 @@ RECENT_SECONDS = 60.0
 """The rate is that of the last minute in which something ended."""
 MOST_CHECKED = 200_000
 """With more trials, their digests are left to the commands that show their numbers: reading a million takes seconds."""
-
-
 _BUCKET_TIMES = """
 SELECT bucket,
        coalesce(sum(warm * size), sum(size)) AS size,

@@ -161,7 +161,10 @@ def _default(name: str) -> Any:
     return FIELDS[name].default if name in FIELDS else None
 
 
-def read_spec(spec: Path | str | Mapping[str, Any] | Spec, overrides: Sequence[str] = ()) -> Spec:
+SpecSource = Path | str | Mapping[str, Any] | Spec
+
+
+def read_spec(spec: SpecSource, overrides: Sequence[str] = ()) -> Spec:
     """Read and check a spec.
 
     Args:
