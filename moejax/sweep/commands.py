@@ -85,8 +85,7 @@ def run(
     Raises:
         ValueError: the spec or an option. OSError: the folder, the store or the cluster. NoResultError: every trial failed.
 
-    Example:
-        >>> import moejax
+    Examples:
         >>> spec = {"methods": ["joint_em"], "trials": 2, "grid": {"num_samples": [100, 200, 500]}}
         >>> moejax.sweep.run(spec, dry_run=True)[["label", "cells"]]
                                      label  cells
