@@ -31,7 +31,7 @@ from moejax.moments.spectral import NOT_FINITE, RANK_DEFICIENT
 # Gated losses
 
 MU = 0.5
-"""Weight of the own fourth moments, in (0, 1): above, there are spurious minima. 0.5 and 0.9 gave similar errors, 0.1 larger ones."""
+"""Weight of the own fourth moments, in (0, 1): above, there are spurious minima. 0.5 and 0.9 gave similar errors, 0.1 larger."""
 LAMBDA_FACTOR = 2.0
 """lambda in units of the largest absolute eigenvalue of the whitened fourth moment as a k^2 x k^2 matrix, which in the population
 is 1 / min E[P_i]: the loss is bounded below if lambda is more than mu of it."""

@@ -88,7 +88,8 @@ class MethodResult(NamedTuple):
     history: Float[jax.Array, " h"]
     """(h,) objective in nats at every pass over the data, stage after stage; NaN after a stage has converged. It is the
     log-likelihood minus the ridge's penalty on the gates, which EM and the polish never lower; for gradient descent, without
-    penalty.""" num_iterations: Int[jax.Array, ""]
+    penalty."""
+    num_iterations: Int[jax.Array, ""]
     """() int32 passes over the data, including those of pilots, moments and every start."""
     status: Int[jax.Array, ""]
     """() int32, a key of METHOD_STATUS; 0 is ok."""

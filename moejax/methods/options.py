@@ -31,7 +31,7 @@ class FitOptions:
     noise: EstimatedNoise = "shared"
     """An estimated noise has one sigma for all experts ("shared") or one each ("per_expert")."""
     fit_intercept: bool = False
-    """Give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for real data, is True."""
+    """Give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for data, is True."""
     method: str = "multistart"
     """A registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments, gating EM,
     polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline: "joint_em",
@@ -39,7 +39,8 @@ class FitOptions:
     weights_are: WeightsAre | None = None
     """What sample weights mean. "counts": a weight is a number of equal rows. "reliability": a weight is how much a row counts
     relative to the others (sampling or importance weights), and their scale has no meaning; they are scaled to sum to their
-    effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.""" standardise: bool = True
+    effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers."""
+    standardise: bool = True
     """Scale the labels of a homogeneous g, so that their unit does not matter; False fits the labels as given."""
     order: int | None = None
     """Order of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error."""
@@ -63,7 +64,7 @@ class FitOptions:
     num_residual_passes: int | None = None
     """Residual passes after the moments; None: 5 for "spectral_residual", 0 for the other methods."""
     covariance: CovarianceKind = "observed"
-    """Covariance of the standard errors: "observed" (the model is true, weights count equal rows) or "sandwich" (neither is assumed)."""
+    """Covariance of the standard errors: "observed" (for a true model, and weights that count rows) or "sandwich" (for neither)."""
     log_density: LogDensity | str | None = None
     """x (d,) -> () log p(x), up to a constant, of inputs that are not normal, or the name of a registered input distribution. The
     moments then use its score tensors instead of those of a normal density with the inputs' mean and covariance."""
