@@ -12,14 +12,14 @@ _SHOWN_ENTRIES = 6
 
 
 class NoResultError(RuntimeError):
-    """Not one trial of a sweep has a result: the fault is rather the environment's, or the program's."""
+    """No trial of a sweep has a result: the cause is then more likely the environment or the program than the trials."""
 
 
 def require(good: bool, name: str, expected: str, got: object) -> None:
     """Refuse a value unless `good`.
 
     Args:
-        good: whether the value is accepted.
+        good: true if the value is accepted.
         name: the argument, option or field that the user gave.
         expected: what is accepted, in words.
         got: the value; `brief` shows it.
@@ -41,7 +41,7 @@ def brief(value: object) -> str:
 
 
 def brief_text(value: object) -> str:
-    """Text of a value, such as an exception's message, in one line of at most LONGEST_REPR characters; its type if it has none."""
+    """Text of a value (an exception, say) in one line of at most LONGEST_REPR characters; its type if the text is empty."""
     return _cut(str(value)) or type(value).__name__
 
 
@@ -51,7 +51,7 @@ def _cut(text: str) -> str:
 
 
 class _BoundedRepr(reprlib.Repr):
-    """Containers by their first entries, strings and integers in part, arrays of every library by their shape."""
+    """Shows containers by their first entries, strings and integers in part, arrays of every library by their shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _BoundedRepr(reprlib.Repr):
         self.maxlevel = 3
 
     def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() > 256:  # Python refuses to write out the longest
+        if x.bit_length() > 256:  # Python refuses to write out the longest integers
             return f"an integer of {x.bit_length()} bits"
         return repr(x)
 

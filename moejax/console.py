@@ -1,4 +1,4 @@
-"""What the program prints: tables that show a user's words as they are, JSON, error lines, and what happens when nobody reads."""
+"""Output of the program: tables that show a user's words unchanged, JSON, error lines; and the case of a reader that has gone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 LONGEST_MESSAGE = 1000
-"""Characters of a message that a person still reads, and that a screen holds."""
+"""Longest message, in characters, that a person reads and a screen holds."""
 LONGEST_TAIL = 40
-"""Characters of the words that say how much more there is."""
+"""Most characters of the note on how much text was left out."""
 CLOSED_PIPE_STATUS = 141
 """Exit status when the reader of the output is gone, as shells count it: 128 + SIGPIPE."""
 OUTPUT_ERROR_STATUS = 2
@@ -46,7 +46,7 @@ def printable(text: str) -> str:
 
 
 def shorten(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text, or its beginning and how much more there is: `most` characters in all."""
+    """The text if it has at most `most` characters; else its beginning and the number of characters left out."""
     if len(text) <= most:
         return text
     kept = most - LONGEST_TAIL
@@ -54,7 +54,7 @@ def shorten(text: str, most: int = LONGEST_MESSAGE) -> str:
 
 
 def error_line(error: BaseException | str) -> str:
-    """The message of an error on one line that fits a screen; the system's own with the file first."""
+    """The message of an error on one line that fits a screen; an error of the operating system begins with the file."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}"
@@ -125,18 +125,18 @@ def make_console(*, quiet: bool = False) -> Console:
 
 
 def make_notes(*, quiet: bool = False) -> Console:
-    """The console of progress and notes, on stderr: work goes on when nobody reads them any more."""
+    """The console of progress and notes, on stderr: work goes on after their reader has gone."""
     stream: Any = sys.stderr if sys.stderr is None else _LossyStream(sys.stderr)
     return PlainConsole(file=stream, quiet=quiet, width=_width())
 
 
 def _width() -> int | None:
-    """A width where the terminal claims to have none (COLUMNS=0 prints nothing at all); None: Rich's own choice."""
+    """A width if COLUMNS is 0, for which Rich would print nothing; None leaves the choice to Rich."""
     return DEFAULT_WIDTH if os.environ.get("COLUMNS", "").strip() == "0" else None
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
-    """Print a result as JSON; a number that is not finite is null, as JSON has no word for it."""
+    """Print a result as JSON; a number that is not finite is null, because JSON cannot represent it."""
     print(json.dumps(_finite(value), indent=indent, allow_nan=False, default=str))
 
 
@@ -157,10 +157,10 @@ def print_error(error: BaseException | str) -> None:
 
 @contextlib.contextmanager
 def output_that_may_close() -> Iterator[None]:
-    """End the process as other programs end when the reader of its output goes (`moejax ... | head`): quietly, by status 141.
+    """End the process quietly with status 141, as other programs do, if the reader of its output goes (`moejax ... | head`).
 
-    A character that the terminal's encoding lacks is replaced. What is still buffered is written before the block is left,
-    so that no error is left to Python's own end. Any other error of stdout, such as a full disk, is one line.
+    A character that the terminal's encoding lacks is replaced. Buffered output is written before the block ends,
+    so that no error is left for Python's shutdown. Any other error of stdout, such as a full disk, is one line.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -187,7 +187,7 @@ def output_that_may_close() -> Iterator[None]:
 
 
 def _is_closed(stream: TextIO | None) -> bool:
-    """Whether the reader of a pipe is gone."""
+    """True if the reader of a pipe has gone."""
     if stream is None:
         return False
     try:
@@ -200,7 +200,7 @@ def _is_closed(stream: TextIO | None) -> bool:
 
 
 def _drop_output(stream: TextIO) -> None:
-    """Send what is still buffered nowhere, so that flushing it at Python's end cannot fail."""
+    """Discard buffered output, so that flushing it at Python's shutdown cannot fail."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -208,7 +208,7 @@ def _drop_output(stream: TextIO) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 3 min 20 s, 2 h 5 min."""
+    """Seconds as a person writes them: 8 s, 3 min 20 s, 2 h 5 min."""
     if not math.isfinite(seconds):
         return "?"
     seconds = max(seconds, 0.0)

@@ -16,7 +16,7 @@ from typing import Any
 
 DEVICES = Path("/dev")
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Linux shows the limits of containers and batch jobs in the first, and in the second which of them hold for this process."""
+"""In the first, Linux lists the limits of containers and batch jobs; in the second, the groups that this process belongs to."""
 PRNG = "threefry2x32"
 """The generator of every trial's random numbers; keys are its key data."""
 PINNED = {"jax_default_prng_impl": PRNG, "jax_threefry_partitionable": True}
@@ -49,23 +49,23 @@ def pinned_random_numbers() -> Iterator[None]:
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC)
 NO_THREAD = "can't start new thread"
 NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "MemoryError")
-"""Parts of the messages of RuntimeErrors, Python's and XLA's, that come from the machine."""
+"""Parts of messages that show that memory ran out, in RuntimeErrors of Python and XLA."""
 
 
 def out_of_memory(reason: str) -> bool:
-    """Whether the words of an error say that memory ran out."""
+    """True if the message of an error says that memory ran out."""
     return any(part in reason for part in NO_MEMORY)
 
 
 def is_machines_fault(error: BaseException) -> bool:
-    """Whether an error says nothing of what was run: memory, threads or files ran out."""
+    """True if an error comes from the machine, not from the work: memory, threads or files ran out."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in EXHAUSTED):
         return True
     return isinstance(error, RuntimeError) and (NO_THREAD in str(error) or out_of_memory(str(error)))
 
 
 def require_devices(named_by: str | None = None) -> None:
-    """Start JAX's backend, or say in one line that there is none.
+    """Start JAX's backend; without one, the error is one line.
 
     Args:
         named_by: the option that names the platform; default: JAX_PLATFORMS and its value.
@@ -77,7 +77,7 @@ def require_devices(named_by: str | None = None) -> None:
 
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX asserts where no plugin is installed
+    except (RuntimeError, AssertionError) as error:  # JAX asserts if no plugin is installed
         named_by = named_by or f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -86,7 +86,7 @@ def require_devices(named_by: str | None = None) -> None:
 
 
 def available_cores() -> list[int]:
-    """The cores this process may use: those of its affinity, no more than its container's share of time is worth."""
+    """The cores this process may use: those of its affinity, but no more than its container's share of CPU time allows."""
     cores = (
         sorted(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -97,7 +97,7 @@ def available_cores() -> list[int]:
 
 
 def memory_bytes() -> int | None:
-    """Memory of this machine, or of the container if that has less; None where the system does not say."""
+    """Memory of this machine, or of the container if that has less; None if the system does not report it."""
     try:
         total: float | None = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
@@ -113,17 +113,18 @@ def visible_gpus() -> tuple[str, ...]:
     if given is None:
         return tuple(sorted(devices, key=int))
     if not devices and not (DEVICES / "dxg").exists():  # dxg: Windows' GPUs under Linux
-        return ()  # the variable makes no GPU
+        return ()  # the variable cannot create a GPU
     names = (name.strip() for name in given.split(","))
-    return tuple(itertools.takewhile(_names_a_gpu, names))  # CUDA, too, stops at the first that is none
+    # CUDA, too, stops at the first name that is no GPU
+    return tuple(itertools.takewhile(_names_a_gpu, names))
 
 
 def gpu_memory_bytes() -> int | None:
-    """Memory of the smallest NVIDIA GPU, as its driver's program tells it; None where that is not there."""
+    """Memory of the smallest NVIDIA GPU, as `nvidia-smi` reports it; None without that program."""
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        return min(int(line) for line in said.split()) * 2**20
+        output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return min(int(line) for line in output.split()) * 2**20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
 
@@ -175,15 +176,15 @@ def _content(path: Path) -> str:
 def cache_folder() -> Path | None:
     """MOEJAX_CACHE_DIR, or `moejax` in the user's cache folder.
 
-    None, and nothing is kept, if MOEJAX_CACHE_DIR is set to nothing, if the user has no home folder, or if the folder is not
-    there and cannot be made.
+    None, and nothing is kept, if MOEJAX_CACHE_DIR is empty, if the user has no home folder, or if the folder does not
+    exist and cannot be made.
     """
     folder = _chosen_folder()
     return None if folder is None or (_obstacle(folder) and not folder.is_dir()) else folder
 
 
 def why_no_cache() -> str:
-    """Why nothing new can be kept although nobody asked for that; empty if all is well."""
+    """Why the cache cannot be written; empty if it can, or if the user turned it off."""
     if os.environ.get("MOEJAX_CACHE_DIR") == "":
         return ""
     folder = _chosen_folder()
@@ -198,7 +199,7 @@ def _chosen_folder() -> Path | None:
         if chosen:
             return Path(chosen).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moejax"
-    except RuntimeError:  # pathlib's word for a user without a home
+    except RuntimeError:  # pathlib raises it for a user without a home
         return None
 
 
@@ -216,14 +217,14 @@ def _obstacle(folder: Path) -> str:
 def compilation_cache_folder() -> Path | None:
     """Folder of compiled programs, one for each kind of CPU: MOEJAX_CACHE_DIR, or the user's cache folder.
 
-    None, and no cache, where MOEJAX_CACHE_DIR is set to nothing, or where nothing can be written.
+    None, and no cache, if MOEJAX_CACHE_DIR is empty or the folder cannot be written.
     """
     base = None if why_no_cache() else cache_folder()
     return None if base is None else base / "programs" / re.sub(r"[^A-Za-z0-9]+", "-", cpu_model()).strip("-")
 
 
 def cpu_model() -> str:
-    """The processor's model and, where it tells, its family and stepping: compiled programs differ by them."""
+    """The processor's model and, if known, its family and stepping: compiled programs differ by them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -252,10 +253,10 @@ def use_single_thread() -> None:
 
 
 def compile_without_optimisation() -> None:
-    """Make XLA compile fast and run slowly, in this process and those that it starts, unless XLA_FLAGS say otherwise.
+    """Make XLA compile fast and run slowly, in this process and those that it starts, unless XLA_FLAGS choose otherwise.
 
     LLVM does not optimise, and jaxlib up to 0.10 uses the older of its two code generators for CPUs: a trial compiles in a
-    third of the time and runs in five times as much. It must be called before JAX starts its backend.
+    third of the time and runs five times as long. It must be called before JAX starts its backend.
     """
     import jaxlib.version
 
@@ -282,7 +283,7 @@ GIT_PLACES = (
     "GIT_OBJECT_DIRECTORY",
     "GIT_PREFIX",
 )
-"""Variables by which git is told where a repository is."""
+"""Variables that tell git where a repository is."""
 
 
 def float_precision() -> str:
@@ -295,9 +296,10 @@ def float_precision() -> str:
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Commit of the checkout that holds the package, and whether it was changed since; None without one.
 
-    A repository counts only if it tracks the files of the folder: one that a virtual environment lies in, ignored, does not.
+    A repository counts only if it tracks the files of the folder: one that merely contains an ignored virtual environment
+    does not.
 
-    Changes in results/ do not count: they are what `moejax reproduce` writes, and no number comes from them.
+    Changes in results/ do not count: `moejax reproduce` writes them, and no number depends on them.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or not _git(folder, "ls-files", "--", "."):
@@ -320,12 +322,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
             env=environment,
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None  # no git, or no checkout: the versions must do
+        return None  # no git, or no checkout: only the versions are known
     return done.stdout.strip()
 
 
 def processor_name() -> str:
-    """The CPU's own name, where the system tells it."""
+    """The CPU's name, if the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -336,7 +338,7 @@ def processor_name() -> str:
 
 
 def runs_on_cpu() -> bool:
-    """Whether a program that is traced now will run on a CPU: on the device of `jax.default_device`, else on JAX's default one.
+    """True if a program that is traced now will run on a CPU: the device of `jax.default_device`, else JAX's default device.
 
     Sizes of blocks depend on it. JAX's own caches of programs have the default device in their keys.
     """

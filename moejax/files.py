@@ -1,4 +1,4 @@
-"""Writing files so that a full disk, a kill or a folder that cannot be written costs nothing that was there."""
+"""Files are written so that a full disk, a kill or a read-only folder never destroys existing content."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 
 def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file through another name beside it: a full disk or a kill leaves the old file, or none.
+    """Write a file under a temporary name in the same folder, then rename it: a full disk or a kill leaves the old file, or none.
 
-    What is not a plain file, such as a pipe or a device, or is in a folder that takes no new file, is written as it is.
+    A pipe or a device, or a file in a folder that takes no new file, is written directly.
     """
     if file.exists() and not (file.is_file() and os.access(file.parent, os.W_OK)):
         write(file)
         return
     if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-    # the whole path: pandas takes one that begins with "file:" for a URL
+    # the whole path: pandas takes a path that begins with "file:" for a URL
     unfinished = file.absolute().with_name(f".{file.name}.{os.getpid()}")
     try:
         write(unfinished)
@@ -33,16 +33,16 @@ def write_whole(file: Path, write: Callable[[Path], Any]) -> None:
 
 @contextlib.contextmanager
 def folder_for_results(folder: Path, option: str) -> Iterator[Path]:
-    """A folder to write files into; they move to `folder` together when the block ends well, and none of them otherwise.
+    """A folder to write files into; they move to `folder` together if the block ends without an error; else none does.
 
-    That `folder` takes files is found out at once, before hours of work.
+    An error about `folder` comes at once, not after hours of work.
 
     Args:
-        folder: made where it is not there, and left as it was where the block ends in an error.
-        option: that named it, for the message.
+        folder: made if it does not exist, and left as it was if the block ends in an error.
+        option: the option that named it, for the message.
 
     Raises:
-        OSError: it cannot be made or written; the message is one line.
+        OSError: the folder cannot be made or written; the message is one line.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:

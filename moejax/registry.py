@@ -1,7 +1,7 @@
 """Names for functions: activations, input distributions, methods and metrics are each one `Registry`.
 
-A name may be given another value, in a notebook's cell that runs again for example; `registered_state` says which value every name
-has, so that whatever is cached by name can have it in its key. A name of moejax's own is given away only if that is asked for.
+A name may be given another value, for example when a notebook's cell runs again. `registered_state` tells which value every name
+has; caches by name have it in their keys. A built-in name is given another value only on request (`replace`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST_NAMED = 32
 """Names that a hint lists at most."""
 Value = TypeVar("Value")
 State = tuple[tuple[str, str, int], ...]
-"""(kind, name, which of its values) of every name that does not have its first value."""
+"""(kind, name, index of its value) of every name that does not have its first value."""
 
 _registries: list[Registry] = []
 _recorders: list[list[Callable[[], None]]] = []
@@ -35,7 +35,7 @@ class Registry(Generic[Value]):
         self.kind = kind
         self._values: dict[str, Value] = {}
         self._ever: dict[str, list[Value]] = {}
-        """All values that a name has had: an index into them tells two functions apart, as an address cannot."""
+        """All values that a name has had. An index into them tells two functions apart; an address could be reused."""
         self._built_in: frozenset[str] = frozenset()
         _registries.append(self)
 
@@ -44,8 +44,8 @@ class Registry(Generic[Value]):
 
         Args:
             name: an identifier.
-            value: what it shall stand for.
-            replace: whether a built-in name may be given another value.
+            value: the value that the name stands for.
+            replace: if true, a built-in name may be given another value.
 
         Raises:
             ValueError: the name is no identifier, or it is built in and `replace` is false.
@@ -94,19 +94,19 @@ class Registry(Generic[Value]):
         return name in self._values
 
     def close(self) -> None:
-        """Take all names that there are for built in."""
+        """Mark all names registered so far as built in."""
         self._built_in = frozenset(self._values)
 
 
 def take_for_built_in() -> None:
-    """Take every name that is registered so far for one of moejax's own."""
+    """Mark every name registered so far, in all registries, as built in."""
     for registry in _registries:
         registry.close()
 
 
 @functools.cache
 def registered_state() -> State:
-    """Which names stand for something else than at first: part of the key of whatever is cached by name.
+    """Names that no longer have their first value: part of the key of every cache by name.
 
     >>> from moejax.registry import registered_state
     >>> registered_state()
@@ -117,7 +117,7 @@ def registered_state() -> State:
 
 @contextmanager
 def recorded_registrations() -> Iterator[list[Callable[[], None]]]:
-    """Inside, whatever is registered is also noted: calling the entries of the list in order registers it anew."""
+    """Record the registrations made in the block: calling the entries of the list in order repeats them."""
     record: list[Callable[[], None]] = []
     _recorders.append(record)
     try:
@@ -128,7 +128,7 @@ def recorded_registrations() -> Iterator[list[Callable[[], None]]]:
 
 @contextmanager
 def registrations_undone() -> Iterator[None]:
-    """What is registered inside is forgotten afterwards."""
+    """Undo, at the end of the block, the registrations made in it."""
     before = [(registry, registry.items()) for registry in _registries]
     try:
         yield

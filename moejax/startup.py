@@ -1,7 +1,7 @@
 """The time in which the program and the library are imported.
 
-Ctrl-C in the program gives one line instead of a traceback. What needs pandas or scikit-learn is imported on first use. This module
-imports nothing that takes time.
+Ctrl-C in the program gives one line instead of a traceback. Names that need pandas or scikit-learn are imported on first use. This
+module imports nothing that takes time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any
 
 INTERRUPTED_STATUS = 130
-"""As shells have it for SIGINT."""
+"""Exit status after SIGINT, as shells count it: 128 + SIGINT."""
 
 
 def is_the_program() -> bool:
-    """Whether this process was started as `moejax` or `python -m moejax`."""
+    """True if this process was started as `moejax` or `python -m moejax`."""
     words = sys.orig_argv
     return Path(sys.argv[0] if sys.argv else "").stem == "moejax" or any(
         first == "-m" and second == "moejax" for first, second in itertools.pairwise(words)
@@ -30,7 +30,7 @@ def is_the_program() -> bool:
 
 
 def end_quietly_on_interrupt() -> None:
-    """Until `raise_on_interrupt`, end the program at once by SIGINT; nothing has been begun that could be left half done."""
+    """Let SIGINT end the program at once, until `raise_on_interrupt`: no work has begun that could be left half done."""
     if threading.current_thread() is not threading.main_thread() or not is_the_program():
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

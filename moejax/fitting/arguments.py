@@ -1,4 +1,4 @@
-"""The checks of what a user passes to `fit` and `MoERegressor`: arrays and options, each by one function for both doors.
+"""The checks of arguments of `fit` and `MoERegressor`: arrays and options, each by one function that both use.
 
 All of them run on the host, before anything is compiled. A bad value is a ValueError of one line, `name: expected .., got ..`.
 Arrays (`moejax.fitting.array_checks`) come back as NumPy arrays in double precision, options as plain Python values.
@@ -59,16 +59,16 @@ __all__ = [
 NOISE_MODELS: tuple[EstimatedNoise, ...] = get_args(EstimatedNoise)
 PRECISIONS = ("float32", "float64", None)
 MOST_NUMBERS_TRIED = 1000
-"""How many numbers of experts a range or a list may hold."""
+"""Most numbers of experts that a range or a list may hold."""
 LARGEST_COUNT = 10**6
-"""Largest budget of iterations, starts, restarts or passes: a fit keeps an entry of its history for each."""
+"""Largest budget of iterations, starts, restarts or passes: a fit keeps one entry of its history for each."""
 LARGEST_CHUNK = 2**31 - 1
 
 
 def whole_number(
     value: Any, name: str, least: int = 1, most: int = LARGEST_COUNT, *, optional: bool = False
 ) -> int | None:
-    """A whole number between two bounds; 3.0 is 3, as in a sweep's spec. True and "3" are no numbers.
+    """A whole number between two bounds; 3.0 is 3, as in a sweep's spec. True and "3" are refused.
 
     Raises:
         ValueError: it is something else.
@@ -82,7 +82,7 @@ def whole_number(
 
 
 def _as_whole(value: Any) -> int | None:
-    """The whole number behind a value; None if it is none."""
+    """The value as a whole number; None if it is none."""
     if isinstance(value, bool | np.bool_) or getattr(value, "dtype", None) == np.bool_:
         return None
     try:
@@ -93,7 +93,7 @@ def _as_whole(value: Any) -> int | None:
 
 
 def _as_number(value: Any) -> float | None:
-    """The real number behind a number or an array (), NaN and infinities included; None if it is none."""
+    """A number or an array () as a real number, NaN and infinities included; None if it is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -101,13 +101,13 @@ def _as_number(value: Any) -> float | None:
             return math.inf
     try:
         array = np.asarray(value)
-    except Exception:  # an object's own conversion may raise anything, and then it is no number
+    except Exception:  # an object's own conversion may raise any error, and then it is no number
         return None
     return float(array) if array.shape == () and array.dtype.kind in "iuf" else None
 
 
 def real_number(value: Any, name: str, expected: str, good: Callable[[float], bool]) -> float:
-    """A finite real number that is `good`, as a float.
+    """A finite real number for which `good` is true, as a float.
 
     Raises:
         ValueError: it is something else; the message says what is `expected`.
@@ -119,7 +119,7 @@ def real_number(value: Any, name: str, expected: str, good: Callable[[float], bo
 
 
 def flag(value: Any, name: str) -> bool:
-    """True or False; nothing else that could be taken for one of them.
+    """True or False; values such as 0 or "no" are refused.
 
     Raises:
         ValueError: it is something else.
@@ -129,7 +129,7 @@ def flag(value: Any, name: str) -> bool:
 
 
 def one_of(choices: Sequence[Any]) -> Callable[[Any, str], Any]:
-    """A check that a value is one of a few words or numbers."""
+    """A function that checks that a value is one of a few words or numbers."""
 
     def check(value: Any, name: str) -> Any:
         alike = [choice for choice in choices if isinstance(value, type(choice)) and choice == value]
@@ -171,12 +171,12 @@ def _entries(value: Any, most: int) -> list[Any] | None:
 
 
 def noise_levels(value: Any, outputs: tuple[int, ...], name: str = "noise_std") -> np.ndarray | None:
-    """Known sigma, () or one for each output (m,), positive and finite; None if it is to be estimated.
+    """Known sigma, () or one for each output (m,), positive and finite; None if it is estimated.
 
     Args:
         value: a number, an array-like, or None.
         outputs: () for one output, (m,) for several.
-        name: what the message calls it.
+        name: the argument's name in the message.
 
     Raises:
         ValueError: it is something else.
@@ -213,7 +213,7 @@ def prng_key(value: Any, name: str = "key") -> Any:
 
 
 def log_density_of(value: LogDensity | str | None, name: str = "log_density") -> LogDensity | None:
-    """A function x (d,) -> () log p(x), that of a registered input distribution, or None.
+    """A function x (d,) -> () log p(x), given itself or by the name of a registered input distribution; or None.
 
     Raises:
         ValueError: it is something else, or the name of a distribution without a density.
@@ -232,14 +232,14 @@ def log_density_of(value: LogDensity | str | None, name: str = "log_density") ->
 
 
 def require_density_at(density: LogDensity, point: np.ndarray) -> None:
-    """Refuse a log density that is no finite number at a point (d,).
+    """Refuse a log density that is not a finite number at a point (d,).
 
     Raises:
-        ValueError: it fails there, or is something else.
+        ValueError: it raises there, or its value is not a finite number.
     """
     try:
         value = np.asarray(density(jnp.asarray(point)))
-    except Exception as error:  # a user's function may raise anything
+    except Exception as error:  # a user's function may raise any error
         raise ValueError(f"log_density: failed at x[0]: {brief_text(error)}") from error
     good = value.shape == () and value.dtype.kind == "f" and bool(np.isfinite(value))
     require(good, "log_density", "a finite number () at x[0]", value)
@@ -293,18 +293,18 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "log_density": log_density_of,
     "precision": one_of(PRECISIONS),
 }
-"""The check of every option by itself: (value, name) -> the plain value. `num_experts`, `noise_std` and `key` have their own."""
+"""The check of each option: (value, name) -> the plain value. `num_experts`, `noise_std` and `key` have separate functions."""
 
 
 def checked_options(options: FitOptions) -> FitOptions:
-    """The same options, each checked by itself and given back as a plain value.
+    """The same options, each one checked and converted to a plain value.
 
     >>> from moejax.methods.options import FitOptions
     >>> checked_options(FitOptions(num_starts=3.0)).num_starts
     3
 
     Raises:
-        ValueError: one is not what it must be.
+        ValueError: an option has a value that is not accepted.
     """
     names = [field.name for field in dataclasses.fields(FitOptions)]
     return FitOptions(**{name: CHECKS[name](getattr(options, name), name) for name in names})

@@ -1,4 +1,4 @@
-"""The checks of the arrays that a user passes: what is accepted comes back as a NumPy array in double precision.
+"""The checks of the arrays that a user passes; an accepted array is returned as a NumPy array in double precision.
 
 They run on the host, before anything is compiled. A bad array is a ValueError of one line, `name: expected .., got ..`.
 """
@@ -18,9 +18,9 @@ from moejax.model.mixture import with_stand_ins
 
 
 class NotNumbersError(ValueError, TypeError):
-    """The entries of an array are no real numbers.
+    """The entries of an array are not real numbers.
 
-    It is a ValueError, as every bad value is, and also a TypeError, as scikit-learn's checks of an estimator want it.
+    The error is a ValueError, like every error about a bad value, and also a TypeError, which scikit-learn's checks require.
     """
 
 
@@ -34,17 +34,17 @@ def checked_arrays(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The sample of a fit: x (n, d), y (n,) or (n, m), weights (n,), finite and in double precision.
 
-    Rows of weight zero may hold anything: they come back as copies of a row that has weight.
+    Rows of weight zero may hold any values: they are returned as copies of a row that has weight.
 
     Args:
         x: array-like (n, d) of real numbers.
         y: array-like (n,), or (n, m) with m > 1.
         weights: array-like (n,), one number for all rows, or None for ones.
-        names: what the messages call the three.
+        names: the names of the three in messages.
         least_rows: the fewest rows that are accepted.
 
     Raises:
-        ValueError: the first array that is not as said, in one line.
+        ValueError: about the first array that is not as described, in one line.
     """
     inputs = _shaped_inputs(x, names[0], least_rows)
     targets = _shaped_targets(y, len(inputs), names[1], names[0])
@@ -63,10 +63,10 @@ def checked_inputs(x: Any, name: str = "x", least_rows: int = 1) -> np.ndarray:
 
 
 def _shaped_inputs(x: Any, name: str, least_rows: int) -> np.ndarray:
-    """The same, finite or not."""
+    """`checked_inputs`, but entries need not be finite."""
     array = as_numbers(x, name)
     if array.ndim != 2:
-        # "Reshape your data" and the words on 0 features and 1 sample are those that scikit-learn's checks look for
+        # scikit-learn's checks look for "Reshape your data" and for these words on 0 features and 1 sample
         advice = "; Reshape your data: one input is x[:, None], one row x[None]" if array.ndim == 1 else ""
         raise ValueError(f"{name}: expected an array (n, d), got shape {array.shape}{advice}")
     rows, columns = array.shape
@@ -91,7 +91,7 @@ def checked_targets(y: Any, num_rows: int, name: str = "y", rows_of: str = "x") 
 
 
 def _shaped_targets(y: Any, num_rows: int, name: str, rows_of: str) -> np.ndarray:
-    """The same, finite or not."""
+    """`checked_targets`, but entries need not be finite."""
     array = as_numbers(y, name)
     several = array.ndim == 2 and len(array) == num_rows and array.shape[1] > 1
     good = several or array.shape == (num_rows,)
@@ -121,14 +121,14 @@ def checked_weights(weights: Any, num_rows: int, name: str = "weights", rows_of:
 
 
 def as_numbers(value: Any, name: str) -> np.ndarray:
-    """The entries of an array-like as double precision numbers, whatever its shape; they need not be finite.
+    """The entries of an array-like of any shape as double precision numbers; they need not be finite.
 
-    Accepted are NumPy and JAX arrays, nested lists, pandas frames and series, and whatever else NumPy reads as an array, of real
+    It accepts NumPy and JAX arrays, nested lists, pandas frames and series, and all else that NumPy reads as an array, of real
     numbers, booleans or numbers written as text. Masked entries, sparse matrices, complex numbers, dates and durations are refused:
-    NumPy would make numbers of them that the user did not mean.
+    NumPy would convert them to numbers that the user did not mean.
 
     Raises:
-        ValueError: they are not such numbers. For entries that are no numbers it is a NotNumbersError.
+        ValueError: they are not such numbers; a NotNumbersError if entries are not numbers at all.
     """
     require(value is not None, name, "an array of numbers", value)
     if scipy.sparse.issparse(value):
@@ -140,7 +140,7 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
     kinds = {getattr(dtype, "kind", "") for dtype in _pandas_dtypes(value)}
     try:
         array = np.asarray(value.to_numpy(object) if _has_missing_marks(value) else value)
-    except Exception as error:  # an object's own conversion may raise anything
+    except Exception as error:  # an object's own conversion may raise any error
         raise NotNumbersError(f"{name}: expected an array of numbers, got {brief_text(error)}") from error
     kinds.add(array.dtype.kind)
     if array.dtype.kind == "O":
@@ -171,12 +171,12 @@ def _pandas_dtypes(value: Any) -> list[Any]:
 
 
 def _has_missing_marks(value: Any) -> bool:
-    """Whether pandas marks missing entries by something else than NaN: as objects they are found and named."""
+    """True if pandas marks missing entries by something other than NaN; as objects they can be found and named."""
     return any(isinstance(dtype, pd.api.extensions.ExtensionDtype) for dtype in _pandas_dtypes(value))
 
 
 def _object_kinds(array: np.ndarray) -> set[str]:
-    """Kinds of entries that NumPy would turn into other numbers than they are, or only with a warning."""
+    """Kinds of entries, complex (c) or time (M), that NumPy would convert to different numbers, or only with a warning."""
     kinds = set()
     for entry in array.flat:
         if isinstance(entry, complex | np.complexfloating):
@@ -193,11 +193,11 @@ def _in_double_precision(array: np.ndarray, name: str) -> np.ndarray:
     try:
         if array.dtype.kind == "O" and array.ndim:
             array = np.where(pd.isna(array), np.nan, array)
-        with np.errstate(over="ignore"):  # what overflows is found as infinite
+        with np.errstate(over="ignore"):  # an overflow is found later, as infinity
             return np.asarray(array.astype(np.float64, copy=False))
     except OverflowError as error:
         raise ValueError(f"{name}: expected finite numbers, got an integer too large for a float") from error
-    except Exception as error:  # an entry's own conversion may raise anything
+    except Exception as error:  # an entry's own conversion may raise any error
         raise NotNumbersError(f"{name}: expected an array of numbers, got {brief_text(error)}") from error
 
 
@@ -212,9 +212,9 @@ def _finite(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def input_precision(x: Any) -> float:
-    """The machine epsilon of the numbers in an array-like as they were given: the coarsest of a frame's columns.
+    """The machine epsilon of the numbers in an array-like as given; for a frame, that of its coarsest column.
 
-    Whole numbers, and whatever is not an array of floating-point numbers, have that of double precision.
+    Whole numbers, and all else that is not an array of floating-point numbers, have that of double precision.
     """
     types = list(x.dtypes) if isinstance(x, pd.DataFrame) else [getattr(x, "dtype", None)]
     types = [getattr(dtype, "numpy_dtype", dtype) for dtype in types]

@@ -1,4 +1,4 @@
-"""A fit's parameters and their standard errors in the units in which the data came, on the host in double precision."""
+"""A fit's parameters and their standard errors in the units of the user's data, on the host in double precision."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from moejax.likelihood.predictors import num_noise_parameters
 from moejax.model.mixture import HostParams, MoEParams, NoiseModel
 
 SMALLEST = float(np.finfo(float).tiny)
-"""Numbers nearer to zero have fewer digits."""
+"""Smallest normal number: numbers nearer to zero have fewer digits."""
 NEGLIGIBLE = 1e-8
-"""Of a coefficient for white inputs and labels in their own unit."""
+"""Largest coefficient, for white inputs and labels in their own unit, that counts as zero."""
 UNITS = "units in which the coefficients and the noise are numbers in double precision"
 
 
 def are_numbers(params: HostParams) -> bool:
-    """Whether parameters, as NumPy arrays, are finite and no noise has lost digits next to zero."""
+    """True if parameters, as NumPy arrays, are finite and no noise is so near zero that it lost digits."""
     return all(np.isfinite(leaf).all() for leaf in params) and bool((params.noise_std >= SMALLEST).all())
 
 
 def require_numbers(params: HostParams, fitted: HostParams) -> None:
-    """Refuse parameters that are no numbers in double precision.
+    """Refuse parameters that double precision cannot represent.
 
     Args:
-        params: in the units of the data.
-        fitted: the same for white inputs and labels in their own unit.
+        params: parameters in the units of the data.
+        fitted: the same parameters for white inputs and labels in their own unit.
 
     Raises:
-        ValueError: a coefficient is infinite, or a noise or all coefficients of an expert or a gate vanish that did not.
+        ValueError: a coefficient is infinite, or a noise or all coefficients of an expert or a gate became zero.
     """
     require(are_numbers(params), "x, y", UNITS, [np.abs(params.experts).max(), params.noise_std.min()])
     for before, after in ((fitted.experts, params.experts), (fitted.gating, params.gating)):
@@ -44,7 +44,7 @@ def require_numbers(params: HostParams, fitted: HostParams) -> None:
 
 
 class DataUnits(NamedTuple):
-    """How the fitted inputs and labels were made from those of the user."""
+    """The maps from the user's inputs and labels to the fitted ones."""
 
     inputs: InputMap
     labels: LabelMap
@@ -52,7 +52,7 @@ class DataUnits(NamedTuple):
     def seen_from(
         self, input_mean: np.ndarray, input_std: np.ndarray, target_mean: float = 0.0, target_std: float = 1.0
     ) -> DataUnits:
-        """The same for a user whose inputs are (x - input_mean) / input_std and whose labels are (y - target_mean) / target_std."""
+        """The units if the user's inputs were (x - input_mean) / input_std and the labels (y - target_mean) / target_std."""
         inputs = self.inputs._replace(
             mean=(self.inputs.mean - input_mean) / input_std,
             matrix=self.inputs.matrix * np.asarray(input_std)[:, None],
@@ -61,12 +61,12 @@ class DataUnits(NamedTuple):
         return DataUnits(inputs, labels)
 
     def params(self, params: MoEParams) -> HostParams:
-        """Parameters of the fit, leaves of any kind of array, for the user's x and y.
+        """Parameters of the fit (any kind of array) turned into parameters for the user's x and y.
 
         With z = (x - mean) @ M and fitted labels (y - shift) / scale, a_x = scale M a_z and b_x = shift + scale b_z - a_x . mean.
 
         Raises:
-            ValueError: they are numbers for the fitted labels, and none in double precision for the user's.
+            ValueError: double precision cannot represent them in the user's units.
         """
         host = MoEParams(*(np.asarray(leaf, np.float64) for leaf in params))
         scale = np.asarray(self.labels.scale, np.float64)
@@ -84,15 +84,16 @@ class DataUnits(NamedTuple):
     def errors(
         self, of: Covariance, params: MoEParams, *, noise: NoiseModel, fit_intercept: bool
     ) -> HostParams:
-        """Standard errors of `params(..)`: zero where a parameter was not estimated, NaN where the data leave it undetermined.
+        """Standard errors of `params(..)`: zero if a parameter was not estimated, NaN if the data do not determine it.
 
-        Every row of coefficients is a linear function T of its own row alone, so that its covariance is T C T', C that of the row.
+        Every row of coefficients is a linear function T of one row of the fit, so its covariance is T C T', C that of the fit's
+        row.
 
         Args:
             of: covariance of the fit's free parameters, for one output.
-            params: of the fit.
+            params: parameters of the fit.
             noise: which noise parameters are free; the error of sigma is sigma times that of log sigma.
-            fit_intercept: whether biases are.
+            fit_intercept: if true, biases are free.
         """
         mean, matrix = (np.asarray(a, np.float64) for a in (self.inputs.mean, self.inputs.matrix))
         (d, rank), k = matrix.shape, np.shape(params.noise_std)[0]
@@ -103,7 +104,7 @@ class DataUnits(NamedTuple):
         size = turned.shape[1]
         tolerance = math.sqrt(np.finfo(np.asarray(of.matrix).dtype).eps)
         matrices = [np.asarray(a, np.float64) for a in (of.matrix, of.null, of.scale)]
-        # rows of T may be of any size: they are squared in units of their largest entry
+        # rows of T may have any scale: they are squared in units of their largest entry
         unit = np.maximum(np.abs(turned).max(axis=1, initial=0.0), np.finfo(float).tiny)
         turned = turned / unit[:, None]
 

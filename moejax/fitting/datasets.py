@@ -1,4 +1,4 @@
-"""Real data: tables from files, and data sets by name, from a folder, the cache or the UCI repository."""
+"""Real data sets by name, from a folder, the cache or the UCI repository."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from moejax.registry import nearest
 __all__ = ["BUILT_IN", "STOCK_PERIODS", "STOCK_TARGETS", "Dataset", "load", "read_table"]
 
 UCI_ADDRESS = "https://archive.ics.uci.edu/static/public"
-"""Where UCI's archives are; MOEJAX_UCI_ADDRESS names another place, a mirror say."""
+"""Address of UCI's archives; MOEJAX_UCI_ADDRESS names another one, such as a mirror."""
 TIMEOUT = 30.0
-"""Seconds without an answer after which a download is given up."""
+"""Seconds without an answer after which a download fails."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Published:
-    """A data set of the UCI repository, and how its file is known again."""
+    """A data set of the UCI repository, and the hashes that identify its file."""
 
     archive: str
-    """Its archive, below UCI_ADDRESS."""
+    """Path of its archive below UCI_ADDRESS."""
     file: str
-    """The file in the archive."""
+    """Name of the file in the archive."""
     plain_name: str
-    """The name it also goes by in a folder, and has in the cache."""
+    """Its name in the cache, which a file in a folder may have too."""
     sha256: str
-    """Of the raw file."""
+    """SHA-256 of the raw file."""
     read: Callable[..., Dataset]
     """(bytes, **options) -> Dataset."""
     variants: tuple[dict[str, Any], ...] = ()
-    """The options under which `read` reads all numbers of a workbook."""
+    """The options with which `read` covers all numbers of a workbook."""
     numbers_sha256: str | None = None
-    """Of those numbers: a workbook that was opened and saved again has other bytes."""
+    """SHA-256 of those numbers: a workbook that was opened and saved again has different bytes."""
 
 
 def _read_airfoil(content: bytes) -> Dataset:
@@ -132,7 +132,7 @@ BUILT_IN = (*_PUBLISHED, "diabetes")
 def load(
     name: str, data_dir: str | os.PathLike[str] | None = None, *, target: str | None = None, **options: Any
 ) -> Dataset:
-    """A data set by name, in the units it was published in.
+    """A data set by name, in its published units.
 
     "airfoil": Airfoil Self-Noise (Brooks, Pope, Marcolini 1989), 1503 x 5, sound pressure in dB.
     "concrete": Concrete Compressive Strength (Yeh 1998), 1030 x 8, strength in MPa; 25 rows are duplicates.
@@ -141,16 +141,15 @@ def load(
     "diabetes": 442 patients, 10 inputs (Efron et al. 2004), which scikit-learn ships.
 
     A file is taken from `data_dir`; else from the folder that MOEJAX_DATA_DIR names, if it is there; else from the cache
-    (`moejax.environment`); else it is downloaded from the UCI repository, checked and kept in the cache. What was downloaded is
-    accepted if the SHA-256 of the raw file is the known one or, for a workbook saved again by another program, if that of its
-    numbers is. A file in a folder is the user's own: it is read whatever its hash, and `source` says whether it is the published
-    one.
+    (`moejax.environment`); else it is downloaded from the UCI repository, checked and kept in the cache. A download is accepted if
+    the raw file has the known SHA-256. A workbook that another program saved again is accepted if its numbers have the known one.
+    A file in a folder is the user's own: it is read with any hash, and `source` tells whether it is the published one.
 
     Args:
         name: one of the above.
         data_dir: a folder that holds the file, under its own name or the one in `moejax.fitting.datasets`; it must be there.
-        target: of several targets, the one that is wanted; None for all.
-        options: of "stock_portfolio": `period`, one of STOCK_PERIODS ("all period"), and `normalised` (False), True for the
+        target: one of several targets; None for all.
+        options: for "stock_portfolio": `period`, one of STOCK_PERIODS ("all period"), and `normalised` (False), True for the
             indicators scaled to [0.2, 0.8].
 
     Raises:
@@ -197,7 +196,7 @@ def _load_published(
     cached = None if kept is None else kept / "datasets" / published.plain_name
     if cached is not None and cached.is_file():
         content = cached.read_bytes()
-        if _is_published(published, content):  # else damaged: fetched again
+        if _is_published(published, content):  # a damaged file is fetched again
             return _parsed(published, content, str(cached), options)._replace(
                 source=f"{cached}, downloaded before"
             )
@@ -210,7 +209,7 @@ def _load_published(
 
 
 def _file_in_folder(name: str, published: _Published, data_dir: str | os.PathLike[str] | None) -> Path | None:
-    """The file in the folder that was asked for, or in MOEJAX_DATA_DIR; None where only the latter lacks it."""
+    """The file in `data_dir`, or in MOEJAX_DATA_DIR; None if no `data_dir` was given and the latter lacks it."""
     chosen = data_dir if data_dir is not None else os.environ.get("MOEJAX_DATA_DIR")
     if not chosen:
         return None
@@ -218,7 +217,7 @@ def _file_in_folder(name: str, published: _Published, data_dir: str | os.PathLik
     setting = "data_dir" if data_dir is not None else "MOEJAX_DATA_DIR"
     if not folder.is_dir():
         raise ValueError(f"{setting}: expected a folder, got {str(folder)!r}")
-    names = dict.fromkeys((published.plain_name, published.file))  # each once
+    names = dict.fromkeys((published.plain_name, published.file))  # each name once
     for candidate in names:
         if (folder / candidate).is_file():
             return folder / candidate
@@ -228,7 +227,7 @@ def _file_in_folder(name: str, published: _Published, data_dir: str | os.PathLik
 
 
 def _download(name: str, published: _Published, address: str) -> bytes:
-    """The raw file out of UCI's archive, checked."""
+    """The raw file from UCI's archive, checked."""
     pooch = _optional("pooch", "a download")
     advice = (
         f"connect to the network, or put {published.file!r} into a folder and name it by MOEJAX_DATA_DIR "
@@ -271,14 +270,14 @@ def _download(name: str, published: _Published, address: str) -> bytes:
 
 
 def _is_published(published: _Published, content: bytes) -> bool:
-    """Whether these are the published bytes or, in a workbook saved again, the published numbers."""
+    """True if these are the published bytes or, in a workbook saved again, the published numbers."""
     if hashlib.sha256(content).hexdigest() == published.sha256:
         return True
     if published.numbers_sha256 is None:
         return False
     try:
         return _digest_of_numbers(published, content) == published.numbers_sha256
-    except ValueError:  # cannot be read, so it is not
+    except ValueError:  # it cannot be read, so it is not the published file
         return False
 
 
@@ -311,7 +310,7 @@ def _dataset(table: pd.DataFrame, inputs: tuple[str, ...], targets: tuple[str, .
     """A table whose columns are the inputs and then the targets.
 
     Raises:
-        ValueError: another number of columns, no row, or a cell that is no finite number.
+        ValueError: a wrong number of columns, no row, or a cell that is no finite number.
     """
     names = (*inputs, *targets)
     if table.shape[1] != len(names) or not len(table):
@@ -330,7 +329,7 @@ def _dataset(table: pd.DataFrame, inputs: tuple[str, ...], targets: tuple[str, .
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent)
     try:

@@ -1,6 +1,6 @@
-"""Columns of numbers out of delimited text: encoding, separator, decimal sign and number of fields, each known or refused.
+"""Columns of numbers from delimited text. Encoding, separator, decimal sign and number of fields are clear, or the file is refused.
 
-Python's reader of CSV cuts the text into cells, once for the count of fields and for the numbers: a second reader might see other
+Python's CSV reader cuts the text into cells once, for the count of fields and for the numbers: a second reader might find different
 fields. Numbers are correctly rounded.
 """
 
@@ -32,7 +32,7 @@ _THOUSANDS = re.compile(r"\s*[+-]?[1-9]\d{0,2}(,\d{3})+\s*")
 
 
 class Column(NamedTuple):
-    """A column as it was read."""
+    """A column of the file."""
 
     name: str
     numbers: np.ndarray
@@ -40,11 +40,11 @@ class Column(NamedTuple):
     first_bad: Any = None
     """The first cell that is no finite number, if there is one."""
     empty: bool = False
-    """Whether no cell holds anything."""
+    """True if all cells are empty."""
 
 
 def column_of(name: str, cells: Sequence[Any], decimal: str = ".") -> Column:
-    """A column of cells: text, or what Parquet holds."""
+    """A column from cells of text, or from the values of Parquet."""
     numbers = _numbers(cells, decimal)
     bad = np.flatnonzero(~np.isfinite(numbers))
     empty = len(bad) == len(cells) and all(isinstance(cell, str) and not cell.strip() for cell in cells)
@@ -52,15 +52,15 @@ def column_of(name: str, cells: Sequence[Any], decimal: str = ".") -> Column:
 
 
 def _joined(pieces: list[Column]) -> Column:
-    """The column of which these are the rows, one after the other."""
+    """The concatenation of columns, one after the other."""
     bad = [piece.first_bad for piece in pieces if not np.isfinite(piece.numbers).all()]
     numbers = np.concatenate([piece.numbers for piece in pieces])
     return Column(pieces[0].name, numbers, bad[0] if bad else None, all(piece.empty for piece in pieces))
 
 
 def _numbers(cells: Sequence[Any], decimal: str) -> np.ndarray:
-    """(n,) the numbers of the cells, correctly rounded; NaN for those that are none, infinite for those that are too large."""
-    try:  # the fast way, for text that is all numbers; Python's own reading would take 1_000
+    """(n,) the numbers of the cells, correctly rounded; NaN for cells that are no numbers, infinity for too large numbers."""
+    try:  # the fast way, for text that is all numbers; float() would accept 1_000
         if decimal == "." and "_" not in "".join(cells):
             return np.fromiter(map(float, cells), np.float64, len(cells))
     except (TypeError, ValueError):
@@ -87,7 +87,7 @@ def _number(cell: Any, decimal: str) -> float:
 
 
 def text_columns(path: Path, separator: str | None, decimal: str | None) -> tuple[list[Column], list[str]]:
-    """The columns below the header, and notes on what was taken for granted.
+    """The columns below the header, and notes on assumptions made.
 
     Args:
         path: a file of text, compressed if its name ends in .gz.
@@ -95,7 +95,7 @@ def text_columns(path: Path, separator: str | None, decimal: str | None) -> tupl
         decimal: "." or ","; None finds it.
 
     Raises:
-        ValueError: the text cannot be cut into rows of as many fields as the header, or not in one way only.
+        ValueError: the text cannot be cut into rows of as many fields as the header, or can be in several ways.
         OSError: the file cannot be read.
     """
     text, notes = _decoded(path, _content(path))
@@ -131,7 +131,7 @@ def _content(path: Path) -> bytes:
 
 
 def _decoded(path: Path, content: bytes) -> tuple[str, list[str]]:
-    """The text, its lines ended as Python has them, and a note if the encoding is a guess."""
+    """The text with Python's line ends, and a note if the encoding is a guess."""
     notes = []
     try:
         marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
@@ -148,7 +148,7 @@ def _decoded(path: Path, content: bytes) -> tuple[str, list[str]]:
 
 
 def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The line at which each row ends, and its fields; blank lines are no rows."""
+    """The last line of each row, and its fields; blank lines are skipped."""
     reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     for fields in reader:
         if fields and (len(fields) > 1 or fields[0].strip()):
@@ -158,7 +158,7 @@ def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 def _checked_rows(
     path: Path, rows: Iterable[tuple[int, list[str]]], width: int, separator: str
 ) -> Iterator[list[str]]:
-    """The rows, which have as many fields as the header, or all of them one more and that one empty.
+    """The rows. Each has as many fields as the header; or all have one more, which is empty.
 
     Raises:
         ValueError: a row has more or fewer fields.
@@ -180,7 +180,7 @@ def _checked_rows(
 def _sniffed_separator(path: Path, text: str) -> str:
     """The separator that cuts the header and the first rows into equally many fields, more than one.
 
-    If none does, it is the one that cuts the header into most: its rows are then refused with the reason.
+    If none does, it is the one that cuts the header into most fields; the rows are then refused with the reason.
 
     Raises:
         ValueError: several separators do.

@@ -1,4 +1,4 @@
-"""What a fit says of its data and of the theory's assumptions, in numbers and in words."""
+"""Diagnostics of a fit: its data and the theory's assumptions, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from moejax.model.status import Status
 
 FEW_SAMPLES_PER_PARAMETER = 5.0
 HELD_BY_RIDGE = 1e-2
-"""Share of what is known of a gate's size, from which the ridge is said to hold it."""
+"""A gate counts as held by the ridge if the ridge provides at least this share of the information on its size."""
 _STANDARD_ERRORS = 5.0
 
 
 def collapse_status(experts: Sequence[int]) -> str:
-    """The status of a fit in which the noise of these experts, from 1, ran off to zero."""
+    """The status of a fit in which the noise of these experts, counted from 1, went to zero."""
     listed = ", ".join(map(str, experts))
     return f"the noise of expert {listed} ran off to zero: the likelihood has no maximum there"
 
@@ -37,17 +37,17 @@ def diagnose(
     config: MethodConfig,
     uncertainty: Uncertainty | None,
 ) -> dict[str, Any]:
-    """Numbers by name, and `notes`: which assumption fails and what that costs.
+    """Numbers by name, and `notes`: assumptions that fail, with the consequences.
 
     Keys: `inputs_standard_normal`, `collinear_directions_dropped` (constant columns among them), `collinear_inputs` (the columns of
     each, from 0), `constant_inputs`, `nearly_collinear_inputs` (kept), `nats_below_maximum`, `information_condition` (of a unit
-    diagonal), `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1), NaN and none without `uncertainty`;
-    `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of responsibilities),
-    `classification_entropy` (theirs, in nats), `expert_norms` and `gate_angle_degrees` for whitened inputs (least angle between
-    a gate and the experts' span, 90 where the moments are exact), `collapsed_experts`, `ridge_penalty` (nats by which the objective
-    is below the log-likelihood); with moments, `transform_signal` by order (the correlation of l(Y) and He_m(Z)),
-    `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search,
-    `optima` (log-likelihoods of the best distinct optima) and `optima_spread`.
+    diagonal), `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1), NaN, or no experts, without
+    `uncertainty`; `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of
+    responsibilities), `classification_entropy` (theirs, in nats), `expert_norms` and `gate_angle_degrees` for whitened inputs
+    (least angle between a gate and the experts' span, 90 if the moments are exact), `collapsed_experts`, `ridge_penalty` (nats by
+    which the objective is below the log-likelihood); with moments, `transform_signal` by order (the correlation of l(Y) and
+    He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search, `optima` (log-likelihoods of the
+    best distinct optima) and `optima_spread`.
 
     `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
     """
@@ -107,7 +107,7 @@ def diagnose(
 
 
 def input_findings(inputs: InputMap) -> dict[str, Any]:
-    """What the whitening found: its keys of `diagnose`."""
+    """Results of the whitening, as keys of `diagnose`."""
     return {
         "inputs_standard_normal": inputs.identity,
         "collinear_directions_dropped": inputs.dropped,
@@ -118,7 +118,7 @@ def input_findings(inputs: InputMap) -> dict[str, Any]:
 
 
 def input_notes(found: dict[str, Any]) -> list[str]:
-    """The same in words."""
+    """Results of the whitening in words."""
     notes = []
     if found["constant_inputs"]:
         named = ", ".join(str(column + 1) for column in found["constant_inputs"])
@@ -140,7 +140,7 @@ def input_notes(found: dict[str, Any]) -> list[str]:
 
 
 def _gate_angle(experts: np.ndarray, gating: np.ndarray) -> float:
-    """The least angle in degrees between a gate (less their mean) and the span of the experts; NaN without gates."""
+    """The least angle in degrees between a gate (minus the mean of gates) and the span of the experts; NaN without gates."""
     centred = gating - gating.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1)
     if not np.isfinite(experts).all() or not norms.max() > 0:

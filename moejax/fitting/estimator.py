@@ -2,8 +2,8 @@ r"""`MoERegressor`: a mixture of experts as a scikit-learn estimator.
 
 p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2),   P = softmax(w . x + c),   m_i(x) = g(a_i . x + b_i).
 
-Linear experts, and those of any homogeneous g, are reported in the user's units. An activation with a range of its own needs a
-target in that range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates.
+Linear experts, and those of any homogeneous g, are reported in the user's units. Any other activation needs a
+target in its range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ _SMALLEST_SHAPE = 64
 
 
 class _Support(NamedTuple):
-    """What the distinct samples support."""
+    """The model size that the distinct samples support."""
 
     num_experts: int
     inputs: InputMap
-    """To white inputs, in the directions that are fitted."""
+    """The map to white inputs, in the directions that are fitted."""
     is_reduced: bool
-    """Whether these are fewer than the inputs have."""
+    """True if these directions are fewer than those of the inputs."""
 
 
 def _several_experts(estimator: MoERegressor) -> bool:
@@ -76,34 +76,34 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     """Mixture-of-experts regression by maximum likelihood.
 
     Inputs are whitened; constant and collinear columns do no harm. k experts of r directions need (2k - 1)(r + 1) + 2 distinct
-    samples; with fewer, fewer experts (at last one, of the leading principal directions) are fitted, with a ConvergenceWarning.
+    samples; if there are fewer, fewer experts (at least one, of the leading principal directions) are fitted, with a warning.
 
     Args:
         num_experts: k.
         activation: g, a registered name or a scalar JAX function.
         noise: one sigma for all experts, "shared", or one each, "per_expert".
-        noise_std: sigma where it is known, in units of y, () or (m,); None estimates it.
+        noise_std: sigma if it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
-        method: a registered method. One linear expert is least squares.
+        method: a registered method. A single linear expert is fitted by least squares.
         standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
         weights_are: the meaning of `sample_weight`, as in `moejax.fit`.
         num_starts: random starts; None takes the method's own number.
         max_iterations: budget of passes of the last stage.
-        order: of the tensor that moments decompose; None chooses.
-        transform_kind: of the label transforms; a parameter named transform would make scikit-learn see a transformer.
-        ridge: on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
-        precision: of the computation; None takes JAX's present default.
-        random_state: seed, generator or None, of random starts.
+        order: order of the tensor that moments decompose; None chooses.
+        transform_kind: kind of the label transforms; a parameter named transform would make scikit-learn see a transformer.
+        ridge: ridge on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
+        precision: precision of the computation; None takes JAX's current default.
+        random_state: seed, generator or None, for random starts.
 
     Attributes:
         params_: MoEParams of NumPy arrays, for X and y in the user's units.
-        coef_, intercept_: (k, d), (k,) of `params_`, the experts; gating_coef_, gating_intercept_: of the gates, the last 0.
+        coef_, intercept_: (k, d), (k,) of the experts, from `params_`; gating_coef_, gating_intercept_: of the gates, the last 0.
         noise_std_: (k,) in units of y.
             With m targets, coef_ is (k, m, d), intercept_ and noise_std_ (k, m).
-        num_experts_: the number of experts that were fitted; method_: by which method.
+        num_experts_: the number of fitted experts; method_: the method that fitted them.
         n_parameters_: free parameters, those of dropped directions not counted.
         log_likelihood_: weighted sum over the training sample, in nats, in units of y.
-        history_, status_, diagnostics_, n_iter_: as `moejax.FitResult` says; passes over the data.
+        history_, status_, diagnostics_: as in `moejax.FitResult`; n_iter_: passes over the data.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Examples:
@@ -150,7 +150,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MoERegressor:
-        """Fit to X (n, d), y (n,) or (n, m), and non-negative weights (n,); an integer weight counts as so many equal rows.
+        """Fit to X (n, d), y (n,) or (n, m), and non-negative weights (n,); an integer weight counts as that number of equal rows.
 
         Raises:
             ValueError: arrays or settings that cannot be fitted, in one line.
@@ -184,7 +184,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         weights = checked_weights(sample_weight, len(x), "sample_weight", "X")
         levels = noise_levels(self.noise_std, y.shape[1:])
         weights, _ = rescaled_weights(weights, options.weights_are)
-        used = weights > 0  # a small one may have become zero
+        used = weights > 0  # a small weight may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
         support = self._supported(sample, is_linear(fn))
         num_experts, inputs, _ = support
@@ -226,7 +226,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return self
 
     def _columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
-        """Keep the number and the names of the columns of X, or compare them with those of the fit."""
+        """Store the number and the names of the columns of X, or compare them with those of the fit."""
         try:
             validate_data(self, X, y, reset=reset, skip_check_array=True)
         except TypeError as error:  # names of several types
@@ -242,7 +242,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(n,), or (n, m): standard deviation of y given x under the mixture, in units of y.
 
-        Its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, what they differ by.
+        Its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, that between them.
 
         Args:
             X: (n, d).
@@ -256,7 +256,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return (total, within, between) if components else total
 
     def predict_experts(self, X: ArrayLike) -> np.ndarray:
-        """(n, k), or (n, k, m): m_i(x), what each expert predicts."""
+        """(n, k), or (n, k, m): m_i(x), the prediction of each expert."""
         return self._mixture(X)[1]
 
     def gate_probabilities(self, X: ArrayLike) -> np.ndarray:
@@ -265,13 +265,13 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     @available_if(_several_experts)
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """(n, k): `gate_probabilities`. scikit-learn expects this name only where there are classes: one expert has none."""
+        """(n, k): `gate_probabilities`. scikit-learn expects it only where there are classes: a one-expert fit lacks it."""
         return self.gate_probabilities(X)
 
     def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): P(z = i | x, y), the probability that expert i made the label."""
         log_gates, means = self._mixture(X)
-        with np.errstate(over="ignore"):  # an expert may be behind by more nats than a number holds
+        with np.errstate(over="ignore"):  # the difference in nats may overflow
             return posterior(log_gates, means, _checked_labels(y, means), self.noise_std_, xp=np)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
@@ -287,8 +287,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
         """(n,): log p(y | x), in nats, in units of y.
 
-        Without y, its expectation under the mixture itself, minus the entropy of y given x, by quadrature to 1e-7 nats: in the mean
-        over a sample, the two agree where the model is right.
+        Without y, the result is its expectation under the mixture: minus the entropy of y given x, by quadrature to 1e-7 nats.
+        If the model is true, the two agree in the mean over a sample.
 
         Raises:
             ValueError: several targets without y, or a y of another shape or with values that are not finite.
@@ -303,7 +303,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better.
 
-        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` says what they mean, as in `fit`.
+        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` defines their meaning, as in `fit`.
         """
         value, size = self._weighted_log_likelihood(X, y, sample_weight)
         return -2.0 * value + self.n_parameters_ * math.log(size)
@@ -315,7 +315,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _weighted_log_likelihood(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[float, float]:
-        """The weighted sum of `score_samples`, and that of the weights; rows of weight zero are not looked at."""
+        """The weighted sum of `score_samples`, and that of the weights; rows of weight zero are ignored."""
         check_is_fitted(self)
         weights = checked_weights(sample_weight, len(np.atleast_1d(y)), "sample_weight", "X")
         weights, _ = rescaled_weights(weights, self.weights_are)
@@ -334,7 +334,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         num_experts = min(int(self.num_experts), supported)
         same = bool(np.all(sample.y == sample.y[0])) and (self.fit_intercept or not sample.y[0].any())
         if linear and (same or rank == 0):
-            num_experts = 1  # there is nothing by which to tell more
+            num_experts = 1  # the data cannot distinguish more experts
         directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(self.fit_intercept), 0))
         if num_experts < self.num_experts or directions < rank:
             of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
@@ -350,10 +350,10 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _run(
         self, sample: Sample, support: _Support, noise_std: np.ndarray | None, options: FitOptions
     ) -> FitResult:
-        """A fit of the inputs, or where the samples support fewer directions than they have, of those directions."""
+        """A fit to the inputs, or to their leading directions if the samples support only these."""
         num_experts, inputs, is_reduced = support
         x = (sample.x - inputs.mean) @ inputs.matrix if is_reduced else sample.x
-        padding = _padded(len(x)) - len(x)  # few shapes are few compilations; a weight of zero is no sample
+        padding = _padded(len(x)) - len(x)  # few shapes need few compilations; padding has weight zero
         x, y = (np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in (x, sample.y))
         padded = Sample(x, y, np.pad(sample.weights, (0, padding)), sample.precision)
         seed = _random_state(self.random_state).randint(np.iinfo(np.int32).max)
@@ -377,7 +377,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         x = checked_inputs(X, "X")
         self._columns(X, reset=False)
         padded = np.pad(x, [(0, _padded(len(x)) - len(x)), (0, 0)])
-        # in double precision whatever that of the fit: inputs and biases may have offsets that cancel
+        # always in double precision: inputs and biases may have offsets that cancel
         with jax.enable_x64(True):
             params = jax.tree.map(jnp.asarray, self.params_)
             log_gates, means = _gates_and_means(params, jnp.asarray(padded), get_activation(self.activation))
@@ -386,7 +386,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def _log_joint(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
-        with np.errstate(over="ignore"):  # a density of zero
+        with np.errstate(over="ignore"):  # a density may be zero
             log_densities = _log_normal(_checked_labels(y, means)[:, None] - means, self.noise_std_)
         return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 

@@ -1,4 +1,4 @@
-"""Labels and seeds as the estimator takes them, and fits where the inputs span fewer directions than there are."""
+"""Checks of the estimator's labels and seeds, and fits in fewer directions than the inputs have."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _random_state(value: Any) -> np.random.RandomState:
 
 
 def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
-    """y (n,), or (n, m), in double precision, to go with means (n, k), or (n, k, m).
+    """y (n,), or (n, m), in double precision, of a shape that matches means (n, k), or (n, k, m).
 
     Raises:
         ValueError: another shape, or values that are not finite numbers.
@@ -64,13 +64,13 @@ def _least_squares(
     share = weights / weights.sum()
     unit = np.abs(y).max() or 1.0
     labels = y / unit
-    # white inputs that were standard normal already are not centred
+    # inputs that were already standard normal have not been centred
     middle, mean = (share @ z, float(share @ labels)) if fit_intercept else (np.zeros(z.shape[1]), 0.0)
     root = np.sqrt(share)
     coefficients = np.linalg.lstsq((z - middle) * root[:, None], (labels - mean) * root, rcond=None)[0]
     mean = mean - float(middle @ coefficients)
     spread = math.sqrt(float(share @ (labels - mean - z @ coefficients) ** 2))
-    # what rounding leaves of an exact fit is no noise level
+    # the rounding residual of an exact fit is no noise level
     smallest = math.sqrt(np.finfo(float).eps * float(share @ labels**2) + np.finfo(float).tiny)
     sigma = max(spread, smallest) if noise_std is None else float(noise_std) / unit
     none = np.zeros_like(coefficients)[None]

@@ -1,13 +1,13 @@
 r"""The units in which a mixture is fitted to labels.
 
-A homogeneous g, g(c t) = c g(t) for c > 0 (linear, relu, leaky_relu, abs), has experts without a scale of their own: labels in any
-unit have the same fit but for that unit, so they are scaled, and the label transforms, which are for experts of norm 1, are right
-for the labels that are fitted. A linear g with intercepts also takes up a shift. Every other g has a range of its own: its labels
-are fitted as they are, in any other unit the model would be another one.
+For a homogeneous g, g(c t) = c g(t) for c > 0 (linear, relu, leaky_relu, abs), the experts absorb the unit of the labels. So the
+labels are scaled; the label transforms assume experts of norm 1, and are then right for the fitted labels. A linear g with
+intercepts also absorbs a shift. Every other g has a fixed range: its labels are fitted as given, because in another unit the model
+would be a different one.
 
-The scale rho is the norm of the experts. For standard normal inputs and no biases E[y^2] = rho^2 E[g(Z)^2] + sigma^2, so that one
-ratio sigma / rho is left open. It is known with sigma; else the labels' marginal distribution tells it (`estimate_relative_noise`),
-except for a linear g, whose labels are normal whatever the ratio: there the trace of T2 is rho^2.
+The scale rho is the norm of the experts. For standard normal inputs and no biases E[y^2] = rho^2 E[g(Z)^2] + sigma^2, which
+leaves the ratio sigma / rho open. A known sigma determines it. Otherwise it is estimated from the labels' marginal distribution
+(`estimate_relative_noise`). That fails for a linear g, whose labels are normal for any ratio: there the trace of T2 is rho^2.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from moejax.moments.noise import estimate_noise_std, estimate_relative_noise
 from moejax.moments.orders import RELATIVE_NOISE_RANGE
 
 LEAST_SIGNAL = 0.1
-"""Least share of a linear mixture's label variance that is taken for signal when it is estimated: transforms for less have second
-moments too large to be used, and for a linear g those for more signal than there is are as consistent."""
+"""Least share of a linear mixture's label variance that is estimated to be signal. Transforms for a smaller share have second
+moments too large to be used; for a linear g, transforms for too much signal are still consistent."""
 LARGEST_ARGUMENT = 1e6
-"""Arguments of g up to which its range is looked at."""
+"""Largest argument of g at which its range is examined."""
 _UNBOUNDED = 1e3
 """Values of this size, for such arguments, count as no bound."""
 OUTSIDE_RANGE = 0.01
-"""Share of the labels' variance outside the range of g from which a fit says so."""
+"""Share of the labels' variance outside the range of g from which a fit reports it."""
 
 
 class LabelMap(NamedTuple):
-    """The fitted labels are (y - shift) / scale, of each output."""
+    """The map to the fitted labels, (y - shift) / scale for each output."""
 
     shift: np.ndarray | float
     """() or (m,)"""
@@ -45,12 +45,12 @@ class LabelMap(NamedTuple):
     """() or (m,)"""
 
     def __call__(self, y: np.ndarray) -> np.ndarray:
-        """The labels (n,), or (n, m), as they are fitted."""
+        """The fitted labels (n,), or (n, m)."""
         return (y - self.shift) / self.scale
 
 
 class FittedLabels(NamedTuple):
-    """What a fit needs to know of the labels before it begins."""
+    """Unit and noise level of the labels, found before the fit."""
 
     map: LabelMap
     noise_std: np.ndarray
@@ -59,7 +59,7 @@ class FittedLabels(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def is_linear(fn: ScalarFunction) -> bool:
-    """Whether g is the identity, so that experts take up the labels' units.
+    """True if g is the identity, so that experts absorb the labels' units.
 
     Raises:
         ValueError: g is no activation.
@@ -86,9 +86,9 @@ def fitted_labels(
         y: (n,), or (n, m).
         weights: (n,).
         fn: g.
-        fit_intercept: whether there are biases.
-        noise_std: () or (m,), sigma where it is known.
-        standardise: whether labels are scaled at all.
+        fit_intercept: if true, there are biases.
+        noise_std: () or (m,), sigma if it is known.
+        standardise: if false, labels are not scaled.
 
     Raises:
         ValueError: labels that do not vary, or beyond the range of double precision.
@@ -128,7 +128,7 @@ def fitted_labels(
         ratio = float(known / scale) * math.sqrt(square / signal)
     elif linear:
         signal = 0.5 * float(share @ ((standard**2 - 1.0) * (np.sum(z**2, axis=1) - z.shape[1])))
-        # of labels that are nearly noise the trace is noise too, and may be negative
+        # if labels are nearly all noise, so is the trace, which may be negative
         ratio = math.sqrt(max(1.0 / max(signal, LEAST_SIGNAL) - 1.0, 0.0))
     else:
         ratio = _relative_noise(standard, weights[used], fn)
@@ -174,7 +174,7 @@ def _relative_noise(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> f
 
 @functools.lru_cache(maxsize=64)
 def activation_range(fn: ScalarFunction) -> tuple[float, float]:
-    """(lowest, highest) value of g for arguments up to LARGEST_ARGUMENT in size; infinite where g still moves there."""
+    """(lowest, highest) value of g for arguments up to LARGEST_ARGUMENT in size; infinite if g still changes there."""
     outer = np.geomspace(8.5, LARGEST_ARGUMENT, 512)
     values = values_on_host(fn, np.concatenate([-outer, np.linspace(-8.5, 8.5, 4097), outer]))
     values = values[~np.isnan(values)]
@@ -199,7 +199,7 @@ def share_outside_range(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) 
 
 
 def labels_note(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction, name: str) -> str | None:
-    """What is to be said of labels outside the range of g; None where there is nothing."""
+    """A note on labels outside the range of g; None if there are too few."""
     if y.ndim == 2 or not share_outside_range(y, weights, fn) > OUTSIDE_RANGE:
         return None
     low, high = activation_range(fn)

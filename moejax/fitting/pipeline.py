@@ -1,8 +1,8 @@
-"""fit(): a mixture of experts from arrays a user has, in the user's units.
+"""fit(): a mixture of experts from a user's arrays, in the user's units.
 
-On the host, in double precision, the inputs are whitened (unless they are standard normal already, to sampling error) and the
-labels are put into the unit in which they are fitted; one compiled program runs the method; parameters, errors and likelihoods are
-given back, on the host and in double precision, in the units in which the data came.
+The inputs are whitened (unless they are standard normal already, to sampling error) and the labels converted to the unit of the
+fit, on the host in double precision. One compiled program runs the method. Parameters, errors and likelihoods are returned, again
+on the host in double precision, in the units of the data.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from moejax.model.status import Status
 from moejax.moments.label_transforms import TransformKind
 
 LARGEST_SHORTFALL = 0.5
-"""Nats below a maximum up to which an estimate counts as being there: one standard error in one direction."""
+"""An estimate at most this many nats below a maximum counts as the maximum: one standard error in one direction."""
 
 
 def fit(
@@ -69,7 +69,7 @@ def fit(
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
     Inputs are whitened, and labels of a homogeneous g (linear, relu, abs) are scaled, so that their units do not matter. Other
-    activations are fitted to the labels as they are. Labels outside their range and constant columns are reported.
+    activations are fitted to the labels as given. Labels outside their range and constant columns are reported.
 
     Several outputs (n, m) share the gates; each has its own experts and noise, and given z and x they are independent. They are
     fitted without moments, by "multistart" or "joint_em", and have no standard errors.
@@ -78,11 +78,11 @@ def fit(
         key: PRNG key of random restarts and starts.
         x: (n, d) inputs, any units.
         y: (n,) labels, or (n, m), in the units of g's values.
-        num_experts: k; for a method of moments, up to the rank of the inputs. Several (a range or list), or "auto" for 1 to 6: each
-            that the data admit is fitted, and the one with the least BIC among those whose status is "ok" is the result.
-        noise_std: sigma where it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
-            the moments and then jointly with the rest.
-        weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are not looked at and may hold anything.
+        num_experts: k; for a method of moments, up to the rank of the inputs. For several (a range or list), or "auto" for 1 to 6,
+            each that the data admit is fitted, and the result is the one with the least BIC among those with status "ok".
+        noise_std: sigma if it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
+            the moments and then jointly with the other parameters.
+        weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are ignored and may hold any values.
 
     The other arguments are the fields of `FitOptions`, which explains them.
 
@@ -131,7 +131,7 @@ def _fit(
     weights: Any,
     options: FitOptions,
 ) -> FitResult:
-    """`fit` with its options in one."""
+    """`fit` with its options in one object."""
     given, options = options, checked_options(options)
     chosen = number_of_experts(num_experts)
     key = prng_key(key)
@@ -172,18 +172,18 @@ def fit_sample(
 
     Args:
         key: PRNG key.
-        sample: checked.
+        sample: the checked sample.
         num_experts: k.
-        noise_std: () or (m,) where it is known.
-        options: checked.
+        noise_std: () or (m,) if it is known.
+        options: the checked options.
 
     Raises:
-        TooManyExpertsError, ValueError: as `fit` says.
+        TooManyExpertsError, ValueError: as in `fit`.
     """
     problem, config, units, order_reason = prepare(sample, num_experts, noise_std, options)
     result = _run_method(key, problem, options.method, config)
     value, posterior = _evaluate(result.params, problem, config.fn)
-    # densities of the fitted labels are those of y times the unit
+    # a density of the fitted labels is the density of y times the unit
     per_sample = float(np.sum(np.log(np.broadcast_to(units.labels.scale, sample.y.shape[1:]))))
     offset = float(sample.weights.sum()) * per_sample
     history = np.asarray(result.history, np.float64) - offset

@@ -1,6 +1,6 @@
-r"""What a fitted mixture says of one label given its inputs, on the host: its spread and its entropy.
+r"""Spread and entropy of a label given its inputs under a fitted mixture, on the host.
 
-Both work in units in which no square overflows.
+Both are computed in units in which no square overflows.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import numpy as np
 from moejax.model.mixture import LOG_TWO_PI
 
 PANEL_EDGES = np.arange(-8.0, 9.0)
-"""Edges of the panels around each expert's mean, in its standard deviations; what is beyond has a mass of 1e-15."""
+"""Edges of the panels around each expert's mean, in its standard deviations; the mass outside is 1e-15."""
 NODES_IN_PANEL = 6
-"""Gauss-Legendre nodes in a panel. Where two experts' densities cross, the log-density bends within sigma / c, c <= 8 the distance
+"""Gauss-Legendre nodes in a panel. If two experts' densities cross, the log-density bends within sigma / c, c <= 8 the distance
 from the nearer mean in sigmas; there the density is below exp(-c^2 / 8), and the errors are below 1e-8 nats."""
 NUMBERS_AT_ONCE = 2**20
 """Numbers in an array of the quadrature, 8 MiB."""
@@ -29,7 +29,7 @@ def root_mean_square(gates: np.ndarray, values: np.ndarray) -> np.ndarray:
 def expected_log_density(log_gates: np.ndarray, means: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
     r"""(n,): int p(y | x) log p(y | x) dy in nats, minus the entropy of y given x, p the mixture of normal densities at each x.
 
-    Composite Gauss-Legendre quadrature over panels as wide as the standard deviation of whichever expert is near: an expert with
+    It is a composite Gauss-Legendre quadrature over panels as wide as the standard deviation of the nearby expert: an expert with
     little noise inside a wide one has panels of its own width. Errors are below 1e-7 nats for noise ratios of 1 to 1e-6.
 
     Args:
@@ -54,7 +54,7 @@ def _expected_log_density(log_gates: np.ndarray, means: np.ndarray, noise_std: n
     centres, halves = 0.5 * (edges[:, 1:] + edges[:, :-1]), 0.5 * np.diff(edges, axis=1)
     nodes, weights = np.polynomial.legendre.leggauss(NODES_IN_PANEL)
     y = centres[:, :, None] + halves[:, :, None] * nodes
-    with np.errstate(over="ignore"):  # a density of zero
+    with np.errstate(over="ignore"):  # a density may be zero
         joint = np.stack(
             [
                 log_gates[:, i, None, None]

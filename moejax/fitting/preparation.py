@@ -1,4 +1,4 @@
-"""A problem made ready for its program: inputs and labels in the units of the fit, and the moments that it uses."""
+"""Preparation of a fit: inputs and labels in the units of the fit, and the moments that it uses."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class TooManyExpertsError(ValueError):
 
 
 LARGEST_COUNT = 2.0**53
-"""Rows that double precision tells apart from one more."""
+"""Largest number of rows that double precision can count."""
 
 
 class Sample(NamedTuple):
-    """What a user gave, checked, on the host in double precision."""
+    """A user's sample, checked, on the host in double precision."""
 
     x: np.ndarray
     """(n, d)"""
@@ -54,9 +54,10 @@ class Sample(NamedTuple):
 
 
 def rescaled_weights(weights: np.ndarray, are: WeightsAre | None) -> tuple[np.ndarray, WeightsAre]:
-    """Weights (n,) as numbers of equal rows, and what they were taken for.
+    """Weights (n,) as numbers of equal rows, and the meaning that was assumed.
 
-    Counts stay as they are. Reliabilities are scaled to sum to (sum w)^2 / sum w^2, the number of equal rows that say as much.
+    Counts are unchanged. Reliabilities are scaled to sum to (sum w)^2 / sum w^2, the number of equal rows with the same
+    information.
 
     Raises:
         ValueError: counts of more rows than double precision can count.
@@ -75,7 +76,7 @@ def rescaled_weights(weights: np.ndarray, are: WeightsAre | None) -> tuple[np.nd
 
 
 class Prepared(NamedTuple):
-    """A fit before its program runs."""
+    """A fit that is ready to run."""
 
     problem: Problem
     config: MethodConfig
@@ -84,10 +85,10 @@ class Prepared(NamedTuple):
 
 
 def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions) -> Prepared:
-    """Inputs and labels in the units of the fit, and what of the moments it uses.
+    """Inputs and labels in the units of the fit, and the label transforms of its moments.
 
     Raises:
-        TooManyExpertsError: k is more than the data admit; ValueError: data or options that do not go together.
+        TooManyExpertsError: k is more than the data admit; ValueError: data and options that contradict each other.
     """
     method, activation, intercept = options.method, options.activation, options.fit_intercept
     fn, density = get_activation(activation), log_density_of(options.log_density)
@@ -106,7 +107,7 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
             f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
         )
     needed = num_rows_needed(num_experts, rank, intercept)
-    effective = float(sample.weights.sum())  # of reliabilities, the number of equal rows that say as much
+    effective = float(sample.weights.sum())  # for reliabilities, equal rows with the same information
     if min(used, effective * (1 + 1e-9)) < needed:
         got = (
             f"{used}"
@@ -183,15 +184,15 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
 
 
 def _require_representable(y: np.ndarray, labels: FittedLabels, dtype: np.dtype) -> None:
-    """Refuse fitted labels, or a noise, whose squares are no numbers in the precision of the computation.
+    """Refuse fitted labels, or a noise, whose squares overflow or vanish in the precision of the computation.
 
     Args:
         y: (n,) or (n, m) fitted labels with weight.
         labels: their unit and noise.
-        dtype: of the computation.
+        dtype: floating dtype of the computation.
 
     Raises:
-        ValueError: one of them is not; float64 or other units may help.
+        ValueError: a square is zero or infinite; float64 or other units may help.
     """
     info = np.finfo(dtype)
     least, most = float(info.tiny) ** 0.5 * 1e3, float(info.max) ** 0.5 / 1e3

@@ -14,11 +14,11 @@ from moejax.model.mixture import HostParams, MoEParams, NoiseModel
 
 
 class _Fitted(NamedTuple):
-    """A fit in its own units, from which parameters and errors in others are made."""
+    """A fit in its own units; parameters and errors in other units are computed from it."""
 
     params: MoEParams
     covariance: Covariance | None
-    """None where there are no standard errors."""
+    """None if there are no standard errors."""
     units: DataUnits
     noise: NoiseModel
     fit_intercept: bool
@@ -31,7 +31,7 @@ class _Fitted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """A fitted mixture of experts, as `fit` returns it.
+    """A fitted mixture of experts, the result of `fit`.
 
     Examples:
         >>> truth = moejax.make_params([[1.0, 0, 0], [0, 1.0, 0]], [[0, 0, 1.0], [0, 0, 0]], noise_std=0.1)
@@ -43,26 +43,26 @@ class FitResult:
     """
 
     params: HostParams
-    """NumPy arrays in double precision, in the units of the x and y that were given."""
+    """NumPy arrays in double precision, in the units of the given x and y."""
     log_likelihood: float
-    """Weighted sum over samples, in nats, in the units of the y that was given."""
+    """Weighted sum over samples, in nats, in the units of the given y."""
     history: np.ndarray
-    """(passes,) objective in nats along the passes over the data: the log-likelihood less the ridge's penalty on the gates
-    (`diagnostics["ridge_penalty"]` where it ends). That of the gradient baselines is without the penalty; empty for "spectral"."""
+    """(passes,) objective in nats along the passes over the data: the log-likelihood minus the ridge's penalty on the gates
+    (at the end `diagnostics["ridge_penalty"]`). The gradient baselines omit the penalty; for "spectral" it is empty."""
     diagnostics: dict[str, Any]
-    """What the moments and the fit say of the data and of the theory's assumptions: numbers by name, and "notes" in words."""
+    """Diagnostics of the data and of the theory's assumptions: numbers by name, and "notes" in words."""
     status: str
-    """"ok", or why the result is not to be trusted. It is ok if the method converged in its own objective: a least squared error
-    (gradient_mse) or fixed experts (gated_losses, spectral) are no maximum of the likelihood, from which
-    `diagnostics["nats_below_maximum"]` says how far they are."""
+    """"ok", or the reason not to trust the result. It is ok if the method converged in its own objective. A least squared error
+    (gradient_mse) or fixed experts (gated_losses, spectral) are no maximum of the likelihood;
+    `diagnostics["nats_below_maximum"]` is the distance from one."""
     standard_errors: HostParams | None = None
-    """Standard error of every parameter, in its unit: 0 if it was not estimated, NaN if the data leave it undetermined. None if the
+    """Standard error of every parameter, in its unit: 0 if it was not estimated, NaN if the data do not determine it. None if the
     fit did not end at a maximum: the formula holds only there. Along directions in which the inputs do not vary
-    (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice: the errors are of the rest."""
+    (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice; the errors cover the other directions."""
     selection: pd.DataFrame | None = None
     """A row of criteria for each number of experts, if several were tried (see `moejax.fitting.selection`)."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Every option of the fit by name, as it was used, with the precision of the computation: what repeats it."""
+    """Every option of the fit by name, as used, and the precision of the computation; they are enough to repeat it."""
     _fitted: _Fitted | None = dataclasses.field(default=None, repr=False)
 
     def in_units(
@@ -77,8 +77,8 @@ class FitResult:
         Args:
             input_mean: (d,), zero for a fit without intercepts.
             input_std: (d,), positive.
-            target_mean: zero unless g is linear with intercepts.
-            target_std: one unless g is homogeneous.
+            target_mean: must be zero unless g is linear with intercepts.
+            target_std: must be one unless g is homogeneous.
 
         Raises:
             ValueError: this result was not made by `fit`.
@@ -89,7 +89,7 @@ class FitResult:
         return units.params(self._fitted.params), self._fitted.errors(units)
 
     def intervals(self, level: float = 0.95) -> tuple[HostParams, HostParams]:
-        """(lower, upper) ends of Wald intervals for every parameter, each by itself; of sigma on the log scale.
+        """(lower, upper) ends of a Wald interval for each parameter; for sigma on the log scale.
 
         Raises:
             ValueError: there are no standard errors, or the level is not between 0 and 1.

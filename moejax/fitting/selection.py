@@ -1,11 +1,11 @@
-r"""How many experts: information criteria of fits with different k.
+r"""Choice of the number of experts by information criteria of fits with different k.
 
 With L the maximised log-likelihood in nats, P free parameters, n the total sample weight and r the responsibilities,
 
     AIC = -2 L + 2 P,   BIC = -2 L + P log n,   ICL = BIC - 2 sum_j w_j sum_i r_ij log r_ij
 
-(Akaike 1974; Schwarz 1978; Biernacki, Celeux and Govaert 2000). Less is better; ICL also asks that samples belong clearly to one
-expert. The eigenvalues of T2 say it without a fit: in theory the first k are positive and the rest zero.
+(Akaike 1974; Schwarz 1978; Biernacki, Celeux and Govaert 2000). Lower is better; ICL also rewards samples that belong clearly to
+one expert. The eigenvalues of T2 suggest k without a fit: in theory the first k are positive and the others zero.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ CRITERIA = ("aic", "bic", "icl")
 
 
 def num_rows_needed(num_experts: int, dim: int, fit_intercept: bool) -> int:
-    """The fewest rows that a fit is made from: one more than its parameters with one noise level."""
+    """The fewest rows for a fit: one more than its parameters with one noise level."""
     return num_free_parameters(num_experts, dim, "shared", fit_intercept) + 1
 
 
 def numbers_to_try(num_experts: str | Sequence[int]) -> tuple[int, ...]:
-    """The numbers of experts behind "auto", 1 to LARGEST_TRIED, or behind a range or a list: each once, in order."""
+    """The numbers of experts that "auto" (1 to LARGEST_TRIED), a range or a list stands for: each once, in order."""
     numbers = range(1, LARGEST_TRIED + 1) if isinstance(num_experts, str) else num_experts
     return tuple(sorted({int(k) for k in numbers}))
 
@@ -42,16 +42,16 @@ def criteria(
     second_moment_eigenvalues: Sequence[float] | None,
     status: str,
 ) -> dict[str, Any]:
-    """One row of the table.
+    """One row of the table of criteria.
 
     Args:
         num_experts: k.
-        log_likelihood: in nats, maximised.
+        log_likelihood: maximised log-likelihood in nats.
         num_parameters: P.
         entropy: sum over samples of the entropy of their responsibilities, in nats.
         num_samples: sum of the weights.
-        second_moment_eigenvalues: (d,) of T2, decreasing; None where there are no moments.
-        status: of the fit.
+        second_moment_eigenvalues: (d,) of T2, decreasing; None if there are no moments.
+        status: status of the fit.
     """
     bic = -2.0 * log_likelihood + num_parameters * np.log(num_samples)
     values = second_moment_eigenvalues or ()
@@ -71,7 +71,7 @@ def criteria(
 
 
 def left_out(num_experts: int, reason: str) -> dict[str, Any]:
-    """The row of a number of experts that the data do not admit: no numbers, and the reason as its status."""
+    """The row of a number of experts that the data do not admit: it has no numbers, and the reason as its status."""
     row = criteria(num_experts, np.nan, 0, np.nan, 1.0, None, f"left out: {reason}")
     return {name: value if name in ("num_experts", "status") else np.nan for name, value in row.items()}
 
@@ -79,8 +79,8 @@ def left_out(num_experts: int, reason: str) -> dict[str, Any]:
 def selection_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The rows, with `chosen` true for the least BIC among the fits whose status is "ok".
 
-    A fit that is not to be trusted may have any BIC: that of an expert whose noise ran off to zero has no bound. Where no status is
-    "ok", the fit of the fewest experts is chosen.
+    A fit with another status may have any BIC: if the noise of an expert went to zero, the BIC has no bound. If no status is "ok",
+    the fit with the fewest experts is chosen.
     """
     table = pd.DataFrame(rows)
     bic = table["bic"].to_numpy(float)

@@ -1,7 +1,7 @@
 """Data sets with names, and tables of numbers from CSV and Parquet files.
 
-A table is read whole and as it is meant, or refused with one line that names the file and the row: no column is lost or gained
-without a word, and no date becomes a number. What was left out or taken for granted is a note of the data set.
+A table is read completely, or refused with one line that names the file and the row: no column is lost or added silently, and no
+date becomes a number. Notes of the data set report omissions and assumptions.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from moejax.fitting.delimited_text import SEPARATORS, Column, column_of, text_co
 from moejax.registry import nearest
 
 SEPARATOR_WORDS = {"tab": "\t", r"\t": "\t"}
-"""What a shell writes more easily."""
+"""Separators by words, which are easier to write in a shell."""
 DECIMALS = (".", ",")
 _TEXT_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")
-"""No name, or the one that pandas gave a column without a name when the file was read and written before."""
+"""An empty name, or the name that pandas gave to a column without one when it read and wrote the file before."""
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -33,18 +33,18 @@ class Dataset(NamedTuple):
     x: np.ndarray
     """(n, d)"""
     y: np.ndarray
-    """(n,); (n, m) where there are m > 1 targets."""
+    """(n,); (n, m) if there are m > 1 targets."""
     input_names: tuple[str, ...]
     target_names: tuple[str, ...]
     """(m,)"""
     source: str = ""
-    """Where the data were read, and whether the file is the published one."""
+    """The origin of the data, and whether the file is the published one."""
     notes: tuple[str, ...] = ()
-    """What was left out of the file, or how it was read where it could be read in two ways; a sentence each."""
+    """A sentence for each omission from the file, and for each choice between two ways to read it."""
 
     @property
     def target_name(self) -> str:
-        """The targets' names in one string."""
+        """The targets' names joined in one string."""
         return ", ".join(self.target_names)
 
     def with_target(self, target: str) -> Dataset:
@@ -60,14 +60,14 @@ class Dataset(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """The columns of a file, all of them finite numbers."""
+    """The columns of a file; all entries are finite numbers."""
 
     names: tuple[str, ...]
     """(p,), each once."""
     values: np.ndarray
     """(n, p)"""
     notes: tuple[str, ...]
-    """As in `Dataset`."""
+    """Notes, as in `Dataset`."""
 
 
 def read_table(
@@ -103,10 +103,10 @@ def read_table(
 def read_columns(path: Path, *, separator: str | None = None, decimal: str | None = None) -> Columns:
     """All columns of a file of numbers: .csv and .tsv with a header, also with .gz after it, and .parquet.
 
-    The text is UTF-8, with or without a byte order mark, or UTF-16 with one; what is neither is read as Windows-1252, which differs
-    in names only, and noted. The separator is the one of comma, semicolon, tab and bar that cuts the header and the first rows into
-    equally many fields, if only one does. The decimal sign of a file that is not separated by commas is the comma if it stands in
-    numbers where no number has a point, unless all of those could be thousands. True and False are 1 and 0.
+    The text is UTF-8, with or without a byte order mark, or UTF-16 with one; any other text is read as Windows-1252, with a note;
+    the choice affects names only. The separator is the one of comma, semicolon, tab and bar that cuts the header and the first rows
+    into equally many fields, if only one does. The decimal sign of a file that is not separated by commas is the comma if it stands
+    in numbers where no number has a point, unless all of those could be thousands. True and False are 1 and 0.
 
     Every row must have as many fields as the header. A first column without a name is left out, and noted, if it counts the rows
     from 0 or 1, as pandas and R write them; any other column without a name is refused unless it is empty. In Parquet, named levels
@@ -118,7 +118,7 @@ def read_columns(path: Path, *, separator: str | None = None, decimal: str | Non
         decimal: "." or ","; None finds it.
 
     Raises:
-        ValueError: another kind of file, another number of fields in a row, a name that is missing or there twice, a cell that is
+        ValueError: another kind of file, another number of fields in a row, a name that is missing or occurs twice, a cell that is
             no finite number, or a separator or decimal sign that is not clear; one line that names the file and the place.
         OSError: the file cannot be read.
     """
@@ -163,7 +163,7 @@ def _without_unnamed(path: Path, columns: list[Column]) -> tuple[list[Column], l
             kept.append(column)
         elif place == 0 and counts:
             notes.append("the first column has no name and numbers the rows: it was left out")
-        elif column.name:  # pandas' word, but somebody wrote the file with it
+        elif column.name:  # pandas' name for it, which is in the file itself
             kept.append(column)
         elif column.empty:
             notes.append(f"column {place + 1} has neither a name nor cells: it was left out")
@@ -200,9 +200,9 @@ def _values(path: Path, columns: list[Column]) -> np.ndarray:
 
 
 def _parquet_columns(path: Path) -> tuple[list[Column], list[str]]:
-    """The columns of the file, and of the index that pandas keeps beside them the levels that have names."""
+    """The columns of the file, and the named levels of the index that pandas stores next to them."""
     if not path.is_dir():
-        path.open("rb").close()  # an error of the system, not of the content
+        path.open("rb").close()  # raises errors of the system separately from errors of the content
     try:
         table = pyarrow.parquet.read_table(path)
         metadata = table.schema.pandas_metadata
@@ -220,7 +220,7 @@ def _parquet_columns(path: Path) -> tuple[list[Column], list[str]]:
 
 
 def _counting_levels(metadata: Any, num_rows: int) -> list[Column]:
-    """Named levels of pandas' index that count: they are kept as a rule in the metadata, not as a column."""
+    """Named levels of pandas' index that are ranges: the metadata holds them as a rule, not as a column."""
     levels = metadata.get("index_columns") if isinstance(metadata, dict) else None
     found = []
     for level in levels if isinstance(levels, list) else ():

@@ -1,4 +1,4 @@
-"""How well the data determine a fit, how far it is from a maximum of the likelihood, and what the ridge does to it."""
+"""Uncertainty of a fit, its distance from a maximum of the likelihood, and the effect of the ridge."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from moejax.model.mixture import MoEParams
 
 
 class Uncertainty(NamedTuple):
-    """How well the data determine an estimate."""
+    """Covariance of an estimate, and its distance from the maximum."""
 
     covariance: Covariance
-    """Of the free parameters, in the units of the fit."""
+    """Covariance of the free parameters, in the units of the fit."""
     shortfall: jax.Array
-    """() nats by which the estimate is below the maximum of the likelihood with its ridge, by a quadratic model; of a sample of
-    mean weight one with the sandwich, whose weights have no scale."""
+    """() nats by which the estimate is below the maximum of the likelihood with its ridge, by a quadratic model. For the
+    sandwich, whose weights have no scale, they are nats of a sample of mean weight one."""
     ridge: RidgeEffect
 
 
 class RidgeEffect(NamedTuple):
-    """What the ridge on the gates does to an estimate."""
+    """The effect of the ridge on the gates on an estimate."""
 
     cost: jax.Array
-    """() nats of log-likelihood that it costs, by a quadratic model."""
+    """() nats of log-likelihood that the ridge costs, by a quadratic model."""
     shares: jax.Array
-    """(k - 1,) its share of what is known of each gate's size, against the last: next to nothing where the data determine it,
-    and up to one where they do not because the gate separates its samples."""
+    """(k - 1,) the ridge's share of the information on each gate's size, relative to the last gate: nearly zero if the data
+    determine it, up to one if they do not because the gate separates its samples."""
 
 
 def ridge_effect(params: MoEParams, curvature: Curvature, config: MethodConfig) -> RidgeEffect:
     """The effect of the ridge at a maximum of the penalised likelihood.
 
-    There the gradient of the log-likelihood is that of the penalty, G = ridge C w; half of G' H^-1 G, H the curvature of both, is
-    what the log-likelihood would gain without it.
+    There the gradient of the log-likelihood equals that of the penalty, G = ridge C w. Without the penalty the log-likelihood
+    would gain half of G' H^-1 G, H the curvature of both.
 
     Args:
         params: the estimate.
-        curvature: of the penalised log-likelihood there.
-        config: of the fit.
+        curvature: curvature of the penalised log-likelihood there.
+        config: configuration of the fit.
     """
     k = config.num_experts
     rows = predictors_of(params, fit_intercept=config.fit_intercept).rows
@@ -69,7 +69,7 @@ def ridge_effect(params: MoEParams, curvature: Curvature, config: MethodConfig) 
 def uncertainty(
     params: MoEParams, problem: Problem, kind: CovarianceKind, config: MethodConfig
 ) -> Uncertainty:
-    """Of an estimate with one output; `kind` as in `covariance`."""
+    """The uncertainty of an estimate with one output; `kind` as in `covariance`."""
     free: dict[str, Any] = {"noise": config.noise, "fit_intercept": config.fit_intercept}
     x, y, weights, fn = problem.x, problem.y, problem.weights, config.fn
     with jax.default_matmul_precision("highest"):

@@ -1,4 +1,4 @@
-"""Inputs in any units made white, on the host in double precision."""
+"""Whitening of inputs in any units, on the host in double precision."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ class InputMap(NamedTuple):
     matrix: np.ndarray
     """(d, r), r <= d the rank of the inputs; rows of zeros for constant columns."""
     dropped: int
-    """d - r directions in which the inputs do not vary, constant columns among them."""
+    """d - r: the number of directions in which the inputs do not vary, constant columns included."""
     identity: bool
-    """Whether the inputs were standard normal to sampling error, so that nothing was changed."""
+    """True if the inputs were standard normal to sampling error, so that they were not changed."""
     dependent: tuple[tuple[int, ...], ...] = ()
-    """For each dropped direction of columns that do vary, the columns whose combination does not."""
+    """For each dropped direction of columns that vary, the columns of the combination that does not vary."""
     constant: tuple[int, ...] = ()
     """The columns that do not vary."""
     nearly_dependent: tuple[tuple[int, ...], ...] = ()
-    """For each direction that was kept though it hardly varies, the columns that take part in it."""
+    """For each kept direction that hardly varies, the columns that take part in it."""
 
 
 FLOAT_TOLERANCE = 64.0
-"""Variation below this many units in the last place of double precision is rounding: sums and products leave that much."""
+"""Variation below this many units in the last place of double precision counts as the rounding of sums and products."""
 STORED_TOLERANCE = 4.0
-"""The same for numbers that were given in a lower precision: they were rounded to it once."""
+"""The tolerance for numbers given in a lower precision, to which they were rounded once."""
 NEARLY_COLLINEAR = 30.0
 """Condition index from which a direction counts as nearly collinear (Belsley, Kuh and Welsch 1980)."""
 LARGEST_SYMMETRIC = 1e5
-"""Ratio of the largest to the smallest spread of a direction up to which whitened inputs resemble the given ones."""
+"""Largest ratio of the spreads of two directions for which whitened inputs resemble the given ones."""
 _TAKES_PART = 0.05
 """A column belongs to a direction if its coefficient, for scaled inputs, is this share of the largest."""
 _STANDARD_ERRORS = 5.0
 """Sample means and covariances within this many standard errors of N(0, I) count as standard."""
 _SPREAD_RANGE = (1e-280, 1e280)
-"""Of a column's values: outside, coefficients for it are no numbers in double precision."""
+"""Range of a column's spread; outside, its coefficients are not representable in double precision."""
 
 
 def input_map(
@@ -57,12 +57,12 @@ def input_map(
     Args:
         x: (n, d) finite.
         weights: (n,).
-        centre: subtract the mean, which a fit with intercepts can give back. A constant column is then dropped; without it, it is
-            a column like others.
-        precision: relative, of the numbers in x: the machine epsilon of the type in which they were given.
+        centre: subtract the mean, which the intercepts of a fit can absorb. A constant column is then dropped; if false, it
+            is treated like other columns.
+        precision: relative precision of the numbers in x: the machine epsilon of the type in which they were given.
 
     Raises:
-        ValueError: a column's values are so large or small that coefficients for it are no numbers.
+        ValueError: a column's values are so large or small that its coefficients are not representable.
     """
     used = weights > 0
     x, share = x[used], weights[used] / weights[used].sum()
@@ -91,7 +91,7 @@ def input_map(
     triangle = np.asarray(np.linalg.qr(scaled * np.sqrt(share)[:, None], mode="r"))
     _, values, directions = np.linalg.svd(triangle, full_matrices=True)
     values, vectors = np.append(values, np.zeros(len(columns) - len(values))), directions.T
-    # a direction v of columns with rounding errors r_i varies by sum v_i^2 r_i^2 by rounding alone
+    # rounding errors r_i of the columns give a direction v the variance sum v_i^2 r_i^2
     of_rounding = np.sqrt((rounding[varies] / spread[varies]) ** 2 @ vectors**2)
     most = values.max(initial=0.0)
     kept = values > np.maximum(of_rounding, FLOAT_TOLERANCE * np.finfo(float).eps * most)
@@ -105,7 +105,7 @@ def input_map(
     matrix = np.zeros((d, int(kept.sum())))
     inside = vectors[:, kept] / values[kept]
     if kept.all() and values.min(initial=most) * LARGEST_SYMMETRIC > most:
-        # the symmetric root keeps every input recognisable, but mixes the rounding of small directions into large ones
+        # with the symmetric root each input stays recognisable, but rounding of small directions enters large ones
         inside = inside @ vectors.T
     matrix[columns] = inside / deviations[:, None]
     nearly = kept & (values * NEARLY_COLLINEAR < most)
@@ -123,12 +123,12 @@ def input_map(
 def _is_standard(
     triangle: np.ndarray, mean: np.ndarray, deviations: np.ndarray, share: np.ndarray, centred: bool
 ) -> bool:
-    """Whether mean and second moment of the inputs are those of N(0, I), to sampling error.
+    """True if mean and second moment of the inputs are those of N(0, I), to sampling error.
 
     Args:
         triangle: (d, d) R with R'R the correlations (second moments in units of the deviations).
-        mean: (d,); deviations: (d,), root mean squares where the inputs were not centred; share: (n,) weights that sum to one.
-        centred: whether the deviations are from the mean.
+        mean: (d,); deviations: (d,), root mean squares if the inputs were not centred; share: (n,) weights that sum to one.
+        centred: true if the deviations are from the mean.
     """
     if not 0.1 < deviations.min() <= deviations.max() < 10.0:
         return False
@@ -141,7 +141,7 @@ def _is_standard(
 
 
 def _columns_of(directions: np.ndarray, columns: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    """For each of the directions (c, s), those of the `columns` (c,) that take part in it."""
+    """For each of the directions (c, s), the columns of `columns` (c,) that take part in it."""
     sizes = np.abs(directions.T)
     return tuple(tuple(columns[row > _TAKES_PART * row.max()].tolist()) for row in sizes)
 
@@ -150,7 +150,7 @@ def params_in_input_units(params: HostParams, mean: np.ndarray, matrix: np.ndarr
     """Parameters for z = (x - mean) @ matrix turned into parameters for x: a_x = matrix a_z, b_x = b_z - a_x . mean.
 
     Args:
-        params: of k experts of r inputs z.
+        params: a mixture of k experts of r inputs z.
         mean: (d,).
         matrix: (d, r).
     """

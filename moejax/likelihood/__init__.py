@@ -1,4 +1,4 @@
-"""The likelihood: its EM steps, its derivatives, the climb to its maximum and the information there."""
+"""The likelihood: its EM steps, its derivatives, the ascent to its maximum and the information there."""
 
 from moejax.likelihood.em import gating_em, joint_em
 from moejax.likelihood.information import (

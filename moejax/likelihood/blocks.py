@@ -15,16 +15,16 @@ from moejax.model.mixture import with_stand_ins
 BLOCK_SIZE = 2048
 """Samples in a block on a CPU: pairs of 10 inputs and two dozen coefficients then fill its second-level cache."""
 ACCELERATOR_BLOCK_SIZE = 65536
-"""On a GPU or TPU, where a block is a kernel launch."""
+"""Samples in a block on a GPU or TPU, where each block costs a kernel launch."""
 
 
 class SampleBlocks(NamedTuple):
     """A weighted sample, cut into b blocks of B."""
 
     design: Float[jax.Array, "b D B"]
-    """(b, D, B): x transposed, with a last row of ones where there are intercepts; a used sample's where the weight is zero."""
+    """(b, D, B): x transposed, with a last row of ones for intercepts; where the weight is zero, a copy of a used sample."""
     y: Float[jax.Array, "b *m B"]
-    """(b, B), or (b, m, B); a used sample's where the weight is zero."""
+    """(b, B), or (b, m, B); where the weight is zero, a copy of a used sample's."""
     weights: Float[jax.Array, "b B"]
     """(b, B)"""
     num_used: Int[jax.Array, ""]
@@ -66,26 +66,26 @@ def sample_blocks(
 
 
 class SampleScale(NamedTuple):
-    """What the weights w of a sample say of its size."""
+    """The size of a sample of weights w."""
 
     mean_weight: Float[jax.Array, ""]
-    """() sum w^2 / sum w, by weight."""
+    """() sum w^2 / sum w: the mean of the weights, weighted by themselves."""
     effective: Float[jax.Array, ""]
-    """() (sum w)^2 / sum w^2 samples, whatever the scale of the weights (Kish 1965)."""
+    """() (sum w)^2 / sum w^2, the effective number of samples; it does not depend on the scale of the weights (Kish 1965)."""
 
     @property
     def unit(self) -> Float[jax.Array, ""]:
-        """() nats that count as one sample's: 1, or less where weights are no counts but a share each."""
+        """() nats that count as one sample's: 1, or less if the weights are not counts and have a mean below 1."""
         return jnp.minimum(self.mean_weight, 1.0)
 
     @property
     def num_samples(self) -> Float[jax.Array, ""]:
-        """() samples, with a weight above 1 as a number of equal rows."""
+        """() number of samples, where a weight above 1 counts as a number of equal rows."""
         return self.effective * jnp.maximum(self.mean_weight, 1.0)
 
 
 def sample_scale(weights: Float[jax.Array, " n"]) -> SampleScale:
-    """The scale of weights (n,), of which one at least is positive."""
+    """The scale of weights (n,), at least one of which is positive."""
     total, squares = weights.sum(), jnp.sum(weights**2)
     return SampleScale(squares / total, total**2 / squares)
 

@@ -1,4 +1,4 @@
-"""Experts whose noise ran off to zero, where the likelihood of a mixture has no maximum."""
+"""Detection of experts whose noise goes to zero, where the likelihood of a mixture is unbounded."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def is_collapsed(
     label_rounding: jax.Array | float,
     per_expert: bool,
 ) -> Any:
-    """(k,) bool: which experts fit their rows exactly, so that the likelihood grows without bound as their noise falls.
+    """(k,) bool: true for experts that fit their rows exactly, so that the likelihood grows without bound as their noise falls.
 
-    An expert with a noise of its own has collapsed if it has no more effective rows than coefficients: it goes through them,
-    whatever they are. Any expert has if its noise is no more than the rounding of the labels. How small the noise is beside the
-    labels' spread says nothing: precise data have small noise.
+    An expert with its own noise has collapsed if it has no more effective rows than coefficients: it can interpolate any such
+    rows. Any expert has collapsed if its noise is at most the rounding of the labels. The noise relative to the
+    labels' spread is no criterion: precise data have small noise.
 
     Args:
         noise_std: (k,), or (k, m).
         counts: (k,) effective rows, sums of responsibilities.
-        num_coefficients: D of each expert.
-        label_rounding: () of the labels, as `label_rounding` has it.
-        per_expert: whether every expert has a noise of its own.
+        num_coefficients: D, the coefficients of each expert.
+        label_rounding: () rounding of the labels, from `label_rounding`.
+        per_expert: true if every expert has its own noise.
     """
     at_rounding = noise_std <= ROUNDING * label_rounding
     if noise_std.ndim == 2:
@@ -61,7 +61,7 @@ def is_collapsed(
 
 
 def label_rounding(y: Float[jax.Array, " n *m"], weights: Float[jax.Array, " n"]) -> Float[jax.Array, ""]:
-    """(): the rounding of the largest label (n,), or (n, m), that has weight, in its own unit."""
+    """(): the rounding of the largest label with weight, in its own unit; labels are (n,), or (n, m)."""
     used = weights > 0 if y.ndim == 1 else (weights > 0)[:, None]
     return jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), where=used, initial=0.0)
 
@@ -72,13 +72,13 @@ def label_rounding_on_host(
     scale: Float[np.ndarray, " *m"] | float,
     dtype: np.dtype,
 ) -> float:
-    """The rounding of the fitted labels, and of the given ones, in the fitted labels' unit.
+    """The rounding of the labels in the unit of the fit: that of the given or of the fitted labels, whichever is larger.
 
     Args:
-        y: (n,), or (n, m), as they were given, in double precision, those with weight only.
-        fitted: the same in the unit of the fit.
-        scale: () or (m,), that unit.
-        dtype: of the computation.
+        y: (n,), or (n, m): the given labels with weight, in double precision.
+        fitted: the same labels in the unit of the fit.
+        scale: () or (m,): that unit.
+        dtype: floating dtype of the computation.
     """
     given = float(np.max(np.finfo(float).eps * np.abs(y).max(axis=0) / scale))
     return max(given, float(np.finfo(dtype).eps) * float(np.abs(fitted).max()))

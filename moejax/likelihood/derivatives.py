@@ -25,13 +25,13 @@ class Curvature(NamedTuple):
     """Value and derivatives of the log-likelihood in the free parameters, P of them (see `free_parameters`)."""
 
     log_likelihood: Float[jax.Array, ""]
-    """() less the penalty, where there is a ridge."""
+    """() log-likelihood; with a ridge, less its penalty."""
     gradient: Float[jax.Array, " P"]
     """(P,)"""
     observed: Float[jax.Array, "P P"]
     """(P, P) minus the Hessian."""
     complete: Float[jax.Array, "P P"]
-    """(P, P) expected information had the experts' labels been seen; positive semi-definite."""
+    """(P, P) expected information if it were known which expert made each label; positive semi-definite."""
 
 
 class PredictorDerivatives(NamedTuple):
@@ -71,7 +71,7 @@ def predictor_derivatives(
         y: (n,).
         noise_std: (k,).
         fn: g.
-        width: () over which the derivatives of g are averaged; None takes them pointwise.
+        width: () half-width over which the derivatives of g are averaged; None takes them pointwise.
     """
     k = noise_std.shape[0]
     u, v = predictors[:k], predictors[k:]
@@ -86,7 +86,7 @@ def predictor_derivatives(
     d, q = error * slope, error**2 - 1.0
     a, b, r_free = r * d, r * q, r[: k - 1]
 
-    # a a', a r' and r r' are one outer product; what else there is stands at u_i u_i and u_i v_i, and on v v' the gates' own
+    # a a', a r' and r r' are one outer product; the other terms are at u_i u_i and u_i v_i, and the gates' own at v v'
     score = jnp.concatenate([a, r_free])
     rows, columns = np.triu_indices(2 * k - 1)
     special = jnp.concatenate([r * (slope**2 - error * second * inverse - d**2), -a[: k - 1], -r_free])
@@ -132,13 +132,13 @@ def likelihood_curvature(
     """Log-likelihood, gradient, observed and complete-data information, in one pass over the data.
 
     Args:
-        params: where.
-        blocks: of `sample_blocks`.
+        params: the point of evaluation.
+        blocks: the sample, from `sample_blocks`.
         fn: g.
         noise: which noise parameters are free.
-        fit_intercept: whether biases are.
+        fit_intercept: if true, biases are free.
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2, subtracted from the log-likelihood.
-        width: () of `activation_derivatives`.
+        width: () argument of `activation_derivatives`.
     """
     k, dtype = params.experts.shape[0], params.experts.dtype
     predictors = predictors_of(params, fit_intercept=fit_intercept)

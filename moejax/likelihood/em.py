@@ -1,13 +1,13 @@
-r"""Expectation maximisation by scan: the gates with the experts known, and gates, experts and noise jointly.
+r"""Expectation maximisation by scan: for the gates with the experts known, and for gates, experts and noise jointly.
 
 Gating EM (Makkuva et al. 2019, Algorithm 2): E, responsibilities r under the current gates; M, one Newton step on the
 weighted softmax regression sum_j sum_i r_ij log P_i(x_j). Joint EM (Jordan and Jacobs 1994) adds the experts, by a
 Gauss-Newton step that is the closed-form weighted least squares for a linear g, and the noise in closed form.
 
-One pass over the data makes the E-step at a point and the sums of which the M-step is made (`expectation`); the M-step itself
-touches no sample (`maximisation`). A step is kept only if the next pass finds that the likelihood gained a fair part of what
-the M-step promised; else it is made again with damping mu: the gates' Hessian gets mu times Boehning's (1992) bound on it, which
-at mu = 1 cannot fail, and the experts' step is divided by 1 + mu. After a success the damping falls to zero again.
+One pass over the data makes the E-step at a point and the sums that the M-step needs (`expectation`); the M-step itself
+reads no sample (`maximisation`). The next pass evaluates the step. It is kept if the likelihood gains a fair part of the gain that
+the M-step predicted. Otherwise it is repeated with damping mu: mu times Boehning's (1992) bound is added to the gates' Hessian,
+which at mu = 1 cannot fail, and the experts' step is divided by 1 + mu. With every success the damping falls, soon to zero.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from moejax.model.mixture import MoEParams, NoiseModel, log_normal
 RIDGE = 1e-6
 """Default ridge on the gates, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats: a normal prior of standard deviation 1000 on
 every gate, for inputs of unit variance. It is the same for every sample size, so that its bias vanishes as the data grow, and it
-keeps separable gates finite. It acts on the gates less their mean over experts, so that it does not depend on which expert is the
-reference."""
+keeps separable gates finite. It acts on the gates minus their mean over experts, so that it does not depend on the choice of the
+reference expert."""
 
 
 PROMISE_KEPT = 0.25
-"""A step is kept if the likelihood gains this fraction of what the M-step promised."""
+"""A step is kept if the likelihood gains this fraction of the gain that the M-step predicted."""
 LEAST_DAMPING = 1 / 64
-"""The first mu of the gates' steps after one that was cut."""
+"""The first mu of the gates' steps after a step that was cut."""
 
 
 class EMRun(NamedTuple):
-    """Where a run of EM ended."""
+    """The end of a run of EM."""
 
     params: MoEParams
     log_likelihood: Float[jax.Array, ""]
     """() sum over samples at `params`, in nats."""
     history: Float[jax.Array, " num_steps"]
-    """(num_steps,) objective (with its ridge) of the best point so far at each pass, the start's first; NaN once frozen."""
+    """(num_steps,) objective (with its ridge) of the best point so far at each pass, from the start on; NaN once frozen."""
     num_steps: Int[jax.Array, ""]
     """() int32 passes over the data."""
     converged: Bool[jax.Array, ""]
@@ -105,7 +105,7 @@ def _log_sum_and_shares(
 
 
 class _Climb(NamedTuple):
-    """The state of a run: the best point and the E-step there, and the candidate that the next pass evaluates."""
+    """The state of a run: the best point, its E-step, and the candidate that the next pass evaluates."""
 
     best: Point
     sums: Expectation
@@ -147,7 +147,7 @@ def _run(
         gates = point.predictors.rows[point.noise_std.size :]
         objective = sums.log_likelihood - penalty * gate_penalty(gates)
         gain = objective - state.objective
-        # the likelihood gains no less than its bound; the first pass gains infinitely; False where not finite
+        # the likelihood gains at least the required part; the first pass gains infinitely; False if not finite
         accept = gain >= PROMISE_KEPT * jnp.maximum(promised, 0.0)
         best, sums, objective = jax.tree.map(
             lambda new, old: jnp.where(accept, new, old),
@@ -164,7 +164,7 @@ def _run(
             jnp.clip(4.0 * state.caution, LEAST_DAMPING, 1.0),
             jnp.where(state.caution > LEAST_DAMPING, 0.25 * state.caution, 0.0),
         )
-        # a loss within rounding, or of a step that promised next to nothing, ends the run as a small gain does
+        # a loss within rounding, or after a negligible predicted gain, ends the run as a small gain does
         flat = accept | (gain > -rounding * jnp.abs(objective)) | (promised < total_tolerance)
         candidate = maximisation(
             best,
@@ -187,7 +187,7 @@ def _run(
     zero = jnp.zeros((), x.dtype)
     nothing = nothing._replace(
         log_likelihood=jnp.full_like(zero, -jnp.inf)
-    )  # of a start that is never accepted
+    )  # for a start that is never accepted
     first = _Climb(
         start, nothing, jnp.full_like(zero, -jnp.inf), MStep(start, zero, jnp.asarray(False)), zero, zero
     )
@@ -217,17 +217,17 @@ def gating_em(
     """EM for the gates with the experts fixed, from the gates in `params` (start at zero).
 
     Args:
-        params: experts (k, d) that stay, gates to start from, noise_std; biases stay unless the intercepts are fitted.
+        params: experts (k, d), which stay fixed; gates to start from; noise_std. Biases stay unless intercepts are fitted.
         x: (n, d).
         y: (n,), or (n, m).
         weights: (n,) sample weights.
         fn: the activation g.
         num_steps: budget of passes over the data; the first evaluates the start.
-        fit_intercept: whether gates have biases that are fitted.
-        noise: "known" leaves noise_std; else it is updated in closed form too, which absorbs the experts' error.
+        fit_intercept: if true, the biases of the gates are fitted.
+        noise: "known" leaves noise_std; otherwise it is updated in closed form too, which absorbs the experts' error.
         ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats; part of the objective that never decreases.
-        tolerance: least gain, in nats per sample, that goes on.
-        record_path: keep every point; it costs a sixth of the time of a short run, so that only who asks pays.
+        tolerance: the run stops at a gain below this, in nats per sample.
+        record_path: keep every point; it adds a sixth to the time of a short run, so it is off by default.
     """
     return _run(
         params,
@@ -263,7 +263,7 @@ def joint_em(
     """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.
 
     The experts' M-step is a Gauss-Newton step on their weighted squared error: for a linear g, weighted least squares.
-    `hold_noise` () keeps the noise where it is true; unlike noise="known" it may be traced.
+    If `hold_noise` () is true, the noise is kept; unlike noise="known" it may be traced.
     """
     return _run(
         params,

@@ -1,19 +1,19 @@
 r"""How well the data determine the parameters: Fisher information, Cramer-Rao bounds, standard errors and intervals.
 
-Everything is conditional on the inputs and in the free parameters of `predictors.free_parameters`: experts, gates but the last,
-log noise, with biases where they are fitted. The score of a sample is (scores in the 2k - 1 linear predictors) x (inputs) and
-scores in log sigma, closed form (see `polish`); so an information matrix is one weighted Gram matrix of the inputs.
+All results are conditional on the inputs. They are in the free parameters of `predictors.free_parameters`: experts, gates but the
+last, log noise, and biases if they are fitted. The score of a sample is (scores in the 2k - 1 linear predictors) x (inputs) and
+scores in log sigma, in closed form (see `polish`); so an information matrix is one weighted Gram matrix of the inputs.
 
-* Fisher information: sum_j w_j E[s s' | x_j], the integral over y exact to the quadrature. The outer-product form needs g' only,
-  and so holds for a g with kinks, where the score is still of mean zero.
+* Fisher information: sum_j w_j E[s s' | x_j]; the integral over y is exact up to the quadrature. The outer-product form needs g'
+  only. So it also holds for a g with kinks, where the score still has mean zero.
 * Observed information H: minus the Hessian at the estimate; H^-1 is the covariance if the model is true (Efron and Hinkley 1978).
-* Sandwich H^-1 J H^-1, J = sum_j w_j^2 s_j s_j': the covariance whether the model is true or not (Huber 1967, White 1982).
+* Sandwich H^-1 J H^-1, J = sum_j w_j^2 s_j s_j': the covariance even if the model is wrong (Huber 1967, White 1982).
 
 At a kink of g the score jumps by r e (change of g') / sigma, and the Hessian of the expected log-likelihood gets the density of
-samples on the kink times the mean of that jump. With the model true the mean is E[r_i e_i | x] = P_i E[e] = 0, so that the
-pointwise Hessian, the averaged one and J all tend to the same matrix; with the model wrong it is not, and only derivatives of g
-averaged over a width that is small, but with many samples inside, see it. H is therefore taken over the standard error of a linear
-predictor, at any n: pointwise it would make the sandwich wrong where the sandwich is needed.
+samples on the kink times the mean of that jump. If the model is true, the mean is E[r_i e_i | x] = P_i E[e] = 0, so that the
+pointwise Hessian, the averaged one and J all tend to the same matrix. If the model is wrong, the mean is not zero. Only derivatives
+of g that are averaged over a small width, with many samples inside, contain the term. H therefore averages over the standard error
+of a linear predictor, at any n: a pointwise H would make the sandwich wrong exactly where it is needed.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ from moejax.model.small_linear_algebra import eigh
 CovarianceKind = Literal["observed", "sandwich"]
 COVARIANCE_KINDS = ("observed", "sandwich")
 NUM_NODES = 129
-"""Of the rule over y, for each expert. Posteriors that cross over s = |g_i - g_j| / sigma noise levels cost a relative error of
-exp(-s^2 / 8 - 2 pi^2 / (s h)), h the spacing: below 1e-11 for every s at 129 nodes, 1e-4 at 33. Unequal noise levels need as many
-times more as their ratio."""
+"""Nodes of the rule over y, for each expert. Two experts that are s = |g_i - g_j| / sigma apart cause a relative error of
+exp(-s^2 / 8 - 2 pi^2 / (s h)), h the spacing: below 1e-11 for every s at 129 nodes, 1e-4 at 33. For unequal noise levels, multiply
+the nodes by their ratio."""
 CPU_BLOCK_SIZE = 512
-"""Inputs that the rule over y takes at once on a CPU: products of scores then stay in cache, at half the time of larger blocks."""
+"""Inputs that the rule over y takes at once on a CPU. Products of scores then stay in cache, which halves the time."""
 _RANK_TOLERANCE = 10.0
-"""Eigenvalues of the information (of unit diagonal) below this many times P eps of the largest are taken for zero."""
+"""Eigenvalues of the information (of unit diagonal) below this many times P eps of the largest are treated as zero."""
 
 
 class Covariance(NamedTuple):
-    """Covariance of P parameters, or of linear functions of them, that also knows what the data leave undetermined."""
+    """Covariance of P parameters, or of linear functions of them, with the directions that the data do not determine."""
 
     matrix: Float[jax.Array, "P P"]
-    """(P, P): the inverse of the information; its pseudo-inverse where that is singular."""
+    """(P, P): the inverse of the information; its pseudo-inverse if that is singular."""
     null: Float[jax.Array, "P P"]
     """(P, P) positive semi-definite: a linear function c of the parameters is identified if c' null c = 0."""
     scale: Float[jax.Array, "P P"]
-    """(P, P): what c' null c is to be compared with; it would equal `null` if nothing were identified."""
+    """(P, P): c' null c is compared with c' scale c; the two would be equal if nothing were identified."""
     condition: Float[jax.Array, ""]
     """() condition number of the information scaled to a unit diagonal, so that units do not matter; infinite if it is singular or
     indefinite."""
@@ -79,7 +79,7 @@ class Covariance(NamedTuple):
 def parameter_blocks(
     num_experts: int, dim: int, *, noise: NoiseModel, fit_intercept: bool
 ) -> dict[str, np.ndarray]:
-    """Where "experts", "gates", "noise" and "biases" (of experts and gates) stand in the P free parameters; some may be empty."""
+    """Positions of "experts", "gates", "noise" and "biases" (of experts and gates) in the P free parameters; some may be empty."""
     size = dim + int(fit_intercept)
     rows = np.arange((2 * num_experts - 1) * size).reshape(2 * num_experts - 1, size)
     return {
@@ -105,13 +105,13 @@ def fisher_information(
     E over y is the sum over experts of P_i times the trapezoidal rule in (y - g(u_i)) / sigma_i.
 
     Args:
-        params: where.
+        params: the point of evaluation.
         x: (n, d) inputs.
         activation: g; kinks are allowed.
         noise: which noise parameters are free.
-        fit_intercept: whether biases are.
+        fit_intercept: if true, biases are free.
         weights: (n,) how often each input is observed; None for once.
-        num_nodes: odd; of the rule over y for each expert (see `NUM_NODES`).
+        num_nodes: odd number of nodes of the rule over y for each expert (see `NUM_NODES`).
     """
     fn, k, dtype = get_activation(activation), params.experts.shape[0], x.dtype
     predictors = predictors_of(params, fit_intercept=fit_intercept)
@@ -161,7 +161,7 @@ def _free_noise(noise_score: jax.Array, noise: NoiseModel) -> jax.Array:
 def _information_of(
     design: Float[jax.Array, "D B"], coefficients: Float[jax.Array, "pairs B"], num_predictors: int
 ) -> Float[jax.Array, "P P"]:
-    """(P, P) from a (D, B) block and the (q (q + 1) / 2, B) products of scores in predictors and, after them, log noise."""
+    """(P, P) from a (D, B) block and the (q (q + 1) / 2, B) products of scores, first in predictors, then in log noise."""
     size = design.shape[0]
     # a log sigma is a predictor whose only input is 1
     extended = jnp.concatenate([design, jnp.ones_like(design[:1])])
@@ -184,11 +184,11 @@ def score_outer_products(
     """(P, P): J = sum_j squared_weights_j s_j s_j', s_j (P,) the score of sample j.
 
     Args:
-        params: where.
+        params: the point of evaluation.
         x: (n, d); y: (n,); squared_weights: (n,) squares of the sample weights.
         activation: g; at a kink its one-sided derivative is used.
         noise: which noise parameters are free.
-        fit_intercept: whether biases are.
+        fit_intercept: if true, biases are free.
     """
     fn: ScalarFunction = get_activation(activation)
     predictors = predictors_of(params, fit_intercept=fit_intercept)
@@ -216,8 +216,8 @@ def observed_information(
 ) -> Float[jax.Array, "P P"]:
     """(P, P): H = minus the Hessian of sum_j weights_j log p(y_j | x_j), without ridge.
 
-    For a g with kinks, its derivatives are averaged over the standard error of a linear predictor (see the module), that of
-    `num_samples` () samples; None: a weight is a number of equal rows.
+    The derivatives of a g with kinks are averaged over the standard error of a linear predictor from `num_samples` () samples
+    (see the module). None counts a weight as a number of equal rows.
     """
     fn = get_activation(activation)
     width = None
@@ -232,15 +232,15 @@ def observed_information(
 
 
 def cramer_rao_bound(information: Float[jax.Array, "P P"]) -> Covariance:
-    """The covariance (P, P) that no unbiased estimate goes below: the inverse of the Fisher information (P, P).
+    """The smallest covariance (P, P) of any unbiased estimate: the inverse of the Fisher information (P, P).
 
-    A singular information gives the bound of what is identified, and says what is not; it never fails.
+    For a singular information it is the bound of the identified functions, and `null` holds the others; it never fails.
     """
     return inverse_of_information(information)
 
 
 def inverse_of_information(information: Float[jax.Array, "P P"]) -> Covariance:
-    """The inverse (P, P) of an information (P, P), and what it leaves undetermined."""
+    """The inverse (P, P) of an information (P, P), and the directions that it leaves undetermined."""
     diagonal = jnp.diag(information)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     values, vectors = eigh(information / (scale[:, None] * scale[None]))
@@ -272,11 +272,11 @@ def covariance(
         y: (n,).
         activation: g.
         noise: which noise parameters were estimated.
-        fit_intercept: whether biases were.
+        fit_intercept: if true, biases were estimated.
         weights: (n,) the weights of the fit; None for ones.
-        kind: "observed", H^-1: the model is taken to be true and a weight to be a number of equal rows. "sandwich", H^-1 J H^-1:
-            neither is; a weight is how much one row counts (sampling or importance weights), and a common factor of all
-            weights changes nothing.
+        kind: "observed", H^-1, assumes that the model is true and that a weight is a number of equal rows. "sandwich",
+            H^-1 J H^-1, assumes neither: a weight is how much one row counts (sampling or importance weights), and a common
+            factor of all weights changes nothing.
 
     Raises:
         ValueError: an unknown kind.
@@ -309,16 +309,16 @@ def standard_errors(
     fit_intercept: bool,
     transform: Callable[[MoEParams], MoEParams] | None = None,
 ) -> MoEParams:
-    """Standard errors of every parameter, in its own unit: zero where it was not estimated, NaN where it is not identified.
+    """Standard errors of every parameter, in its own unit: zero if it was not estimated, NaN if it is not identified.
 
     Args:
-        of: covariance of the free parameters: of `covariance`, or of `cramer_rao_bound`.
+        of: covariance of the free parameters, from `covariance` or `cramer_rao_bound`.
         params: the estimate.
         noise: which noise parameters are free; the standard error of sigma is sigma times that of log sigma.
-        fit_intercept: whether biases are.
-        transform: of the parameters before they are reported, such as the change to the user's units or another order of the
-            experts; errors are carried through its derivatives, which is exact where it is linear. The inputs of the
-            covariance may be fewer than those reported (collinear inputs).
+        fit_intercept: if true, biases are free.
+        transform: applied to the parameters before they are reported, such as the change to the user's units or another order
+            of the experts. Errors are carried through its derivatives, which is exact if it is linear. The covariance may have
+            fewer inputs than the report (collinear inputs).
 
     Returns:
         MoEParams of `transform(params)`'s shapes.
@@ -336,7 +336,8 @@ def standard_errors(
         )
         tolerance = math.sqrt(jnp.finfo(variance.dtype).eps)
         errors = jnp.where(null <= tolerance * scale, jnp.sqrt(variance), jnp.nan)
-        return jnp.where(scale > 0, errors, 0.0)  # what depends on no free parameter was not estimated
+        # a parameter that depends on no free parameter was not estimated
+        return jnp.where(scale > 0, errors, 0.0)
 
     return jax.tree.map(of_leaf, jacobian)
 
@@ -354,15 +355,15 @@ def confidence_intervals(
 
     The maximum-likelihood sigma is too small by the degrees of freedom that the means take: log sigma is low by m / 2n to first
     order, m coefficients fitted to n residuals (exact in regression). That is m times the squared standard error of log sigma,
-    also where posteriors are uncertain, to within 12% in what was measured. Intervals of sigma are symmetric in log sigma
-    about the corrected value; uncorrected, those at 95% hold 92 to 94%.
+    also with uncertain posteriors, to within 12% in our measurements. Intervals of sigma are symmetric in log sigma
+    about the corrected value; uncorrected ones at 95% hold the truth in 92 to 94%.
 
     Args:
         params: the estimate.
         errors: its standard errors.
-        level: probability that an interval holds its parameter, each by itself.
+        level: probability that one interval holds its parameter.
         noise: the noise model of the fit; "shared" has the coefficients of all experts for one sigma.
-        fit_intercept: whether biases were fitted.
+        fit_intercept: if true, biases were fitted.
         num_inputs: rank of the inputs; None for d.
 
     Raises:

@@ -14,12 +14,12 @@ from moejax.model.mixture import NoiseModel
 from moejax.model.small_linear_algebra import solve_positive_definite
 
 TRUSTED_CHANGE = 2.0
-"""Root mean square change of the logits, in nats, up to which a Newton step of the gates is tried: from saturated gates, a longer
-one may raise the likelihood by accident and lead to where they are more saturated still."""
+"""Largest root mean square change of the logits, in nats, that a Newton step of the gates may make. From saturated gates, a longer
+step may raise the likelihood by accident and saturate them further."""
 
 
 class Point(NamedTuple):
-    """Where EM is."""
+    """The current point of EM."""
 
     predictors: Predictors
     noise_std: Float[jax.Array, " k *m"]
@@ -27,9 +27,9 @@ class Point(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """The sums over samples that one E-step leaves to the M-step; r are responsibilities times sample weights.
+    """The sums over samples that the M-step needs from one E-step; r are responsibilities times sample weights.
 
-    With m outputs, what is of each expert is of each output of each expert: k m for k.
+    With m outputs, fields for experts have an entry for each output of each expert: k m instead of k.
     """
 
     log_likelihood: Float[jax.Array, ""]
@@ -51,7 +51,7 @@ class Expectation(NamedTuple):
 def boehning_bound(
     blocks: SampleBlocks, num_experts: int, ridge: Float[jax.Array, ""]
 ) -> Float[jax.Array, "G G"]:
-    """((k-1) D, (k-1) D): (I - 11'/k) / 2 (x) sum w x x' and the ridge: no Hessian of the gates' objective is larger."""
+    """((k-1) D, (k-1) D): (I - 11'/k) / 2 (x) sum w x x' and the ridge: an upper bound on every Hessian of the gates' objective."""
     gram = sum_over_blocks(lambda design, y, weights: weighted_gram(design, weights[None])[0], blocks)
     eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
     return jnp.kron(gate_centring(num_experts, gram.dtype), 0.5 * gram + ridge * eye)
@@ -62,9 +62,9 @@ class MStep(NamedTuple):
 
     point: Point
     promised: Float[jax.Array, ""]
-    """() its gain of the expected log-likelihood, were g linear and the gates' objective quadratic."""
+    """() its gain in expected log-likelihood, if g were linear and the gates' objective quadratic."""
     shortened: Bool[jax.Array, ""]
-    """() bool: the gates' step went beyond where it can be trusted and was cut there."""
+    """() bool: the gates' step was longer than TRUSTED_CHANGE and was cut."""
 
 
 def maximisation(
@@ -81,11 +81,11 @@ def maximisation(
     """The M-step from the sums of an E-step, damped.
 
     Args:
-        point: of the E-step.
-        sums: of the E-step.
+        point: the point of the E-step.
+        sums: the sums of the E-step.
         damping: () mu >= 0.
-        caution: () mu of the gates' step alone, where it is more.
-        bound: of `boehning_bound`.
+        caution: () mu of the gates' step only, used if it is larger than `damping`.
+        bound: the matrix of `boehning_bound`.
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2.
         noise: which noise is updated.
         hold_noise: () bool, traced: if true, the noise is not updated.
@@ -108,7 +108,7 @@ def maximisation(
         experts = experts + step
         fall = 2.0 * jnp.sum(step * sums.expert_gradient, axis=1)
         fall = fall - jnp.einsum("id,ide,ie->i", step, sums.expert_information, step)
-        # what rounding leaves of an exact fit is no noise level
+        # the rounding residual of an exact fit is no noise level
         squares = jnp.maximum(squares - fall, 10 * jnp.finfo(squares.dtype).eps * squares)
     counts, before, after = (a.reshape(noise_std.shape) for a in (sums.counts, sums.squares, squares))
     updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise))
@@ -128,11 +128,11 @@ def _trusted_step(
     mu: Float[jax.Array, ""],
     total: Float[jax.Array, ""],
 ) -> tuple[Float[jax.Array, " G"], Bool[jax.Array, ""]]:
-    """The step (H + mu B)^-1 gradient of the gates, cut to where it can be trusted, and whether it was.
+    """The step (H + mu B)^-1 gradient of the gates, cut to TRUSTED_CHANGE, and true if it was cut.
 
     The quadratic model of a softmax holds over a few nats of the logits, whose change is measured in B; with mu >= 1 it is a bound.
     """
-    # what rounding may take from a Hessian that saturated gates leave nearly singular
+    # the rounding error of a Hessian that is nearly singular because gates are saturated
     rounding = gradient.size * jnp.finfo(gradient.dtype).eps * jnp.diag(jnp.diag(hessian))
     step = solve_positive_definite(hessian + rounding + mu * bound, gradient)
     change = jnp.sqrt(step @ bound @ step / total)
@@ -146,7 +146,7 @@ def _least_squares(
     """(k, D): gram^-1 gradient for each of (k, D, D) and (k, D), zero where that is not finite."""
     size, info = gram.shape[1], jnp.finfo(gram.dtype)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / size
-    # the least of ridges, for an expert that few samples or only flat parts of g support
+    # a minimal ridge, for an expert that few samples or only flat parts of g support
     floor = (10 + size) * info.eps * jnp.maximum(trace, info.tiny) + info.tiny
     step = solve_positive_definite(gram + floor * jnp.eye(size, dtype=gram.dtype)[None], gradient)
     return jnp.where(jnp.isfinite(step), step, 0.0)
@@ -158,10 +158,10 @@ def noise_m_step(
     squares: Float[jax.Array, " k *m"],
     noise: NoiseModel,
 ) -> Float[jax.Array, " k *m"]:
-    """(k,), or (k, m): the noise that maximises the expected log-likelihood; `noise_std` itself where it is known."""
+    """(k,), or (k, m): the noise that maximises the expected log-likelihood; `noise_std` itself if it is known."""
     if noise == "known":
         return noise_std
-    if noise == "shared":  # by the experts; every output has its own
+    if noise == "shared":  # summed over the experts; every output has its own
         squares, counts = (jnp.zeros_like(a) + a.sum(axis=0, keepdims=True) for a in (squares, counts))
     tiny = jnp.finfo(squares.dtype).tiny
     return jnp.sqrt(jnp.maximum(squares / jnp.maximum(counts, tiny), tiny))

@@ -6,11 +6,11 @@ e_i = (y - g(u_i)) / sigma_i, d_i = e_i g'(u_i) / sigma_i,
 
     dl/du_i = r_i d_i,   dl/dv_i = r_i - P_i,   dl/ds_i = r_i (e_i^2 - 1),
 
-and the Hessian in (u, v, s) is closed form too (`predictor_derivatives`), so the Hessian in the parameters is one product of
-(pairs of inputs) x (pairs of predictors): exact Newton costs what the outer-product approximation does.
+and the Hessian in (u, v, s) has a closed form too (`predictor_derivatives`). So the Hessian in the parameters is one product of
+(pairs of inputs) x (pairs of predictors): exact Newton costs no more than the outer-product approximation.
 
-A step solves (H + mu C) delta = gradient, H the observed and C the complete-data information (Louis 1982): mu -> 0 is
-Newton, a large mu a short step of EM (Lange 1995). It is kept only if the likelihood does not decrease.
+A step solves (H + mu C) delta = gradient, H the observed and C the complete-data information (Louis 1982): with mu = 0 it
+is Newton's, with a large mu a short step of EM (Lange 1995). It is kept only if the likelihood does not decrease.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from moejax.model.small_linear_algebra import solve_positive_definite
 
 
 class PolishRun(NamedTuple):
-    """Where a polish ended."""
+    """The end of a polish."""
 
     params: MoEParams
     log_likelihood: Float[jax.Array, ""]
@@ -42,17 +42,17 @@ class PolishRun(NamedTuple):
     num_steps: Int[jax.Array, ""]
     """() int32 passes over the data before convergence."""
     converged: Bool[jax.Array, ""]
-    """() bool: the next damped Newton step promises less than the tolerance."""
+    """() bool: the predicted gain of the next damped Newton step is below the tolerance."""
     curvature: Curvature
-    """At `params`."""
+    """Derivatives of the log-likelihood at `params`."""
     path: MoEParams | None
     """Leaves (num_steps, ..): parameters at each entry of `history`; NaN after convergence."""
 
 
 KINK_RATE, KINK_RANGE = 0.6, 32.0
-"""For a kinked g, derivatives are averaged over a width that begins at the standard error of a linear predictor and shrinks by
-KINK_RATE each pass, by KINK_RANGE in all: wide, it steps over the many small local maxima that kinks make; narrow, it settles
-in one."""
+"""The derivatives of a g with kinks are averaged over a width. It begins at the standard error of a linear predictor and shrinks by
+KINK_RATE each pass, by KINK_RANGE in all. A wide average steps over the many small local maxima that kinks make; a narrow one
+settles in one of them."""
 DAMPING_AT_START = 1e-2
 _DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
 
@@ -63,17 +63,17 @@ class DampedStep(NamedTuple):
     delta: Float[jax.Array, " P"]
     """(P,)"""
     promised: Float[jax.Array, ""]
-    """() its gain in nats by the quadratic model, or half its slope where that is more."""
+    """() its gain in nats predicted by the quadratic model, or half its slope if that is more."""
     damping: Float[jax.Array, ""]
     """() mu."""
     found: Bool[jax.Array, ""]
-    """() bool: whether a mu made H + mu C positive definite; else delta is zero."""
+    """() bool: true if some mu made H + mu C positive definite; else delta is zero."""
 
 
 def damped_step(curvature: Curvature, damping: Float[jax.Array, ""]) -> DampedStep:
     """The step with the first mu of damping * (1, 10, 100, 1000) that makes H + mu C positive definite.
 
-    The complete-data information C gets a small multiple of its own diagonal, for parameters the data do not reach.
+    The complete-data information C gets a small multiple of its own diagonal, because the data may not determine all parameters.
     """
     scale = jnp.sqrt(jnp.maximum(jnp.diag(curvature.complete), jnp.finfo(damping.dtype).tiny))
     scaled = scale[:, None] * scale[None]
@@ -96,7 +96,7 @@ def damped_step(curvature: Curvature, damping: Float[jax.Array, ""]) -> DampedSt
 
 
 class _Ascent(NamedTuple):
-    """The state of a polish: where it is, and the step that the next pass tries."""
+    """The state of a polish: the current point, and the step that the next pass tries."""
 
     free: Float[jax.Array, " P"]
     now: Curvature
@@ -127,10 +127,10 @@ def polish(
         fn: g; at kinks its one-sided derivative is used.
         num_steps: budget of passes over the data.
         noise: "known" keeps noise_std, "shared" fits one, "per_expert" fits k.
-        fit_intercept: whether biases are fitted.
+        fit_intercept: if true, biases are fitted.
         ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
-        tolerance: in nats: converged when the next step promises less than this; 1e-4 is a hundredth of a standard error. In
-            nats of a sample of mean weight where that is below one (see `blocks.SampleScale`).
+        tolerance: in nats; converged if the predicted gain of the next step is less. 1e-4 is a hundredth of a standard error. If
+            the mean weight is below one, the tolerance is multiplied by it (see `blocks.SampleScale`).
         record_path: keep every point.
     """
     scale = sample_scale(weights)
@@ -155,7 +155,7 @@ def polish(
         width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
         candidate = curvature_at(free + step, width)
         gain = candidate.log_likelihood - now.log_likelihood
-        accept = gain >= 0  # also at the first pass, which only evaluates the start: its gain is infinite
+        accept = gain >= 0  # true at the first pass too, which only evaluates the start: its gain is infinite
         # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
         good = found & accept & (gain >= 0.5 * promised)
         damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
@@ -164,7 +164,7 @@ def polish(
         now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
         step = damped_step(now, damping)
         settled = (width <= widest / KINK_RANGE) if kinked else True
-        # short of the maximum by what the next step promises; a step shortened after a failure promises less than that
+        # the distance to the maximum is the next step's predicted gain; after a failure the damped step predicts less
         short = (accept | (promised < tolerance_here)) & (step.promised < tolerance_here)
         done = settled & step.found & short
         done &= jnp.isfinite(now.log_likelihood)

@@ -1,8 +1,8 @@
 r"""The linear predictors of a mixture, which EM and the polish share.
 
 A mixture has 2 k - 1 linear predictors: u_i = a_i . x + b_i of the experts, v_i = w_i . x + c_i of the gates but the last, which is
-zero. Their coefficients are the rows of one (2k - 1, D) matrix, D = d or, with fitted intercepts, d + 1. With m outputs k m
-predictors are of the experts, all of an expert's together, and there are (k (m + 1) - 1, D) rows.
+zero. Their coefficients are the rows of one (2k - 1, D) matrix, D = d or, with fitted intercepts, d + 1. With m outputs,
+the experts have k m predictors, those of one expert next to each other, and there are (k (m + 1) - 1, D) rows.
 
 Samples lie in blocks of (D, B) with the samples last, so that reductions over experts are vectorised and a block's products
 stay in cache. Only blocks that have a sample of positive weight are visited: padding costs memory, not time.
@@ -26,7 +26,7 @@ class Predictors(NamedTuple):
     rows: Float[jax.Array, " 2*k-1 D"]
     """(2k - 1, D)"""
     offsets: Float[jax.Array, " 2*k-1"]
-    """(2k - 1,): biases that are not fitted; zero where they are in the rows."""
+    """(2k - 1,): biases that are not fitted; zero if the rows contain the biases."""
 
     def __call__(self, design: Float[jax.Array, "D B"]) -> Float[jax.Array, "q B"]:
         """(2k - 1, B) from a (D, B) block."""
@@ -74,7 +74,7 @@ def block_matrix(blocks: Float[jax.Array, "pairs D D"]) -> Float[jax.Array, "BD 
 
 
 def _index_of_pair(size: int) -> np.ndarray:
-    """(size, size): where an unordered pair stands in `np.triu_indices`."""
+    """(size, size): the index of an unordered pair in `np.triu_indices`."""
     rows, columns = np.triu_indices(size)
     index = np.zeros((size, size), np.int32)
     index[rows, columns] = index[columns, rows] = np.arange(rows.size)
@@ -82,7 +82,7 @@ def _index_of_pair(size: int) -> np.ndarray:
 
 
 def gate_centring(num_experts: int, dtype: jnp.dtype) -> Float[jax.Array, "{num_experts}-1 {num_experts}-1"]:
-    """(k - 1, k - 1): I - 11'/k; the quadratic form of the free gates that is sum_i ||w_i - mean w||^2."""
+    """(k - 1, k - 1): I - 11'/k, the matrix of sum_i ||w_i - mean w||^2 as a quadratic form of the free gates."""
     return jnp.asarray(np.eye(num_experts - 1) - 1.0 / num_experts, dtype)
 
 
@@ -92,7 +92,7 @@ def gate_penalty(gates: Float[jax.Array, "free_gates D"]) -> Float[jax.Array, ""
 
 
 def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
-    """How many free noise parameters a noise model has."""
+    """The number of free noise parameters of a noise model."""
     return {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
 
 
@@ -114,7 +114,7 @@ def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool
 def params_from_free(
     free: Float[jax.Array, " P"], like: MoEParams, *, noise: NoiseModel, fit_intercept: bool
 ) -> MoEParams:
-    """The inverse of `free_parameters`; what is not free is taken from `like`."""
+    """The inverse of `free_parameters`; parameters that are not free are taken from `like`."""
     rows, offsets = predictors_of(like, fit_intercept=fit_intercept)
     noise_std = like.noise_std
     if noise != "known":

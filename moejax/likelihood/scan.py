@@ -1,4 +1,4 @@
-"""Scans with a fixed budget, in which a lane that has finished changes no more."""
+"""Scans with a fixed budget, in which a finished lane no longer changes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxtyping import Bool, Int
 def frozen_scan(
     advance: Callable[[Any], tuple[Any, Any, jax.Array]], state: Any, num_steps: int
 ) -> tuple[Any, Any, Int[jax.Array, ""], Bool[jax.Array, ""]]:
-    """Scan `advance` for a fixed budget; a lane that is done freezes, the others go on.
+    """Scan `advance` for a fixed budget; a lane that is done freezes, while the others continue.
 
     Args:
         advance: state -> (new state, floating values to record, () bool done).
-        state: to start from.
+        state: the start.
         num_steps: budget.
 
     Returns:

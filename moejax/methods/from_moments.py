@@ -14,11 +14,11 @@ from moejax.model.status import Status
 from moejax.moments.spectral import spectral_estimate
 
 MOMENT_PASSES = 2
-"""Over the data: the second moment, then the tensor that it whitens."""
+"""Passes over the data: one for the second moment, one for the tensor that it whitens."""
 
 
 def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
-    """Moments only: unit-norm experts and mixing weights; the gates stay zero. With residual passes, as `spectral_residual`."""
+    """Moments only: unit-norm experts and mixing weights; the gates stay zero. With residual passes it is `spectral_residual`."""
     assert problem.transforms is not None, "a method of moments is given label transforms"
     if config.num_residual_passes:
         return spectral_residual(key, problem, config)
@@ -46,7 +46,8 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
 def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Moments and residual passes, no polish: unit-norm experts, the gates that EM fits to them, and mixing weights.
 
-    EM estimates the noise even where it is known, because the error of inexact experts adds to it; a known one is restored after.
+    EM estimates the noise even if it is known, because the error of inexact experts adds to it; a known noise is restored at the
+    end.
     """
     assert problem.transforms is not None, "a method of moments is given label transforms"
     passes = NUM_PASSES if config.num_residual_passes is None else config.num_residual_passes
@@ -84,8 +85,8 @@ GATING_STEPS = 20
 GATING_TOLERANCE = 2e-2
 JOINT_STEPS = 10
 JOINT_TOLERANCE = 2e-2
-"""EM steps between the moments and the polish, and the gain in nats per sample below which they stop: enough to enter the
-region where Newton converges, and no more."""
+"""EM steps between the moments and the polish, and the gain in nats per sample below which they stop. They only need to enter the
+region where Newton's method converges."""
 
 
 def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -93,7 +94,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
 
     With `config.polish` False, the algorithm of Makkuva et al. 2019 as published: the experts stay where the moments put
     them and gating EM runs at the given noise. With the polish, the noise is inflated by its M-step while the experts are
-    still inexact, and a few joint EM steps lead over to Newton; a known noise is restored before it.
+    still inexact. A few joint EM steps come before Newton; a known noise is restored before the polish.
     """
     start = spectral(key, problem, config)
     data = (problem.x, problem.y, problem.weights)

@@ -31,7 +31,7 @@ from moejax.moments.cross_moments import first_moment, second_moment, whitened_m
 # Gated losses
 
 MU = 0.5
-"""Weight of the own fourth moments, in (0, 1): above, there are spurious minima. 0.5 and 0.9 gave like errors, 0.1 larger ones."""
+"""Weight of the own fourth moments, in (0, 1): above, there are spurious minima. 0.5 and 0.9 gave similar errors, 0.1 larger."""
 LAMBDA_FACTOR = 2.0
 """lambda in units of the largest absolute eigenvalue of the whitened fourth moment as a k^2 x k^2 matrix, which in the population
 is 1 / min E[P_i]: the loss is bounded below if lambda is more than mu of it."""
@@ -39,11 +39,11 @@ DELTA = 1e-4
 LOSS_STARTS = 16
 LOSS_STEPS = 500
 LOSS_RATE = 0.05
-"""Of Adam with a cosine decay, on the k^2 coordinates of U in the whitened span: no data are touched."""
+"""Learning rate of Adam with a cosine decay, on the k^2 coordinates of U in the whitened span; no data are read."""
 
 
 class GatedLossMoments(NamedTuple):
-    """The two moments of which the loss is a polynomial, in a basis W (d, k) of T2's top-k span."""
+    """The two moments that the loss is a polynomial of, in a basis W (d, k) of T2's top-k span."""
 
     second: Float[jax.Array, "k k"]
     """(k, k) W' T2 W."""
@@ -78,12 +78,12 @@ def gated_loss(
 
 
 class GatedLossExperts(NamedTuple):
-    """What the gated loss says of the experts."""
+    """Experts from the gated loss."""
 
     experts: Float[jax.Array, "k d"]
-    """(k, d) unit rows; signs are open where order 1 does not tell them."""
+    """(k, d) unit rows; signs are arbitrary unless the order-1 moment determines them."""
     loss: Float[jax.Array, ""]
-    """() the least found."""
+    """() the least loss found."""
     second_moment_eigenvalue: Float[jax.Array, ""]
     """() the k-th of T2."""
     converged: Bool[jax.Array, ""]
@@ -95,7 +95,7 @@ def gated_loss_experts(
 ) -> GatedLossExperts:
     """Experts from the gated loss, minimised inside T2's top-k span from random starts.
 
-    The loss is a polynomial of U through k^2 + k^4 moments, so the data are passed over MOMENT_PASSES times. It is minimised in
+    The loss is a polynomial of U through k^2 + k^4 moments, so it takes MOMENT_PASSES passes over the data. It is minimised in
     whitened coordinates, where its minimisers are near the orthonormal bases.
     """
     transforms = problem.transforms
@@ -128,7 +128,7 @@ def gated_loss_experts(
 
     def step(state: tuple[jax.Array, Any], _: None):
         coordinates, optimiser_state = state
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts with floats
+        with jax.numpy_dtype_promotion("standard"):  # optax combines its integer counts with floats
             updates, optimiser_state = optimiser.update(gradients(coordinates), optimiser_state)
         assert isinstance(updates, jax.Array)  # a tree of one leaf, as the coordinates are
         return (coordinates + updates, optimiser_state), None
@@ -152,9 +152,9 @@ def gated_loss_experts(
 def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Makkuva et al. 2020: experts from the gated loss, then the gates by Adam on the likelihood with those experts fixed.
 
-    The loss starts from LOSS_STARTS * `num_starts` points, which touch no data. While the gates are found, the noise is inflated by
-    what the experts' errors add; where it is known, it is restored for the last quarter of the passes. The status is ok if the loss
-    is stationary at the experts and the likelihood in the gates.
+    The loss starts from LOSS_STARTS * `num_starts` points, which read no data. While the gates are found, the noise is estimated,
+    because the experts' errors add to it; a known noise is restored for the last quarter of the passes. The status is ok if the
+    loss is stationary at the experts and the likelihood in the gates.
     """
     loss_key, fit_key = jax.random.split(key)
     found = gated_loss_experts(

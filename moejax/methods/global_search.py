@@ -1,4 +1,4 @@
-r"""The global maximum of the likelihood, as far as it can be had: many starts, moves between optima, halving, polish.
+r"""Search for the global maximum of the likelihood: many starts, moves between optima, halving, polish.
 
 The likelihood of a mixture of experts has many local maxima; from one random start, EM reaches the best one with a probability
 that may be a few in a thousand. `multistart` looks for it in generations of mixtures that run EM side by side:
@@ -6,13 +6,13 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
 1. The first generations are spectral starts and random ones (unit-norm experts, zero gates). After every few passes only the best
    distinct ones (by the log-densities of the samples) go on, as the population: successive halving (Jamieson and Talwalkar 2016)
    with fresh starts in the free places.
-2. In the later ones the free places go to children of the population, by moves that EM itself cannot make: an expert dropped and
-   another split in two (Ueda et al. 2000), an expert drawn anew, an expert taken from another mixture. Newcomers compete among
-   themselves first and with the population one generation later, when they have had time to climb.
-3. A ridge on the gates keeps them from saturating before experts have found their samples. In the last generations it goes down to
+2. In the later generations the free places go to children of the population, by moves that EM itself cannot make: an expert is
+   dropped and another split in two (Ueda et al. 2000), an expert is drawn anew, or an expert comes from another mixture. Newcomers
+   compete only with newcomers in their first generation, and with the population one generation later.
+3. A ridge on the gates keeps them from saturating before experts have found their samples. In the last generations it falls to
    that of the fit: the best mixture with sharp gates is seldom the best one with soft gates, made sharp.
-4. The last few are polished to their maxima on the whole sample (the generations see at most SEARCH_SAMPLES of it, chosen at
-   random, and what they tell apart beyond doubt is not polished), and the best is the result. Several outputs are polished by EM.
+4. The last few are polished to their maxima on the whole sample, and the best is the result. The generations use at most
+   SEARCH_SAMPLES random rows of it; mixtures that are clearly worse on these are not polished. Several outputs are polished by EM.
 """
 
 from __future__ import annotations
@@ -37,43 +37,43 @@ from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsib
 from moejax.moments.spectral import SpectralEstimate
 
 DEFAULT_STARTS = 256
-"""Random starts where `num_starts` says nothing."""
+"""Random starts if `num_starts` is None."""
 SEARCH_SAMPLES = 2048
 POPULATION = 24
-YOUNG = 24
+KEPT_NEWCOMERS = 24
 """Best newcomers of the previous generation that are kept besides the population."""
 NEWCOMERS = 48
-"""Of each generation, beside both."""
+"""New mixtures of each generation, besides these two groups."""
 GENERATIONS_OF_CHILDREN = 60
 LAST_GENERATIONS = 24
-"""Of them, those in which the ridge goes down."""
+"""The last generations, in which the ridge falls."""
 FEWEST_FOR_CHILDREN = 16
-"""Random starts below which there are no children: then it is a spectral start beside a few random ones."""
+"""With fewer random starts there are no children: the search is then a spectral start and a few random ones."""
 PASSES = 15
 """EM passes of a generation."""
 NUM_FINALISTS = 6
 RULED_OUT = 5.0
-"""Standard errors, of the difference of two log-likelihoods on the search's sample, by which a finalist behind has lost."""
+"""A finalist has lost if its log-likelihood on the search's sample is this many standard errors of the difference behind."""
 EM_STEPS_FOR_ONE = 10
-"""EM passes allowed for each pass of the polish, where EM takes its place."""
+"""EM passes allowed for each pass of the polish, if EM replaces it."""
 SAME_MIXTURE = 12.0
 """Mixtures whose log-densities of the samples differ by less than this, as a sum of squares, count as one.
 
 Near an optimum that sum is about twice the log-likelihood, in nats, that separates them: two on their way to the same optimum are
-found to be one before they get there.
+recognised as one before they reach it.
 """
 SEARCH_RIDGE = 1e-6
-"""Ridge on the gates while the search runs, for each sample, where the fit's own is less."""
+"""Ridge on the gates during the search, per sample, if the fit's own is smaller."""
 SMALLEST_RIDGE = 1e-9
-"""Of the last generation, for each sample, where the fit's own is less: EM that is not polished needs some."""
+"""Ridge of the last generation, per sample, if the fit's own is smaller: EM without a polish needs some ridge."""
 SIDE_BY_SIDE = 4
-"""Mixtures in one batch of EM on a CPU: wider, and XLA would split its small loops over threads, at a loss. Elsewhere all are."""
+"""Mixtures in one batch of EM on a CPU: XLA splits the loops of wider ones over threads, which is slower. Else all are in one."""
 
 
 def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int) -> MoEParams:
     """`random_starts` with the labels' standard deviation as noise.
 
-    For a homogeneous g, whose experts have no scale of their own, they get that of the labels, and their mean.
+    For a homogeneous g, the experts get the scale of the labels and, with intercepts, their mean.
     """
     spread, facts = label_spread(problem), activation_facts(config.fn)
     starts = random_starts(key, problem, config, num_starts, spread)
@@ -97,7 +97,7 @@ def search_sample(key: jax.Array, problem: Problem) -> Problem:
 
 
 def search_ridge(problem: Problem, config: MethodConfig) -> Float[jax.Array, ""]:
-    """() the ridge of the search: SEARCH_RIDGE for each sample, or that of the fit where it is more."""
+    """() the ridge of the search: SEARCH_RIDGE per sample, or that of the fit if it is larger."""
     return jnp.maximum(SEARCH_RIDGE * problem.weights.sum(), jnp.asarray(config.ridge, problem.x.dtype))
 
 
@@ -116,7 +116,7 @@ def climb(
 ) -> Mixtures:
     """EM from every start, leaves (s, ..), with a ridge () on the gates.
 
-    The noise is shared and free, known or not: a start that is far off explains its labels by noise first.
+    The noise is shared and free, known or not: a poor start explains its labels by noise first.
     """
     present = problem.weights > 0
     roots = jnp.sqrt(jnp.where(present, problem.weights, 0.0))
@@ -145,8 +145,8 @@ def climb(
 def repetitions(
     profiles: Float[jax.Array, "s n"], same: Float[jax.Array, ""] | float
 ) -> Bool[jax.Array, " s"]:
-    """(s,): which rows are within a sum of squares `same` of an earlier one that is itself no repetition."""
-    profiles = profiles - profiles[:1]  # against cancellation
+    """(s,): true for rows within a sum of squares `same` of an earlier row that is itself no repetition."""
+    profiles = profiles - profiles[:1]  # reduces cancellation
     squares = jnp.sum(profiles**2, axis=1)
     near = squares[:, None] + squares[None] - 2.0 * profiles @ profiles.T < same
 
@@ -165,7 +165,7 @@ def keep_best(
 ) -> Mixtures:
     """The `count` best of (s, ..) mixtures, best first.
 
-    Repetitions, of a better one or of those whose profiles are `beside` (b, n), come last, with minus infinity.
+    Repetitions of a better mixture, or of one with a profile in `beside` (b, n), come last, with value minus infinity.
     """
     ranked = _rows(mixtures, jnp.argsort(-mixtures.values))
     profiles = ranked.profiles if beside is None else jnp.concatenate([beside, ranked.profiles])
@@ -175,7 +175,7 @@ def keep_best(
 
 
 def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> Bool[jax.Array, " s"]:
-    """(s,): which of mixtures, leaves (s, ..), may be as good as the first on the data that `sample` was drawn from.
+    """(s,): true for mixtures, leaves (s, ..), that may be as good as the first on the data that `sample` was drawn from.
 
     The difference of two log-likelihoods is a sum over the sample, and has a standard error (Vuong 1989).
     """
@@ -188,9 +188,9 @@ def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> Bool[j
 
 
 def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) -> Int[jax.Array, ""]:
-    """() index of the run, leaves (s, ..), with the most log-likelihood among those without a collapsed expert, if there are any.
+    """() index of the run, leaves (s, ..), of highest log-likelihood; runs with a collapsed expert count only if all have one.
 
-    Where experts have noises of their own the likelihood has no bound, and a run that collapsed has more than every proper one.
+    With a noise for each expert the likelihood has no bound, and a collapsed run has a higher one than every proper run.
     """
     values = jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf)
     if config.noise != "per_expert":
@@ -255,25 +255,25 @@ def spectral_starts(
 def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """The best of spectral and random starts and of moves from there, polished (see the module).
 
-    At least `config.num_starts` random starts (None: DEFAULT_STARTS; beyond the first population they come in whole generations),
-    `config.max_iterations` passes of each polish. With fewer than FEWEST_FOR_CHILDREN, no moves are made. Passes over the search's
-    sample count as whole ones in `num_iterations`, also where it is a small part of the data.
+    There are at least `config.num_starts` random starts (None: DEFAULT_STARTS; beyond the first population they come in whole
+    generations) and `config.max_iterations` passes of each polish. With fewer than FEWEST_FOR_CHILDREN starts, no moves are made.
+    A pass over the search's sample counts as a whole one in `num_iterations`, even if that is a small part of the data.
     """
     sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
     num_starts = DEFAULT_STARTS if config.num_starts is None else config.num_starts
     small = search_sample(sample_key, problem)
     same = SAME_MIXTURE * sample_scale(small.weights).unit
-    led, estimate, num_passes = spectral_starts(spectral_key, problem, small, config)
-    num_led = 0 if led is None else led.noise_std.shape[0]
+    from_moments, estimate, num_passes = spectral_starts(spectral_key, problem, small, config)
+    num_spectral = 0 if from_moments is None else from_moments.noise_std.shape[0]
 
     has_children = num_starts >= FEWEST_FOR_CHILDREN and config.num_experts > 1
-    size = min(POPULATION + YOUNG, num_starts + num_led)
-    num_fresh = max(-(-(num_starts + num_led - size) // NEWCOMERS), 0)
-    # one draw for all: each costs compile time
+    size = min(POPULATION + KEPT_NEWCOMERS, num_starts + num_spectral)
+    num_fresh = max(-(-(num_starts + num_spectral - size) // NEWCOMERS), 0)
+    # one draw for all starts: each draw costs compile time
     drawn = scaled_starts(start_key, small, config, size + num_fresh * NEWCOMERS)
     starts = _rows(drawn, slice(size))
-    if led is not None:
-        starts = _rows(_together(led, starts), slice(size))
+    if from_moments is not None:
+        starts = _rows(_together(from_moments, starts), slice(size))
     num_generations = max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1)
     num_newcomers = NEWCOMERS if num_fresh or has_children else 0
     num_parents = min(POPULATION, size // 2) if num_newcomers else size
@@ -286,19 +286,19 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     def advance(
         grown: MoEParams, inputs: tuple[jax.Array, jax.Array, jax.Array, MoEParams]
     ) -> tuple[MoEParams, jax.Array]:
-        key, ridge, is_fresh, born = inputs
+        key, ridge, is_fresh, additions = inputs
         if not num_newcomers:
             kept = keep_best(climb(grown, small, config, PASSES, ridge), size, same)
             return kept.params, kept.values
         if has_children:
             children = children_of(key, _rows(grown, slice(num_parents)), NEWCOMERS)
-            born = jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), born, children)
-        climbed = climb(_together(grown, born), small, config, PASSES, ridge)
+            additions = jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), additions, children)
+        climbed = climb(_together(grown, additions), small, config, PASSES, ridge)
         parents = keep_best(_rows(climbed, slice(size)), num_parents, same)
-        # what was just born competes with its like, and only a generation later with those that had more passes
+        # newcomers compete with newcomers, and one generation later with mixtures that had more passes
         newcomers = _rows(climbed, slice(size, None))
-        young = keep_best(newcomers, size - num_parents, same, beside=parents.profiles)
-        return _together(parents.params, young.params), parents.values
+        promoted = keep_best(newcomers, size - num_parents, same, beside=parents.profiles)
+        return _together(parents.params, promoted.params), parents.values
 
     are_fresh = jnp.arange(num_generations) < num_fresh
     generations = (

@@ -1,14 +1,15 @@
-r"""Gradient descent on the likelihood and on the squared error, as good as its authors would make it.
+r"""Gradient descent on the likelihood and on the squared error, tuned as carefully as its advocates would tune it.
 
 The baselines (these, `joint_em` and `gated_loss`) start from the same rule (experts uniform on the unit sphere, zero gates), keep
-the best of `num_starts` runs by their own objective, and count every pass over the data that any of their runs, pilots and
-moments made.
+the best of `num_starts` runs by their own objective, and count every pass over the data of all their runs, pilots and
+moments.
 
-The gradient methods are Adam (optax) on minibatches with a cosine decay; the learning rate is the best, on a short pilot, of a
-geometric grid. Where g is homogeneous they run in units in which the labels have the spread of g, so that the user's units do not
-matter.
+The gradient methods are Adam (optax) on minibatches with a cosine decay; the learning rate is the one of a
+geometric grid that is best on a short pilot. If g is homogeneous they run in units in which the labels have the spread of g, so
+that the user's units do not matter.
 
-All end "ok" if they are at a stationary point of their own objective, and otherwise say that their budget ended first.
+All end with status "ok" if they are at a stationary point of their own objective; otherwise the status is that the budget ended
+first.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from moejax.model.mixture import MoEParams, NoiseModel, log_likelihood_per_sampl
 
 
 def _known_noise(params: MoEParams, problem: Problem, config: MethodConfig) -> MoEParams:
-    """The parameters with the given noise, where it is known."""
+    """The parameters with the given noise if it is known."""
     if config.noise != "known":
         return params
     return params._replace(noise_std=jnp.full_like(params.noise_std, problem.noise_std))
@@ -49,12 +50,12 @@ LEARNING_RATES = np.geomspace(1e-3, 1e-1, 5)
 PILOT_PASSES = 4
 """The pilot runs each learning rate, from the first start, through a whole cosine schedule of that many passes."""
 NOISE_FREE = 0.75
-"""Share of the passes during which a known noise is estimated all the same: at a small known noise the likelihood of a poor start
+"""Share of the passes during which even a known noise is estimated: at a small known noise the likelihood of a poor start
 is steep and rough."""
 
 
 class Descent(NamedTuple):
-    """Where runs of gradient descent, s of them side by side, ended."""
+    """The end of s runs of gradient descent side by side."""
 
     free: Float[jax.Array, "s P"]
     """(s, P) free parameters."""
@@ -87,11 +88,11 @@ def descend(
     Args:
         key: PRNG key of the orders.
         free: (s, P) starts.
-        rates: (s,) initial learning rate of each.
+        rates: (s,) initial learning rate of each start.
         batches: minibatches.
         objective: (free (P,), design (D, B), y (B,), weights (B,)) -> () estimate of the mean loss of a sample.
-        constrain: (free (P,), () share of the passes made) -> where a pass starts, and 1 for the entries (P,) that may move.
-        num_passes: over the data.
+        constrain: (free (P,), () share of the passes made) -> start of the next pass, and 1 for the entries (P,) that may move.
+        num_passes: passes over the data.
     """
     import optax
 
@@ -111,7 +112,7 @@ def descend(
             batch = (batches.design[block], batches.y[block], batches.weights[block])
             loss, gradient = gradients(free, *batch)
             fraction = index.astype(free.dtype) / batches.num_used.astype(free.dtype)
-            with jax.numpy_dtype_promotion("standard"):  # optax mixes its counts with floats
+            with jax.numpy_dtype_promotion("standard"):  # optax combines its integer counts with floats
                 updates, state = optimiser.update(gradient * movable, state)
                 rate = (rates * jnp.asarray(decay(number + fraction), free.dtype))[:, None]
             assert isinstance(updates, jax.Array)  # a tree of one leaf, as the gradient is
@@ -132,13 +133,13 @@ class GradientFit(NamedTuple):
 
     params: MoEParams
     path: MoEParams
-    """Leaves (num_passes, ..): after every pass."""
+    """Leaves (num_passes, ..): parameters after every pass."""
     loss: Float[jax.Array, ""]
     """() mean loss of a sample over its last pass."""
     rate: Float[jax.Array, ""]
     """() learning rate that the pilot chose."""
     num_passes: int
-    """Of the pilot and of all runs."""
+    """Passes over the data of the pilot and of all runs."""
 
 
 def gradient_descent(
@@ -153,19 +154,19 @@ def gradient_descent(
     batch_size: int | None = MINIBATCH,
     rates: Float[np.ndarray, " num_rates"] = LEARNING_RATES,
 ) -> GradientFit:
-    """A loss of the mixture minimised over experts, gates and noise from several starts, the best of which is kept.
+    """Minimise a loss of the mixture over experts, gates and noise from several starts; the best result is kept.
 
     Args:
         key: PRNG key of the minibatches.
         starts: leaves (s, ..).
         problem: the sample.
-        config: of the method; `max_iterations` passes for each start.
-        loss: of each sample.
-        noise: of the noise parameters that are free ("known": none). A noise known to the problem is held from NOISE_FREE of the
-            passes on.
-        experts_free: or only the gates and the noise.
+        config: options of the method; `max_iterations` passes for each start.
+        loss: loss of each sample.
+        noise: which noise parameters are free ("known": none). A noise that the problem knows is held fixed after NOISE_FREE of
+            the passes.
+        experts_free: if false, only the gates and the noise move.
         batch_size: None for the whole sample.
-        rates: learning rates to choose from on the pilot; one only makes no pilot.
+        rates: learning rates that the pilot compares; a single one needs no pilot.
     """
     order_key, pilot_key, run_key = jax.random.split(key, 3)
     n, k, d = problem.x.shape[0], config.num_experts, problem.x.shape[1]
@@ -230,7 +231,7 @@ def squared_error(fn: ScalarFunction) -> Loss:
 
 
 def _history(path: MoEParams, problem: Problem, config: MethodConfig) -> Float[jax.Array, " h"]:
-    """(h,) log-likelihood along a path. No method looks at it, so it counts as no passes, and is not computed if not asked for."""
+    """(h,) log-likelihood along a path. No method uses it, so it does not count as passes, and is computed only on request."""
     blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=False)
 
     def value(params: MoEParams) -> jax.Array:
@@ -243,9 +244,9 @@ def _history(path: MoEParams, problem: Problem, config: MethodConfig) -> Float[j
 
 
 def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Float[jax.Array, ""]]:
-    """The problem with its labels and noise in a unit () in which unit-norm experts make labels of their spread, and that unit.
+    """The problem with labels and noise divided by a unit (), and the unit: unit-norm experts then explain the labels' spread.
 
-    A homogeneous g, such as the linear one, takes any unit up in its experts; for any other g the unit is 1.
+    The experts of a homogeneous g, such as the linear one, absorb any unit; for any other g the unit is 1.
     """
     facts = activation_facts(config.fn)
     if not facts.homogeneous:
@@ -256,7 +257,7 @@ def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Fl
 
 
 def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> MoEParams:
-    """`random_starts` with the labels' standard deviation as noise and, for a homogeneous g with biases, their mean in these."""
+    """`random_starts` with the labels' standard deviation as noise and, for a homogeneous g with biases, their mean as bias."""
     starts = random_starts(key, standard, config, _num_starts(config), label_spread(standard))
     if not (config.fit_intercept and activation_facts(config.fn).homogeneous):
         return starts
@@ -275,7 +276,7 @@ def _in_label_units(params: MoEParams, unit: Float[jax.Array, ""]) -> MoEParams:
 def gradient_nll(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Adam on the negative log-likelihood, over experts, gates and noise; the best of `num_starts` starts.
 
-    The noise starts at the labels' standard deviation; where it is known, it is restored for the last quarter of the passes. The
+    The noise starts at the labels' standard deviation; a known noise is restored for the last quarter of the passes. The
     status is ok if the likelihood is stationary where it ends.
     """
     start_key, fit_key = jax.random.split(key)
@@ -294,8 +295,8 @@ NOISE_PASSES = 5
 def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """Adam on the squared error of the mixture's mean prediction, over experts and gates; the best of `num_starts` starts.
 
-    The squared error says nothing of the noise: where that is not known, a few EM steps of the noise alone follow. The status is ok
-    if the squared error is stationary where it ends, which is no maximum of the likelihood.
+    The squared error does not depend on the noise: if the noise is unknown, a few EM steps that update only the noise follow. The
+    status is ok if the squared error is stationary at the end; that point is no maximum of the likelihood.
     """
     start_key, fit_key = jax.random.split(key)
     standard, unit = standard_labels(problem, config)
@@ -327,9 +328,9 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
 def _gradient_result(
     fitted: GradientFit, converged: jax.Array, unit: jax.Array, problem: Problem, config: MethodConfig
 ) -> MethodResult:
-    """The result in the labels' own unit, of a fit to labels in the given one.
+    """The result in the labels' own unit, from a fit to labels divided by `unit`.
 
-    The test of convergence moves nothing, and like the history counts as no pass over the data.
+    The test of convergence changes no parameter and, like the history, does not count as a pass over the data.
     """
     params, path = _in_label_units(fitted.params, unit), _in_label_units(fitted.path, unit)
     passes = jnp.asarray(fitted.num_passes, jnp.int32)
@@ -338,5 +339,5 @@ def _gradient_result(
 
 
 LOSS_GRADIENT = 1e-3
-"""Norm of the gradient, in units of the penalty, below which the loss is stationary: coordinates of order one, in which its
-curvature is of order one too, are then good to as much."""
+"""Norm of the gradient, in units of the penalty, below which the loss counts as stationary. The coordinates and the curvature are
+of order one, so this is also the error of the coordinates."""

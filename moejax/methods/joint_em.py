@@ -19,7 +19,7 @@ from moejax.model.small_linear_algebra import solve_positive_definite
 
 CLUSTERWISE_PASSES = 10
 CLUSTERWISE_DAMPING = 1e-2
-"""Relative to the Gram matrix of a cluster of the mean size, were g linear."""
+"""Damping relative to the Gram matrix that a cluster of mean size would have with a linear g."""
 
 
 def clusterwise_regression(
@@ -33,7 +33,7 @@ def clusterwise_regression(
 ) -> tuple[Float[jax.Array, "k d"], Float[jax.Array, ""]]:
     """k-means with regressions for centres (Spaeth 1979): each sample goes to the expert that predicts it best.
 
-    min over assignments z and experts a of sum_j weights_j (y_j - g(a_{z_j} . x_j))^2, by turns: the assignment exactly, each
+    It minimises sum_j weights_j (y_j - g(a_{z_j} . x_j))^2 over assignments z and experts a in turn: the assignment exactly, each
     expert by one Gauss-Newton step, slightly damped, on its own samples (least squares for a linear g).
 
     Args:
@@ -43,7 +43,7 @@ def clusterwise_regression(
         num_steps: passes over the data.
 
     Returns:
-        experts (k, d) with the least loss met, and its root mean square residual ().
+        experts (k, d) with the least loss of all passes, and its root mean square residual ().
     """
     k, dim = experts.shape
     blocks = sample_blocks(x, y, weights, fit_intercept=False)
@@ -62,7 +62,7 @@ def clusterwise_regression(
             return jnp.sum(mine * error**2), gradient, weighted_gram(design, mine * slope**2)
 
         loss, gradient, gram = sum_over_blocks(sums_of, blocks)
-        improved = loss < least  # False where it is not finite
+        improved = loss < least  # False if it is not finite
         best, least = jnp.where(improved, experts, best), jnp.where(improved, loss, least)
         moved = experts + solve_positive_definite(gram + floor[None], gradient)
         return (jnp.where(jnp.isfinite(moved), moved, experts), best, least), None
@@ -73,11 +73,11 @@ def clusterwise_regression(
 
 
 def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
-    """Joint EM (Jordan and Jacobs 1994) from `num_starts` starts, the one with the highest likelihood kept.
+    """Joint EM (Jordan and Jacobs 1994) from `num_starts` starts; the run with the highest likelihood is kept.
 
-    Each starts at unit-sphere experts, or with `start` "kmeans" where clusterwise regression leads from there, and zero gates;
-    `max_iterations` EM steps each, no polish. The noise starts at the labels' standard deviation ("kmeans": at the residuals')
-    and is estimated along the way; where it is known, it is restored for the second half of the steps.
+    Each run has `max_iterations` EM steps and no polish. It starts at zero gates and at experts on the unit sphere; with `start`
+    "kmeans", clusterwise regression improves these first. The noise starts at the labels' standard deviation ("kmeans": at the
+    residuals') and is estimated; a known noise is restored for the second half of the steps.
     """
     spread = label_spread(problem)
     data = (problem.x, problem.y, problem.weights)

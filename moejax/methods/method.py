@@ -1,7 +1,7 @@
 """The registry of methods: each maps a sample to an estimate, inside one compiled program.
 
 A method is a function (key, problem, config) -> MethodResult: `problem` is data (arrays), `config` is static. A new one is
-registered under a name with `register_method`, and is then known to `fit`, to trials and to sweeps.
+registered under a name with `register_method`; `fit`, trials and sweeps then accept the name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STARTS: tuple[Start, ...] = get_args(Start)
 
 
 class Problem(NamedTuple):
-    """What a method is given: a sample, and what is known about it."""
+    """The argument of a method: a sample, and its known properties."""
 
     x: Float[jax.Array, "n d"]
     """(n, d) inputs."""
@@ -44,9 +44,9 @@ class Problem(NamedTuple):
     noise_std: Float[jax.Array, "*m"]
     """() or (m,): noise level for which the label transforms were built; also the starting value of EM."""
     transforms: SpectralTransforms | None
-    """Label transforms of the fitted activation at that noise; None for a method that uses no moments."""
+    """Label transforms of the fitted activation at that noise; None if the method uses no moments."""
     more_transforms: tuple[SpectralTransforms, ...] = ()
-    """Of other orders (`MethodConfig.more_orders`), for a method that tries several."""
+    """Label transforms of other orders (`MethodConfig.more_orders`), for a method that tries several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MethodConfig:
     fn: ScalarFunction
     num_experts: int
     order: int
-    """Of the tensor that is decomposed, 3 or 4."""
+    """Order of the tensor that is decomposed, 3 or 4."""
     more_orders: tuple[int, ...] = ()
     noise: NoiseModel = FitOptions.noise
     fit_intercept: bool = FitOptions.fit_intercept
@@ -72,24 +72,25 @@ class MethodConfig:
     """x (d,) -> log p(x) of inputs that are not standard normal; their moments are then a start, not an estimate."""
     start: Start = FitOptions.start
     record_path: bool = False
-    """Whether `MethodResult.path` is kept."""
+    """If true, `MethodResult.path` is kept."""
 
 
 class MethodResult(NamedTuple):
-    """An estimate and how it was reached."""
+    """An estimate, its history and its diagnostics."""
 
     params: MoEParams
     mixing_weights: Float[jax.Array, " k"]
     """(k,) estimated E[P_i]."""
     history: Float[jax.Array, " h"]
-    """(h,) objective in nats at every pass over the data, stage after stage; NaN where a stage had converged. It is the
-    log-likelihood less the ridge's penalty on the gates, which EM and the polish never lower; of gradient descent, without it."""
+    """(h,) objective in nats at every pass over the data, stage after stage; NaN after a stage has converged. It is the
+    log-likelihood minus the ridge's penalty on the gates, which EM and the polish never lower; for gradient descent, without
+    penalty."""
     num_iterations: Int[jax.Array, ""]
-    """() int32 passes over the data made, those of pilots, moments and every start included."""
+    """() int32 passes over the data, including those of pilots, moments and every start."""
     status: Int[jax.Array, ""]
     """() int32, a `Status`; 0 is ok."""
     spectral: SpectralEstimate | None
-    """The moments' diagnostics, where the method uses moments."""
+    """The moments' diagnostics, if the method uses moments."""
     optima: Float[jax.Array, " p"] | None = None
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
     path: MoEParams | None = None
@@ -102,7 +103,7 @@ Slopes = Literal["used", "polish", "unused"]
 
 
 class Registered(NamedTuple):
-    """A method and what it takes (`register_method`)."""
+    """A method and its requirements (`register_method`)."""
 
     method: Method
     moments: Moments
@@ -129,16 +130,17 @@ def register_method(
     Args:
         name: an identifier.
         method: (key, problem, config) -> MethodResult, traceable by JAX.
-        moments: whether `problem.transforms` must be there ("required": an activation without a usable order is refused), are used
-            where there is a usable order ("optional"), or are never there ("none").
-        order: of the moments, where the method takes no other; None leaves it to the user or to the predicted error.
-        several_outputs: whether labels may be (n, m).
-        slopes: whether the experts go along the slope of the activation ("used": a step function is refused, because its slope is
-            zero), in the polish only ("polish"), or not at all ("unused").
-        replace: whether a built-in name may be given to `method`; a name of your own may always be given anew.
+        moments: "required" if the method needs `problem.transforms` (an activation without a usable order is refused), "optional"
+            if it uses them when there is a usable order, "none" if it never gets them.
+        order: the only order of the moments that the method accepts; None leaves it to the user or to the predicted error.
+        several_outputs: if true, labels may be (n, m).
+        slopes: "used" if the steps of the experts need the slope of the activation (a step function is refused, because its slope
+            is zero), "polish" if only the polish does, "unused" if none does.
+        replace: if true, a built-in name may be given to `method`; your own names may always be given again.
 
     Raises:
-        ValueError: the name is no identifier or built in, `method` is not callable, or `moments` or `slopes` is another word.
+        ValueError: the name is no identifier or built in, `method` is not callable, or `moments` or `slopes` is none of these
+            words.
 
     Examples:
         >>> def two_starts(key, problem, config):
@@ -164,30 +166,30 @@ def get_method(name: str) -> Method:
     """The method behind a name.
 
     Raises:
-        ValueError: it is not registered; the message names the nearest.
+        ValueError: the name is not registered; the message names the nearest.
     """
     return lookup_method(name).method
 
 
 def moments_of(name: str) -> Moments:
-    """Whether the method needs label transforms."""
+    """Whether the method needs label transforms: "required", "optional" or "none"."""
     return lookup_method(name).moments
 
 
 def lookup_method(name: str) -> Registered:
-    """The method behind a name, and what it takes.
+    """The method behind a name, and its requirements.
 
     Raises:
-        ValueError: it is not registered; the message names the nearest.
+        ValueError: the name is not registered; the message names the nearest.
     """
     return _REGISTRY.lookup(name)
 
 
 def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> None:
-    """Refuse a step function as the activation of a method that goes along its slope.
+    """Refuse a step function as the activation of a method that needs its slope.
 
     Raises:
-        ValueError: the method is not registered, or does, and the activation changes in jumps only.
+        ValueError: the method is not registered, or it needs the slope and the activation changes in jumps only.
     """
     slopes = lookup_method(name).slopes
     uses = slopes == "used" or (slopes == "polish" and polish)
@@ -201,7 +203,7 @@ def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> No
 def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
-    """A result that is ok if the method converged in its own objective, from however poor a start; moments only start it."""
+    """A result with status ok if the method converged in its own objective; the moments are only its start and do not count."""
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
     status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)

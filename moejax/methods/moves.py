@@ -14,22 +14,22 @@ from moejax.model.mixture import MoEParams, regauge, unit_rows
 
 Pytree = TypeVar("Pytree", MoEParams, "Mixtures")
 NOISE_OF_CHILDREN = 1.5
-"""The noise of a child, relative to its parent's: samples then find their way to another expert."""
+"""The noise of a child, relative to its parent's; with more noise, samples move to another expert more easily."""
 
 
 class Mixtures(NamedTuple):
-    """s mixtures side by side, and what the data say of them."""
+    """s mixtures side by side, and their likelihoods."""
 
     params: MoEParams
     """Leaves (s, ..)."""
     values: Float[jax.Array, " s"]
-    """(s,) log-likelihoods in nats; minus infinity where EM broke down, or for a repetition of a better one."""
+    """(s,) log-likelihoods in nats; minus infinity if EM broke down, or for a repetition of a better one."""
     profiles: Float[jax.Array, "s n"]
     """(s, n) log-densities of the samples, times the square roots of their weights: equal for a mixture and its relabelling."""
 
 
 def _rows(mixtures: Pytree, rows: slice | int | jax.Array) -> Pytree:
-    """Those of mixtures side by side."""
+    """The chosen rows of mixtures side by side."""
     return jax.tree.map(lambda leaf: leaf[rows], mixtures)
 
 
@@ -39,14 +39,15 @@ def _together(*params: MoEParams) -> MoEParams:
 
 
 def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
-    """`count` children of a population (s, ..), the parents taken in turn: leaves (count, ..).
+    """`count` children, leaves (count, ..), of a population (s, ..); parents are taken in turn.
 
-    Each has an expert dropped and another split, or an expert drawn anew, or one of its experts from another of the population.
+    In each child, one expert is dropped. Its place goes to a half of another expert that is split, to a newly drawn expert,
+    or to an expert of another mixture of the population.
     """
     normal_key, uniform_key = jax.random.split(key)
     size, k = population.gating.shape[:2]
     dtype = population.gating.dtype
-    # gates without a reference expert, so that those of two parents can stand side by side
+    # gates without a reference expert, so that the gates of two parents can be combined
     population = population._replace(
         gating=population.gating - population.gating.mean(axis=1, keepdims=True),
         gating_bias=population.gating_bias - population.gating_bias.mean(axis=1, keepdims=True),
@@ -54,10 +55,10 @@ def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
     uniform = jax.random.uniform(uniform_key, (4, count), dtype)
     bounds = jnp.asarray([size - 1, 3, k, k - 1], jnp.int32)[:, None]
     draw = jnp.clip((uniform * bounds.astype(dtype)).astype(jnp.int32), 0, bounds - 1)
-    away, kind, dropped, shift = draw
-    mine = jnp.arange(count, dtype=jnp.int32) % size
-    other = (mine + 1 + away) % size
-    parents, others = _rows(population, mine), _rows(population, other)
+    offset, kind, dropped, shift = draw
+    parent_index = jnp.arange(count, dtype=jnp.int32) % size
+    other_index = (parent_index + 1 + offset) % size
+    parents, others = _rows(population, parent_index), _rows(population, other_index)
     shape = population.experts.shape[2:]
     draws = standard_normal(normal_key, (count, 2, math.prod(shape) + shape[-1]), dtype)
     experts, gates = draws[:, :, : -shape[-1]].reshape(count, 2, *shape), draws[:, 0, -shape[-1] :]
@@ -73,18 +74,18 @@ def _child(
     parent: MoEParams,
     other: MoEParams,
 ) -> MoEParams:
-    """A child of kind () 0 (split), 1 (drawn anew) or 2 (of the other); expert_draws (2, d) or (2, m, d), gate_draw (d,)."""
+    """A child of kind () 0 (split), 1 (new draw) or 2 (from `other`); expert_draws (2, d) or (2, m, d), gate_draw (d,)."""
     dtype = parent.experts.dtype
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
     dim = jnp.asarray(parent.gating.shape[-1], dtype)
 
-    mine, theirs = _rows(parent, chosen), _rows(other, chosen)
-    # two copies of an expert, apart by a random direction of its coefficients and of its gate
+    own, theirs = _rows(parent, chosen), _rows(other, chosen)
+    # two copies of an expert, moved apart in a random direction of its coefficients and of its gate
     apart = 0.5 * size * expert_draws[0]
-    first = mine._replace(experts=mine.experts - apart, gating=mine.gating - gate_draw)
-    second = mine._replace(experts=mine.experts + apart, gating=mine.gating + gate_draw)
-    # an expert in a random direction, chosen everywhere alike
-    drawn = mine._replace(
+    first = own._replace(experts=own.experts - apart, gating=own.gating - gate_draw)
+    second = own._replace(experts=own.experts + apart, gating=own.gating + gate_draw)
+    # an expert in a random direction, with a constant gate
+    drawn = own._replace(
         experts=jnp.sqrt(dim) * size * unit_rows(expert_draws[1]),
         gating=jnp.zeros_like(gate_draw),
         expert_bias=parent.expert_bias.mean(axis=0),
@@ -93,7 +94,7 @@ def _child(
     put = jax.tree.map(
         lambda a, b, c: jnp.where(kind == 0, a, jnp.where(kind == 1, b, c)), first, drawn, theirs
     )
-    kept = jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), second, mine)
+    kept = jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), second, own)
     child = jax.tree.map(
         lambda leaf, new, old: leaf.at[dropped].set(new).at[chosen].set(old), parent, put, kept
     )

@@ -1,6 +1,6 @@
-"""The moments that a method is given: which orders, and the label transforms for them.
+"""The orders and the label transforms of the moments that a method uses.
 
-`fit`, the trials of a sweep and the experiments all ask here, so that a method of one name is the same algorithm everywhere.
+`fit`, the trials of a sweep and the experiments all use this module, so that a method is the same algorithm everywhere.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from moejax.moments.orders import choose_order, transform_noise_std, why_unusabl
 from moejax.moments.spectral import SpectralTransforms, host_transforms, traced_transforms
 
 FEWEST_ROWS_FOR_MOMENTS = 500
-"""With fewer rows, a method for which moments are optional does not use them: they say too little of a third moment."""
+"""With fewer rows, a method for which moments are optional does not use them: they determine a third moment too poorly."""
 
 
 class NoUsableOrderError(ValueError):
-    """A method needs moments, and no tensor of them tells the experts of this activation apart at this noise."""
+    """A method needs moments, and no order of them is usable for this activation at this noise."""
 
 
 class Orders(NamedTuple):
@@ -32,7 +32,7 @@ class Orders(NamedTuple):
     orders: tuple[int, ...]
     """The best first; empty if the method uses no moments here."""
     reason: str
-    """Why these."""
+    """The reason for these orders."""
 
 
 def choose_orders(
@@ -50,7 +50,7 @@ def choose_orders(
 
     A method that needs moments gets one order: its own, the one asked for, or the usable one with the least predicted error. A
     method for which moments are optional gets every usable order; it gets none if there are more experts than inputs, or if no
-    order was asked for and there are fewer than FEWEST_ROWS_FOR_MOMENTS rows.
+    order was given and there are fewer than FEWEST_ROWS_FOR_MOMENTS rows.
 
     Args:
         method: a registered name.
@@ -59,11 +59,11 @@ def choose_orders(
         num_rows: rows with weight.
         dim: d, or the rank of the inputs.
         num_experts: k.
-        order: asked for, 3 or 4.
-        kind: of the label transforms.
+        order: the order that the user gave, 3 or 4, or None.
+        kind: kind of the label transforms.
 
     Raises:
-        NoUsableOrderError: there is none, and the method needs one or it was asked for.
+        NoUsableOrderError: there is none, and the method needs one or the user gave one.
     """
     registered = lookup_method(method)
     if registered.moments == "none":
@@ -107,10 +107,10 @@ def transforms_at(
     Args:
         fn: g.
         noise_std: sigma; a number (computed on the host in double precision; NumPy leaves in the default precision), or traced.
-        orders: of `choose_orders`.
-        kind: of the transforms.
+        orders: the result of `choose_orders`.
+        kind: kind of the transforms.
         num_experts: k.
-        normal_inputs: whether the inputs are normal; required where noise_std is traced.
+        normal_inputs: true if the inputs are normal; required if noise_std is traced.
     """
     if isinstance(noise_std, jax.Array):
         return tuple(traced_transforms(fn, noise_std, m, kind, num_experts) for m in orders)

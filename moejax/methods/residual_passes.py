@@ -1,19 +1,19 @@
-r"""Residual passes: the moment estimate made consistent where the gates are not orthogonal to the experts.
+r"""Residual passes make the moment estimate consistent if the gates are not orthogonal to the experts.
 
-Where they are not, E[l(y) S_m(x)] is not sum_i E[P_i] a_i^{(x) m}, and no sample size removes the difference. A pass takes the
-gates P_i that gating EM finds with the experts a_i of the pass before, and decomposes
+In that case E[l(y) S_m(x)] is not sum_i E[P_i] a_i^{(x) m}, and no sample size removes the difference. A pass takes the
+gates P_i that gating EM finds with the experts a_i of the previous pass, and decomposes
 
     T_m = sum_i p_i a_i^{(x) m} + mean[ (l(y) - sum_i P_i(x) h_i(a_i . x)) S_m(x) ],   h_i(z) = E[l(Y) | a_i . x = z],
 
-p_i the mean of P_i: what the moments would be if these experts were true is replaced by what it should be, and only what the
-labels say beyond is measured. With the true experts and gates the mean is that of a quantity whose expectation given x is zero, so
-the truth is a fixed point whatever the gates, the distribution of the inputs, and the S_m used; and with much of the labels'
-variance taken away, the moments are less noisy also where the plain ones are consistent.
+p_i the mean of P_i. The first term is the moment that these experts should have; only the residual part of the labels is measured.
+With the true experts and gates the bracket has expectation zero given x. So the truth is a fixed point for any gates, any
+distribution of the inputs and any S_m. Much of the labels' variance is subtracted, so the moments are less noisy even if the plain
+ones are consistent.
 
 To first order a pass multiplies the error e_i of an expert by the distance of E[P_i h'(a_i . x) (e_i . x) S_m] from
-p_i sym(a_i^{(x) m-1} (x) e_i), which is zero where gates are orthogonal. By Cauchy and Schwarz it is bounded by the gates'
-variation times the root of a second moment of l weighted as tau_m is: the "weighted" transforms, which have the least, contract
-best. The other kinds did for a linear g, but for relu their passes moved away again from the fourth on (`kinds` in
+p_i sym(a_i^{(x) m-1} (x) e_i), which is zero if the gates are orthogonal to the experts. By Cauchy and Schwarz it is bounded by the
+gates' variation times the root of a second moment of l weighted as tau_m is: the "weighted" transforms, which have the smallest,
+contract best. The other kinds contracted for a linear g; for relu their errors grew again from the fourth pass on (`kinds` in
 benchmarks/residual_passes.py).
 """
 
@@ -43,7 +43,7 @@ from moejax.moments.spectral import (
 NUM_NODES = 4097
 """Nodes of the tables of h over +-8.5."""
 NUM_NOISE_NODES = 81
-"""Nodes over the noise: h is good to 3e-4 of its range, also where the noise is four times what a transform was made for."""
+"""Nodes over the noise: h is accurate to 3e-4 of its range, even if the noise is four times that of the transform."""
 NUM_PASSES = 5
 GATING_STEPS = 30
 GATING_TOLERANCE = 1e-7
@@ -79,7 +79,7 @@ def conditional_means(
 
     Args:
         transforms: t of them.
-        noise_std: (k,) sigma_i, traced or not; not the one the transforms were made for where that is not the true one.
+        noise_std: (k,) sigma_i, traced or not; it may differ from the noise that the transforms were made for.
         fn: g.
     """
     dtype = noise_std.dtype
@@ -108,10 +108,10 @@ def residual_labels(
     """l(y) - scale * sum_i P_i(x) h_i(a_i . x + b_i) for every transform l of a spectral estimate.
 
     Args:
-        params: of the mixture whose expectation is taken away; its noise_std (k,) is that of the h_i.
+        params: the mixture whose expectation is subtracted; the h_i use its noise_std (k,).
         x: (n, d).
         y: (n,).
-        transforms: l.
+        transforms: the label transforms l.
         scale: () 1, or 0 for the plain labels.
         fn: g.
         chunk_size: samples taken at once; None takes all.
@@ -140,26 +140,26 @@ def residual_labels(
 
 
 class ResidualEstimate(NamedTuple):
-    """Where residual passes ended."""
+    """The end of residual passes."""
 
     params: MoEParams
     """Unit-norm experts of the pass kept, the gates that gating EM fits to them, and the noise of that fit."""
     mixing_weights: Float[jax.Array, " k"]
     """(k,) weighted mean of the gates over the sample."""
     history: Float[jax.Array, " gating_passes"]
-    """((num_passes + 1) * GATING_STEPS,) histories of gating EM (`EMRun.history`), in nats; NaN where one had converged."""
+    """((num_passes + 1) * GATING_STEPS,) histories of gating EM (`EMRun.history`), in nats; NaN after each has converged."""
     num_steps: Int[jax.Array, ""]
     """() int32 passes of gating EM over the data."""
     converged: Bool[jax.Array, ""]
     """() bool: gating EM with the kept experts converged."""
     log_likelihoods: Float[jax.Array, " passes"]
-    """(num_passes + 1,) after gating EM with the experts of each pass, the plain ones first."""
+    """(num_passes + 1,) log-likelihoods after gating EM with the experts of each pass, the plain estimate's first."""
     experts: Float[jax.Array, "passes k d"]
-    """(num_passes + 1, k, d) of each pass."""
+    """(num_passes + 1, k, d) experts of each pass."""
     best_pass: Int[jax.Array, ""]
-    """() int32: which was kept, the one of highest likelihood."""
+    """() int32 index of the pass that was kept, the one of highest likelihood."""
     spectral: SpectralEstimate
-    """Of the pass kept."""
+    """Moment diagnostics of the pass that was kept."""
 
 
 def residual_estimate(
@@ -182,28 +182,30 @@ def residual_estimate(
     chunk_size: int | None = None,
     log_density: LogDensity | None = None,
 ) -> ResidualEstimate:
-    """Experts from moments, then `num_passes` times: gates by EM with the experts fixed, and the experts from residual moments.
+    """Experts from moments; then `num_passes` times gates by EM with these experts, and experts from residual moments.
 
-    Of all passes the one whose experts and gates have the highest likelihood is kept: passes that do not contract do no harm.
+    The pass whose experts and gates have the highest likelihood is kept, so passes that do not contract do no harm.
 
     Args:
-        key: of the restarts of the tensor power method.
+        key: PRNG key of the restarts of the tensor power method.
         x: (n, d) inputs.
         y: (n,) labels.
-        transforms: of orders 2 and `order`, and 1 where signs need it; best of kind "weighted" (see the module).
+        transforms: label transforms of orders 2 and `order`, and 1 if signs need it; preferably of kind "weighted" (see the
+            module).
         weights: (n,) sample weights.
-        noise_std: () sigma, known or estimated beforehand, of the h_i; EM starts from it.
+        noise_std: () sigma, known or estimated beforehand; the h_i use it and EM starts from it.
         fn: g.
         num_experts: k.
         order: 3 or 4.
         num_passes: linear experts need 2 or 3, relu 4 or 5; 0 is the plain estimate with gates fitted to it.
-        noise: of gating EM. "shared" also where sigma is known: the error of inexact experts adds to it, and with the noise held
-            ("known") the first gates are overconfident. "per_expert" gives each expert its own, in EM and then in its h_i.
-        fit_intercept: whether the gates have biases; the experts have none.
-        ridge: on the gates.
-        num_restarts, num_polar_iterations: of `tensor_power_method`.
-        chunk_size: samples that the moments take at once; None takes all.
-        log_density: of inputs that are not standard normal, as in `spectral_estimate`.
+        noise: noise model of gating EM. Use "shared" even if sigma is known: the error of inexact experts adds to it, and with the
+            noise held ("known") the first gates are overconfident. "per_expert" gives each expert its own sigma, in EM and then in
+            its h_i.
+        fit_intercept: if true, the gates have biases; the experts have none.
+        ridge: ridge on the gates.
+        num_restarts, num_polar_iterations: budgets of `tensor_power_method`.
+        chunk_size: samples that the moments process at once; None takes all.
+        log_density: log density of inputs that are not standard normal, as in `spectral_estimate`.
     """
     k, d = num_experts, x.shape[1]
     even = activation_facts(fn).parity == "even"
@@ -211,7 +213,7 @@ def residual_estimate(
 
     def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
         key, scale = step
-        # one noise for all is known beforehand better than EM knows it while the experts are inexact; one for each is not
+        # a shared noise is known better beforehand than from EM with inexact experts; a noise for each expert is not
         expected = params if noise == "per_expert" else params._replace(noise_std=known_noise)
         labels = residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size)
         estimate = estimate_from_labels(
@@ -227,7 +229,7 @@ def residual_estimate(
             chunk_size=chunk_size,
             log_density=log_density,
         )
-        # a decomposition finds the experts in any order; the gates to start from are those of the nearest before
+        # a decomposition gives the experts in any order; each starts from the gate of the nearest previous expert
         same_order = match_experts(params.experts, estimate.experts, even)
         estimate = estimate._replace(
             experts=estimate.experts[same_order], mixing_weights=estimate.mixing_weights[same_order]
@@ -247,7 +249,7 @@ def residual_estimate(
         return gates.params, (estimate, gates)
 
     zeros = jnp.zeros(k, x.dtype)
-    # nothing is taken away in the first pass; any distinct experts do to match with
+    # the first pass subtracts nothing; its experts to match with may be any distinct ones
     start = MoEParams(jnp.eye(k, d, dtype=x.dtype), jnp.zeros((k, d), x.dtype), known_noise, zeros, zeros)
     scales = jnp.ones(num_passes + 1, x.dtype).at[0].set(0.0)
     _, (estimates, runs) = jax.lax.scan(advance, start, (jax.random.split(key, num_passes + 1), scales))

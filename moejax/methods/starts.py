@@ -1,4 +1,4 @@
-"""Random starts, and their scale from the labels."""
+"""Random starts, and the scale that the labels give them."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def random_starts(
 ) -> MoEParams:
     """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level (), or (m,) for several outputs.
 
-    Where there are more experts than inputs, they are normal instead, with normal biases if there are intercepts: on a sphere of
-    few dimensions random experts coincide, and EM keeps equal experts equal.
+    If there are more experts than inputs, experts are normal instead, and so are the biases if there are intercepts. In few
+    dimensions, random experts on the sphere coincide, and EM keeps equal experts equal.
     """
     dim = problem.x.shape[1]
     crowded = config.num_experts > dim

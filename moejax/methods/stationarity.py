@@ -1,4 +1,4 @@
-"""Whether a fit ended at a stationary point of its own objective: the gain that one more Newton step promises, in nats."""
+"""Test of stationarity: a fit is at a stationary point of its objective if one more Newton step predicts little gain, in nats."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from moejax.model.activations import activation_and_slope, activation_facts
 from moejax.model.mixture import MoEParams
 
 NATS_FROM_STATIONARY = 0.5
-"""Nats by which a quadratic model may put the objective below its stationary value: one standard error in one direction."""
+"""Largest predicted gain, in nats, at a point that counts as stationary: one standard error in one direction."""
 STATIONARY_DAMPING = 1e-6
 
 
 def is_stationary(curvature: Curvature, weights: Float[jax.Array, " n"]) -> Bool[jax.Array, ""]:
-    """(): whether the Newton step of an objective in nats, on samples of weights (n,), gains less than NATS_FROM_STATIONARY.
+    """(): true if the Newton step of an objective in nats, on samples of weights (n,), gains less than NATS_FROM_STATIONARY.
 
-    False at a saddle, where the information is not positive definite, and where anything is not finite.
+    It is false at a saddle, where the information is not positive definite, and if any value is not finite.
     """
     step = damped_step(curvature, jnp.asarray(STATIONARY_DAMPING, weights.dtype))
     return step.found & (step.promised < NATS_FROM_STATIONARY * sample_scale(weights).unit)
@@ -38,7 +38,7 @@ def is_stationary(curvature: Curvature, weights: Float[jax.Array, " n"]) -> Bool
 def likelihood_is_stationary(
     params: MoEParams, problem: Problem, config: MethodConfig, *, experts_free: bool = True
 ) -> Bool[jax.Array, ""]:
-    """(): whether the likelihood is stationary in experts, gates and noise, or in the gates and the noise alone."""
+    """(): true if the likelihood is stationary in experts, gates and noise, or in the gates and the noise only."""
     weights, k = problem.weights, config.num_experts
     width = None
     if activation_facts(config.fn).kinked:
@@ -65,8 +65,8 @@ def likelihood_is_stationary(
 def squared_error_curvature(params: MoEParams, problem: Problem, config: MethodConfig) -> Curvature:
     """The objective of `gradient_mse` in nats, with its Gauss-Newton matrix as the information.
 
-    Minus the squared errors of the mean, with the gates' penalty, over twice their weighted mean s^2: the log-likelihood, up to a
-    constant, were the labels normal about that mean with variance s^2.
+    The objective is minus the squared errors of the mean, with the gates' penalty, over twice their weighted mean s^2. Up to a
+    constant it is the log-likelihood if the labels were normal about that mean with variance s^2.
     """
     k, size = config.num_experts, problem.x.shape[1] + int(config.fit_intercept)
     blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=config.fit_intercept)
@@ -84,7 +84,7 @@ def squared_error_curvature(params: MoEParams, problem: Problem, config: MethodC
         return error**2 @ weights, (slopes * (weights * error)[None]) @ design.T, gram, y**2 @ weights
 
     squares, gradient, gram, total = sum_over_blocks(sums_of, blocks)
-    # what rounding leaves of an exact fit is no variance
+    # the rounding residual of an exact fit is no variance
     squares = jnp.maximum(squares, jnp.finfo(squares.dtype).eps * total + jnp.finfo(squares.dtype).tiny)
     variance = squares / problem.weights.sum()
     ridge, centring = 0.5 * config.ridge, gate_centring(k, squares.dtype)

@@ -1,6 +1,6 @@
 """The registry of expert non-linearities g, in y ~ N(g(a_i . x), sigma^2).
 
-`register_activation(name, fn)` is all it takes to add one: `fn` is any scalar JAX function, kinks allowed.
+`register_activation(name, fn)` adds one: `fn` is any scalar JAX function; it may have kinks.
 Wherever a name is accepted, the function itself is too.
 """
 
@@ -26,21 +26,21 @@ Parity = Literal["even", "odd", "none"]
 
 
 class ActivationFacts(NamedTuple):
-    """What the label transforms must know about g before any noise is added."""
+    """Properties of g, without noise, that the label transforms depend on."""
 
     parity: Parity
     """"odd" means odd up to an additive constant (the sigmoid is)."""
     largest_slope: float
     """max |g'| over +-8.5 standard deviations, by differences; sets the spacing of the quadrature."""
     standard_deviation: float
-    """of g(Z), Z standard normal."""
+    """Standard deviation of g(Z), Z standard normal."""
     constant: bool
     kinked: bool
-    """whether g' jumps somewhere."""
+    """True if g' jumps somewhere."""
     homogeneous: bool
-    """whether g(2 t) = 2 g(t): then experts have no scale of their own."""
+    """True if g(2 t) = 2 g(t): the scale of the labels can then be absorbed by the experts."""
     stepped: bool
-    """whether g changes in jumps only (a step, a staircase): then its slope says nothing of where to go."""
+    """True if g changes in jumps only (a step, a staircase): its slope is then no help in an ascent."""
 
 
 _REGISTRY: Registry[ScalarFunction] = Registry("activation")
@@ -50,16 +50,16 @@ def register_activation(name: str, fn: ScalarFunction, *, replace: bool = False)
     """Make `fn` available under `name` everywhere an activation is named.
 
     Args:
-        name: what specs, the command line and `fit(activation=...)` will call it.
+        name: its name in specs, on the command line and in `fit(activation=...)`.
         fn: scalar JAX function R -> R, finite on [-8.5, 8.5]; it may have kinks, and cusps where its slope is infinite.
-        replace: whether a built-in name may be given to `fn`; a name of your own may always be given anew.
+        replace: if true, a built-in name may be given to `fn`; your own names may always be given again.
 
     Returns:
         `fn` itself, so that `@functools.partial(register_activation, "name")` works as a decorator.
 
     Raises:
-        ValueError: the name is no identifier or built in; or `fn` is no finite scalar function that JAX differentiates
-            but at single points.
+        ValueError: the name is no identifier or built in; or `fn` is not a finite scalar function that JAX differentiates
+            (single points excepted).
 
     Examples:
         >>> _ = moejax.register_activation("hinge", lambda t: jnp.maximum(t - 0.3, 0.0))
@@ -104,10 +104,10 @@ def activation_name(activation: ActivationLike) -> str:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def apply_activation(fn: ScalarFunction, t: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
-    """g elementwise, whatever the shape of t; `fn` itself only ever sees scalars.
+    """g elementwise, for t of any shape; `fn` itself receives scalars only.
 
     Where g has no finite slope (a cusp, as that of the cube root at 0), its derivative here is zero: a sample that lies there
-    exactly has its say in the likelihood and none in the direction of a step, whose other terms stay finite.
+    exactly counts in the likelihood but not in the direction of a step, whose other terms stay finite.
     """
     return _elementwise(fn, t)
 
@@ -156,14 +156,14 @@ def activation_and_slope(
 
 
 def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> np.ndarray:
-    """g at points, in double precision whatever JAX's default is, also while a program is being traced."""
+    """g at points, in double precision under any default of JAX, also while a program is being traced."""
     return _on_host(functools.partial(_elementwise, fn), points)
 
 
 def _on_host(function: Callable[[jax.Array], Any], points: np.ndarray) -> Any:
     """NumPy arrays of a function's results at points, in double precision.
 
-    It is evaluated in a thread of its own, because what is being traced is a matter of the thread.
+    It is evaluated in a separate thread, because JAX keeps its tracing state by thread.
     """
 
     def evaluate() -> Any:
@@ -175,7 +175,7 @@ def _on_host(function: Callable[[jax.Array], Any], points: np.ndarray) -> Any:
 
 
 def _slopes_on_host(fn: ScalarFunction, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """g' and g'' at points as JAX differentiates g, not finite where that fails."""
+    """g' and g'' at points by JAX's differentiation; not finite where that fails."""
 
     def slope(t: jax.Array) -> jax.Array:
         return jax.jvp(functools.partial(_elementwise, fn), (t,), (jnp.ones_like(t),))[1]
@@ -239,18 +239,18 @@ def _attempt(evaluate: Callable[..., Any], fn: ScalarFunction, z: np.ndarray, wo
 
 
 STEPPED = 1e-6
-"""Share of what g changes by that its slope accounts for, below which g is a step function."""
+"""If the integral of |g'| is less than this share of the total variation of g, g is a step function."""
 
 
 def _path(slope: np.ndarray, z: np.ndarray) -> float:
-    """How far a function of this slope at the points z goes up and down."""
+    """Total variation of a function from its slope at the points z."""
     return float(np.abs(slope).sum() * (z[1] - z[0]))
 
 
 def _checked_slope(fn: ScalarFunction, z: np.ndarray, g: np.ndarray, name: str) -> np.ndarray:
     """g' at the points z, zero where it is not finite; a g whose derivatives JAX does not find is refused.
 
-    A derivative that is not finite is taken for zero. That is harmless at a single point (a cusp) and right where g does not
+    A derivative that is not finite is replaced by zero. That is harmless at a single point (a cusp) and right where g does not
     change, as on the flat side of sqrt(max(t, 0)); elsewhere it would be wrong.
 
     Raises:
@@ -275,7 +275,7 @@ def _checked_slope(fn: ScalarFunction, z: np.ndarray, g: np.ndarray, name: str) 
 
 
 def _has_kink(z: np.ndarray, g: np.ndarray) -> bool:
-    """Whether the largest jump of the slope between neighbouring cells stays when the cells are made twice as small."""
+    """True if the largest jump of the slope between neighbouring cells stays when the cells are halved."""
 
     def largest_jump(stride: int) -> float:
         slopes = np.diff(g[::stride]) / np.diff(z[::stride])

@@ -1,7 +1,7 @@
 """One-dimensional Gaussian integrals that survive kinks, and Hermite polynomials.
 
-Everything a label transform needs is an expectation over one standard normal variable. The trapezoidal rule on
-a uniform grid is used throughout: for smooth integrands it converges faster than any power of the spacing
+All numbers in a label transform are expectations over one standard normal variable. They come from the trapezoidal rule on
+a uniform grid: for smooth integrands it converges faster than any power of the spacing
 (the weight and all its derivatives vanish at the ends), and a kink costs only O(spacing^2), where Gauss-Hermite
 rules of a practical size fail altogether.
 """
@@ -19,9 +19,9 @@ from jaxtyping import Float
 from typing_extensions import TypeVar
 
 Array = TypeVar("Array", jax.Array, np.ndarray, default=jax.Array)
-"""The kind of array of code that runs on both: a jax.Array, or on the host a numpy.ndarray."""
+"""The array type of functions that run in JAX and on the host: a jax.Array or a numpy.ndarray."""
 AnyArray = jax.Array | np.ndarray
-"""An array that a function takes as it comes, and converts."""
+"""An array that a function accepts in either type and converts."""
 
 HALF_WIDTH = 8.5
 """The grids span +-8.5 standard deviations; the mass outside is 2e-17."""
@@ -82,6 +82,6 @@ def hermite_polynomials(
 def standard_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[jax.Array, " ..."]:
     """Independent standard normal numbers, the same as `jax.random.normal` draws.
 
-    Drawn flat: with a short last axis, XLA's CPU compiler takes ten times as long and the draw four times.
+    They are drawn as a flat array: with a short last axis, compilation on a CPU takes ten times as long and the draw four times.
     """
     return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)

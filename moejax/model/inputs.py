@@ -1,7 +1,8 @@
 """Input distributions: a registered one is a sampler (key, n, d, dtype) -> x (n, d), and maybe a log density x (d,) -> ().
 
 All built-in ones have mean zero and identity covariance except `correlated_normal` and `shifted_normal`; only `standard_normal`
-meets the theory's assumption, the rest show what happens without it. `normal` and `normal_mixture` make others, to be registered:
+meets the theory's assumption; the others show the effect of its violation. `normal` and `normal_mixture` make others, to be
+registered:
 
     register_input_distribution("mine", *normal(mean, covariance))
 
@@ -29,12 +30,12 @@ InputSampler = Callable[[jax.Array, int, int, jnp.dtype], Float[jax.Array, "n d"
 
 
 class InputDistribution(NamedTuple):
-    """How inputs are drawn, and how probable they are."""
+    """A sampler of inputs and, if known, their log density."""
 
     sampler: InputSampler
     """(key, num_samples, dim, dtype) -> x (num_samples, dim)."""
     log_density: LogDensity | None = None
-    """x (d,) -> () log p(x), a scalar JAX function; None where there is none to differentiate."""
+    """x (d,) -> () log p(x), a scalar JAX function; None if there is no differentiable one."""
 
 
 _REGISTRY: Registry[InputDistribution] = Registry("input_distribution")
@@ -45,13 +46,14 @@ def register_input_distribution(
 ) -> InputSampler:
     """Make a sampler (key, num_samples, dim, dtype) -> x (num_samples, dim) available under a name.
 
-    A sample is drawn in blocks, each with its own key: what rows share (a mixture's centres, say) must not be drawn from it.
+    A sample is drawn in blocks, each with its own key. Values that all rows share (such as the centres of a mixture) must not
+    be drawn from that key.
 
     Args:
         name: an identifier.
-        sampler: of the inputs.
-        log_density: x (d,) -> () log p(x), up to a constant: one scalar JAX function, all that score tensors need.
-        replace: whether a built-in name may be given to them; a name of your own may always be given anew.
+        sampler: draws the inputs.
+        log_density: x (d,) -> () log p(x), up to a constant: one scalar JAX function, from which the score tensors follow.
+        replace: if true, a built-in name may be given to them; your own names may always be given again.
 
     Raises:
         ValueError: the name is no identifier or built in, or the sampler or the density is not callable.
@@ -80,13 +82,13 @@ def get_input_distribution(name: str) -> InputSampler:
     """The sampler behind a name.
 
     Raises:
-        ValueError: it is not registered; the message names the nearest.
+        ValueError: the name is not registered; the message names the nearest.
     """
     return _registered(name).sampler
 
 
 def get_log_density(name: str) -> LogDensity | None:
-    """The log density behind a name, x (d,) -> (); None where it has none.
+    """The log density behind a name, x (d,) -> (); None if it has none.
 
     Raises:
         ValueError: the name is not registered; the message names the nearest.
@@ -140,7 +142,7 @@ def normal_mixture(
     roots = np.linalg.cholesky(squares)
     inverses = np.linalg.inv(roots)
     dim = centres.shape[1]
-    # log(share) - log det(root): what multiplies the kernel of each component
+    # log(share) - log det(root): the log of each component's factor
     heights = np.log(shares) - np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1)
 
     def sampler(key: jax.Array, num_samples: int, dim_asked: int, dtype: jnp.dtype) -> jax.Array:

@@ -14,10 +14,10 @@ from moejax.model.small_linear_algebra import cholesky, orthonormal_columns
 
 
 class InstanceScales(NamedTuple, Generic[Array]):
-    """What a random instance is like; all traced."""
+    """Scales and angles of a random instance; all traced."""
 
     noise_std: Float[Array, ""]
-    """() sigma, of every expert."""
+    """() sigma, the same for every expert."""
     gating_norm: Float[Array, ""]
     """() norm of each gate but the last, which is zero."""
     gating_angle: Float[Array, ""]
@@ -33,7 +33,7 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
 
     The experts are R C^{1/2} with R (d, k) orthonormal, uniform, and C their correlation matrix, times their norms. Each gate is
     norm * (cos(angle) u + sin(angle) v), u uniform on the sphere of the experts' span and v on that of its complement.
-    With dim = num_experts the complement is empty and the gates lie in the span whatever the angle.
+    With dim = num_experts the complement is empty and the gates lie in the span at any angle.
     """
     num_experts = scales.expert_norms.shape[0]
     dtype = scales.expert_norms.dtype

@@ -23,7 +23,7 @@ _LARGEST_ENUMERATED = 6
 
 
 class Recovery(NamedTuple):
-    """What a registered metric is given."""
+    """The argument of a registered metric."""
 
     truth: MoEParams
     """k true experts."""
@@ -46,7 +46,7 @@ def register_metric(name: str, metric: Metric) -> Metric:
 
     Args:
         name: an identifier. One that ends in "_error" has a truth of 0: reports give its bias and RMSE.
-        metric: (recovery, fitted activation) -> (), traceable by JAX; NaN where it is not defined.
+        metric: (recovery, fitted activation) -> (), traceable by JAX; NaN if it is not defined.
 
     Raises:
         ValueError: the name is no identifier, or `metric` is not callable.
@@ -63,7 +63,7 @@ def register_metric(name: str, metric: Metric) -> Metric:
 
 
 def registered_metrics() -> dict[str, Metric]:
-    """Metrics that were registered beside the built-in ones, by name."""
+    """Metrics that were registered besides the built-in ones, by name."""
     return dict(_REGISTRY.items())
 
 
@@ -86,7 +86,7 @@ def bottleneck_assignment(
 ) -> tuple[Float[jax.Array, ""], Int[jax.Array, " k"]]:
     """(value (), assignment (k,)) of min over injections of max_i costs[i, assignment[i]], for costs (k, k'), k <= k'.
 
-    All of them for k' <= 6; above, a binary search over the sorted costs for the smallest threshold whose
+    For k' <= 6, all injections are tried; above, a binary search over the sorted costs for the smallest threshold whose
     allowed pairs hold a perfect matching (a minimum-cost assignment of the 0/1 costs "above the threshold").
     """
     k, num_columns = costs.shape
@@ -125,7 +125,7 @@ def recovery_error(
     Args:
         true_experts: (k, d).
         estimated_experts: (k, d), in any order.
-        even: whether experts are identified up to sign only.
+        even: if true, experts are identified up to sign only.
 
     Returns:
         () in [0, 2]; 0 is exact recovery of all directions.

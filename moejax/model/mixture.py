@@ -46,9 +46,9 @@ class MoEParams(NamedTuple, Generic[Array]):
 
 
 HostParams: TypeAlias = MoEParams[np.ndarray]
-"""Parameters as NumPy arrays, outside of JAX's programs."""
+"""Parameters as NumPy arrays, outside JAX programs."""
 AnyParams: TypeAlias = MoEParams | HostParams
-"""Parameters that a function takes as they come, and converts."""
+"""Parameters that a function accepts in either type and converts."""
 
 
 def make_params(
@@ -90,7 +90,7 @@ def make_params(
 
 
 def regauge(params: MoEParams[Array]) -> MoEParams[Array]:
-    """The same mixture with the last gate (weights and bias) subtracted from all: softmax does not change."""
+    """The same mixture with the last gate (weights and bias) subtracted from all gates: softmax does not change."""
     return params._replace(
         gating=params.gating - params.gating[-1:], gating_bias=params.gating_bias - params.gating_bias[-1:]
     )
@@ -118,7 +118,7 @@ def _means_and_logits(
 ) -> tuple[Float[jax.Array, "k *m n"], Float[jax.Array, "k n"]]:
     """(k, n), or (k, m, n), g(a_i . x + b_i) and (k, n) w_i . x + c_i.
 
-    One product for both: of two that share x, XLA's CPU compiler (jaxlib 0.10.2) got some rows wrong at n = 20000.
+    Both come from one product: with two products that share x, XLA's CPU compiler (jaxlib 0.10.2) made wrong rows at n = 20000.
     """
     shape, size = params.expert_bias.shape, params.expert_bias.size
     rows = jnp.concatenate([params.experts.reshape(size, -1), params.gating])
@@ -197,10 +197,10 @@ def posterior(
     *,
     xp: ModuleType,
 ) -> Float[Array, "n k"]:
-    """(n, k): P(z = i | x, y), however far y is from the experts.
+    """(n, k): P(z = i | x, y), for any distance of y from the experts.
 
-    Far out all densities are zero, and their logarithms overflow with the squares of the residuals. So differences of squares are
-    formed between experts, in units in which all are at most one, and what an expert is behind the best is given its size back.
+    Far from all experts the densities underflow, and their logarithms overflow with the squares of the residuals. So we form
+    differences of squares between experts, in units in which all are at most one, and scale back only the difference from the best.
 
     Args:
         log_gates: (n, k) log P(z = i | x).
@@ -222,7 +222,7 @@ def posterior(
         xp.take_along_axis(xp.broadcast_to(values, means.shape), nearest, axis=1)
         for values in (means, residual, scaled, noise_std)
     )
-    # z_i^2 - z_j^2 = (z_i - z_j) (z_i + z_j): far out, only the first factor still sees that two means differ
+    # z_i^2 - z_j^2 = (z_i - z_j) (z_i + z_j): far out, only the first factor resolves the difference of two means
     apart = (its_mean - means) / unit / noise_std
     apart = (apart + its_residual / unit * (1.0 / noise_std - 1.0 / its_noise)) / steepest
     behind = 0.5 * (apart * (scaled + its_scaled)).sum(axis=2)
@@ -235,7 +235,7 @@ def posterior(
 
 
 def largest_size(values: Float[Array, "n k m"], *, xp: ModuleType) -> Float[Array, "n 1 1"]:
-    """(n, 1, 1): the largest absolute value in each row of (n, k, m); one where all are zero."""
+    """(n, 1, 1): the largest absolute value in each row of (n, k, m); one if all are zero."""
     largest = xp.abs(values).max(axis=(1, 2), keepdims=True)
     return xp.where(largest > 0, largest, xp.ones_like(largest))
 
@@ -261,8 +261,8 @@ def with_stand_ins(weights: np.ndarray, *arrays: np.ndarray, xp: ModuleType) -> 
 def with_stand_ins(weights: AnyArray, *arrays: AnyArray, xp: ModuleType = jnp) -> tuple[AnyArray, ...]:
     """Arrays (n, ..) in which every row of weight zero is a copy of the first row that has weight; zeros if none has.
 
-    A row of weight zero may hold anything, and a sum over rows multiplies what is evaluated there by zero. On a copy of a used row
-    every quantity is as finite as on the data, so that the product is zero; at an arbitrary point, 0 times infinity would be NaN.
+    A row of weight zero may hold any values, and a weighted sum multiplies the function there by zero. At an arbitrary point that
+    could be 0 times infinity, which is NaN. On a copy of a used row every quantity is as finite as on the data.
 
     Args:
         weights: (n,).
@@ -283,7 +283,7 @@ def with_stand_ins(weights: AnyArray, *arrays: AnyArray, xp: ModuleType = jnp) -
 def weighted_sum(
     values: Float[jax.Array, " n *rest"], weights: Float[AnyArray, " n"] | None
 ) -> Float[jax.Array, "*rest"]:
-    """sum_j weights_j values_j over the leading axis; a zero weight removes its sample, whatever value it has."""
+    """sum_j weights_j values_j over the leading axis; a sample of weight zero is left out, even if its value is not finite."""
     if weights is None:
         return values.sum(axis=0)
     weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1))
@@ -297,7 +297,7 @@ def sample(
 
     Args:
         key: PRNG key.
-        params: of k experts in d dimensions.
+        params: the mixture, k experts in d dimensions.
         activation: g.
         num_samples: n.
 

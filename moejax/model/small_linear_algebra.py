@@ -1,11 +1,11 @@
-"""Factorisations and solves of small matrices, of which many may stand side by side in one program.
+"""Factorisations and solves of small matrices, alone or many side by side in one program.
 
-On a CPU, jaxlib 0.10 shares the matrices of a *batched* LAPACK call out among the threads that run the program, and waits for them
-in one of these threads. Two such calls at once can take all threads and then wait for ever, so no program may contain one:
+On a CPU, jaxlib 0.10 distributes the matrices of a *batched* LAPACK call over the threads that run the program, and waits for them
+in one of these threads. Two such calls at once can take all threads and then wait for ever. So no program here contains one:
 
-* One matrix by itself is LAPACK's. Such a call runs in the thread that makes it.
+* One matrix by itself goes to LAPACK. Such a call runs in the thread that makes it.
 * Matrices side by side, as under `jax.vmap`, are factorised by loops over rows; each step is one lax operation on all matrices.
-* For more rows (see LARGEST_SOLVED), where LAPACK takes less time than these steps, a loop calls it for one matrix after the other.
+* Larger matrices (see LARGEST_SOLVED), for which LAPACK takes less time than these steps, go to LAPACK one after the other.
 
 Every function takes leading axes, the batch, and may be vmapped on top of that. Accelerators keep JAX's own batched calls, which
 do not wait in this way.
@@ -23,15 +23,15 @@ from jaxtyping import Float
 from moejax.environment import runs_on_cpu
 
 LARGEST_SOLVED, LARGEST_FACTORISED, LARGEST_ROTATED = 12, 8, 6
-"""Rows up to which matrices side by side take less time than LAPACK for one after the other: linear systems, triangular and
-orthonormal factors, eigenvalues and singular values. Up to these sizes they also take less than a batched LAPACK call if the batch
-is wide; beyond, one after the other takes longer than the batched call would."""
+"""Largest number of rows for which the loops over all matrices are faster than LAPACK on one matrix after the other: for linear
+systems; for triangular and orthonormal factors; for eigenvalues and singular values. Up to these sizes the loops are also faster
+than a batched LAPACK call if the batch is wide; beyond, our way is slower than the batched call would be."""
 MAX_SWEEPS = 30
 """Sweeps of rotations; six or so reach the precision."""
 
 
 def cholesky(matrix: Float[jax.Array, "*b n n"]) -> Float[jax.Array, "*b n n"]:
-    """(..., n, n): the lower triangular L with L L' = matrix (..., n, n); its triangle is NaN if that is not positive definite."""
+    """(..., n, n): lower triangular L, L L' = matrix (..., n, n); its triangle is NaN if the matrix is not positive definite."""
     return _CHOLESKY(matrix)
 
 
@@ -43,7 +43,7 @@ def solve_positive_definite(
 
 
 def inverse_positive_definite(matrix: Float[jax.Array, "*b n n"]) -> Float[jax.Array, "*b n n"]:
-    """(..., n, n): the inverse of matrix (..., n, n); NaN if that is not positive definite."""
+    """(..., n, n): the inverse of matrix (..., n, n); NaN if the matrix is not positive definite."""
     identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
     return _SOLVE_POSITIVE_DEFINITE(matrix, jnp.broadcast_to(identity, matrix.shape))
 
@@ -65,7 +65,7 @@ def eigh(
 
 
 def polar_factor(matrix: Float[jax.Array, "*b n n"]) -> Float[jax.Array, "*b n n"]:
-    """(..., n, n): the orthogonal matrix that is nearest to matrix (..., n, n); NaN or any nearest one if that is singular."""
+    """(..., n, n): the orthogonal matrix that is nearest to matrix (..., n, n); if that is singular, NaN or any nearest one."""
     return _POLAR_FACTOR(matrix)
 
 
@@ -83,10 +83,10 @@ def orthonormal_columns(matrix: Float[jax.Array, "*b d k"]) -> Float[jax.Array, 
 
 
 class _Batched:
-    """A function of matrices with a choice of how a batch of them is done."""
+    """A function of matrices that chooses how a batch of them is computed."""
 
     def __init__(self, of_one: Callable[..., Any], of_many: Callable[..., Any], largest: int) -> None:
-        """`of_many` is `of_one` for arrays with one more leading axis, to be used up to `largest` rows."""
+        """`of_many` is `of_one` for arrays with one more leading axis; it is used up to `largest` rows."""
         self._of_one, self._of_many, self._largest = of_one, of_many, largest
         self._function = jax.custom_batching.custom_vmap(of_one)
         self._function.def_vmap(self._of_batch)
@@ -127,9 +127,9 @@ def _entry(row: jax.Array, index: jax.Array | int) -> jax.Array:
 def _eliminated(rows: jax.Array) -> jax.Array:
     """(B, n, n + m) rows [U | U A^-1 R] of symmetric systems [A | R], U upper triangular.
 
-    Gauss's elimination without exchange of rows, stable for positive definite A. A pivot that is not positive makes all rows NaN,
-    unless it is the last. The row and the column of the next pivot are carried from step to step: a step that reads them from the
-    array could not change the array in place.
+    This is Gaussian elimination without exchange of rows, which is stable for positive definite A. A pivot that is not positive
+    makes all rows NaN, unless it is the last. The row and the column of the next pivot are carried from step to step: if a step
+    read them from the array, XLA could not change the array in place.
     """
     size = rows.shape[1]
     index = jnp.arange(size)
@@ -149,7 +149,7 @@ def _positive(values: jax.Array) -> jax.Array:
 
 
 def _back_substituted(rows: jax.Array, check: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """(B, n, m): U^-1 R of (B, n, n + m) rows [U | R], U upper triangular, once `check` has seen its diagonal.
+    """(B, n, m): U^-1 R of (B, n, n + m) rows [U | R], U upper triangular; its diagonal goes through `check` first.
 
     Entries of U below the diagonal are not used.
     """
@@ -158,7 +158,7 @@ def _back_substituted(rows: jax.Array, check: Callable[[jax.Array], jax.Array]) 
     def step(i: jax.Array, solution: jax.Array) -> jax.Array:
         j = size - 1 - i
         row = _row(rows, j)
-        known = jnp.sum(row[:, :size, None] * solution, axis=1)  # what is not known yet is zero
+        known = jnp.sum(row[:, :size, None] * solution, axis=1)  # entries not yet known are zero
         found = (row[:, size:] - known) / check(_entry(row, j))
         return jax.lax.dynamic_update_index_in_dim(solution, found, j, 1)
 
@@ -166,7 +166,7 @@ def _back_substituted(rows: jax.Array, check: Callable[[jax.Array], jax.Array]) 
 
 
 def _cholesky_of_many(matrices: jax.Array) -> jax.Array:
-    """As `_eliminated`, with rows divided by the roots of their pivots."""
+    """Cholesky factors by the steps of `_eliminated`, with rows divided by the roots of their pivots."""
     index = jnp.arange(matrices.shape[1])
 
     def step(j: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]):
@@ -193,7 +193,7 @@ def _solve_positive_definite_many(matrices: jax.Array, right: jax.Array) -> jax.
 
 
 def _solve_many(matrices: jax.Array, right: jax.Array) -> jax.Array:
-    """Gauss's elimination; the pivot of a column is its largest entry."""
+    """Gaussian elimination with partial pivoting: the pivot of a column is its largest entry."""
     size = matrices.shape[1]
     index = jnp.arange(size)
 
@@ -312,7 +312,7 @@ def _orthonormal_columns_one(matrix: jax.Array) -> jax.Array:
 
 
 def _orthonormal_columns_many(matrices: jax.Array) -> jax.Array:
-    """Gram and Schmidt's process; twice is enough (Giraud, Langou, Rozloznik 2005)."""
+    """The Gram-Schmidt process, applied twice, which is enough (Giraud, Langou, Rozloznik 2005)."""
     rows = matrices.swapaxes(1, 2)
 
     def step(j: jax.Array, basis: jax.Array) -> jax.Array:

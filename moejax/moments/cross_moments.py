@@ -1,8 +1,8 @@
-r"""Cross-moments of transformed labels with the score tensors of a standard normal input, never d^3 in size.
+r"""Cross-moments of transformed labels with the score tensors of a standard normal input; no array has d^3 entries.
 
     S_2(x) = x x' - I,   S_3(x) = x(x)x(x)x - sym_3(x (x) I),   S_4(x) = x^{(x)4} - sym_6(x(x)x(x)I) + sym_3(I(x)I).
 
-Contracted with a whitening W (d, k), p = W'x and M = W'W, the third and fourth are k^3 and k^4:
+Contracted with a whitening W (d, k), with p = W'x and M = W'W, the third and fourth have k^3 and k^4 entries:
 
     S_3(W,W,W) = p(x)p(x)p - sym_3(p (x) M),   S_4(W,W,W,W) = p^{(x)4} - sym_6(p(x)p(x)M) + sym_3(M(x)M).
 
@@ -73,7 +73,7 @@ def _streamed_power_sums(
 ) -> RawMoments:
     chex.assert_equal_shape_prefix([x, labels], 1)
     if chunk_size is not None and weights is None:
-        weights = jnp.ones(x.shape[0], x.dtype)  # so that the padding of the last chunk weighs nothing
+        weights = jnp.ones(x.shape[0], x.dtype)  # so that the padding of the last chunk has weight zero
 
     def sums_of(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> RawMoments:
         return power_sums(x if whitening is None else x @ whitening, labels, weights, orders)
@@ -165,7 +165,7 @@ def streamed_sum(sums_of: Callable[..., Any], *arrays: jax.Array | None, chunk_s
 
     Args:
         sums_of: maps arrays with a leading axis of samples to a pytree of sums.
-        arrays: each (n, ...); None is handed on.
+        arrays: each (n, ...); a None is passed on.
         chunk_size: samples in a chunk; None, or n and more, takes all at once.
     """
     n = next(a.shape[0] for a in arrays if a is not None)

@@ -6,11 +6,11 @@ c_1 = ... = c_{m-1} = 0 and c_m = 1. Four kinds are built, each for the orders 1
 * ``polynomial``: in the span of y, .., y^m (Makkuva, Viswanath, Kannan, Oh, ICML 2019);
 * ``centred``: the same with a constant added, which costs nothing since E[S_m(x)] = 0;
 * ``least_norm``: the transform of least E[l(Y)^2], a combination of rho_r(y) = E[He_r(Z) | Y = y];
-* ``weighted``: the transform of least E[l(Y)^2 tau_m(Y)], where tau_m(y) is what one sample contributes to the
+* ``weighted``: the transform of least E[l(Y)^2 tau_m(Y)], where tau_m(y) is the contribution of one sample to the
   variance of the estimated experts; a combination of rho_r / tau_m.
 
 The last two are tables over y, interpolated linearly and clamped at the ends. Their coefficients are solved from
-the constraints on the *interpolated* functions, so that interpolation costs efficiency and never bias.
+the constraints on the *interpolated* functions, so that interpolation costs some efficiency but causes no bias.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ class LabelTransform(NamedTuple, Generic[Array]):
     step: Float[Array, ""]
     """() spacing of the table in y."""
     values: Float[Array, " num_labels"]
-    """(num_labels,) l at the points of the table; linear between them, constant beyond them."""
+    """(num_labels,) l at the points of the table; linear between the points, constant beyond the ends."""
     coefficients: Float[Array, " order+1"]
     """(m + 1,) of 1, y, .., y^m, added to the table."""
     second_moment: Float[Array, ""]
     """() E[l(Y)^2]."""
     weighted_second_moment: Float[Array, ""]
-    """() E[l(Y)^2 tau_m(Y)], the variance one sample contributes to the experts."""
+    """() E[l(Y)^2 tau_m(Y)], the contribution of one sample to the experts' variance."""
 
     def __call__(self, y: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
         """l(y), elementwise."""
@@ -78,7 +78,7 @@ class LabelTransform(NamedTuple, Generic[Array]):
 
 
 class PosteriorTable(NamedTuple, Generic[Array]):
-    """Posterior means of functions of Z given Y = y, over a uniform grid of y: all that the tables are made of."""
+    """Posterior means of functions of Z given Y = y, over a uniform grid of y. The tables are combinations of them."""
 
     start: Float[Array, ""]
     """() smallest y."""
@@ -99,7 +99,7 @@ def posterior_table(
 
     Args:
         noise_std: () sigma > 0; its dtype is the dtype of the computation.
-        labels: (num_nodes,) g at the nodes of a `gaussian_grid`, as many as `num_quadrature_nodes` says.
+        labels: (num_nodes,) g at the `num_quadrature_nodes` nodes of a `gaussian_grid`.
         xp: numpy (double precision, on the host) or jax.numpy (traceable).
     """
     grid = gaussian_grid(labels.shape[0], dtype=noise_std.dtype, xp=xp)
@@ -114,9 +114,9 @@ def posterior_table(
     means = []
     for block in xp.split(y, NUM_LABELS // 64):  # blocks keep the (labels, nodes) array in cache
         log_density = log_prior[None] - 0.5 * ((block[:, None] - labels[None]) / noise_std) ** 2
-        # e^-80 is nothing beside 1, and exponentials that underflow are slow
+        # e^-80 is negligible against 1, and exponentials that underflow are slow
         density = xp.exp(xp.maximum(log_density - log_density.max(axis=1, keepdims=True), -80.0))
-        # not `functions @ density.T`: BLAS would use all cores for it, and wait for those that others are using
+        # not `functions @ density.T`: BLAS would use all cores, and wait for cores that other programs use
         means.append(xp.einsum("fn,yn->fy", functions, density) / density.sum(axis=1)[None])
     table = xp.concatenate(means, axis=1)
     return PosteriorTable(start, step, table[:4], table[4], table[5:])
@@ -133,8 +133,8 @@ def variance_weight(
 def variance_weight(order: int, square: AnyArray, hermite_squares: AnyArray, num_experts: int) -> AnyArray:
     """tau_m from E[Z^2], E[He_2^2] and E[He_3^2] (given Y, or at a given Z), for mixing weights p = 1 / num_experts.
 
-    tau_2 = 1 - p + p Z^2;  tau_m = p He_{m-1}^2 + (m-1)! (p Z^2 + 1 - 2p), m = 3, 4: the sample's own expert is
-    the one estimated, or its partner in the span, or neither.
+    tau_2 = 1 - p + p Z^2;  tau_m = p He_{m-1}^2 + (m-1)! (p Z^2 + 1 - 2p), m = 3, 4: three cases: the sample's own expert is
+    the one estimated, its partner in the span, or neither.
     """
     p = 1.0 / max(num_experts, 2)
     if order <= 2:
@@ -162,20 +162,20 @@ def build_label_transform(
 
     Args:
         noise_std: () sigma > 0; its dtype is the dtype of the computation.
-        posterior: of the same activation and sigma; needed by the kinds "least_norm" and "weighted".
+        posterior: table of the same activation and sigma; needed by the kinds "least_norm" and "weighted".
         labels: (num_nodes,) g at the nodes of the `gaussian_grid` in which the constraints are exact.
-        parity: of g, as `activation_facts` found it.
+        parity: parity of g, from `activation_facts`.
         order: m, 1 to 4.
         kind: one of TRANSFORM_KINDS.
         num_experts: k, for the weight tau_m with p = 1/k.
-        num_noise_nodes: of that over the noise; where a table's cells are not small beside sigma, many.
+        num_noise_nodes: nodes of the grid over the noise; many are needed if a table's cells are not small compared with sigma.
         xp: numpy or jax.numpy.
     """
     dtype = noise_std.dtype
     grid = gaussian_grid(labels.shape[0], dtype=dtype, xp=xp)
     noise = gaussian_grid(num_noise_nodes, half_width=7.0, dtype=dtype, xp=xp)
     y = labels[:, None] + noise_std * noise.nodes[None]
-    # the r <= m whose rho_r does not vanish identically: the even ones alone for an even g
+    # the r <= m whose rho_r does not vanish identically: for an even g, only the even ones
     rows = np.asarray([r for r in range(1, order + 1) if parity != "even" or r % 2 == 0])
     target = xp.asarray(rows == order, dtype)
     he = hermite_polynomials(grid.nodes, 4, xp=xp)
@@ -247,7 +247,7 @@ _CONSTRAINT_NODES = 2**13 + 1
 
 
 def _labels_on_host(fn: ScalarFunction, num_nodes: int) -> Float[np.ndarray, " {num_nodes}"]:
-    """g at the nodes of a grid of 2^m + 1, in double precision, whatever JAX's default is: every 2^i-th of the finest grid's."""
+    """g at the nodes of a grid of 2^m + 1, in double precision under any default of JAX: every 2^i-th value of the finest grid."""
     return _finest_labels_on_host(fn)[:: (_MOST_NODES - 1) // (num_nodes - 1)]
 
 
@@ -271,10 +271,10 @@ def transform_on_host(
     num_experts: int,
     draft: bool = False,
 ) -> LabelTransform[np.ndarray]:
-    """`build_label_transform` in double precision with NumPy, for a sigma that is a number; not checked for use.
+    """`build_label_transform` in double precision with NumPy, for a sigma that is a number; usability is not checked.
 
     A transform whose constraints are singular comes back with `second_moment` infinite. A `draft` is made on a quadrature
-    eight times smaller or more: its second moments are good to three digits, which is enough to choose by, not to apply.
+    eight times smaller or more: its second moments are good to three digits: enough to choose a transform, not to apply it.
     """
     needed = kind in ("least_norm", "weighted")
     posterior = _posterior_on_host(fn, noise_std, 2049 if draft else 4097) if needed else None

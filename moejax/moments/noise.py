@@ -33,9 +33,9 @@ def estimate_noise_std(
     Args:
         y: (n,) labels.
         weights: (n,) sample weights.
-        fn: g, of experts with ||a|| = 1 and without bias.
-        bounds: (smallest, largest) sigma that is searched, in units of y; None: the range for which label transforms are built.
-        num_nodes: of the quadrature over z.
+        fn: g; experts are taken to have ||a|| = 1 and no bias.
+        bounds: (smallest, largest) sigma of the search, in units of y; None: the range for which label transforms are built.
+        num_nodes: nodes of the quadrature over z.
 
     Returns:
         () sigma within the bounds.
@@ -63,14 +63,14 @@ def estimate_relative_noise(
     """sigma / rho by marginal likelihood, for a homogeneous g and labels with E[y^2] = 1 in the sample.
 
     The density is that of rho g(Z) + sigma N with the labels' second moment, rho^2 (E[g^2] + (sigma / rho)^2) = 1: experts of norm
-    rho, without bias. A linear g has the same density for every ratio, which is then not to be estimated so.
+    rho, without bias. A linear g has the same density for every ratio, so this method cannot estimate it.
 
     Args:
         y: (n,) labels.
         weights: (n,) sample weights.
         fn: g, homogeneous.
         second_moment: E[g(Z)^2].
-        num_nodes: of the quadrature over z.
+        num_nodes: nodes of the quadrature over z.
 
     Returns:
         () the ratio, in the range for which label transforms are built.
@@ -92,7 +92,7 @@ class _LabelBins(NamedTuple):
     """Labels in bins of equal width."""
 
     low: Float[jax.Array, ""]
-    """() where the first bin lies."""
+    """() position of the first bin."""
     width: Float[jax.Array, ""]
     """()"""
     counts: Float[jax.Array, " num_bins"]
@@ -107,12 +107,12 @@ class _LabelBins(NamedTuple):
     def log_likelihood(
         self, signal: Float[jax.Array, " num_bins"], noise_std: Float[jax.Array, ""]
     ) -> Float[jax.Array, ""]:
-        """() of the labels, if their density is the binned signal's convolved with a normal one."""
+        """() log-likelihood of the labels, if their density is that of the binned signal convolved with a normal density."""
         dtype = signal.dtype
         frequency = 2.0 * jnp.pi * jnp.fft.rfftfreq(NUM_BINS).astype(dtype) / self.width
         spectrum = jnp.fft.rfft(signal)
         smooth = jnp.exp(-0.5 * (noise_std * frequency) ** 2).astype(spectrum.dtype)
-        # the rounding of the transform; one for all levels of noise
+        # the rounding of the Fourier transform; the same for all noise levels
         floor = 10 * jnp.finfo(dtype).eps * signal.max()
         density = jnp.fft.irfft(spectrum * smooth, NUM_BINS)
         return self.counts @ jnp.log(jnp.maximum(density, floor))
@@ -126,7 +126,7 @@ def _label_bins(
     largest: float,
 ) -> _LabelBins:
     kept = weights > 0
-    # labels out of reach of every sigma would all have density 0: as far out as the largest sigma explains is far enough
+    # labels beyond the reach of every sigma would all have density 0; the bins reach as far as the largest sigma explains
     y = jnp.clip(y, noiseless.min() - 3.0 * largest, noiseless.max() + 3.0 * largest)
     low = jnp.min(y, where=kept, initial=jnp.inf)
     high = jnp.max(y, where=kept, initial=-jnp.inf)
@@ -153,7 +153,7 @@ def _binned(
 def _best_level(
     log_likelihood: Callable[[jax.Array], jax.Array], smallest: float, largest: float, dtype: jnp.dtype
 ) -> Float[jax.Array, ""]:
-    """() in [smallest, largest]: the maximiser of a function of the logarithm, by a geometric grid that is refined."""
+    """() in [smallest, largest]: the maximiser of a function of the level's logarithm, by a refined geometric grid."""
 
     def best_of(centre: jax.Array, half_width: jax.Array) -> tuple[jax.Array, jax.Array]:
         levels = centre + half_width * jnp.linspace(-1.0, 1.0, NUM_LEVELS, dtype=dtype)

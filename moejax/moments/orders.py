@@ -1,4 +1,4 @@
-"""Usable label transforms, and the order of the tensor that is decomposed."""
+"""Usability of label transforms, and the order of the tensor that is decomposed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from moejax.moments.label_transforms import (
 )
 
 LARGEST_SECOND_MOMENT = 1000.0
-"""An order is usable when E[l^2] <= 1000 at c_m = 1 (in float32 the signal would otherwise drown in rounding
-and, at any precision, need more than a million samples)."""
+"""An order is usable when E[l^2] <= 1000 at c_m = 1. Above, the signal would be lost in the rounding of float32,
+and at any precision would need more than a million samples."""
 RELATIVE_NOISE_RANGE = (0.01, 10.0)
 """The range of sigma / std(g(Z)) for which transforms are built."""
 
@@ -46,12 +46,12 @@ def label_transform(
 
     Args:
         activation: a registered name, or any scalar JAX function.
-        noise_std: sigma, in units of y. A number: computed in double precision, whatever JAX's default, and
-            cast. A tracer: computed in its own dtype inside the caller's program.
+        noise_std: sigma, in units of y. If it is a number, the transform is computed in double precision under any default
+            of JAX, and cast. If it is traced, it is computed in its own dtype inside the caller's program.
         order: m of the score tensor it goes with, 1 to 4.
         kind: "weighted", "least_norm", "centred" or "polynomial".
         num_experts: k; the weighted kind assumes mixing weights 1/k.
-        smallest_noise_std: where noise_std is traced, the smallest value it may take (it fixes the quadrature).
+        smallest_noise_std: the smallest value that a traced noise_std may take (it fixes the quadrature).
 
     Returns:
         LabelTransform; call it on y.
@@ -91,15 +91,15 @@ def transform_noise_range(fn: ScalarFunction) -> tuple[float, float]:
 def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
     """The noise level to build transforms for: `noise_std` moved into the range for which they are built.
 
-    Below the range, transforms of its lower end serve: they are for slightly more noise than there is, and their
-    c_r are then off by up to about 1e-2, which makes the moments a start and no more.
+    Below the range, transforms of its lower end are used. They assume slightly more noise than there is, so their
+    c_r are wrong by up to about 1e-2; the moments are then a start, not an estimate.
     """
     low, high = transform_noise_range(fn)
     return min(max(noise_std, low), high)
 
 
 def why_unusable(fn: ScalarFunction, noise_std: float, order: int) -> str:
-    """Why there is no usable order-m transform of g at this noise, with the numbers; empty where there is one.
+    """Why there is no usable order-m transform of g at this noise, with the numbers; empty if there is one.
 
     Raises:
         ValueError: noise_std is not a positive finite number.
@@ -147,12 +147,12 @@ def predicted_mse(
 
 
 class OrderChoice(NamedTuple):
-    """Which score tensor to decompose for an activation at a noise level."""
+    """The order of the score tensor to decompose for an activation at a noise level."""
 
     order: int | None
-    """3 or 4; None where neither is usable."""
+    """3 or 4; None if neither is usable."""
     reason: str
-    """Why there is none, or why this one."""
+    """The reason for this order, or for none."""
 
 
 @functools.lru_cache(maxsize=4096)

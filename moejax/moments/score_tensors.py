@@ -3,10 +3,10 @@ r"""Cross-moments of transformed labels with the score tensors of any input dens
     S_m(x) = (-1)^m grad^m p(x) / p(x),   S_0 = 1,   S_{m+1} = -grad S_m - S_m (x) grad log p
 
 (Janzamin, Sedghi, Anandkumar 2014, "Score function features for discriminative learning"), so that E[f(x) S_m(x)] = E[grad^m f(x)]
-where f p and its derivatives vanish at infinity. For the standard normal density these are the Hermite tensors of `cross_moments`.
+if f p and its derivatives vanish at infinity. For the standard normal density these are the Hermite tensors of `cross_moments`.
 
-They are never formed: along the columns of W (d, k), S_m(x)(W, .., W) is the m-th derivative at u = 0 of p(x + W u) / p(x) in the k
-variables u, and the last derivative is taken of the sum over samples, one direction after another. A sample therefore
+The tensors are never formed: along the columns of W (d, k), S_m(x)(W, .., W) is the m-th derivative at u = 0 of p(x + W u) / p(x)
+in the k variables u, and the last derivative is taken of the sum over samples, one direction after another. A sample therefore
 holds k^(m-1) numbers at a time, and a block of samples is sized to that.
 """
 
@@ -24,20 +24,20 @@ from moejax.model.inputs import LogDensity
 from moejax.moments.cross_moments import streamed_sum
 
 _BLOCK_NUMBERS = 2**20
-"""How many numbers (samples times tangents times inputs) a block of samples may hold."""
+"""Most numbers (samples times tangents times inputs) that a block of samples may hold."""
 
 
 class AffineLogDensity:
     """log p of z = (x - mean) @ matrix, up to a constant, from log p of x.
 
-    Two of equal parts are equal: as a static argument it is compared and hashed, where each closure over arrays would be a new
-    one, and compile its program anew.
+    Two instances with equal arrays are equal. JAX compares and hashes static arguments: each new closure over arrays would
+    compile its program again.
     """
 
     def __init__(
         self, log_density: LogDensity, mean: Float[np.ndarray, " d"], matrix: Float[np.ndarray, "d r"]
     ):
-        """For mean (d,) and matrix (d, r) as `fit` whitens; where r < d, x is confined to the r directions that are kept."""
+        """Args are mean (d,) and matrix (d, r), as `fit` whitens; if r < d, x is confined to the r directions that are kept."""
         self.log_density = log_density
         self.mean = np.asarray(mean, np.float64)
         self.inverse = np.linalg.pinv(np.asarray(matrix, np.float64))
@@ -130,7 +130,7 @@ def _score_moment(
     size = d if directions is None else directions.shape[1]
     block_size = int(np.clip(_BLOCK_NUMBERS // (d * size ** (order - 1)), 16, 4096))
     block_size = min(n, block_size if chunk_size is None else min(block_size, chunk_size))
-    # where there is no sample, one that has weight stands in: the density may have no derivatives at other points
+    # padding becomes a copy of a row that has weight: the density may have no derivatives at other points
     stand_in = x[0] if weights is None else x[jnp.argmax(weights > 0)]
     weights = jnp.ones(n, x.dtype) if weights is None else weights
 
@@ -170,12 +170,12 @@ def score_second_moment(
         x: (n, d) inputs of that density.
         labels: (n,) order-2 transformed labels.
         weights: (n,) sample weights, zero for padding; None for ones.
-        log_density: x (d,) -> () log p(x), up to a constant. It may be for whatever x is: for whitened inputs, `AffineLogDensity`.
-        chunk_size: at most that many samples at once; None takes what a block's memory allows.
+        log_density: x (d,) -> () log p(x), up to a constant; for whitened inputs, an `AffineLogDensity`.
+        chunk_size: at most that many samples at once; None takes as many as a block's memory allows.
 
     Returns:
-        The moment. It estimates E[grad^2 E[l | x]] where p and its derivatives vanish at the ends of the support: for a uniform
-        density they do not, and the score tensors say nothing.
+        The moment. It estimates E[grad^2 E[l | x]] if p and its derivatives vanish at the ends of the support: for a uniform
+        density they do not, and the score tensors carry no information.
     """
     moment = _score_moment(x, labels, None, weights, order=2, log_density=log_density, chunk_size=chunk_size)
     return 0.5 * (moment + moment.T)
@@ -200,7 +200,7 @@ def score_whitened_moment(
         weights: (n,) sample weights, zero for padding; None for ones.
         order: m, 3 or 4.
         log_density: x (d,) -> () log p(x), up to a constant.
-        chunk_size: at most that many samples at once; None takes what a block's memory allows.
+        chunk_size: at most that many samples at once; None takes as many as a block's memory allows.
     """
     chex.assert_rank(whitening, 2)
     return _score_moment(

@@ -33,15 +33,15 @@ class SpectralTransforms(NamedTuple):
     high: LabelTransform[Any]
     """Order 3 or 4, for the decomposition."""
     first: LabelTransform[Any] | None
-    """Order 1, for the signs of experts found at order 4, or from inputs that are not normal; None where signs are known (order 3)
+    """Order 1, for the signs of experts found at order 4, or from inputs that are not normal; None if signs are known (order 3)
     or free (even g)."""
 
 
 def needs_signs(fn: ScalarFunction, order: int, *, normal_inputs: bool = True) -> bool:
-    """Whether an order-1 moment must tell the signs of the experts, of a function that is not even.
+    """True if an order-1 moment is needed for the signs of the experts; for an even g they are free.
 
-    At order 4 the tensor does not tell them; at order 3 the mean of l's third derivative is positive for normal inputs, but may be
-    negative for others.
+    At order 4 the tensor does not determine them; at order 3 the mean of l's third derivative is positive for normal inputs, but
+    may be negative for others.
     """
     return (order == 4 or not normal_inputs) and activation_facts(fn).parity != "even"
 
@@ -67,7 +67,7 @@ def host_transforms(
 def traced_transforms(
     fn: ScalarFunction, noise_std: Float[jax.Array, ""], order: int, kind: TransformKind, num_experts: int
 ) -> SpectralTransforms:
-    """The same at a traced noise level."""
+    """The transforms of a spectral estimate at a traced noise level."""
     smallest, _ = transform_noise_range(fn)
     orders = (2, order, 1) if needs_signs(fn, order) else (2, order)
     wanted: tuple[tuple[int, TransformKind], ...] = tuple((m, kind) for m in orders)
@@ -76,7 +76,7 @@ def traced_transforms(
 
 
 class SpectralEstimate(NamedTuple):
-    """What the moments say about the mixture."""
+    """Estimates of the experts and mixing weights from moments."""
 
     experts: Float[jax.Array, "k d"]
     """(k, d) unit rows."""
@@ -86,24 +86,24 @@ class SpectralEstimate(NamedTuple):
     second_moment_eigenvalues: Float[jax.Array, " d"]
     """(d,) of T2, decreasing; in theory the k-th is positive and the rest are 0."""
     decomposition: TensorDecomposition
-    """Of the whitened tensor."""
+    """Decomposition of the whitened tensor."""
     status: Int[jax.Array, ""]
     """() int32, a `Status`."""
 
 
 class SpectralLabels(NamedTuple):
-    """Labels after their transforms, one for each moment of a spectral estimate; residual passes take a part of them away."""
+    """Labels after their transforms, one for each moment of a spectral estimate; residual passes subtract a part of them."""
 
     second: Float[jax.Array, " n"]
     """(n,) for T2."""
     high: Float[jax.Array, " n"]
     """(n,) for T3 or T4."""
     first: Float[jax.Array, " n"] | None
-    """(n,) for the signs; None where they need no moment."""
+    """(n,) for the signs; None if they need no moment."""
 
 
 class TensorPart(NamedTuple):
-    """sum_i p_i a_i^{(x) m}: what is added to the m-th moment of residual labels, m = 1 to 4."""
+    """sum_i p_i a_i^{(x) m}, the part that is added to the m-th moment of residual labels, m = 1 to 4."""
 
     experts: Float[jax.Array, "k d"]
     """(k, d) a_i."""
@@ -146,19 +146,19 @@ def spectral_estimate(
         key: PRNG key of the restarts of the tensor power method.
         x: (n, d) inputs, standard normal (whiten others first, or give their density).
         y: (n,) labels.
-        transforms: of the activation and noise, of orders 2 and `order`.
+        transforms: label transforms of the activation and noise, of orders 2 and `order`.
         weights: (n,) sample weights; None for ones.
         num_experts: k <= d.
         order: m, 3 or 4.
-        num_restarts, num_iterations, num_polar_iterations: of `tensor_power_method`.
+        num_restarts, num_iterations, num_polar_iterations: budgets of `tensor_power_method`.
         chunk_size: stream the moments over chunks of that many samples.
-        log_density: x (d,) -> log p(x), up to a constant, of inputs that are not standard normal; their score tensors are found
-            by differentiating it. The label transforms stay those of a standard normal a_i . x: where it is not, the
+        log_density: x (d,) -> log p(x), up to a constant, of inputs that are not standard normal; their score tensors are
+            its derivatives. The label transforms stay those of a standard normal a_i . x. If a_i . x is not normal, the
             constants c_r differ between experts and need not vanish, and the experts are a start, not an estimate.
 
     Returns:
-        SpectralEstimate. Where T2 has non-positive eigenvalues among its top k, their absolute values whiten and the
-        status says so: the experts are then a start, not an estimate.
+        SpectralEstimate. If T2 has non-positive eigenvalues among its top k, their absolute values are used for whitening and
+        the status reports it: the experts are then a start, not an estimate.
     """
     return estimate_from_labels(
         key,
@@ -190,7 +190,7 @@ def estimate_from_labels(
     chunk_size: int | None = None,
     log_density: LogDensity | None = None,
 ) -> SpectralEstimate:
-    """`spectral_estimate` from labels already transformed, of moments to which a part is added (None for none)."""
+    """`spectral_estimate` from labels that are already transformed; a part may be added to their moments."""
     streaming = {"chunk_size": chunk_size}
     if log_density is None:
         moment = second_moment(x, labels.second, weights, **streaming)

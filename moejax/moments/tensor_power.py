@@ -1,8 +1,8 @@
 r"""Robust tensor power method on an orthogonally decomposable symmetric tensor of order 3 or 4.
 
 T = sum_i lambda_i v_i^{(x) m} + noise, v_i orthonormal. Anandkumar, Ge, Hsu, Kakade, Telgarsky (JMLR 2014), section 5:
-many random restarts of v <- T(I, v, .., v) / ||.||, the best by eigenvalue kept, iterated on, deflated. Then a polar refinement,
-which uses that all v_i are orthonormal at once.
+many random restarts of v <- T(I, v, .., v) / ||.||; the one with the largest eigenvalue is kept, iterated again and deflated. A
+polar refinement follows, which uses that all v_i are orthonormal.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def tensor_power_method(
     Args:
         key: PRNG key of the random restarts.
         tensor: (k,) * m, symmetric.
-        num_restarts: restarts for each component, run side by side.
+        num_restarts: restarts for each component; they run side by side.
         num_iterations: power iterations of every restart, and again of the best one.
-        num_polar_iterations: of the refinement V <- polar factor of [lambda_i T(I, v_i, .., v_i)]_i; 0 for none.
+        num_polar_iterations: iterations of the refinement V <- polar factor of [lambda_i T(I, v_i, .., v_i)]_i; 0 for none.
     """
     k, order = tensor.shape[0], tensor.ndim
     tolerance = 100.0 * jnp.finfo(tensor.dtype).eps
