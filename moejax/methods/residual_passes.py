@@ -190,17 +190,15 @@ def residual_estimate(
         key: PRNG key of the restarts of the tensor power method.
         x: (n, d) inputs.
         y: (n,) labels.
-        transforms: label transforms of orders 2 and `order`, and 1 if signs need it; preferably of kind "weighted" (see the
-            module).
+        transforms: of orders 2 and `order`, and 1 if signs need it; preferably of kind "weighted" (see the module).
         weights: (n,) sample weights.
         noise_std: () sigma, known or estimated beforehand; the h_i use it and EM starts from it.
         fn: g.
         num_experts: k.
         order: 3 or 4.
         num_passes: linear experts need 2 or 3, relu 4 or 5; 0 is the plain estimate with gates fitted to it.
-        noise: noise model of gating EM. Use "shared" even if sigma is known: the error of inexact experts adds to it, and with the
-            noise held ("known") the first gates are overconfident. "per_expert" gives each expert its own sigma, in EM and then in
-            its h_i.
+        noise: for gating EM. Use "shared" even if sigma is known: the error of inexact experts adds to it, and with the noise
+            held ("known") the first gates are overconfident. "per_expert" gives each expert its own, in EM and then in its h_i.
         fit_intercept: if true, the gates have biases; the experts have none.
         ridge: ridge on the gates.
         num_restarts, num_polar_iterations: budgets of `tensor_power_method`.
