@@ -16,7 +16,7 @@ class Common:
     """Options of every command."""
 
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Device; default: what JAX finds."""
+    """Device; default: the one that JAX finds."""
     precision: Literal["float32", "float64"] | None = None
     """Default: float32 for sweeps, float64 for everything else."""
     quiet: bool = False
@@ -104,7 +104,7 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Count what a run folder holds: done, failed, left; works while the sweep runs."""
+    """Count the trials of a run folder: done, failed, left; works while the sweep runs."""
 
     folder: Positional[Path]
     common: CommonOptions = Common()

@@ -26,7 +26,7 @@ def make_certificates(folder: str | Path, days: int = 365) -> Path:
     workers or sweeps trust this authority.
 
     Args:
-        folder: where to write; it must not exist yet.
+        folder: the new folder; it must not exist yet.
         days: how long the certificates are valid.
 
     Returns:

@@ -91,7 +91,7 @@ def read_security_file(path: Path, roles: tuple[str, ...]) -> Security:
     """Read the file of `--security`, and check that its certificates fit together.
 
     Raises:
-        ValueError: one line with the file, the key, and what is expected.
+        ValueError: one line with the file, the key, and the accepted values.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

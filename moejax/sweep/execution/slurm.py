@@ -85,7 +85,7 @@ def read_slurm_file(path: Path) -> SlurmFile:
     """Read and check a Slurm file.
 
     Raises:
-        ValueError: one line with the file, the key, the value and what is accepted.
+        ValueError: one line with the file, the key, the value and the accepted values.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def read_slurm_file(path: Path) -> SlurmFile:
 
 
 def make_slurm_cluster(file: SlurmFile, security: Security, jobs: SlurmJobs | None = None) -> Any:
-    """A dask_jobqueue.SLURMCluster that has not asked for jobs; `.job_script()` shows what it submits.
+    """A dask_jobqueue.SLURMCluster that has not requested jobs; `.job_script()` returns the script that it submits.
 
     Args:
         file: the checked Slurm file.

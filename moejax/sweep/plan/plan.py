@@ -1,4 +1,4 @@
-"""From a spec to cells, buckets and chunks. Nothing is compiled, and no device is touched.
+"""The plan of a sweep: cells, buckets and chunks. It compiles no program and uses no device.
 
 A cell is one combination of field values and a method. Cells of one static shape share a bucket: one compiled
 program. A chunk is a fixed number of trials of one bucket, the unit of work.

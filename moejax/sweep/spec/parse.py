@@ -172,7 +172,7 @@ def read_spec(spec: SpecSource, overrides: Sequence[str] = ()) -> Spec:
         overrides: `KEY=VALUE` strings that replace values of it.
 
     Raises:
-        SpecError: one line with file, line, field, value and what is accepted; or there are overrides for a checked spec.
+        SpecError: one line with file, line, field, value and the accepted values; or there are overrides for a checked spec.
 
     Examples:
         >>> from pathlib import Path
@@ -211,7 +211,7 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
     """Check the text of a spec. `path` is used in messages and, without a `name` key, as the name.
 
     Raises:
-        SpecError: one line with file, line, field, value and what is accepted.
+        SpecError: one line with file, line, field, value and the accepted values.
 
     Examples:
         >>> moejax.sweep.parse_spec('name = "mine"\\nmethods = ["spectral"]\\ntrials = 5').name

@@ -16,7 +16,7 @@ _KEY = re.compile(r"^\s*[\"']?([\w\-]+)[\"']?\s*(?:\.[\w.\- ]+)?=")
 
 
 class SpecError(ValueError):
-    """A spec that cannot be run; the message is one line with the place, the value and what is accepted.
+    """A spec that cannot be run; the message is one line with the place, the value and the accepted values.
 
     Examples:
         >>> try:

@@ -80,7 +80,7 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
     """Check the [precision] table of a spec.
 
     Raises:
-        SpecError: one line with the place, the value and what is accepted.
+        SpecError: one line with the place, the value and the accepted values.
     """
     for key in table:
         if key not in PRECISION_KEYS:

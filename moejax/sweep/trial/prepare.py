@@ -1,4 +1,4 @@
-"""From settings to the static and the traced part of a trial."""
+"""Conversion of settings to the static and the traced part of a trial."""
 
 from __future__ import annotations
 

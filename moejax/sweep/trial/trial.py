@@ -58,7 +58,7 @@ class TrialResult(NamedTuple):
     history: jax.Array | None
     """(h,) if `record` asks for it; NaN once a stage has converged."""
     path: jax.Array | None
-    """(h, 2) if `record` asks for it: the recovery and the gating error at every pass of `history`; NaN where that is."""
+    """(h, 2) if `record` asks for it: the recovery and the gating error at every pass of `history`; NaN where that is NaN."""
     registered: dict[str, jax.Array]
     """() value of every registered metric."""
 
