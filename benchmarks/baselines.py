@@ -1,8 +1,8 @@
 """Every method on the same instances: success rate, errors, passes over the data, seconds.
 
-float32, known noise, gates of norm 1 orthogonal to the experts, the trials of `moejax.sweep.trial`. A pass is one visit of every
-sample, for gradient descent as for EM (whose pass also makes Gram matrices, and costs more); pilots, moments and all starts are
-counted.
+float32, known noise, gates of norm 1 orthogonal to the experts, the trials of `moejax.sweep.trial`. A pass reads every
+sample once, for gradient descent and for EM (whose pass also makes Gram matrices, and costs more). The passes of pilots, moments
+and all starts are counted.
 
     python benchmarks/baselines.py [--trials 20] [--methods joint_em gradient_nll ..] [--num-starts 1] [--settings 0 1 2]
 """

@@ -1,10 +1,10 @@
-"""Do 95% intervals hold the truth in 95% of trials? For experts, gates, noise and biases, by both kinds of covariance.
+"""Do 95% intervals of experts, gates, noise and biases hold the truth in 95% of trials, for both kinds of covariance?
 
 d = 10, k = 3, n = 10000, sigma = 0.1 shared and estimated, orthonormal experts, gates of norm 1 orthogonal to them, standard normal
 inputs, float64; with intercepts, the biases of experts and gates are drawn from N(0, 0.3^2). Every trial draws a mixture and a
-sample and fits it by `spectral_em`, whose moments are given the true sigma; everything is then estimated jointly.
+sample and fits it by `spectral_em`. The moments get the true sigma; all parameters are then estimated jointly.
 
-Printed: coverage pooled within each block, +- its Monte Carlo standard error (from the trials, whose intervals are
+It prints the coverage pooled within each block, +- its Monte Carlo standard error (from the trials, whose intervals are
 dependent). A trial has failed if it ends at another optimum (recovery error 0.02 or more) or with a status other than ok; all
 trials count.
 

@@ -1,13 +1,13 @@
-"""Is the estimate of `spectral_em` efficient? Its mean squared error over the Cramer-Rao bound, for every built-in activation.
+"""Is `spectral_em` efficient? The benchmark divides its mean squared error by the Cramer-Rao bound, for every built-in activation.
 
 d = 10, k = 3, sigma = 0.1 (known, unless --noise shared), orthonormal experts, gates of norm 1 orthogonal to them, standard
-normal inputs, float64. Every trial draws a mixture and a sample; the bound is of that mixture at those inputs, for exactly the
-fitted parameters. Ratios of a trial, each of mean 1 for an efficient estimate: of a block, squared error over the trace of the
-bound's block; overall, error' I error / P with I the Fisher information of all P parameters. Printed: mean over the trials,
-and its 95% interval.
+normal inputs, float64. Every trial draws a mixture and a sample; the bound is that of the mixture at those inputs, for exactly
+the fitted parameters. A trial gives ratios, each of mean 1 for an efficient estimate. The ratio of a block is its squared error
+over the trace of the bound's block; the overall ratio is error' I error / P with I the Fisher information of all P parameters. It
+prints the mean over the trials, and its 95% interval.
 
-A trial has failed if it ends at another optimum (recovery error 0.02 or more) or with a status other than ok; the ratios are of
-all trials, failed ones included.
+A trial has failed if it ends at another optimum (recovery error 0.02 or more) or with a status other than ok; the ratios include
+failed trials.
 
     python benchmarks/efficiency.py [--trials 400] [--num-samples 20000] [--noise known|shared] [--activations ...]
 """
@@ -37,7 +37,7 @@ from moejax.moments import choose_order, host_transforms
 
 DIM, NUM_EXPERTS, NOISE_STD = 10, 3, 0.1
 NUM_NODES = 25
-"""Of the rule over y: the bound is then good to 1e-4."""
+"""Nodes of the rule over y; the bound then has an error of 1e-4."""
 
 
 def ratios_of_trial(key, scales, transforms, *, config, even, num_samples, blocks):

@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of MoERegressor with its default method: a line for each, and how many passed."""
+"""scikit-learn's own checks of MoERegressor with its default method: a line for each, and the number that passed."""
 
 import warnings
 from collections import Counter

@@ -1,15 +1,15 @@
-"""Bad and strange input, many times over: no traceback, no hang, no number that is not finite with status ok.
+"""A fuzz test: many bad and strange inputs must give no traceback, no hang, and no non-finite number with status ok.
 
     python benchmarks/fuzz.py                                     10,000 inputs, split evenly over the kinds
     python benchmarks/fuzz.py --count 500 --only spec_text        one kind (--only may be given more than once)
-    python benchmarks/fuzz.py --only spec_text --seed 0 --index 17 --count 1         one input once more
+    python benchmarks/fuzz.py --only spec_text --seed 0 --index 17 --count 1         repeat one input
 
 A kind is a function that takes a NumPy generator, draws one input, runs it, and returns None, or a string that names a
 silent fault. A refusal is a ValueError or OSError of one line that moejax itself raised; every other exception is counted as a
-traceback, and an input that takes longer than the limit as a hang. The kinds are the tables `KINDS` of the files fuzz_*.py beside
-this one. Such a file may also have `SHARES` (kind -> relative number of inputs, 1 where it is missing) and `last_input()`, which
-returns the text of the input that ran last. Each failing input is written to a file of its own in the folder of `--out`, with the
-command that runs it again.
+traceback, and an input that takes longer than the limit as a hang. The kinds are the tables `KINDS` of the files fuzz_*.py in
+this folder. Such a file may also have `SHARES` (kind -> relative number of inputs, 1 by default) and `last_input()`, which returns
+the text of the last input. Each failing input is written to a separate file in the folder of `--out`, with the command that
+repeats it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Before NumPy and JAX are imported: the inputs are small, and threads would cost more than they bring.
+# Before NumPy and JAX are imported: the inputs are small, and threads would cost more than they save.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -40,18 +40,18 @@ Kind = Callable[[np.random.Generator], "str | None"]
 
 HERE = Path(__file__).resolve().parent
 LONGEST_LINE = 1000
-"""Characters of a refusal that still fits a screen."""
+"""Longest refusal, in characters, that fits a screen."""
 STUCK = 4
-"""A call that Python cannot interrupt is ended, with the process, after this many times the limit."""
+"""A call that Python cannot interrupt ends the process after this many times the limit."""
 
 
 class TookTooLong(BaseException):
-    """The time limit of an input; no `except Exception` of the code under test can hide it."""
+    """The time limit of an input is over. It is no `Exception`, so the code under test cannot catch it by accident."""
 
 
 @dataclasses.dataclass
 class Count:
-    """What became of the inputs of one kind."""
+    """Outcomes of the inputs of one kind."""
 
     tried: int = 0
     refused: int = 0
@@ -63,12 +63,12 @@ class Count:
 
     @property
     def faults(self) -> int:
-        """Inputs that showed a fault."""
+        """Number of inputs that showed a fault."""
         return self.tracebacks + self.hangs + self.silent
 
 
 def load_kinds() -> tuple[dict[str, Kind], dict[str, float], dict[str, Callable[[], str]]]:
-    """The kinds of every fuzz_*.py beside this file, their shares, and how to show the last input of each."""
+    """The kinds of every fuzz_*.py in this folder, their shares, and the functions that show the last input."""
     sys.path.insert(0, str(HERE))
     kinds: dict[str, Kind] = {}
     shares: dict[str, float] = {}
@@ -85,12 +85,12 @@ def load_kinds() -> tuple[dict[str, Kind], dict[str, float], dict[str, Callable[
 
 
 def generator(kind: str, seed: int, index: int) -> np.random.Generator:
-    """The random numbers of one input: they do not depend on which other inputs are run."""
+    """The random numbers of one input; they do not depend on the other inputs."""
     return np.random.default_rng([seed, zlib.crc32(kind.encode()), index])
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an exception is a clear refusal: one line that moejax (or scikit-learn, in the estimator's name) raised."""
+    """True if an exception is a clear refusal: one line that moejax (or scikit-learn, in the estimator's name) raised."""
     if not isinstance(error, ValueError | OSError | TypeError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
@@ -123,7 +123,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def run_one(kind: Kind, rng: np.random.Generator, limit: float) -> tuple[str, str]:
-    """Run one input: ("ok" | "refused" | "tracebacks" | "hangs" | "silent", what was seen)."""
+    """Run one input; returns ("ok" | "refused" | "tracebacks" | "hangs" | "silent", a description)."""
     try:
         with time_limit(limit), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -147,7 +147,7 @@ def run_kind(
     current = folder / f"{name}-running.txt"
     for index in indices:
         again = f"python benchmarks/fuzz.py --only {name} --seed {seed} --index {index} --count 1"
-        current.write_text(again + "\n", encoding="utf-8")  # what ran, if the process ends with it
+        current.write_text(again + "\n", encoding="utf-8")  # the last input, in case it ends the process
         started = time.perf_counter()
         outcome, seen = run_one(kind, generator(name, seed, index), limit)
         seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Kinds of input for fuzz.py: plugins and command lines. Nothing is compiled but what prints activations."""
+"""Kinds of input for fuzz.py: plugins and command lines. Only commands that print activations compile programs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from moejax.registry import registrations_undone
 from moejax.sweep.plan.plugins import run_plugins
 
 os.environ["MOEJAX_CACHE_DIR"] = ""
-os.environ["MOEJAX_TRACEBACK"] = "1"  # errors come out as they are: a line that hides a fault is no refusal
+os.environ["MOEJAX_TRACEBACK"] = "1"  # errors are raised: a line that hides a fault is no refusal
 
 
 def last_input() -> str:
-    """The text of the input that ran last."""
+    """The text of the last input."""
     return last[0]
 
 
@@ -46,7 +46,7 @@ PLUGIN_LINES = (
 
 
 def plugin_file(rng: np.random.Generator) -> str | None:
-    """A plugin that may raise, exit, print, or be no Python."""
+    """A plugin that may raise, exit, print, or be invalid Python."""
     lines = [pick(rng, PLUGIN_LINES) for _ in range(rng.integers(1, 5))]
     text = "\n".join(lines)
     if rng.random() < 0.2:
@@ -119,12 +119,12 @@ OPTIONS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "status": {"--precision": ("float32",)},
 }
-"""Options that a command has, and values for them; () for a switch."""
+"""Options of a command, and values for them; () for a switch."""
 
 
 @functools.cache
 def _working_folder() -> Path:
-    """A folder with what the command lines name: specs, plugins, a sound and a damaged run folder."""
+    """A folder with the files that the command lines name: specs, plugins, a sound and a damaged run folder."""
     root = Path(tempfile.mkdtemp(prefix="moejax-fuzz-"))
     (root / "spec.toml").write_text(
         'methods = ["joint_em"]\ntrials = 2\ndim = 3\nnum_experts = 2\nnum_samples = 100\n'
@@ -161,7 +161,7 @@ def arguments(rng: np.random.Generator) -> str | None:
     if words[0] == "sweep" and "--dry-run" not in words:
         words.append("--dry-run")  # nothing is compiled here
     if words[0] in ("fit", "predict", "reproduce") and not {"--help", "--root"} & set(words):
-        words.append("--nope")  # those are other files' kinds
+        words.append("--nope")  # other files have kinds for these
     return run_line(words)
 
 
@@ -179,7 +179,7 @@ def run_line(words: Sequence[str]) -> str | None:
             return None
         if ended.code != 2:
             return f"ended with status {ended.code}: {err.getvalue()[-300:]}"
-        return None  # the argument parser's own errors, as it prints them
+        return None  # errors of the argument parser, in its own format
     finally:
         os.chdir(before)
         for name in ("summary.csv", "report.html", "t.csv"):
@@ -191,7 +191,7 @@ def run_line(words: Sequence[str]) -> str | None:
 
 @contextlib.contextmanager
 def figures_left_out() -> Iterator[None]:
-    """Without figures, which take seconds and are made from the same table."""
+    """Leave out figures, which take seconds and are made from the same table."""
     from moejax.sweep.report import figures
 
     kept = figures.write_figures

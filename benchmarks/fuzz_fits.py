@@ -1,7 +1,7 @@
 """Kinds of `fuzz.py`: arrays and options for `moejax.fit` and `MoERegressor`.
 
 Sound data are spoiled in a few ways at once: hostile numbers, constant and repeated columns and rows, weights of every size, and
-containers that are no arrays. Shapes and methods are few, so that compiled programs serve many inputs. A fit with status "ok" must
+containers that are not arrays. Shapes and methods are few, so that compiled programs serve many inputs. A fit with status "ok" must
 hold finite numbers only, and its log-likelihood must be that of its parameters, summed here in NumPy.
 """
 
@@ -32,7 +32,7 @@ _last = {"input": ""}
 
 
 def last_input() -> str:
-    """The input that ran last, in words."""
+    """The last input, in words."""
     return _last["input"]
 
 
@@ -178,7 +178,7 @@ FORMS: tuple[Change, ...] = (
 
 
 def _spoilt(rng: np.random.Generator, array: Array, changes: float, forms: float) -> Any:
-    """The array with some of CHANGES made one after another, and with the probability `forms` in one of FORMS."""
+    """The array after some of CHANGES and, with probability `forms`, in one of FORMS."""
     array = array.copy()
     for _ in range(int(rng.poisson(changes))):
         with np.errstate(all="ignore"):
@@ -232,7 +232,7 @@ def fit_of_arrays(rng: np.random.Generator) -> str | None:
     with jax.enable_x64(double):
         try:
             fitted = moejax.fit(jax.random.key(0), x, y, weights=weights, **CHEAP, **options)
-        except NotNumbersError as error:  # a TypeError too, which in itself would be a fault
+        except NotNumbersError as error:  # a TypeError too, which would otherwise be a fault
             raise ValueError(str(error)) from None
     if fitted.status != "ok":
         return None
@@ -243,7 +243,7 @@ def fit_of_arrays(rng: np.random.Generator) -> str | None:
 
 
 def fit_of_estimator(rng: np.random.Generator) -> str | None:
-    """`MoERegressor` of spoilt arrays, and everything that it says of them and of other rows."""
+    """`MoERegressor` of spoilt arrays, and all its predictions for them and for other rows."""
     x, y = _sound_data(rng)
     x, y, weights = _spoilt(rng, x, 0.7, 0.2), _spoilt(rng, y, 0.7, 0.15), _weights(rng)
     new = _spoilt(rng, rng.normal(size=(8, NUM_INPUTS)), 0.5, 0.2)
@@ -260,12 +260,12 @@ def fit_of_estimator(rng: np.random.Generator) -> str | None:
             "predict_std": model.predict_std(x),
             "gate_probabilities": model.gate_probabilities(x),
             "responsibilities": model.responsibilities(x, y),
-            "score_samples": np.maximum(model.score_samples(x, y), -1e308),  # what is further off is -inf
+            "score_samples": np.maximum(model.score_samples(x, y), -1e308),  # densities further off are -inf
             "score_samples without y": model.score_samples(x),
         }
         near = (
             np.abs(np.asarray(x, np.float64)).max(axis=1) < 1e280
-        )  # further off, a row without weight may be
+        )  # a row without weight may be further off
         said = {name: values[near] for name, values in said.items()} | {"params": model.params_}
         silent = None
         if model.status_ == "ok":
@@ -289,7 +289,7 @@ def _not_finite(values: dict[str, Any]) -> str | None:
 def _another_likelihood(
     params: moejax.MoEParams, reported: float, x: Any, y: Any, weights: Any, tolerance: float
 ) -> str | None:
-    """The log-likelihood of linear experts, in extended precision, beside the one that was reported."""
+    """The log-likelihood of linear experts in extended precision, for comparison with the reported one."""
     x, y = (np.asarray(values, np.float64).astype(np.longdouble) for values in (x, y))
     weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64) * np.ones(len(x))
     used = weights > 0
@@ -310,7 +310,7 @@ def _another_likelihood(
     top = joint.max(axis=1, keepdims=True)
     rows = top[:, 0] + np.log(np.exp(joint - top).sum(axis=1))
     expected = float(weights @ rows)
-    # parameters in double precision tell means to this much only, if inputs or labels are far from 0
+    # the precision of means in double precision if inputs or labels are far from 0
     size = np.abs(x) @ np.abs(experts).T + np.abs(expert_bias) + np.abs(y)[:, None]
     rounding = (np.finfo(float).eps * size / noise_std * (1.0 + np.abs(residual))).max(axis=1)
     rounding = rounding + np.finfo(float).eps * (np.abs(x) @ np.abs(gating).T + np.abs(gating_bias)).max(
@@ -394,11 +394,11 @@ COUNTS = ("max_iterations", "num_starts", "num_restarts", "num_residual_passes",
 
 
 def _drawn_options(rng: np.random.Generator, known: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """Sound values, of which one or two are replaced by hostile ones."""
+    """Sound values; one or two are replaced by hostile ones."""
     options = {name: values[int(rng.integers(len(values)))] for name, values in known.items()}
     for name in rng.choice(sorted(known), size=int(rng.integers(1, 3)), replace=False):
         value = HOSTILE[int(rng.integers(len(HOSTILE)))]
-        # a sound but other number would only be another program to compile
+        # a different sound number would only need another compilation
         if not (name in COUNTS and isinstance(value, int | float | np.number) and 0 < value < 1e6):
             options[str(name)] = value
     return options

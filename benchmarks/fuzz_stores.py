@@ -1,4 +1,4 @@
-"""Kinds of input for fuzz.py: stores that were damaged, byte by byte, by SQL, or by altered JSON. Their numbers are made up."""
+"""Kinds of input for fuzz.py: stores damaged in their bytes, by SQL, or by altered JSON. Their numbers are artificial."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from moejax.sweep.store.store import Store
 
 
 def last_input() -> str:
-    """The text of the input that ran last."""
+    """The text of the last input."""
     return last[0]
 
 
@@ -49,7 +49,7 @@ num_samples = [100, 400]
 
 
 def made_up(rng: np.random.Generator, trials: int) -> ChunkResult:
-    """A chunk of numbers that no program made; one trial in ten failed."""
+    """A chunk of artificial numbers; one trial in ten failed."""
     failed = rng.random(trials) < 0.1
     return ChunkResult(
         metrics={name: np.where(failed, np.nan, rng.gamma(2.0, 0.02, trials)) for name in core.METRICS},
@@ -69,7 +69,7 @@ def made_up(rng: np.random.Generator, trials: int) -> ChunkResult:
 
 @functools.cache
 def sound_folder() -> tuple[Path, bytes, dict[str, Any]]:
-    """A sound run folder, its store's bytes, and what every reader makes of it."""
+    """A sound run folder, its store's bytes, and the result of every reader."""
     root = Path(tempfile.mkdtemp(prefix="moejax-fuzz-"))
     spec, folder = root / "spec.toml", root / "run"
     spec.write_text(STORE_SPEC)
@@ -86,7 +86,7 @@ def sound_folder() -> tuple[Path, bytes, dict[str, Any]]:
 
 
 def what_is_read(folder: Path) -> dict[str, Any]:
-    """What every reader of a run folder returns, as text that can be compared."""
+    """The results of all readers of a run folder, as text for comparison."""
     table, summary, state = load(folder), summarise(folder), read_status(folder)
     timings, arrays = load_timings(folder), load_arrays(folder)
     report = write_report(folder, summary, []).read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ def copy_of_store() -> Iterator[Path]:
 
 
 def compare_reading(folder: Path) -> str | None:
-    """Read a store that may be damaged: what is shown without a refusal is what was written."""
+    """Read a store that may be damaged: a result without a refusal must be the original one."""
     truth = sound_folder()[2]
     seen = what_is_read(folder)
     different = [
@@ -157,7 +157,7 @@ def store_cut(rng: np.random.Generator) -> str | None:
 
 
 def store_edited(rng: np.random.Generator) -> str | None:
-    """A store changed by SQL: rows, JSON, tables and columns that are not what was written."""
+    """A store changed by SQL: altered rows, JSON, tables and columns."""
     with copy_of_store() as folder:
         connection = sqlite3.connect(folder / "store.sqlite", isolation_level=None)
         connection.execute("PRAGMA writable_schema=ON")
@@ -166,7 +166,7 @@ def store_edited(rng: np.random.Generator) -> str | None:
             with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
                 statement, values = edit(
                     rng, connection
-                )  # the first may have taken away what the second asks for
+                )  # the first change may have removed the target of the second
                 connection.execute(statement, values)
                 statements.append((statement, values))
         connection.close()
@@ -175,7 +175,7 @@ def store_edited(rng: np.random.Generator) -> str | None:
 
 
 def store_old(rng: np.random.Generator) -> None:
-    """A store of the version without digests, changed by SQL: what is read may be wrong, but nothing is raised but a refusal."""
+    """A store of the version without digests, changed by SQL: results may be wrong, but the only errors are refusals."""
     with copy_of_store() as folder:
         connection = sqlite3.connect(folder / "store.sqlite", isolation_level=None)
         for table in TABLES:
@@ -186,7 +186,7 @@ def store_old(rng: np.random.Generator) -> None:
             with contextlib.suppress(sqlite3.Error, OverflowError, UnicodeEncodeError):
                 statement, values = edit(
                     rng, connection
-                )  # the first may have taken away what the second asks for
+                )  # the first change may have removed the target of the second
                 connection.execute(statement, values)
                 statements.append((statement, values))
         connection.close()
@@ -226,7 +226,7 @@ def altered_json(rng: np.random.Generator, text: str) -> str:
         return mutated(rng, text)
     try:
         value = json.loads(text)
-    except ValueError:  # altered before
+    except ValueError:  # it was altered before
         return mutated(rng, text)
     nested = isinstance(value.get("spec"), str) and rng.random() < 0.5
     target = json.loads(value["spec"]) if nested else value
@@ -244,7 +244,7 @@ def altered_json(rng: np.random.Generator, text: str) -> str:
 
 
 def read_or_repair(rng: np.random.Generator, folder: Path) -> str | None:
-    """Read the store by every reader; now and then repair it and look at what was kept."""
+    """Read the store by every reader; sometimes repair it and check the kept rows."""
     if rng.random() < 0.7:
         return compare_reading(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")}

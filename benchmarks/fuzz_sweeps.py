@@ -1,6 +1,6 @@
 """Kinds of input for fuzz.py: specs and --set.
 
-Nothing is compiled: specs are planned, never run.
+No program is compiled: specs are planned, never run.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from moejax.sweep.spec.parse import TOP_LEVEL, parse_spec, read_spec
 
 
 def last_input() -> str:
-    """The text of the input that ran last."""
+    """The text of the last input."""
     return last[0]
 
 
 def spec_document(rng: np.random.Generator) -> dict[str, Any]:
-    """A spec, sound but for a few places."""
+    """A spec that is sound except in a few places."""
     names = list(rng.permutation(list(FIELDS)))
     chaos = rng.random() < 0.7
     document: dict[str, Any] = {
@@ -75,7 +75,7 @@ def spec_document(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def document_text(document: dict[str, Any]) -> str:
-    """A spec as a TOML file would be written."""
+    """The text of a spec as TOML."""
     plain = {
         key: value for key, value in document.items() if key not in ("grid", "zip", "exclude", "precision")
     }
@@ -92,12 +92,12 @@ def document_text(document: dict[str, Any]) -> str:
 
 
 def key_text(key: str) -> str:
-    """A key, quoted where it must be."""
+    """A key, quoted if necessary."""
     return key if key.isascii() and key.replace("_", "").isalnum() else quoted(key)
 
 
 def plan_is_sound(plan: Any) -> str | None:
-    """A plan that was accepted is made of finite, positive numbers, and prints and stores."""
+    """Check that an accepted plan has finite, positive numbers, and can be printed and stored."""
     for bucket in plan.buckets:
         numbers = (bucket.work, bucket.memory_bytes, bucket.chunk_size, bucket.vmap_width)
         if not all(math.isfinite(number) and number >= 1 for number in numbers):
@@ -131,7 +131,7 @@ def spec_garbled(rng: np.random.Generator) -> str | None:
 
 
 def spec_file(rng: np.random.Generator) -> str | None:
-    """Bytes of a spec file: byte order marks, other encodings, what is no text at all."""
+    """Bytes of a spec file: byte order marks, other encodings, and bytes that are no text."""
     text = document_text(spec_document(rng))
     encoding = pick(rng, ["utf-8", "utf-8-sig", "utf-16", "latin-1", "utf-8"])
     content = bytearray(text.encode(encoding, "replace"))

@@ -1,7 +1,7 @@
 """Kinds of `fuzz.py`: CSV and Parquet files for `read_table`.
 
 A table of numbers is written in one of many forms, each of which must give the same numbers back or be refused; or it is damaged,
-and whatever is still read must be a table of finite numbers.
+and a table that is still accepted must have finite numbers.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ NAMES = (
 
 
 def last_input() -> str:
-    """The beginning of the file that was read last."""
+    """The beginning of the last file."""
     return _last["input"]
 
 
@@ -201,7 +201,7 @@ def _damaged_text(rng: np.random.Generator, text: str) -> str:
 
 
 def csv_damaged(rng: np.random.Generator) -> str | None:
-    """A table of which cells, names, rows or bytes were damaged."""
+    """A table with damaged cells, names, rows or bytes."""
     text = _damaged_text(rng, _table(rng).to_csv(index=bool(rng.random() < 0.2)))
     content = text.encode("utf-8", errors="replace")
     if rng.random() < 0.3:

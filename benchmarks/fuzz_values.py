@@ -1,4 +1,4 @@
-"""What the kinds of fuzz_sweeps.py and fuzz_stores.py draw from: values of every type, texts, and damage to texts."""
+"""Random values of every type, texts, and damage to texts, for fuzz_sweeps.py and fuzz_stores.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from moejax.sweep.spec.fields import FIELDS
 
 last = [""]
-"""The text of the input that ran last."""
+"""The text of the last input."""
 
 WORDS = (
     "relu", "linear", "default", "history", "path", "kmeans", "known", "estimated", "spectral", "joint_em", "nope", "",
@@ -26,12 +26,12 @@ NUMBERS = (
 
 
 def pick(rng: np.random.Generator, values: Sequence[Any]) -> Any:
-    """One of the values, as it is."""
+    """One of the values, unchanged."""
     return values[int(rng.integers(len(values)))]
 
 
 def any_value(rng: np.random.Generator, depth: int = 0) -> Any:
-    """A value of any type that TOML and JSON know."""
+    """A value of any type of TOML and JSON."""
     kind = rng.random()
     if kind < 0.4:
         return pick(rng, NUMBERS)
@@ -49,7 +49,7 @@ def any_value(rng: np.random.Generator, depth: int = 0) -> Any:
 
 
 def deep(levels: int, table: int) -> Any:
-    """A list, or a table, that deep."""
+    """A list, or a table, of this depth."""
     value: Any = 1
     for _ in range(levels):
         value = {"a": value} if table else [value]
@@ -84,7 +84,7 @@ GOOD_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def toml_text(value: Any) -> str:
-    """A value as TOML; the deepest levels of what nests without end are written without recursion."""
+    """A value as TOML; very deep nesting is written without recursion."""
     opened, closed = "", ""
     while isinstance(value, list | dict) and len(value) == 1 and (isinstance(value, list) or "a" in value):
         opened, closed = (
@@ -106,12 +106,12 @@ def toml_text(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A TOML string, escapes as JSON has them (a lone half character is no TOML, and is sent all the same)."""
+    """A TOML string, escapes as JSON has them (a lone surrogate is no TOML, but is sent too)."""
     return json.dumps(text).replace("\\/", "/")
 
 
 def mutated(rng: np.random.Generator, text: str) -> str:
-    """A text with some characters changed, repeated, lost or put in."""
+    """A text with some characters changed, repeated, removed or inserted."""
     characters = list(text)
     for _ in range(rng.integers(1, 6)):
         place = int(rng.integers(len(characters) + 1))

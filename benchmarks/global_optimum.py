@@ -1,8 +1,9 @@
-"""How often one default fit finds the best optimum known on real data: `python benchmarks/global_optimum.py [DATASET ...]`.
+"""How often does a default fit find the best known optimum on real data? `python benchmarks/global_optimum.py [DATASET ...]`.
 
 Airfoil and Concrete, standardised, linear experts with intercepts, shared noise, k = 2, 3, 4. The reference is the best of 2,000
 EM fits of up to 800 passes from random starts: experts uniform on the unit sphere for whitened inputs, zero gates, no biases, the
-labels' standard deviation as noise; `--reference FILE` keeps it (half an hour on one core). A fit hits if it comes within one nat.
+labels' standard deviation as noise; `--reference FILE` stores it (half an hour on one core). A fit counts as a hit within one nat
+of it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def standardised(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_start_optima(x: np.ndarray, y: np.ndarray, num_experts: int) -> np.ndarray:
-    """(STARTS,) log-likelihoods where EM ends."""
+    """(STARTS,) log-likelihoods at the end of EM."""
     whitening = input_map(x, np.ones(len(y)), centre=True)
     z, labels = jnp.asarray((x - whitening.mean) @ whitening.matrix), jnp.asarray(y)
     problem = Problem(z, labels, jnp.ones_like(labels), jnp.std(labels), None)

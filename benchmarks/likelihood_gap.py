@@ -1,7 +1,7 @@
-"""Does `spectral_em` reach the likelihood that polishing from the truth reaches? For every built-in activation.
+"""Does `spectral_em` reach the likelihood that a polish from the truth reaches, for every built-in activation?
 
-d = 10, k = 3, sigma = 0.1 (known), orthogonal experts, gates of norm 1 orthogonal to them, n = 20000, float64. Prints, for each
-activation, how many seeds end within 0.01 nat (summed over the sample) of, or above, the polish from the truth.
+d = 10, k = 3, sigma = 0.1 (known), orthogonal experts, gates of norm 1 orthogonal to them, n = 20000, float64. For each
+activation it prints the number of seeds that end within 0.01 nat (summed over the sample) of, or above, the polish from the truth.
 
     python benchmarks/likelihood_gap.py [--seeds 20] [--num-samples 20000]
 """

@@ -1,4 +1,4 @@
-"""What do residual passes make of the moment estimate, without any polish?
+"""How do residual passes change the error of the moment estimate, without any polish?
 
 d = 10, k = 3, sigma = 0.1, orthogonal experts, float64; medians (largest in brackets) of E, the recovery error, over instances.
 

@@ -1,12 +1,13 @@
-"""Does a default fit ever hang? Fresh processes with two threads, one after another, with many default fits of random problems.
+"""Does a default fit ever hang? New processes with two threads, one after another, make many default fits of random problems.
 
-Two batched LAPACK calls at once could take both threads of XLA's pool on a CPU with two cores and wait for each other for ever; a
-fit hung so now and then. Every process draws its problems from its own seed: k = 2 to 4 experts of d = 3 inputs, with
+Two batched LAPACK calls at once can take both threads of XLA's pool on a CPU with two cores and wait for each other for ever; this
+made fits hang sometimes. Every process draws its problems from its own seed: k = 2 to 4 experts of d = 3 inputs, with
 intercepts, n = 300, linear with shared noise or tanh with a noise for each. A fit that takes longer than the limit is a hang: its
 process is ended, and its stack is printed. The processes share a folder of compiled programs, so that only the first of a kind
 compiles.
 
-Printed: fits made, hangs, fits whose parameters are not finite, and the times of all fits, those that compile among them.
+It prints the numbers of fits, of hangs and of fits whose parameters are not finite, and the times of all fits, compilation
+included.
 
     python benchmarks/stress.py [--processes 20] [--fits 20] [--limit 120]
 """
@@ -28,7 +29,7 @@ KINDS = [(k, *kind) for k in (2, 3, 4) for kind in (("linear", "shared"), ("tanh
 
 
 def fits_of_one_process(seed: int, count: int, limit: float, cache: str) -> None:
-    """Prints a line for every fit: seconds, and whether its parameters are finite."""
+    """Print a line for every fit: its seconds, and whether its parameters are finite."""
     import jax
 
     import moejax

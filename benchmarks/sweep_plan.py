@@ -1,4 +1,4 @@
-"""How long a dry run of 100,000 cells takes: `python benchmarks/sweep_plan.py`. Aim: under 10 seconds."""
+"""Time of a dry run of 100,000 cells: `python benchmarks/sweep_plan.py`. Aim: under 10 seconds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ commands.sweep(Path(sys.argv[1]), dry_run=True)
 
 
 def main() -> None:
-    """Time the whole process, imports included, as a user sees it."""
+    """Time the whole process, imports included."""
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "spec.toml"
         spec.write_text(SPEC)

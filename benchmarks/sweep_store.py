@@ -30,7 +30,7 @@ num_samples = [1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 24000]
 
 
 def main() -> None:
-    """Fill a store with random numbers through its own face, then time the readers."""
+    """Fill a store with random numbers through its public functions, then time the readers."""
     with tempfile.TemporaryDirectory() as name:
         spec = Path(name) / "spec.toml"
         spec.write_text(SPEC)
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def numbers(seed: int, trials: int) -> ChunkResult:
-    """A chunk of made-up results."""
+    """A chunk of artificial results."""
     random = np.random.default_rng(seed)
     return ChunkResult(
         metrics={name: random.gamma(1.0, 0.01, trials) for name in core.METRICS},

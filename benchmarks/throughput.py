@@ -1,8 +1,8 @@
-"""Trials a second of a sweep, one process against two: `python benchmarks/throughput.py [ACTIVATION ...]`.
+"""Trials a second of a sweep, with one process and with two: `python benchmarks/throughput.py [ACTIVATION ...]`.
 
 Complete `spectral_em` trials (sample, moments, tensor power, gating EM, polish, metrics) at d=10, k=3, n=10^4, sigma=0.1, in
-float32, through the command line as a user starts it. Steady state: from the end of each worker's first chunk, which
-compiles, to the end of its last but one. Aim: 100 trials a second on two cores, 85% of it inside the compiled program.
+float32, through the command line. The steady state is from the end of each worker's first chunk, which compiles,
+to the end of its last but one. Aim: 100 trials a second on two cores, 85% of it inside the compiled program.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def steady_state(timings: pd.DataFrame) -> tuple[float, float]:
 def start(
     folder: Path, activation: str, trials: int, workers: int, cache: Path
 ) -> tuple[subprocess.Popen, Path]:
-    """Start one sweep; its process, and the folder of its rows."""
+    """Start one sweep; returns its process, and the folder of its rows."""
     spec = folder / f"{activation}-{workers}-{time.monotonic_ns()}.toml"
     spec.write_text(SPEC.format(activation=activation, trials=trials))
     out = spec.with_suffix("")
@@ -85,7 +85,7 @@ def sweep(*arguments: Any, side_by_side: int = 1) -> tuple[float, float]:
 
 
 def main() -> None:
-    """One worker with a cold cache, one with a warm one, two workers, then two sweeps that know nothing of each other."""
+    """Time one worker with a cold cache, one with a warm one, two workers, then two independent sweeps."""
     for activation in sys.argv[1:] or ["linear", "tanh", "relu"]:
         with tempfile.TemporaryDirectory() as name:
             folder, cache = Path(name), Path(name) / "cache"

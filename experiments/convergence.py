@@ -9,9 +9,9 @@ from moejax.reproduce import COLOURS, Experiment, Number
 from moejax.sweep import load_arrays
 
 SMALLEST_GAP = 1e-4
-"""Nats, below which gaps are drawn as this: single precision sums thousands of samples."""
+"""Smaller gaps, in nats, are drawn at this value, because a sum over thousands of samples in float32 has rounding errors."""
 PASSES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128)
-"""At which errors are kept; after its last pass a run stays where it is."""
+"""Passes at which errors are kept; after its last pass a run does not change."""
 LABELS = {
     "gap": "log-likelihood below\nthe run's best (nats)",
     "recovery_error": "recovery error of experts",
@@ -20,7 +20,7 @@ LABELS = {
 
 
 def extend(table, folder):
-    """Passes of every trial, and at chosen passes the log-likelihood still to gain and, where paths are recorded, the errors."""
+    """Passes of every trial; at the chosen passes the remaining gain in log-likelihood and, if paths are recorded, the errors."""
     histories, paths = load_arrays(folder), load_arrays(folder, "path")
     records = []
     for key in zip(table["result_hash"], table["trial"], strict=True):

@@ -1,4 +1,4 @@
-"""What if the gates are steep, or not orthogonal to the experts?"""
+"""How large are the errors if the gates are steep, or not orthogonal to the experts?"""
 
 from moejax.reproduce import Experiment, Number, estimates, line_figure
 

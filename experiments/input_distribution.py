@@ -1,4 +1,4 @@
-"""What if the inputs are not standard normal?"""
+"""How large are the errors if the inputs are not standard normal?"""
 
 from moejax.reproduce import Experiment, Number, estimates, line_figure
 

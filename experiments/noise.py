@@ -1,4 +1,4 @@
-"""How much noise can each method bear? All noise levels of a method and an activation share one program."""
+"""How does the error of each method depend on the noise level? All noise levels of a method and an activation share one program."""
 
 from moejax.reproduce import Experiment, Number, estimates, line_figure
 

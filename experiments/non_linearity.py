@@ -1,4 +1,4 @@
-"""Which label transform, and with which refinement, needs the fewest samples?"""
+"""Which label transform needs the fewest samples, with and without polar refinement?"""
 
 import numpy as np
 import pandas as pd
@@ -10,11 +10,11 @@ from moejax.reproduce import COLOURS, MARKERS, Experiment, Number
 TARGET = 0.02
 REPLICATES = 200
 SATURATED = 0.3
-"""Sizes with a larger median error are not yet on the line of slope -1; with fewer than two others there is no answer."""
+"""Sizes with a larger median error are not yet on the line of slope -1; with fewer than two other sizes the result is NaN."""
 
 
 def _needed(n, errors):
-    """Where the regression of log error on log n crosses log TARGET; columns are replicates."""
+    """Sample size at which the regression of log error on log n crosses log TARGET; columns are replicates."""
     x = np.log(n) - np.log(n).mean()
     y = np.log(errors)
     slope = x @ (y - y.mean(axis=0)) / (x @ x)
@@ -22,8 +22,7 @@ def _needed(n, errors):
 
 
 def summary(table):
-    """Samples needed for a median error of TARGET: log-log regression of the medians, standard error by the bootstrap over "
-    "trials."""
+    """Samples needed for a median error of TARGET: log-log regression of the medians; standard errors by bootstrap over trials."""
     rows = []
     rng = np.random.default_rng(0)
     for (activation, transform, method), part in table.groupby(

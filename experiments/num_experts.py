@@ -1,4 +1,4 @@
-"""When do random starts stop finding all experts?"""
+"""At how many experts do random starts begin to miss some of them?"""
 
 from moejax.reproduce import Experiment, Number, estimates, line_figure
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from moejax.reproduce import HEAT_MAP, Experiment, Number, estimates
 
 NOISE_STD = 0.1
-"""Of the maps over k."""
+"""Noise level of the maps over k."""
 SPECTRAL_START, RANDOM_START = "spectral_em", "joint_em"
 DIFFERENCE_MAP = "PuOr"
 
@@ -28,14 +28,14 @@ NUMBERS |= {
 
 
 def _map_over_noise(table):
-    """The rows of the maps over noise: those of the k that has several noise levels."""
+    """The rows of the maps over noise: the rows of the k that has several noise levels."""
     counts = table.groupby("num_experts")["noise_std"].nunique()
     return table[table["num_experts"] == counts.idxmax()]
 
 
 def _heat_map(axis, image, texts, norm, cmap, is_light):
-    """Cells with their values written in; `image` by field (rows) and samples per dimension (columns)."""
-    axis.set_facecolor("#eeeeee")  # a missing cell stays grey
+    """A map of `image`, by field (rows) and samples per dimension (columns), with the values written in the cells."""
+    axis.set_facecolor("#eeeeee")  # a missing cell is grey
     axis.pcolormesh(image.to_numpy(dtype=float), cmap=cmap, norm=norm, edgecolors="white", linewidth=0.5)
     for (y, x), value in np.ndenumerate(image.to_numpy(dtype=float)):
         colour = "black" if is_light(value) else "white"

@@ -1,4 +1,4 @@
-"""What does a second, fourth, .. random start buy, and what do more passes, where a hundred passes often do not suffice?"""
+"""How much do more random starts or more passes help, in a setting where a hundred passes often do not suffice?"""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ def figure(table):
                 axis.annotate(
                     f"R = {starts}",
                     (x, y),
-                    xytext=(5, -12 if number % 2 == 0 else 6),  # neighbours on opposite sides
+                    xytext=(5, -12 if number % 2 == 0 else 6),  # labels of neighbours are on opposite sides
                     textcoords="offset points",
                     fontsize=8,
                     color=COLOURS[number],

@@ -1,4 +1,4 @@
-"""How fast does each method improve with the sample, for every activation?"""
+"""How fast does each method improve with the sample size, for every activation?"""
 
 import functools
 
@@ -21,9 +21,9 @@ from moejax.model import (
 from moejax.reproduce import Experiment, Number, estimates, line_figure
 
 SLOPE_FROM = 2000
-"""Slopes are fitted over samples of at least this size: below, moments are of little use."""
+"""Least sample size of the fits of slopes; below, moments are of little use."""
 BOUND_INSTANCES, BOUND_DRAWS, BOUND_INPUTS = 20, 20, 8192
-"""Random instances, estimates drawn for each, and inputs over which the information is averaged, of the Cramer-Rao line."""
+"""For the Cramer-Rao line: random instances, estimates drawn for each, and inputs over which the information is averaged."""
 
 
 @functools.partial(jax.jit, static_argnames=("activation", "dim", "num_experts"))

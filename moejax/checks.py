@@ -21,7 +21,7 @@ def require(good: bool, name: str, expected: str, got: object) -> None:
     Args:
         good: true if the value is accepted.
         name: the argument, option or field that the user gave.
-        expected: what is accepted, in words.
+        expected: the accepted values, in words.
         got: the value; `brief` shows it.
 
     Raises:
@@ -41,7 +41,7 @@ def brief(value: object) -> str:
 
 
 def brief_text(value: object) -> str:
-    """Text of a value (an exception, say) in one line of at most LONGEST_REPR characters; its type if the text is empty."""
+    """Text of a value (e.g. an exception) in one line of at most LONGEST_REPR characters; its type if the text is empty."""
     return _cut(str(value)) or type(value).__name__
 
 
@@ -73,7 +73,7 @@ class _BoundedRepr(reprlib.Repr):
                 return self.repr1(x.item(), level)
             if x.size <= _SHOWN_ENTRIES and hasattr(x, "tolist"):
                 return self.repr1(x.tolist(), level)
-        except Exception:  # not an array of numbers: its shape says enough
+        except Exception:  # not an array of numbers: its shape is enough
             return f"{type(x).__name__} of shape {shape}"
         return f"{type(x).__name__} of shape {shape}"
 

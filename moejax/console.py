@@ -97,7 +97,7 @@ class PlainConsole(Console):
 
 
 class _LossyStream:
-    """A stream that, once its reader is gone, takes what is written and drops it."""
+    """A stream that drops all further output once its reader is gone."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -16,14 +16,14 @@ from typing import Any
 
 DEVICES = Path("/dev")
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""In the first, Linux lists the limits of containers and batch jobs; in the second, the groups that this process belongs to."""
+"""Folder in which Linux lists the limits of containers and batch jobs, and the file with the groups of this process."""
 PRNG = "threefry2x32"
 """The generator of every trial's random numbers; keys are its key data."""
 PINNED = {"jax_default_prng_impl": PRNG, "jax_threefry_partitionable": True}
 
 
 def pin_random_numbers() -> None:
-    """Make JAX draw the same numbers whatever JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE say."""
+    """Make JAX draw the same numbers for any values of JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE."""
     import jax
 
     for name, value in PINNED.items():
@@ -184,7 +184,7 @@ def cache_folder() -> Path | None:
 
 
 def why_no_cache() -> str:
-    """Why the cache cannot be written; empty if it can, or if the user turned it off."""
+    """The reason why the cache cannot be written; empty if it can, or if the user turned it off."""
     if os.environ.get("MOEJAX_CACHE_DIR") == "":
         return ""
     folder = _chosen_folder()
@@ -204,7 +204,7 @@ def _chosen_folder() -> Path | None:
 
 
 def _obstacle(folder: Path) -> str:
-    """Why the folder cannot be made or written, by the first of its parents that exists; empty if it can."""
+    """The reason why a folder cannot be made or written, found from its first existing parent; empty if it can."""
     try:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except (OSError, StopIteration) as error:

@@ -1,4 +1,4 @@
-"""What `moejax activations` prints: the constants of an activation's label transforms and whether they are usable."""
+"""The output of `moejax activations`: the constants of an activation's label transforms and their usability."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from moejax.moments.orders import (
 from moejax.sweep.plan.user_code import read_user_file, run_user_file
 
 REFERENCE_DIM, REFERENCE_NUM_EXPERTS = 10, 3
-"""The setting of the predicted n MSE."""
+"""The setting of the predicted mean squared error."""
 
 
 def load_function(reference: str) -> ScalarFunction:
     """The function that FILE.py:FUNCTION names.
 
     Raises:
-        ValueError: no such file or function, or the file cannot be run.
+        ValueError: the file or function does not exist, or the file cannot be run.
     """
     file, _, function = reference.rpartition(":")
     path = Path(file)
@@ -52,10 +52,10 @@ def load_function(reference: str) -> ScalarFunction:
 
 
 def activation_row(activation: ActivationLike, noise_std: float) -> dict[str, Any]:
-    """Constants of one activation at one noise level; None where there is none.
+    """Constants of one activation at one noise level; None for a constant that does not exist.
 
     alpha, beta, gamma: of y^3 + alpha y^2 + beta y and y^2 + gamma y; c3, c2: their third and second Hermite coefficients.
-    order2, order3, order4: E[l^2] at c_m = 1 of each kind. order: the one to use, with its reason, and predicted_n_mse: n times the
+    order2, order3, order4: E[l^2] at c_m = 1 of each kind. order: the order to use, with its reason. predicted_n_mse: n times the
     predicted mean squared error of one expert at that order, d = 10, k = 3 (docs/method.md).
 
     Raises:
@@ -89,18 +89,18 @@ def activation_row(activation: ActivationLike, noise_std: float) -> dict[str, An
 
 
 def activation_rows(which: str | None, noise_std: float) -> list[dict[str, Any]]:
-    """Rows of all registered activations, of one by name, or of a user's FILE.py:FUNCTION."""
+    """Rows of all registered activations, of a named one, or of a user's FILE.py:FUNCTION."""
     if which is None:
         return [activation_row(name, noise_std) for name in activation_names()]
     return [activation_row(load_function(which) if ":" in which else which, noise_std)]
 
 
 NO_SIGNAL = 1e12
-"""E[l^2] at c_m = 1 from which on c_m is zero but for rounding."""
+"""Value of E[l^2] at c_m = 1 from which c_m is zero up to rounding."""
 
 
 def _leading_ratio(fn: ScalarFunction, noise_std: float, order: int) -> tuple[float | None, ...]:
-    """(c_m of the polynomial with leading coefficient 1, then its next lower coefficients); None where c_m is zero."""
+    """(c_m of the polynomial with leading coefficient 1, then its next lower coefficients); None if c_m is zero."""
     transform = transform_on_host(fn, noise_std, order, "polynomial", REFERENCE_NUM_EXPERTS)
     leading = transform.coefficients[order]
     if not transform.second_moment < NO_SIGNAL:
@@ -117,7 +117,7 @@ def _second_moment(fn: ScalarFunction, noise_std: float, order: int, kind: str) 
 
 
 def print_activation_rows(rows: list[dict[str, Any]]) -> None:
-    """The rows as tables for a person: constants, second moments, and what to use."""
+    """Print the rows as tables: constants, second moments, and the order to use."""
     from rich import box
     from rich.table import Table
 

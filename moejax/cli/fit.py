@@ -1,4 +1,4 @@
-"""`moejax fit`: a table from a file or by name, a fit, what each expert does, and the results in a folder."""
+"""`moejax fit`: reads a table from a file or by name, fits it, prints each expert, and writes the results to a folder."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from moejax.model.mixture import predict, responsibilities
 
 
 def fit_command(command: Fit) -> dict[str, Any]:
-    """Fit, print and save what the options of `moejax fit` ask for; returns what fit.json holds.
+    """Fit, print and save by the options of `moejax fit`; returns the content of fit.json.
 
     Raises:
-        ValueError: the data, an option or a name, in one line; OSError: the folder cannot be written.
+        ValueError: about the data, an option or a name, in one line; OSError: the folder cannot be written.
     """
     out, quiet = command.out, command.common.quiet or command.common.json
     activation = command.activation
@@ -74,7 +74,7 @@ def fit_command(command: Fit) -> dict[str, Any]:
     if result.selection is not None:
         written.append("selection.png")
     elif out is not None:
-        (out / "selection.png").unlink(missing_ok=True)  # of an earlier fit
+        (out / "selection.png").unlink(missing_ok=True)  # a file of an earlier fit
     if not quiet:
         _print(summary, table)
         if out is not None:
@@ -86,7 +86,7 @@ def _read(command: Fit) -> Dataset:
     """The table that the options name.
 
     Raises:
-        ValueError: options that do not go together, or data that cannot be read.
+        ValueError: options contradict each other, or the data cannot be read.
     """
     data, dataset, target = command.data, command.dataset, command.target
     if (data is None) == (dataset is None):
@@ -114,7 +114,7 @@ def _summary(
     posterior: np.ndarray,
     predicted: np.ndarray,
 ) -> dict[str, Any]:
-    """What fit.json holds."""
+    """The content of fit.json."""
     in_units = {
         units.name: _in_units(table, result, posterior, predicted, units)
         for units in (data_units(table), standardised_units(table, fn, command.fit_intercept))
@@ -149,7 +149,7 @@ def _summary(
 
 
 def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[Hashable, Any]]:
-    """The rows of `FitResult.selection`, their likelihoods in the units that are shown."""
+    """The rows of `FitResult.selection`, with likelihoods in the displayed units."""
     assert result.selection is not None
     shift = shown["log_likelihood"] - result.log_likelihood
     criteria = {name: result.selection[name] - 2.0 * shift for name in CRITERIA}
@@ -158,10 +158,10 @@ def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[Hashable, 
 
 
 def parse_num_experts(text: str) -> int | str | list[int]:
-    """ "3", "2,3,4", "1-5" or "auto", as `fit` takes it.
+    """The argument of `fit` for "3", "2,3,4", "1-5" or "auto".
 
     Raises:
-        ValueError: another form.
+        ValueError: the text has another form.
     """
     if text == "auto":
         return text
@@ -178,7 +178,7 @@ def parse_num_experts(text: str) -> int | str | list[int]:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same document with None for numbers that are not finite, which JSON does not have."""
+    """The document with None instead of numbers that are not finite, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Figures of single fits. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+"""Figures of single fits. Colours are Okabe and Ito's, which colour-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def convergence_figure(
     """Two panels: the log-likelihood still to gain at every pass, and observed against predicted labels.
 
     Args:
-        history: (passes,) log-likelihood in nats, less the ridge's penalty.
+        history: (passes,) log-likelihood in nats, minus the ridge's penalty.
         y: (n,) labels; predicted (n,) E[y | x].
         share: (n,) index of the most responsible expert of each sample.
-        units: of the labels.
+        units: units of the labels.
         path: PNG file to write.
     """
     figure, left, right = _two_panels(4.0)
@@ -71,7 +71,7 @@ def selection_figure(table: pd.DataFrame, path: Path) -> None:
     """Two panels over the number of experts: the criteria above their least value, and the eigenvalues of T2.
 
     Args:
-        table: of `moejax.fitting.selection.selection_table`.
+        table: from `moejax.fitting.selection.selection_table`.
         path: PNG file to write.
     """
     figure, left, right = _two_panels(3.8)

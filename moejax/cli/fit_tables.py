@@ -15,12 +15,12 @@ _ERRORS = ("coefficient_errors", "gating_errors")
 
 
 def _number(value: float | None, form: str) -> str:
-    """A number as it is printed; a dash for one that is not finite, which the document has as None."""
+    """A number as text; a dash if it is not finite (None in the document)."""
     return "—" if value is None else f"{value:{form}}"
 
 
 def _beside(value: float | None, noise_std: float | None) -> float | None:
-    """The value, or zero where it is rounding beside the noise."""
+    """The value, or zero if it is a rounding error compared with the noise."""
     rounding = value is not None and noise_std is not None and abs(value) < 1e-9 * noise_std
     return 0.0 if rounding else value
 
@@ -31,7 +31,7 @@ def _strongest(values: dict[str, float | None], errors: dict[str, float] | None,
         return "\n".join(f"{name} {_number(value, '+.3g')}" for name, value in ranked)
 
     def error(name: str) -> str:
-        return "±?" if errors[name] is None else f"±{errors[name]:.2g}"  # the data leave it undetermined
+        return "±?" if errors[name] is None else f"±{errors[name]:.2g}"  # the data do not determine it
 
     return "\n".join(f"{name} {_number(value, '+.3g')}{error(name)}" for name, value in ranked)
 
@@ -72,7 +72,7 @@ def _print(summary: dict[str, Any], table: Dataset) -> None:
     numbers = Table("expert", title=f"What each expert does ({units})", box=box.SIMPLE)
     for name in ("share", "noise std", "mean target", "bias"):
         numbers.add_column(name, justify="right")
-    inputs = Table("expert", box=box.SIMPLE)  # a table of its own: numbers are never cut to fit 80 columns
+    inputs = Table("expert", box=box.SIMPLE)  # a separate table: numbers are never cut to fit 80 columns
     for name in ("strongest inputs ± standard error", "chosen where (gate, against the last)"):
         inputs.add_column(name, overflow="fold")
     for expert in summary["experts"]:

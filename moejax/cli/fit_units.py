@@ -26,16 +26,16 @@ class Units(NamedTuple):
 
 
 def data_units(table: Dataset) -> Units:
-    """The units of the data as they are."""
+    """The units of the data without conversion."""
     d = table.x.shape[1]
     return Units(UNIT_NAMES[0], np.zeros(d), np.ones(d), 0.0, 1.0)
 
 
 def standardised_units(table: Dataset, fn: ScalarFunction, intercept: bool) -> Units:
-    """Standard deviations, about the mean where that leaves the model what it is.
+    """Units of standard deviations, about the mean if the model allows it.
 
-    Inputs have a mean taken away where there are intercepts. A target has a unit where g is homogeneous, and a mean taken away
-    where it is also linear with intercepts; the target of any other g stays as it is.
+    With intercepts, the mean of the inputs is subtracted. The target is scaled if g is homogeneous, and its mean subtracted if g is
+    linear with intercepts; for any other g it stays unchanged.
     """
     spread = table.x.std(axis=0)
     scaled = activation_facts(fn).homogeneous

@@ -16,7 +16,7 @@ class Common:
     """Options of every command."""
 
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Device; default: what JAX finds."""
+    """Device; default: the one that JAX finds."""
     precision: Literal["float32", "float64"] | None = None
     """Default: float32 for sweeps, float64 for everything else."""
     quiet: bool = False
@@ -35,17 +35,17 @@ class Fit:
     data: Positional[Path | None] = None
     """A .csv, .tsv (also .gz) or .parquet file with a header; every column but the target is an input."""
     target: str | None = None
-    """Column to explain; with --dataset, one of its targets where it has several."""
+    """Column to explain; with --dataset, one of its targets if it has several."""
     separator: str | None = None
-    """Separator of the file's columns: "," ";" "|" or tab; default: the one that cuts all rows alike."""
+    """Separator of the file's columns: "," ";" "|" or tab; default: the one that cuts all rows into equally many fields."""
     decimal: Literal[".", ","] | None = None
-    """Decimal sign of the file's numbers; default: as they are written."""
+    """Decimal sign of the file's numbers; default: found from the file."""
     dataset: str | None = None
     """A data set by name instead of a file: airfoil, concrete, stock_portfolio or diabetes."""
     data_dir: Path | None = None
     """Folder that holds the data set's file; default: MOEJAX_DATA_DIR, then the cache, then a download from UCI."""
     num_experts: str = "3"
-    """A number, several ("2,3,4" or "1-5"), or "auto"; of several, the one with the least BIC is kept."""
+    """A number, several ("2,3,4" or "1-5"), or "auto"; among several, the fit with the least BIC is kept."""
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
     method: str = FitOptions.method
@@ -57,7 +57,7 @@ class Fit:
     standardise: bool = True
     """Show coefficients and errors per standard deviation of inputs and target; results hold both."""
     covariance: Literal["observed", "sandwich"] = FitOptions.covariance
-    """Kind of the standard errors: "observed" takes the model for true, "sandwich" does not."""
+    """Kind of the standard errors: "observed" assumes that the model is true, "sandwich" does not."""
     num_starts: int | None = FitOptions.num_starts
     """Random starts; default: the method's own number."""
     max_iterations: int = FitOptions.max_iterations
@@ -78,9 +78,9 @@ class Sweep:
     dry_run: bool = False
     """Print cells, compilations and memory; run nothing."""
     pilot: bool = False
-    """With --dry-run: time one chunk of every program and estimate the whole."""
+    """With --dry-run: time one chunk of every program and estimate the total time."""
     workers: int | None = None
-    """Processes; 1: this one. Default: one for each core or GPU."""
+    """Number of processes; 1 is this one. Default: one for each core or GPU."""
     set: UseAppendAction[tuple[str, ...]] = ()
     """KEY=VALUE, an override of the spec; may be given several times."""
     plugin: UseAppendAction[tuple[Path, ...]] = ()
@@ -88,7 +88,7 @@ class Sweep:
     cluster: str | None = None
     """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
     security: Path | None = None
-    """TOML file with the certificates for --cluster; docs/security.md says how to make it."""
+    """TOML file with the certificates for --cluster; docs/security.md explains how to make it."""
     worker_timeout: float | None = None
     """End after this many seconds without any worker; default: 120 on this machine, never for a cluster."""
     vmap_width: int | None = None
@@ -96,15 +96,15 @@ class Sweep:
     retry_failed: bool = False
     """Rerun failed trials (an exception, or a worker that died)."""
     repair: bool = False
-    """First replace a damaged store by what is sound in it."""
+    """First reduce a damaged store to its sound rows."""
     across_versions: bool = False
-    """Go on although the folder holds results of another version or source of moejax, or of another JAX."""
+    """Continue even if the folder holds results of another version or source of moejax, or of another JAX."""
     common: CommonOptions = Common()
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Count what a run folder holds: done, failed, left; works while the sweep runs."""
+    """Count the trials of a run folder: done, failed, left; works while the sweep runs."""
 
     folder: Positional[Path]
     common: CommonOptions = Common()
@@ -139,15 +139,15 @@ class Reproduce:
     root: Path = Path()
     """Folder with experiments/ and sweeps/; default: here."""
     seed: int | None = None
-    """Another seed than the specs' own, into folders of its own."""
+    """A seed that replaces the specs' own; its results go to separate folders."""
     out: Path | None = None
     """Folder of the results; default ROOT/results."""
     workers: int | None = None
-    """Processes; 1: this one. Default: one for each core or GPU."""
+    """Number of processes; 1 is this one. Default: one for each core or GPU."""
     dry_run: bool = False
     """Print the plan; run nothing."""
     across_versions: bool = False
-    """Go on although a run folder holds results of another version or source of moejax, or of another JAX."""
+    """Continue even if a run folder holds results of another version or source of moejax, or of another JAX."""
     common: CommonOptions = Common()
 
 

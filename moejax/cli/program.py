@@ -1,7 +1,7 @@
 """The command line: `moejax fit | sweep | status | report | export | reproduce | activations | info`.
 
-A bad value ends with one line on stderr and exit status 2, with nothing on disk changed. Platform, precision and the compilation
-cache are set here, before anything is computed, and recorded with the results.
+A bad value gives one line on stderr and exit status 2, and no change on disk. Platform, precision and the compilation
+cache are set here, before any computation, and recorded with the results.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def one_option_each(arguments: Sequence[str]) -> list[str]:
-    """Options that take a list, `--set A B`, as one option for each value, `--set A --set B`: then they can be given twice.
+    """Split an option with a list, `--set A B`, into one for each value, `--set A --set B`, so that it can be given twice.
 
-    What follows belongs to the option while it looks like one of its values, so that `--set trials=7 SPEC` leaves SPEC alone.
+    The list ends at the first word that does not look like a value: `--set trials=7 SPEC` does not take SPEC.
 
     >>> one_option_each(["--set", "trials=7", "dim=5", "a.toml"])
     ['--set', 'trials=7', '--set', 'dim=5', 'a.toml']
@@ -79,7 +79,7 @@ def one_option_each(arguments: Sequence[str]) -> list[str]:
             spread += [
                 option,
                 argument,
-            ]  # the first value whatever it looks like: its error is told by the command
+            ]  # the first word is always taken: if it is no value, the command reports it
             taken += 1
             continue
         option, taken = (argument, 0) if argument in looks_like else (None, 0)
@@ -89,10 +89,10 @@ def one_option_each(arguments: Sequence[str]) -> list[str]:
 
 
 def with_homes(command: Any) -> Any:
-    """The command with `~` in its paths as the home folder that it stands for: a shell leaves it where it is quoted.
+    """The command with `~` in its paths replaced by the home folder; a shell leaves a quoted `~` unchanged.
 
     Raises:
-        ValueError: there is no such home.
+        ValueError: the home folder does not exist.
     """
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(command):
@@ -102,7 +102,7 @@ def with_homes(command: Any) -> Any:
                 changes[field.name] = value.expanduser()
             elif isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
                 changes[field.name] = tuple(item.expanduser() for item in value)
-        except RuntimeError as error:  # pathlib's word for a user without a home
+        except RuntimeError as error:  # pathlib raises it for a user without a home
             raise ValueError(f"--{field.name.replace('_', '-')}: {value}: {error}") from None
     return dataclasses.replace(command, **changes)
 
@@ -118,13 +118,14 @@ def _run_command(arguments: list[str]) -> None:
         description="Parameter recovery for mixtures of experts: fits, sweeps and their figures. `--version` tells the version.",
         args=one_option_each(arguments) or ["--help"],
     )
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's is not ours: figures go into files
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's backend is of no use here: figures go into files
     try:
         command = with_homes(command)
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
         if isinstance(command, Fit | Sweep | Reproduce | Activations):
             keep_programs()
-        if isinstance(command, Fit | Activations | Info):  # a sweep decides first who needs the devices
+        # a sweep first decides which processes need the devices
+        if isinstance(command, Fit | Activations | Info):
             require_devices()
         _RUN[type(command)](command)
     except KeyboardInterrupt as stop:
@@ -134,7 +135,7 @@ def _run_command(arguments: list[str]) -> None:
             raise
         print("moejax: interrupted", file=sys.stderr)
         sys.exit(exit_status(stop))
-    except BrokenPipeError:  # nobody reads the output any more
+    except BrokenPipeError:  # the reader of the output is gone
         raise
     except (ValueError, OSError) as error:
         if os.environ.get("MOEJAX_TRACEBACK"):
@@ -156,10 +157,10 @@ def _run_command(arguments: list[str]) -> None:
 
 
 def configure_jax(common: Common, default_precision: str) -> None:
-    """Platform, precision and random numbers.
+    """Set platform, precision and random numbers.
 
     Raises:
-        ValueError: the platform is not there.
+        ValueError: the platform does not exist.
     """
     import jax
 
@@ -171,7 +172,7 @@ def configure_jax(common: Common, default_precision: str) -> None:
 
 
 def keep_programs() -> None:
-    """Keep compiled programs in the cache; without one, say so in a line and go on."""
+    """Keep compiled programs in the cache; without a cache, print a line and continue."""
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -200,7 +201,7 @@ def own_process(place: Place) -> None:
 
 
 def _own_quick_process(place: Place) -> None:
-    """The same for a run whose time is nearly all compilation."""
+    """Do the same for a run whose time is nearly all compilation."""
     own_process(place)
     if not place.accelerated:
         compile_without_optimisation()

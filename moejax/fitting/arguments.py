@@ -110,7 +110,7 @@ def real_number(value: Any, name: str, expected: str, good: Callable[[float], bo
     """A finite real number for which `good` is true, as a float.
 
     Raises:
-        ValueError: it is something else; the message says what is `expected`.
+        ValueError: it is something else; the message contains `expected`.
     """
     number = _as_number(value)
     require(number is not None and math.isfinite(number) and good(number), name, expected, value)

@@ -155,7 +155,7 @@ def load(
     Raises:
         ValueError: an unknown name, target or option, a folder without the file, a file that is not in the published format, a
             download whose content is not the published one, or a package that is missing.
-        OSError: the file is in no folder and could not be downloaded; the message says what to do.
+        OSError: the file is in no folder and could not be downloaded; the message names the remedy.
     """
     if name not in BUILT_IN:
         raise ValueError(f"dataset: unknown name {name!r}; {nearest(name, BUILT_IN)}")

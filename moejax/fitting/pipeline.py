@@ -90,7 +90,7 @@ def fit(
         FitResult.
 
     Raises:
-        ValueError: one line that names the argument, what was expected and what was given.
+        ValueError: one line with the argument, the accepted values and the given one.
 
     Examples:
         >>> truth = moejax.make_params([[1.0, 0, 0], [0, 1.0, 0]], [[0, 0, 1.0], [0, 0, 0]], noise_std=0.1)

@@ -50,7 +50,7 @@ def input_map(
 ) -> InputMap:
     """The whitening of the inputs, by the principal directions of the (centred) sample in units of its columns' spreads.
 
-    A direction is dropped only if it varies by no more than the rounding of the numbers themselves: by a few units in the last
+    A direction is dropped only if its variation is at most the rounding of the numbers themselves: a few units in the last
     place of the columns that take part (FLOAT_TOLERANCE, STORED_TOLERANCE). Integers and amounts of money that differ by one step
     are not rounded, and are kept.
 

@@ -1,4 +1,4 @@
-r"""How well the data determine the parameters: Fisher information, Cramer-Rao bounds, standard errors and intervals.
+r"""Accuracy of the parameters: Fisher information, Cramer-Rao bounds, standard errors and intervals.
 
 All results are conditional on the inputs. They are in the free parameters of `predictors.free_parameters`: experts, gates but the
 last, log noise, and biases if they are fitted. The score of a sample is (scores in the 2k - 1 linear predictors) x (inputs) and

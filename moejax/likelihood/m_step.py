@@ -43,9 +43,9 @@ class Expectation(NamedTuple):
     squares: Float[jax.Array, " k"]
     """(k,) sum r (y - g)^2."""
     expert_gradient: Float[jax.Array, "k D"] | None
-    """(k, D) sum r (y - g) g' x; None where the experts are fixed."""
+    """(k, D) sum r (y - g) g' x; None if the experts are fixed."""
     expert_information: Float[jax.Array, "k D D"] | None
-    """(k, D, D) sum r g'^2 x x'; None where the experts are fixed."""
+    """(k, D, D) sum r g'^2 x x'; None if the experts are fixed."""
 
 
 def boehning_bound(
@@ -143,7 +143,7 @@ def _trusted_step(
 def _least_squares(
     gram: Float[jax.Array, "k D D"], gradient: Float[jax.Array, "k D"]
 ) -> Float[jax.Array, "k D"]:
-    """(k, D): gram^-1 gradient for each of (k, D, D) and (k, D), zero where that is not finite."""
+    """(k, D): gram^-1 gradient for each of (k, D, D) and (k, D), zero if that is not finite."""
     size, info = gram.shape[1], jnp.finfo(gram.dtype)
     trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None] / size
     # a minimal ridge, for an expert that few samples or only flat parts of g support

@@ -1,4 +1,4 @@
-r"""From a root-n consistent start to the maximum-likelihood estimate: damped Newton steps on the observed likelihood.
+r"""The polish: damped Newton steps on the observed likelihood, from a root-n consistent start to its maximum.
 
 The log-likelihood of one sample depends on the parameters only through 2k - 1 linear predictors, u_i = a_i . x + b_i and
 v_i = w_i . x + c_i, and through s_i = log sigma_i. With r the posterior and P the prior of the expert,

@@ -1,4 +1,4 @@
-"""From a sample to an estimate: one registered function for each method."""
+"""The methods: each is a registered function from a sample to an estimate."""
 
 from moejax.methods.from_moments import (
     GATING_STEPS,

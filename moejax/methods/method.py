@@ -94,7 +94,7 @@ class MethodResult(NamedTuple):
     optima: Float[jax.Array, " p"] | None = None
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
     path: MoEParams | None = None
-    """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is; None unless `record_path` asks for it."""
+    """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is NaN; None unless `record_path` asks for it."""
 
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
@@ -172,7 +172,7 @@ def get_method(name: str) -> Method:
 
 
 def moments_of(name: str) -> Moments:
-    """Whether the method needs label transforms: "required", "optional" or "none"."""
+    """The method's need of label transforms: "required", "optional" or "none"."""
     return lookup_method(name).moments
 
 

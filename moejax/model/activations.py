@@ -248,7 +248,7 @@ def _path(slope: np.ndarray, z: np.ndarray) -> float:
 
 
 def _checked_slope(fn: ScalarFunction, z: np.ndarray, g: np.ndarray, name: str) -> np.ndarray:
-    """g' at the points z, zero where it is not finite; a g whose derivatives JAX does not find is refused.
+    """g' at the points z, zero where it is not finite; refuses a g whose derivatives JAX does not find.
 
     A derivative that is not finite is replaced by zero. That is harmless at a single point (a cusp) and right where g does not
     change, as on the flat side of sqrt(max(t, 0)); elsewhere it would be wrong.

@@ -1,4 +1,4 @@
-"""The noise level from the labels alone, for the label transforms when sigma is unknown."""
+"""The noise level, estimated only from the labels, for the label transforms if sigma is unknown."""
 
 from __future__ import annotations
 

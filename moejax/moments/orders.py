@@ -99,7 +99,7 @@ def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
 
 
 def why_unusable(fn: ScalarFunction, noise_std: float, order: int) -> str:
-    """Why there is no usable order-m transform of g at this noise, with the numbers; empty if there is one.
+    """The reason why no order-m transform of g is usable at this noise, with the numbers; empty if one is.
 
     Raises:
         ValueError: noise_std is not a positive finite number.

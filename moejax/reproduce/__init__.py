@@ -1,4 +1,4 @@
-"""`moejax reproduce`: the figures and tables of experiments/. What an experiment needs of moejax is imported from here."""
+"""`moejax reproduce`: the figures and tables of experiments/. Experiments import all that they need of it from here."""
 
 from moejax.reproduce.claims import Number
 from moejax.reproduce.experiment import Experiment

@@ -1,9 +1,8 @@
-"""Studies that are no recovery sweep: an experiment's own function, run on a grid of cells, on the sweep's workers.
+"""Studies that are not recovery sweeps: an experiment's own function runs on a grid of cells, on the workers of a sweep.
 
-The experiment's file has `run_cell(cell) -> DataFrame`; its spec is a TOML file with `study = true` and plain values, lists in
-[grid] being axes. A finished cell is a Parquet file in the run folder, named by what it depends on (the cell and the experiment's
-source): the same command again runs only what is missing. Cells that share a compiled program run one after the other, in one
-process.
+The experiment's file has `run_cell(cell) -> DataFrame`; its spec is a TOML file with `study = true` and plain values; lists in
+[grid] are axes. A finished cell is a Parquet file in the run folder, named by a hash of the cell and the experiment's source, so
+the same command again runs only missing cells. Cells that share a compiled program run one after the other, in one process.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class StudySpec:
     """Every combination of the axes, with the fixed values."""
 
     def to_json(self) -> str:
-        """The cells as they are run (provenance)."""
+        """The cells of the run, for the provenance."""
         return json.dumps({"name": self.name, "cells": list(self.cells)})
 
 
@@ -56,10 +55,10 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> StudySpec:
 
     Args:
         path: the TOML file.
-        overrides: key -> value, or list of values of an axis, that replaces what the file says.
+        overrides: key -> value, or list of values of an axis, that replaces the file's.
 
     Raises:
-        SpecError: not readable, not TOML, not called a study, an axis that is no list, or an override of a key that is not there.
+        SpecError: the file is not readable, not TOML or no study, an axis is no list, or an override has an unknown key.
     """
     document = parse_toml(read_spec_text(path), path)
     if document.pop(STUDY_KEY, None) is not True:
@@ -86,7 +85,7 @@ def read_study(path: Path, overrides: Mapping[str, Any]) -> StudySpec:
 
 @dataclasses.dataclass(frozen=True)
 class StudyUnit:
-    """Cells of one compiled program, as they are sent to a worker."""
+    """Cells of one compiled program, the message to a worker."""
 
     experiment: Path
     cells: tuple[Mapping[str, Any], ...]
@@ -98,13 +97,13 @@ class StudyUnit:
 
 @dataclasses.dataclass(frozen=True)
 class UnitResult:
-    """What a unit has to tell besides its files: failed cells, by position."""
+    """The outcome of a unit besides its files: failed cells, by position."""
 
     failures: Mapping[int, str]
 
 
 def run_unit(unit: StudyUnit) -> UnitResult:
-    """Run the cells of a unit in this process; each is safe on disk before the next begins."""
+    """Run the cells of a unit in this process; each is stored on disk before the next begins."""
     configure(unit.settings)
     make_room_for_programs()
     import jax
@@ -118,7 +117,7 @@ def run_unit(unit: StudyUnit) -> UnitResult:
         try:
             with jax.enable_x64(unit.double_precision):
                 table = run_cell(dict(cell))
-        except Exception as error:  # a study may raise anything: the others go on
+        except Exception as error:  # a study may raise any error: the other cells go on
             failures[index] = describe(error)
             continue
         count, seconds = (now - then for now, then in zip(compilations_so_far(), before, strict=True))
@@ -138,7 +137,7 @@ def run_unit(unit: StudyUnit) -> UnitResult:
 
 @dataclasses.dataclass(frozen=True)
 class StudyRun:
-    """The rows of a study, and how they were made."""
+    """The rows of a study, and the record of its run."""
 
     table: pd.DataFrame
     """Cell values, the experiment's columns, `status` (0 is ok) and `reason`."""
@@ -159,7 +158,7 @@ def study_units(
     double_precision: bool,
     settings: WorkerSettings,
 ) -> list[StudyUnit]:
-    """The cells grouped by their program: those that agree in the fields named by `program`."""
+    """The cells grouped by program: cells of a group agree in the fields named by `program`."""
     digest = read_user_file(experiment, str(experiment)).digest
     groups: dict[str, list[tuple[Mapping[str, Any], Path]]] = {}
     for cell in spec.cells:
@@ -184,16 +183,16 @@ def run_study(
     note: Callable[[str], None] = lambda line: None,
     across_versions: bool = False,
 ) -> StudyRun:
-    """Run what is missing of a study and read the whole back.
+    """Run the missing cells of a study and read all of them.
 
     Args:
-        units: of `study_units`.
-        start_executor: gives the place where units run, one at a time on each worker; asked if there is something to run.
-        note: told of every unit that ends.
-        across_versions: whether cells that other code has made may stay.
+        units: from `study_units`.
+        start_executor: returns the executor, which runs one unit at a time on each worker; called only if cells are missing.
+        note: receives a line for every unit that ends.
+        across_versions: if true, cells made by other code may stay.
 
     Raises:
-        StoreError: a finished cell is another code's. ValueError: it cannot be read.
+        StoreError: other code made a finished cell. ValueError: a finished cell cannot be read.
     """
     for part in (part for unit in units for part in unit.parts):
         if part.exists():
@@ -210,7 +209,7 @@ def run_study(
         raise_if_stopped()
         executor = start_executor()
         busy = {worker for worker, _ in running.values()}
-        for worker in executor.workers():  # asked also when nothing waits: this is how lost units are noticed
+        for worker in executor.workers():  # called even if no unit waits: it detects lost units
             if worker not in busy and waiting:
                 ticket += 1
                 running[ticket] = (worker, waiting.pop(0))
@@ -240,7 +239,7 @@ def _missing(unit: StudyUnit) -> StudyUnit:
 
 
 def _facts(part: Path) -> dict[str, Any]:
-    """How a finished cell was made."""
+    """The record of a finished cell: times, compilations and code."""
     try:
         return json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Numbers in sentences: each is a statistic of named rows of a committed table, with its Monte Carlo standard error.
 
-An experiment says `shows="... an error of {ours} against {theirs} ..."` and `numbers={"ours": Number(...), ...}`. The
-sentence is rendered from the table, and `claims.json` beside the table keeps, for every number, where it comes from.
+An experiment has `shows="... an error of {ours} against {theirs} ..."` and `numbers={"ours": Number(...), ...}`. The
+sentence is rendered from the table, and `claims.json` in the same folder keeps the source of every number.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from moejax.sweep.report.summary import with_error
 
 TABLE_NAME, SUMMARY_NAME = "table.csv", "summary.csv"
 MISSING = "—"
-"""Where a quick run has no rows for a number."""
+"""Text for a number for which a quick run has no rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """Where a number comes from."""
+    """The source of a number."""
 
     rows: str
     """A pandas query that chooses rows."""
     column: str = "recovery_error"
     statistic: str = "median"
-    """A key of STATISTICS; "value" is the one row's own, with the column `error` as its standard error."""
+    """A key of STATISTICS; "value" is that of a single row, with the column `error` as its standard error."""
     file: str = TABLE_NAME
     error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A number as computed."""
+    """A computed number."""
 
     number: Number
     value: float
     mcse: float
-    """Monte Carlo standard error; NaN where there is none."""
+    """Monte Carlo standard error; NaN if there is none."""
     text: str
-    """As it stands in the sentence."""
+    """Text of the number in the sentence."""
 
 
 Statistic = Callable[[np.ndarray], tuple[float, float]]
@@ -75,10 +75,10 @@ STATISTICS: dict[str, Statistic] = {
 
 
 def compute(number: Number, tables: Mapping[str, pd.DataFrame]) -> Claim | None:
-    """The number from the tables by file name; None where no row is chosen.
+    """The number from the tables by file name; None if no row is chosen.
 
     Raises:
-        ValueError: an unknown statistic, or "value" of several rows.
+        ValueError: the statistic is unknown, or is "value" with several rows.
     """
     if number.file not in tables:
         return None
@@ -115,7 +115,7 @@ def _text(number: Number, value: float, mcse: float) -> str:
 def render(
     text: str, numbers: Mapping[str, Number], tables: Mapping[str, pd.DataFrame]
 ) -> tuple[str, dict[str, Claim]]:
-    """A sentence with its numbers put in, and the numbers."""
+    """A sentence with its numbers filled in, and the numbers."""
     found = {name: compute(number, tables) for name, number in numbers.items()}
     sentence = text.format(
         **{name: MISSING if claim is None else claim.text for name, claim in found.items()}
@@ -124,7 +124,7 @@ def render(
 
 
 def claims_json(sentence: str, claims: Mapping[str, Claim]) -> dict[str, Any]:
-    """What claims.json says."""
+    """The content of claims.json."""
 
     def plain(value: float) -> float | None:
         return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The experiments of a root folder: one Python file of experiments/ each, which builds an `Experiment` under the name EXPERIMENT.
+"""The experiments of a root folder. Each is a Python file in experiments/ that builds an `Experiment` under the name EXPERIMENT.
 
 def figure(table): ...                # results/NAME/table.csv, read back -> a matplotlib Figure
 
@@ -30,14 +30,14 @@ PRECISIONS = ("float32", "float64")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What a file of experiments/ declares: a sweep or a study, and the figure and the sentences made of its table.
+    """The declaration of an experiment: a sweep or a study, and the figure and the sentences made from its table.
 
     >>> from moejax.reproduce import Experiment
     >>> Experiment(spec="sweeps/noise.toml", figure=lambda table: None).quick
     {}
 
     Raises:
-        TypeError: an unknown field; ValueError: a field that is not what it must be.
+        TypeError: an unknown field; ValueError: a field with a value that is not accepted.
     """
 
     spec: str | Path
@@ -45,27 +45,27 @@ class Experiment:
     figure: Callable[[pd.DataFrame], Any]
     """results/NAME/table.csv, read back -> a matplotlib Figure."""
     quick: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What --quick changes in the spec."""
+    """Overrides of the spec for --quick."""
     shows: str = ""
     """A sentence for the gallery; a {name} in it is a number of `numbers`."""
     shows_not: str = ""
-    """Another, of what it does not show."""
+    """A sentence for the gallery on the limits of the experiment."""
     numbers: Mapping[str, Number] = dataclasses.field(default_factory=dict)
     """The numbers in the sentences."""
     summary: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     """The table -> summary.csv."""
     extend: Callable[[pd.DataFrame, Path], pd.DataFrame] | None = None
-    """(table, run folder) -> the table with columns made of the store's arrays, by `result_hash` and `trial`."""
+    """(table, run folder) -> the table with more columns, made from the store's arrays by `result_hash` and `trial`."""
     seconds: bool = False
-    """Whether the table has a column of compute seconds."""
+    """If true, the table has a column of compute seconds."""
     run_cell: Callable[[dict[str, Any]], pd.DataFrame] | None = None
-    """Of a study, which is no recovery sweep: the rows of a cell (see `moejax.reproduce.cell_functions`)."""
+    """For a study: cell -> its rows (see `moejax.reproduce.cell_functions`)."""
     program: tuple[str, ...] = ()
-    """Of a study: the fields whose values make a program of their own."""
+    """For a study: each combination of values of these fields has its own program."""
     precision: str = "float64"
-    """Of a study."""
+    """Precision of a study."""
     compiles: Callable[[dict[str, Any]], bool] | None = None
-    """Of a study: whether a cell compiles anything; None: every cell does."""
+    """For a study: cell -> true if it compiles a program; None means that every cell does."""
 
     def __post_init__(self) -> None:
         require(isinstance(self.spec, str | Path), "spec", "the path of a TOML file", self.spec)
@@ -79,7 +79,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentFile:
-    """An experiment of a root folder, checked, with its spec as it will be run."""
+    """A checked experiment of a root folder, with its final spec."""
 
     declared: Experiment
     path: Path
@@ -89,14 +89,14 @@ class ExperimentFile:
 
     @property
     def is_study(self) -> bool:
-        """Whether it brings its own function instead of a sweep."""
+        """True if it has its own function instead of a sweep."""
         return self.declared.run_cell is not None
 
 
 def load_experiments(
     root: Path, names: Sequence[str] = (), *, quick: bool = False, seed: int | None = None
 ) -> list[ExperimentFile]:
-    """The experiments of a root folder, or those that are named, in alphabetical order.
+    """All experiments of a root folder, or the named ones, in alphabetical order.
 
     Raises:
         ValueError: there are none, a name is unknown, or a file has no EXPERIMENT.
@@ -137,7 +137,7 @@ def load_module(path: Path) -> types.ModuleType:
     """The module of an experiment's file, loaded once in a process.
 
     Raises:
-        ValueError: it cannot be read, or raised; the message names the file and the error.
+        ValueError: the file cannot be read, or raised; the message names the file and the error.
     """
     name = f"moejax_experiment_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:

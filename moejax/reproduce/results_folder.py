@@ -1,4 +1,4 @@
-"""A folder of results: table.csv, and what is made from it: figure.png, figure.pdf, claims.json, manifest.json, the gallery."""
+"""A folder of results: table.csv, and files made from it: figure.png, figure.pdf, claims.json, manifest.json, the gallery."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 PACKAGES = ("moejax", "jax", "jaxlib", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn", "optax")
 SIGNIFICANT_DIGITS = 7
-"""Of numbers in table.csv: what single precision holds."""
+"""Digits of numbers in table.csv: the precision of float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-    """How the rows of an experiment were made."""
+    """The record of how the rows of an experiment were made."""
 
     spec_json: str
     runs: list[dict[str, Any]]
@@ -52,9 +52,9 @@ def write_results(
     quick: bool,
     root: Path,
 ) -> None:
-    """Write a folder of results: table.csv first; everything else is made from it, read back.
+    """Write a folder of results: table.csv first; all other files are made from the table as read from it.
 
-    `command` makes the same results again; `root` is what the manifest's paths are relative to.
+    `command` reproduces the results; the manifest's paths are relative to `root`.
     """
     from moejax.reproduce.claims import SUMMARY_NAME, TABLE_NAME, claims_json, read_results, render
 
@@ -124,10 +124,10 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def save_figure(figure: Any, folder: Path) -> None:
-    """figure.png and figure.pdf, the same bytes for the same figure.
+    """Write figure.png and figure.pdf; equal figures give equal bytes.
 
     Raises:
-        ValueError: it is no matplotlib Figure.
+        ValueError: `figure` is no matplotlib Figure.
     """
     from matplotlib.figure import Figure
 
@@ -138,7 +138,7 @@ def save_figure(figure: Any, folder: Path) -> None:
 
 
 def write_gallery(folder: Path, experiments: Sequence[ExperimentFile]) -> None:
-    """README.md of a results folder: every figure that is there, with what it shows and does not show."""
+    """Write README.md of a results folder: every figure, with a sentence on its finding and one on its limits."""
     from moejax.reproduce.claims import MISSING
 
     lines = [
@@ -171,7 +171,7 @@ def write_gallery(folder: Path, experiments: Sequence[ExperimentFile]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a results folder; None where there is none."""
+    """The manifest of a results folder; None if there is none."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
         return None

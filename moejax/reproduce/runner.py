@@ -1,7 +1,7 @@
-"""`moejax reproduce`: every figure and table of experiments/, from nothing but the repository.
+"""`moejax reproduce`: every figure and table of experiments/, from the repository only.
 
-Stores are in runs/NAME, where a second call finds what is done; results are in results/NAME: table.csv, figure.png, figure.pdf,
-claims.json, manifest.json. A quick run does not replace the results of a full one: it then writes to runs/quick/results.
+Stores are in runs/NAME, where a second call finds finished trials; results are in results/NAME: table.csv, figure.png, figure.pdf,
+claims.json, manifest.json. A quick run does not replace results of a full run: if there are any, it writes to runs/quick/results.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def reproduce(
     as_json: bool = False,
     own_process: Callable[[Place], None] | None = None,
 ) -> dict[str, Any]:
-    """Make the figures and tables of the experiments, or of those that are named; what is done is not run again.
+    """Make the figures and tables of all or of the named experiments; finished trials are not run again.
 
     Args:
-        names: of experiments; none: all.
+        names: names of experiments; empty for all.
         root: folder with experiments/ and sweeps/; runs/ and results/ are made there.
         quick: the small version of each, all of them as one sweep.
-        seed: another seed than the specs', into other folders.
+        seed: replaces the specs' seed; the results go to separate folders.
         out: folder of the results.
-        workers: processes; default: one per core, or one per GPU.
+        workers: number of processes; default: one per core, or one per GPU.
         dry_run: print the plan; run and write nothing.
-        across_versions: go on although a run folder holds results of another version or source of moejax, or of another JAX.
+        across_versions: continue even if a run folder holds results of another version or source of moejax, or of another JAX.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
         own_process: see `moejax.sweep.execution.location.Place.prepare`.
@@ -156,7 +156,7 @@ class _Session:
 
     @property
     def num_programs(self) -> int:
-        """Compiled programs, those that experiments share counted once where they run as one."""
+        """Number of compiled programs; a program that experiments of one group share counts once."""
         studies = sum(self._study_programs(experiment) for experiment in self.studies)
         return studies + sum(
             len({bucket.static for experiment in group for bucket in self.plans[experiment.name].buckets})
@@ -164,12 +164,12 @@ class _Session:
         )
 
     def _study_programs(self, experiment: ExperimentFile) -> int:
-        """Programs of a study: its units, but those whose cells its `compiles` says compile nothing."""
+        """Number of programs of a study: its units in which some cell compiles, by `compiles`."""
         compiles = experiment.declared.compiles or (lambda cell: True)
         return sum(any(compiles(dict(cell)) for cell in unit.cells) for unit in self.units[experiment.name])
 
     def groups(self) -> list[list[ExperimentFile]]:
-        """Sweeps that run as one: with --quick all of them (but those that stop by precision), else each alone."""
+        """Groups of sweeps that run as one: with --quick all of them (except those that stop by precision), else each alone."""
         if not self.quick:
             return [[experiment] for experiment in self.sweeps]
         groups: dict[Any, list[ExperimentFile]] = {}
@@ -180,7 +180,7 @@ class _Session:
         return list(groups.values())
 
     def print_plan(self) -> None:
-        """Cells, trials and programs of every experiment, and how long the committed results took."""
+        """Print cells, trials and programs of every experiment, and the time that the committed results took."""
         from moejax.console import duration
 
         seconds = {e.name: self._last_seconds(e) for e in (*self.sweeps, *self.studies)}
@@ -211,12 +211,12 @@ class _Session:
             self.tables.print(f"last full runs together: {duration(sum(seconds.values()))}")
 
     def _last_seconds(self, experiment: ExperimentFile) -> float:
-        """Wall time of the committed full run; 0 where there is none."""
+        """Wall time of the committed full run; 0 if there is none."""
         manifest = read_manifest(self.root / RESULTS_FOLDER / experiment.name)
         return 0.0 if manifest is None or manifest.get("quick") else manifest.get("wall_seconds", 0.0)
 
     def run(self) -> dict[str, Any]:
-        """Run everything, write everything; failures of single experiments are told at the end."""
+        """Run all experiments and write their results; failures of single experiments are reported at the end."""
         from moejax.console import duration
         from moejax.sweep.execution.location import worker_settings
         from moejax.sweep.execution.worker import compilations_so_far
@@ -234,7 +234,7 @@ class _Session:
                 )
                 written.append(results)
                 self.notes.print(f"  written: {results}", soft_wrap=True)
-            except Exception as error:  # an experiment's own code may raise anything: the others go on
+            except Exception as error:  # an experiment's own code may raise any error: the others go on
                 if os.environ.get("MOEJAX_TRACEBACK"):
                     raise
                 failures.append(f"{experiment.name}: {type(error).__name__}: {' '.join(str(error).split())}")
@@ -258,7 +258,7 @@ class _Session:
                 table, facts = self._study_rows(experiment, workers)
                 compilations += facts.compilations
                 finish(experiment, table, facts)
-        if self.place.workers > 1:  # else this process is the worker, and its compilations are counted
+        if self.place.workers > 1:  # otherwise this process is the worker, and its compilations are counted
             compilations += compilations_so_far()[0] - compiled_before
         write_gallery(folder, load_experiments(self.root, quick=self.quick))
         seconds = time.monotonic() - started
@@ -304,7 +304,8 @@ class _Session:
         folder = self.folder(experiment)
         table = load(folder, seconds=experiment.declared.seconds, result_hash=True)
         wanted = table["trial"] < self.plans[experiment.name].spec.most_trials
-        table = table[wanted].reset_index(drop=True)  # a larger run of the same cells may have left more
+        # an earlier, larger run may have left more rows of these cells
+        table = table[wanted].reset_index(drop=True)
         extend = experiment.declared.extend
         table = (table if extend is None else extend(table, folder)).drop(columns="result_hash")
         runs = [run for run in load_runs(folder) if run["trials"]]
@@ -344,7 +345,7 @@ class _Session:
                 }
             ],
             started=run.started,
-            # of a study that was resumed, no less than its workers took
+            # for a resumed study, at least the time that its workers took
             wall_seconds=max(time.monotonic() - started, run.worker_seconds / self.place.workers),
             worker_seconds=run.worker_seconds,
             compile_seconds=run.compile_seconds,
@@ -354,7 +355,7 @@ class _Session:
         )
 
     def _results_folder(self) -> Path:
-        """Where results go: a quick run, or one of another seed, never replaces a full run's."""
+        """The folder of the results: a quick run, or one with another seed, never replaces those of a full run."""
         if self.out is not None:
             return Path(self.out)
         if self.seed is not None:

@@ -31,7 +31,7 @@ __all__ = [
 _ON_FIRST_USE: dict[str, str] = {"run": "moejax.sweep.commands"} | dict.fromkeys(
     ("export_table", "load", "load_arrays", "load_runs", "load_timings"), "moejax.sweep.store.read"
 )
-"""They need pandas, which a worker does not."""
+"""Names whose modules need pandas; workers run without it."""
 
 
 def __getattr__(name: str) -> Any:

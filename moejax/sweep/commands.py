@@ -1,7 +1,7 @@
-"""Sweeps from Python, by `run`, and the commands of a sweep, as the command line calls them.
+"""`run`, the function for sweeps in Python, and the commands of a sweep that the command line calls.
 
-Each command prints for a person (tables on stdout, progress on stderr) and returns what it printed as plain data,
-which `as_json` prints instead. User errors are ValueError or OSError with one line.
+Each command prints for a person (tables on stdout, progress on stderr) and returns the same content as plain data;
+`as_json` prints that data instead. A user's error is a ValueError or OSError with one line.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SweepOptions:
-    """How a sweep is run: the options of that name of `moejax sweep`, whose `--help` explains them."""
+    """Options of a sweep: those of `moejax sweep` of the same names; `--help` explains them."""
 
     out: Path | str | None = None
     workers: int | None = None
@@ -61,22 +61,22 @@ def run(
     quiet: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
-    """Run a sweep, or go on with it, and return its table: trials that are in the run folder are not run again.
+    """Run a sweep, or continue it, and return its table: trials that are in the run folder are not run again.
 
-    The folder is as `moejax sweep` makes it, but for the summary and the figures, which `moejax report` adds. Environment, JAX's
-    configuration and signal handlers are afterwards as before. Trials that run in this process run with its XLA as it is, on
-    several threads perhaps: their numbers may differ in the last digits from those of workers.
+    The folder is the same as from `moejax sweep`, without the summary and the figures, which `moejax report` adds. Afterwards the
+    environment, JAX's configuration and signal handlers are as before. Trials in this process use its XLA settings, perhaps with
+    several threads: their numbers may differ in the last digits from those of workers.
 
     Args:
         spec: a TOML file, a mapping with its keys and tables, or a checked `Spec`.
         out: the run folder; default runs/<name of the spec>.
         dry_run: run and write nothing, and return a table of the compiled programs.
-        workers: processes; 1: this process. Default: one per core, or one per GPU, for which a script needs
+        workers: number of processes; 1 is this process. Default: one per core, or one per GPU; a script then needs
             `if __name__ == "__main__":`.
-        overrides: key -> value, or KEY=VALUE texts, in place of what the spec says.
-        plugins: Python files that register what the spec names; besides the spec's own.
+        overrides: key -> value, or KEY=VALUE texts, which replace values of the spec.
+        plugins: Python files that register names of the spec, in addition to the spec's own.
         quiet: print nothing; otherwise progress and notes on stderr.
-        options: `cluster`, `security`, `worker_timeout`, `vmap_width`, `retry_failed`, `repair` and `across_versions`, as
+        options: `cluster`, `security`, `worker_timeout`, `vmap_width`, `retry_failed`, `repair` and `across_versions`;
             `moejax sweep --help` explains them.
 
     Returns:
@@ -117,12 +117,12 @@ def sweep(
     own_process: OwnProcess | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Run a sweep, or go on with it: trials that are in the store are not run again.
+    """Run a sweep, or continue it: trials that are in the store are not run again.
 
     Args:
         spec: the TOML file.
         dry_run: print cells, compilations and memory; run and write nothing.
-        pilot: with dry_run, time one chunk of every program and estimate the whole.
+        pilot: with dry_run, time one chunk of every program and estimate the total time.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
         own_process: see `Place.prepare`.
@@ -171,7 +171,7 @@ class _Run:
         return cls(options, place, PlannedSweep(plan, folder, tuple(options.set), options.across_versions))
 
     def execute(self, notes: Console, quiet: bool) -> RunSummary:
-        """Run what is missing; what needs a line is told to `notes`, and unless `quiet` the progress too."""
+        """Run the missing trials; notes, and unless `quiet` the progress, go to the console `notes`."""
         from moejax.sweep.execution.coordinator import run_sweeps
         from moejax.sweep.report.progress import sweep_progress
 
@@ -202,13 +202,13 @@ class _Run:
 
 
 def _run_or_exit(planned: _Run, quiet: bool) -> RunSummary:
-    """Run; if that is stopped, print what is kept and how to resume, and end the program."""
+    """Run. After a stop, print the trials that are kept and the command that resumes, and end the program."""
     notes = make_notes()
     try:
         return planned.execute(notes, quiet)
     except KeyboardInterrupt as stop:
         kept = getattr(stop, "__notes__", None)
-        if not kept:  # nothing had begun
+        if not kept:  # no trial had begun
             raise
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         notes.print(f"stopped: {kept[0]}; to resume: {command}", soft_wrap=True)
@@ -216,7 +216,7 @@ def _run_or_exit(planned: _Run, quiet: bool) -> RunSummary:
 
 
 def _tell(planned: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
-    """Write summary and figures, and print what a run did."""
+    """Write summary and figures, and print the results of a run."""
     from moejax.console import duration
     from moejax.sweep.execution.work_queue import summarise_failures
 
@@ -242,7 +242,7 @@ def _tell(planned: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
         tables.print(line, soft_wrap=True)
     print_results(tables, summary, written)
     result = {"folder": str(folder), "written": [str(path) for path in written], **dataclasses.asdict(done)}
-    return result | {"failures": dict(done.failures)}  # asdict turns a Counter into pairs
+    return result | {"failures": dict(done.failures)}  # asdict would make pairs of a Counter
 
 
 def write_results(folder: Path, *, page: bool = False) -> tuple[pd.DataFrame, list[Path]]:
@@ -276,7 +276,7 @@ def write_results(folder: Path, *, page: bool = False) -> tuple[pd.DataFrame, li
 
 
 def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path]) -> None:
-    """Print the summary of a run folder, and what was written."""
+    """Print the summary of a run folder, and the names of the written files."""
     from moejax.sweep.report.terminal import print_summary
 
     print_summary(tables, summary)
@@ -326,7 +326,7 @@ def _programs(plan: Plan) -> list[dict[str, Any]]:
 
 
 def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
-    """Print how far a sweep is; read-only, also while it runs."""
+    """Print the progress of a sweep; it only reads, and works while the sweep runs."""
     from moejax.sweep.report.status import read_status
     from moejax.sweep.report.terminal import print_status
 
@@ -351,10 +351,10 @@ def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
 def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Write summary.csv, the figures and report.html into a run folder, and print the summary.
 
-    Works on a sweep that is running or was stopped: missing trials are shown as missing.
+    It works on a sweep that is running or was stopped: missing trials are shown as missing.
 
     Raises:
-        OSError: no store there, or the folder cannot be written.
+        OSError: there is no store, or the folder cannot be written.
     """
     folder = Path(folder)
     tables = make_console(quiet=quiet)

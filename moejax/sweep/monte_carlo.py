@@ -1,7 +1,7 @@
 """Estimates over repeated trials, each with its Monte Carlo standard error.
 
 Formulae of Morris, White, Crowther 2019, "Using simulation studies to evaluate statistical methods"
-(Statistics in Medicine 38, table 6), with n_sim the number of trials; the median's standard error is that
+(Statistics in Medicine 38, table 6), with n_sim the number of trials. The median's standard error is that
 of Maritz and Jarrett 1978, "A note on estimating the variance of the sample median" (JASA 73): the exact
 bootstrap variance of a sample median, which needs no density estimate and no random numbers.
 
@@ -33,7 +33,7 @@ def median_and_mcse(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ordered = np.sort(values, axis=1)
     weights = _maritz_jarrett_weights(values.shape[1])
     centre = ordered @ weights
-    variance = (ordered - centre[:, None]) ** 2 @ weights  # centred first: no cancellation
+    variance = (ordered - centre[:, None]) ** 2 @ weights  # centring first avoids cancellation
     return np.median(values, axis=1), np.sqrt(variance)
 
 
@@ -49,7 +49,7 @@ def root_mean_square_and_mcse(errors: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def success_and_mcse(recovery_errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of trials with recovery error below 0.02, and sqrt(p (1 - p) / n_sim); NaN is no success."""
+    """Share of trials with recovery error below 0.02, and sqrt(p (1 - p) / n_sim); NaN counts as no success."""
     trials = recovery_errors.shape[1]
     share = (recovery_errors < SUCCESS_THRESHOLD).mean(axis=1)
     return share, np.sqrt(share * (1 - share) / trials)

@@ -1,6 +1,6 @@
-"""The question that a worker answers before it gets a chunk: is its code the coordinator's?
+"""The check of a worker before it gets a chunk: its code must be the coordinator's.
 
-The coordinator sends the text of this file (`Admission`), since a worker may lack moejax or have another one. So nothing but
+The coordinator sends the text of this file (`Admission`), because a worker may lack moejax or have a different one. So only
 the standard library is imported until the answer is known.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 
 PACKAGE = "moejax"
 COMPARED = ("source", "jax", "jaxlib")
-"""What must be equal before a worker may import the package: entries of `installed`."""
+"""Entries of `installed` that must be equal before a worker may import the package."""
 
 
 def source_digest(folder: Path) -> str:
-    """sha256, in hex, of all Python files of a package: a change of one line is another digest."""
+    """sha256, in hex, of all Python files of a package: a change of one line changes the digest."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
         content = file.read_bytes()
@@ -40,7 +40,7 @@ def installed() -> dict[str, str]:
     """Versions, and the digest of moejax's source, found without importing any of it.
 
     Raises:
-        ModuleNotFoundError: there is no moejax here.
+        ModuleNotFoundError: moejax is not installed.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -66,11 +66,11 @@ def numeric_settings() -> dict[str, str]:
 
 
 def refusal(expected: dict[str, str], settings: bytes) -> str:
-    """Prepare this process for chunks; one line that says why it cannot run them, empty if it can.
+    """Prepare this process for chunks; returns one line with the reason if it cannot run them, else an empty text.
 
     Args:
         expected: the coordinator's `installed` and `numeric_settings`.
-        settings: its pickled `WorkerSettings`.
+        settings: the coordinator's pickled `WorkerSettings`.
     """
     where = platform.node()
     try:
@@ -89,7 +89,7 @@ def refusal(expected: dict[str, str], settings: bytes) -> str:
         for name, value in numeric_settings().items():
             if value != expected[name]:
                 return f"{where} has {name} {value}, and here is {expected[name]}"
-    except Exception as error:  # whatever is amiss there, the worker gets no chunk, and its reason is told
+    except Exception as error:  # after any error, the worker gets no chunk, and the reason is reported
         return " ".join(f"{where}: {type(error).__name__}: {error}".split())[:300]
     return ""
 

@@ -1,4 +1,4 @@
-"""Certificates for a Dask cluster: an authority, and one certificate for each role, which the authority has signed.
+"""Certificates for a Dask cluster: an authority, and one certificate for each role, signed by it.
 
 python -c 'from moejax.sweep.execution.certificates import make_certificates; make_certificates("certificates")'
 """
@@ -26,7 +26,7 @@ def make_certificates(folder: str | Path, days: int = 365) -> Path:
     workers or sweeps trust this authority.
 
     Args:
-        folder: where to write; it must not exist yet.
+        folder: the new folder; it must not exist yet.
         days: how long the certificates are valid.
 
     Returns:
@@ -43,7 +43,7 @@ def make_certificates(folder: str | Path, days: int = 365) -> Path:
     for role in ROLES:
         key = ec.generate_private_key(ec.SECP256R1())
         _write(folder, role, certificate(f"moejax-{role}", key, authority, authority_key, days), key)
-    (folder / ".gitignore").write_text("*\n")  # keys belong into no repository
+    (folder / ".gitignore").write_text("*\n")  # keys must not enter a repository
     file = folder / "security.toml"
     file.write_text(SECURITY)
     return file
@@ -56,7 +56,7 @@ def certificate(
     authority_key: ec.EllipticCurvePrivateKey,
     days: int,
 ) -> x509.Certificate:
-    """A certificate for a key, signed by the authority's key; without an authority it is one itself."""
+    """A certificate for a key, signed by the authority's key; without an authority it is self-signed."""
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     builder = (
@@ -65,7 +65,7 @@ def certificate(
         .issuer_name(subject if authority is None else authority.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))  # the clocks of a cluster differ
+        .not_valid_before(now - datetime.timedelta(days=1))  # clocks of a cluster may differ
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -77,7 +77,7 @@ def certificate(
 
 
 def _write(folder: Path, name: str, signed: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    """Write NAME.pem, and NAME-key.pem, which its owner alone can read."""
+    """Write NAME.pem, and NAME-key.pem, which only its owner can read."""
     (folder / f"{name}.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     secret = folder / f"{name}-key.pem"
     secret.touch(mode=0o600)

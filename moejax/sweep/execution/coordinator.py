@@ -1,6 +1,6 @@
-"""Running one sweep, or several as one: cells of equal shape share a compiled program, whichever spec they come from.
+"""Runs one sweep, or several together: cells of equal shape share a compiled program even if they come from different specs.
 
-Each sweep keeps a store of its own, so that its table, its resume and its status are what they are when it runs alone.
+Each sweep has its own store, so that its table, its resume and its status are the same as when it runs alone.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from moejax.sweep.store.store import Store
 
 @dataclasses.dataclass(frozen=True)
 class PlannedSweep:
-    """A sweep that shall run, and where."""
+    """A planned sweep, and its folder."""
 
     plan: Plan
     folder: Path
     overrides: tuple[str, ...] = ()
     across_versions: bool = False
-    """Whether the folder may hold results of other code."""
+    """If true, the folder may hold results of other code."""
 
 
 def run_sweeps(
@@ -42,21 +42,21 @@ def run_sweeps(
     retry_failed: bool = False,
     repair: bool = False,
 ) -> RunSummary:
-    """Run or resume sweeps, each into its own store. All are checked before one is written.
+    """Run or resume sweeps, each into its own store. All are checked before the first is written.
 
     Args:
         sweeps: one, or several that run together.
-        plan: of `join_plans`, in their order.
-        workers: started if there is something to run; they stay for the next call.
-        settings: of the workers.
-        progress: entered when the run begins; told how far the whole is.
-        note: told a line now and then of what comes before.
+        plan: their joint plan, from `join_plans`, in their order.
+        workers: started if there are trials to run; they stay for the next call.
+        settings: settings of the workers.
+        progress: context manager, entered when the run begins; receives the progress of all sweeps.
+        note: receives lines about the steps before the run.
         retry_failed: run trials again that have no result.
-        repair: first replace the stores by what is sound in them.
+        repair: first reduce the stores to their sound rows.
 
     Raises:
-        StoreError, ClusterError, KeyboardInterrupt: what has ended is committed, and the same call resumes; a
-            KeyboardInterrupt has a note of what is kept in each folder.
+        StoreError, ClusterError, KeyboardInterrupt: finished trials are committed, and the same call resumes; a
+            KeyboardInterrupt has a note on the trials kept in each folder.
     """
     provenances = [
         collect_provenance(sweep.plan, sweep.overrides, workers.description, workers.xla_flags)
@@ -74,7 +74,7 @@ def run_sweeps(
             first = sum(len(part.plan.cells) for part in parts)
             parts.append(Part(sweep.plan, store, first))
         workers.join(note)
-        for part in parts:  # from here on the folders are written
+        for part in parts:  # the folders are written from here on
             stack.enter_context(part.store)
             if part.store.journal_mode != "wal":
                 note(

@@ -1,4 +1,4 @@
-"""Which core a worker is pinned to: none that another sweep of this user has taken."""
+"""Choice of the core that a worker is pinned to; cores of other sweeps of this user are skipped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from moejax.environment import available_cores
 
 
 class CoreClaim:
-    """Cores held for the workers of one sweep; the kernel lets go of them when the process ends, however it ends.
+    """Cores reserved for the workers of one sweep; the kernel releases them when the process ends in any way.
 
     Args:
-        folder: of the locks, one file a core: a folder that all sweeps of this user share.
+        folder: folder of the locks, one file a core; all sweeps of this user share it.
     """
 
     def __init__(self, folder: str):
@@ -21,7 +21,7 @@ class CoreClaim:
         self._held: list[io.TextIOWrapper] = []
 
     def take(self, workers: int) -> list[int | None]:
-        """A core for each worker, different ones while there are free ones; None: the system may move it about."""
+        """A different free core for each worker; None once there is no free one: the system then schedules the worker."""
         free: list[int | None] = []
         for core in available_cores():
             if len(free) < workers and self._lock(core):
@@ -29,7 +29,7 @@ class CoreClaim:
         return free + [None] * (workers - len(free))
 
     def release(self) -> None:
-        """Leave all of them to others."""
+        """Release all cores."""
         while self._held:
             self._held.pop().close()
 
@@ -37,7 +37,7 @@ class CoreClaim:
         try:
             handle = open(self._folder / f"core-{core}", "a", encoding="utf-8")  # noqa: SIM115 - held until `release`
         except OSError:
-            return False  # without a lock, nobody is pinned
+            return False  # without locks, no worker is pinned
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

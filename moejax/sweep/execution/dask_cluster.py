@@ -1,10 +1,10 @@
-"""Starting or joining a Dask cluster: one worker per device, one chunk at a time on each.
+"""Starts or joins a Dask cluster: one worker per device, one chunk at a time on each.
 
-On CPUs a device is a core: single-threaded processes, each pinned to its core, because one XLA program
-does not use two cores as well as two programs do. XLA reads its flags and the affinity when its backend
+On CPUs a device is a core. Workers are single-threaded processes, each pinned to its core, because two XLA
+programs use two cores better than one program does. XLA reads its flags and the affinity when its backend
 starts, so both are set before a worker imports JAX.
 
-Dask runs every function that reaches it. Workers of this machine listen on the loopback alone and only to who has the
+Dask runs every function that it is sent. Workers of this machine listen on the loopback interface only, and accept only the
 certificates of this run; `security` has the certificates of other clusters.
 """
 
@@ -55,8 +55,8 @@ def local_executor(
     """Start worker processes on this machine.
 
     Args:
-        workers: how many.
-        gpus: names of the GPUs, for CUDA_VISIBLE_DEVICES, one for each worker in turn; empty: cores.
+        workers: number of processes.
+        gpus: names of the GPUs, for CUDA_VISIBLE_DEVICES, one for each worker in turn; if empty, workers run on cores.
         admission, worker_timeout: see `DaskExecutor`.
 
     Raises:
@@ -66,7 +66,7 @@ def local_executor(
     from distributed import Client, Nanny, SpecCluster
 
     _quiet()
-    # Other users of this machine reach its loopback too, but lack the certificates of this run.
+    # Other users of this machine can connect to its loopback interface, but lack the certificates of this run.
     security = temporary_security()
     reachable = {"host": LOOPBACK, "protocol": "tls://", "security": security}
     claim = CoreClaim(private_scratch_folder())
@@ -83,7 +83,7 @@ def local_executor(
             "nthreads": 1,
             "env": environment,
             "preload": [worker_preload(core)],
-            "memory_limit": 0,  # chunks are sized to memory in the plan; Dask would pause or kill workers
+            "memory_limit": 0,  # the plan sizes chunks to memory; Dask's limit would pause or kill workers
             "dashboard": False,
             "silence_logs": logging.CRITICAL,
             **reachable,
@@ -123,8 +123,8 @@ def local_executor(
 def _local_settings() -> dict[str, Any]:
     """Dask's configuration while a local cluster runs: Dask's defaults and ours.
 
-    What the user set, for clusters of their own (a worker's lifetime, how processes start, limits of memory), would end or
-    stall workers here. The nannies hand this configuration to their workers.
+    Settings of the user for other clusters (a worker's lifetime, how processes start, limits of memory) could end or
+    stall workers here. The nannies pass this configuration to their workers.
     """
     from dask import config as dask_config
 
@@ -135,9 +135,9 @@ def _local_settings() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _variables(needed: Mapping[str, str]) -> Iterator[None]:
-    """Within the block, this process has the variables that its workers need before their first import.
+    """In the block, this process has the environment variables that its workers need before their first import.
 
-    Dask itself sets variables of this process when it starts a worker. Afterwards all are as before.
+    Dask itself sets variables of this process when it starts a worker. At the end all are restored.
     """
     from dask import config as dask_config
 
@@ -154,7 +154,7 @@ def _variables(needed: Mapping[str, str]) -> Iterator[None]:
 
 
 def _abandon(cluster: Any) -> None:
-    """Leave a cluster that is still starting: its workers end with this process, and Dask's own end of it would raise."""
+    """Abandon a cluster that is still starting: its workers end with this process, and Dask's own shutdown would raise."""
     from distributed.deploy import spec
 
     for started in [made for made in spec.SpecCluster._instances if made.name == CLUSTER_NAME]:
@@ -172,7 +172,7 @@ def cluster_executor(
     """The executor for `--cluster`: tls://HOST:PORT (or tcp://, ucx://), or slurm:FILE.toml.
 
     Raises:
-        ValueError: another form, a bad Slurm file, or bad certificates; ClusterError: it cannot be joined or started.
+        ValueError: a different form, a bad Slurm file, or bad certificates; ClusterError: it cannot be joined or started.
     """
     if cluster.startswith("slurm:"):
         path = Path(cluster.removeprefix("slurm:"))
@@ -193,7 +193,7 @@ def joined_executor(
     """Use the workers of a scheduler that is already running, such as `tls://host:8786`.
 
     Raises:
-        ClusterError: nothing answers there.
+        ClusterError: no scheduler answers at the address.
     """
     from distributed import Client
 
@@ -218,7 +218,7 @@ def slurm_executor(
     admission: Admission | None = None,
     worker_timeout: float | None = None,
 ) -> DaskExecutor:
-    """Ask Slurm for workers; they join as their jobs start, for which we wait as long as it takes.
+    """Ask Slurm for workers. They join when their jobs start; there is no limit on the wait.
 
     Args:
         path: the Slurm file.
@@ -255,7 +255,7 @@ def slurm_executor(
 
 
 def slurm_job_script(path: Path, security: Security | None = None) -> str:
-    """The script that would be submitted, for `--dry-run`; no job is asked for.
+    """The script that would be submitted, for `--dry-run`; no job is requested.
 
     Raises:
         ValueError: a bad file; ClusterError: an option's value is refused.
@@ -267,7 +267,7 @@ def slurm_job_script(path: Path, security: Security | None = None) -> str:
 
 @contextlib.contextmanager
 def slurm_cluster(file: SlurmFile, security: Security | None, jobs: SlurmJobs | None = None) -> Iterator[Any]:
-    """A scheduler that has asked for no job yet; its end cancels the jobs and removes temporary certificates."""
+    """A scheduler without jobs yet; its end cancels the jobs and removes temporary certificates."""
     from dask import config as dask_config
 
     with contextlib.ExitStack() as stack:
@@ -286,9 +286,9 @@ def slurm_cluster(file: SlurmFile, security: Security | None, jobs: SlurmJobs | 
 
 
 def worker_preload(core: int | None) -> str:
-    """Text of a Dask preload: leave Ctrl-C to the coordinator; serve no web pages; pin to a core where the system can.
+    """Text of a Dask preload: leave Ctrl-C to the coordinator; serve no web pages; pin to a core if the system can.
 
-    A class of worker of our own would be imported, and JAX with it, before the environment is set.
+    A worker class of our own would import JAX before the environment is set.
     """
     pin = f"if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {{{core}}})\n"
     return (
@@ -300,15 +300,15 @@ def worker_preload(core: int | None) -> str:
 
 
 _DASK_VARIABLES = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
-"""What a nanny sets in its process, besides the variables of its configuration."""
+"""Variables that a nanny sets in its process, besides those of its configuration."""
 _DASK_SETTINGS = {
     "distributed.scheduler.allowed-failures": 0,  # the engine retries and isolates
-    "distributed.scheduler.work-stealing": False,  # it would move chunks away from their compiled program
-    "distributed.deploy.lost-worker-timeout": "30 days",  # a worker that dies often is restarted every time
+    "distributed.scheduler.work-stealing": False,  # stealing would move chunks away from their compiled program
+    "distributed.deploy.lost-worker-timeout": "30 days",  # a worker that dies often is still restarted
     "distributed.worker.daemon": True,
     "distributed.comm.timeouts.connect": f"{CONNECT_SECONDS:.0f}s",
-    "distributed.admin.tick.limit": "1h",  # a compiling coordinator is no news
-    # Dask watches itself many times a second, on cores that the workers fill.
+    "distributed.admin.tick.limit": "1h",  # a coordinator that compiles blocks its event loop, which is normal
+    # Dask monitors itself many times a second, on cores that the workers use.
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "10s",
@@ -317,8 +317,8 @@ _DASK_SETTINGS = {
 
 
 def _quiet() -> None:
-    """Dask's log lines are for its developers; what matters is reported as a line of ours."""
-    import distributed  # noqa: F401 - with it come levels of its own for some of these
+    """Silence Dask's log lines, which are for its developers; our own lines report events for users."""
+    import distributed  # noqa: F401 - the import sets levels for some of these loggers
 
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -329,7 +329,7 @@ _LOGGERS = ("distributed", "distributed.client", "tornado", "tornado.application
 
 @contextlib.contextmanager
 def log_levels_kept() -> Iterator[None]:
-    """After the block, the levels of the loggers that a sweep silences are as before."""
+    """Restore, at the end of the block, the levels of the loggers that a sweep silences."""
     before = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
         yield

@@ -1,7 +1,7 @@
-"""Chunks on the workers of a Dask scheduler, which come and go as we run.
+"""Runs chunks on the workers of a Dask scheduler, which may come and go during a run.
 
-A worker is asked what it is before it gets a chunk, and a chunk stays with the worker that it is given to. Dask would leave it
-waiting for that worker for ever, or give it to another that was never asked: so a chunk whose worker is gone is taken back.
+A worker is checked before it gets a chunk, and a chunk stays with its worker. If the worker is lost, Dask would let the chunk wait
+for ever, or give it to a worker that was not checked. So this module takes the chunk back.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 
 WORKERS_REFRESH_SECONDS = 0.5
 NO_WORKERS_SECONDS = 120.0
-"""After this long without a worker of this machine, something is wrong with it."""
+"""Time without a worker of this machine after which the sweep ends with an error."""
 PAUSED_REFRESH_SECONDS = 5.0
 GATHER_SECONDS = 5.0
-"""A result that has not come after this long may be lost with its worker."""
+"""Time after which a missing result may be lost with its worker."""
 MOST_GATHERS = 24
-"""Times that a result is waited for while its worker is there; then it counts as lost."""
+"""Number of waits for a result whose worker is alive; then it counts as lost."""
 FIRST_WORD_SECONDS = 10.0
-"""Without a worker, this is when the first line says so; each later one comes after twice the time."""
+"""Time without a worker after which a first line reports it; the time doubles for each later line."""
 _QUESTION = "exec(source, names) or names['refusal'](expected, settings)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Admission:
-    """What a worker must be and have to get a chunk."""
+    """The code and settings that a worker must have to get a chunk."""
 
     expected: dict[str, str]
     settings: bytes
 
     @classmethod
     def of(cls, settings: WorkerSettings) -> Admission:
-        """The workers' code and settings are to be this process's."""
+        """An admission that requires the code and settings of this process."""
         return cls(admission.installed() | admission.numeric_settings(), pickle.dumps(settings))
 
     def ask(self, client: Client, worker: str, key: str) -> Future:
-        """Send the question as text: a worker without moejax, or with another Python, can read it."""
+        """Send the question as text, which a worker without moejax, or with a different Python, can run."""
         names = {
             "source": inspect.getsource(admission),
             "names": {"__name__": "moejax_admission"},
@@ -63,7 +63,7 @@ class Admission:
 
 
 class WorkerLostError(Exception):
-    """A worker ended with a result that nobody had fetched yet."""
+    """A worker ended with a result that had not been fetched."""
 
 
 class DaskExecutor:
@@ -85,16 +85,16 @@ class DaskExecutor:
         """Use a client's workers.
 
         Args:
-            client: connected.
-            close: ends what was started for this sweep.
-            patient: wait for workers as long as it takes; else for `NO_WORKERS_SECONDS`.
+            client: a connected client.
+            close: ends the processes that were started for this sweep.
+            patient: wait for workers without limit; else for `NO_WORKERS_SECONDS`.
             worker_timeout: wait this many seconds instead.
-            admission: what each worker is asked first; None: any worker will do.
-            about: given how many workers came so far and for how many seconds there is none, what else is known, for a line;
-                may raise ClusterError if none will come.
-            news: lines to tell first.
+            admission: the check of each worker; None accepts any worker.
+            about: (workers that came so far, seconds without one) -> a text on the cluster's state, for a line; it may raise
+                ClusterError if no worker will come.
+            news: lines to report first.
         """
-        self._client: Any = client  # Dask types an answer as it comes, or as a coroutine
+        self._client: Any = client  # Dask types each answer as a value or a coroutine
         self._close = close
         self._patient = patient
         self._timeout = (
@@ -108,7 +108,7 @@ class DaskExecutor:
         self._live: list[str] = []
         self._asking: dict[str, Future] = {}
         self._answers: dict[str, str] = {}
-        """Worker -> why it gets no chunk; empty: it gets some."""
+        """Worker -> the reason why it gets no chunk; empty if it gets chunks."""
         self._paused: set[str] = set()
         self._asked_who_is_paused = -math.inf
         self._news = list(news)
@@ -132,7 +132,7 @@ class DaskExecutor:
         return lines
 
     def _refresh(self) -> None:
-        """Ask the scheduler who is there; take back what was given to those who are not."""
+        """Ask the scheduler for its workers; take back the chunks of lost ones."""
         threads = self._known_workers()
         self._refreshed = time.monotonic()
         self._live = sorted(threads)
@@ -168,7 +168,7 @@ class DaskExecutor:
         """The workers that the scheduler knows.
 
         Raises:
-            ClusterError: it does not answer.
+            ClusterError: the scheduler does not answer.
         """
         try:
             return set(self._client.nthreads())
@@ -178,7 +178,7 @@ class DaskExecutor:
             ) from None
 
     def _hear(self) -> None:
-        """Take the answers that have come."""
+        """Collect the answers that have come."""
         for worker, future in list(self._asking.items()):
             if future.status not in ("finished", "error"):
                 continue
@@ -186,17 +186,17 @@ class DaskExecutor:
             try:
                 reason = self._gathered(worker, future)
             except WorkerLostError:
-                continue  # `_refresh` asks those that come
+                continue  # `_refresh` asks new workers
             except ClusterError:
                 raise
-            except Exception as error:  # whatever the question met there
+            except Exception as error:  # any error of the question on the worker
                 reason = describe(error)
             self._answers[worker] = reason
             if reason:
                 self._news.append(f"worker {worker} gets no trials: {reason}")
 
     def _watch(self, usable: bool) -> None:
-        """Say what is waited for, or end the waiting."""
+        """Report the wait for workers, or end it with an error."""
         now = time.monotonic()
         if usable:
             if self._next_word > FIRST_WORD_SECONDS:
@@ -240,20 +240,20 @@ class DaskExecutor:
             ticket, future = self._ended.get(timeout=0.0 if outcomes else seconds)
             while True:
                 worker, _ = self._futures.pop(ticket, ("", None))
-                if worker:  # else it was taken back
+                if worker:  # otherwise it was taken back
                     outcomes.append(self._outcome(ticket, worker, future))
                 ticket, future = self._ended.get_nowait()
         except queue.Empty:
             return outcomes
 
     def _gathered(self, worker: str, future: Future) -> Any:
-        """Fetch what a task that has ended gave from its worker.
+        """Fetch the result of a finished task from its worker.
 
-        A worker that ends in between takes the result along. Dask would then wait to run the task on it again, for ever.
+        If the worker ends before that, the result is lost, and Dask would wait for ever to run the task on it again.
 
         Raises:
-            WorkerLostError: the worker is gone, or does not give the result away. ClusterError: the scheduler is gone. Whatever
-                the task raised.
+            WorkerLostError: the worker is gone, or does not send the result. ClusterError: the scheduler is gone. Any error
+                that the task raised.
         """
         from distributed import TimeoutError as NotGathered
 
@@ -261,7 +261,7 @@ class DaskExecutor:
             try:
                 return future.result(timeout=GATHER_SECONDS)
             except NotGathered:
-                if future.status == "error":  # the task's own
+                if future.status == "error":  # an error of the task itself
                     raise
                 if worker not in self._known_workers():
                     break
@@ -290,7 +290,7 @@ class DaskExecutor:
         futures = [*(future for _, future in self._futures.values()), *self._asking.values()]
         self._futures.clear()
         self._asking.clear()
-        close, self._close = self._close, lambda: None  # closing twice does nothing
+        close, self._close = self._close, lambda: None  # a second close does nothing
         try:
             if futures:
                 self._client.cancel(futures, force=True)

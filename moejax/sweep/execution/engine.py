@@ -1,4 +1,4 @@
-"""The coordinator's loop: hand out chunks, commit what comes back, isolate what fails, stop precise cells."""
+"""The coordinator's loop: it hands out chunks, commits results, isolates failures and stops precise cells."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from moejax.sweep.store.store import COMMIT_SECONDS, Store
 
 
 class Progress(Protocol):
-    """What the engine tells of its progress."""
+    """Receiver of the engine's progress."""
 
     def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
         """Counts so far; `known` grows when cells ask for more trials."""
 
     def note(self, line: str) -> None:
-        """Something worth a line: a worker died, trials failed."""
+        """A line on an event: a worker died, trials failed."""
 
 
 @dataclasses.dataclass
 class RunSummary:
-    """What one run of the engine did."""
+    """Counts and times of one run of the engine."""
 
     trials_run: int = 0
     trials_reused: int = 0
@@ -45,17 +45,17 @@ class RunSummary:
     padded_trials: int = 0
     """Trials that only filled the last chunk of a bucket."""
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Reasons of the trials of this run that are not ok."""
+    """Reasons for trials of this run that are not ok."""
     not_tried: int = 0
-    """Trials of programs that never worked."""
+    """Trials that were not tried, because their program never worked."""
     trials_broken: int = 0
-    """Trials of this run that raised, whose worker died, or whose cell could not be prepared: they have no result."""
+    """Trials of this run without a result: they raised, their worker died, or their cell could not be prepared."""
     broken_before: int = 0
-    """Such trials among those that were there already."""
+    """Trials without a result from earlier runs."""
 
     @property
     def nothing_worked(self) -> bool:
-        """Whether no trial that the spec asks for has a result."""
+        """True if no trial that the spec asks for has a result."""
         total = self.trials_run + self.trials_reused
         return total > 0 and self.trials_broken + self.broken_before == total
 
@@ -84,11 +84,11 @@ class Engine:
         """Prepare a run.
 
         Args:
-            plan: of `join_plans`.
-            parts: in the order of the plan's cells.
-            start_executor: called once, and only if there is something to run; who started it ends it.
-            settings: of the workers.
-            progress: told how far the whole is.
+            plan: the joint plan, from `join_plans`.
+            parts: the sweeps, in the order of the plan's cells.
+            start_executor: called at most once, if there are trials to run; its owner ends it.
+            settings: settings of the workers.
+            progress: receives the progress of all sweeps.
         """
         self._plan = plan
         self._parts = parts
@@ -97,7 +97,7 @@ class Engine:
         self._progress = progress
         self._queue = WorkQueue(plan)
         self._running: dict[int, tuple[str, Chunk, int]] = {}
-        """By ticket: worker, chunk, and trials side by side."""
+        """Ticket -> (worker, chunk, trials side by side)."""
         self._workers: set[str] = set()
         self._ticket = 0
         self._work_done = self._work_known = 0.0
@@ -114,7 +114,7 @@ class Engine:
 
         Raises:
             StoreError: the store failed; ClusterError: the cluster is lost; KeyboardInterrupt. In each
-                case what has ended is committed as far as the stores allow, and the same command resumes.
+                case finished trials are committed as far as the stores allow, and the same command resumes.
         """
         self._fill()
         self._tell()
@@ -142,8 +142,8 @@ class Engine:
         return self.summary
 
     def _fill(self) -> None:
-        """Queue what is missing, from committed rows alone."""
-        rule = self._plan.spec.precision  # with one, there is a single part
+        """Queue the missing trials; only committed rows count."""
+        rule = self._plan.spec.precision  # with a precision rule, there is a single part
         for part in self._parts:
             committed = part.store.committed(None if rule is None else rule.metric)
             for position, have in enumerate(committed, part.first):
@@ -172,7 +172,7 @@ class Engine:
         self._left[position] += count
 
     def _judge(self, position: int) -> None:
-        """Look by look, give a cell more trials, until it is precise, at its maximum, or has some to run."""
+        """At each look, give a cell more trials, until it is precise, at its maximum, or has trials to run."""
         rule = self._plan.spec.precision
         if rule is None:
             return
@@ -192,7 +192,7 @@ class Engine:
         for worker, chunk, _ in self._running.values():
             if worker in loads:
                 loads[worker].append(chunk)
-        for slot in range(executor.slots):  # every worker's first chunk before anyone's second
+        for slot in range(executor.slots):  # every worker gets a first chunk before any gets a second
             for worker, chunks in loads.items():
                 if len(chunks) > slot or any(chunk.suspect for chunk in chunks):
                     continue
@@ -202,7 +202,7 @@ class Engine:
                     executor.submit(worker, *self._task(worker, chunk))
 
     def _task(self, worker: str, chunk: Chunk) -> tuple[int, ChunkTask]:
-        """A new ticket, and the chunk as it is sent."""
+        """A new ticket, and the message for the chunk."""
         bucket = self._plan.buckets[chunk.bucket]
         self._ticket += 1
         self._running[self._ticket] = (worker, chunk, bucket.vmap_width)
@@ -225,7 +225,7 @@ class Engine:
         if outcome.worker_died:
             self._queue.forget_worker(worker)
         label = self._plan.buckets[chunk.bucket].label
-        if not chunk.suspect:  # the first failure of a chunk, not every step of its isolation
+        if not chunk.suspect:  # report the first failure of a chunk, not every step of its isolation
             self._progress.note(f"{label}: {outcome.reason}; its chunk is run again in parts")
         status = WORKER_DIED if outcome.worker_died else RAISED
         failed, given_up = self._queue.failed(chunk, status, outcome.reason, outcome.worker_died)
@@ -239,7 +239,7 @@ class Engine:
     def _run_narrower(self, chunk: Chunk, width: int) -> None:
         """Run a chunk again that was too large for the device's memory, with half as many trials side by side."""
         bucket = self._plan.buckets[chunk.bucket]
-        if bucket.vmap_width >= width:  # else another chunk has found it out before
+        if bucket.vmap_width >= width:  # otherwise another chunk has lowered the width already
             bucket.vmap_width = width // 2
             self._progress.note(
                 f"{bucket.label}: memory ran out with {width} trials side by side; on with {bucket.vmap_width}"
@@ -247,7 +247,7 @@ class Engine:
         self._queue.again(chunk)
 
     def _give_up(self, given_up: GivenUp) -> None:
-        """Count what is left of a program that never worked; the same command tries it again."""
+        """Count the remaining trials of a program that never worked; the same command tries them again."""
         bucket = self._plan.buckets[given_up.bucket]
         self.summary.not_tried += given_up.trials
         self._trials_known -= given_up.trials

@@ -1,7 +1,7 @@
-"""Where chunks run: in this process, or on the workers of a Dask cluster (`dask_executor`).
+"""Executors run chunks: in this process, or on the workers of a Dask cluster (`dask_executor`).
 
-An executor takes one chunk per slot of a worker and hands back outcomes as they come; the policy (what
-runs where, retries, isolation) is the engine's, the supervision of processes is Dask's.
+An executor takes one chunk per slot of a worker and returns outcomes as they come. The engine decides where chunks
+run, and on retries and isolation; Dask supervises the processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ClusterError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a submitted chunk ended: a result, or the reason why there is none."""
+    """The outcome of a submitted chunk: a result, or the reason why there is none."""
 
     ticket: int
     result: Any | None
@@ -30,7 +30,7 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """What the engine needs of a place to run chunks."""
+    """The interface that the engine uses to run chunks."""
 
     slots: int
     """Chunks that a worker may hold: the running one, and those that wait behind it."""
@@ -40,7 +40,7 @@ class Executor(Protocol):
         ...
 
     def news(self) -> list[str]:
-        """Lines worth telling since the last call, such as what is waited for."""
+        """Lines to report since the last call, for example on a wait for workers."""
         ...
 
     def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
@@ -48,16 +48,16 @@ class Executor(Protocol):
         ...
 
     def wait(self, seconds: float) -> list[Outcome]:
-        """Outcomes since the last call; waits for the first of them, at most this long."""
+        """Outcomes since the last call; it waits at most this long for the first one."""
         ...
 
     def close(self) -> None:
-        """End what is still running, and the workers that were started for it."""
+        """End running chunks, and the workers that were started for them."""
         ...
 
 
 class InProcessExecutor:
-    """Runs each chunk in this process, at the time it is waited for."""
+    """Runs each chunk in this process, when `wait` is called."""
 
     slots = 1
 
@@ -79,7 +79,7 @@ class InProcessExecutor:
             ticket, task, run = self._submitted.pop(0)
             try:
                 outcomes.append(Outcome(ticket, run(task)))
-            except Exception as error:  # any trial may raise anything: it is the engine's to isolate
+            except Exception as error:  # a trial may raise any error; the engine isolates it
                 outcomes.append(Outcome(ticket, None, describe(error)))
         return outcomes
 
@@ -93,12 +93,12 @@ class Workers:
 
     start: Callable[[], Executor]
     description: str
-    """In words, for the provenance."""
+    """Description in words, for the provenance."""
     xla_flags: str = ""
     join_first: bool = False
-    """Whether they are a cluster, which `join` joins."""
+    """True if they are a cluster, which `join` joins."""
     warning: str | None = None
-    """What `join` tells the user."""
+    """Warning that `join` passes to the user."""
     _executor: Executor | None = None
 
     def join(self, note: Callable[[str], None]) -> None:
@@ -109,7 +109,7 @@ class Workers:
             note(self.warning)
 
     def executor(self) -> Executor:
-        """The executor, started if it is not."""
+        """The executor; it is started on the first call."""
         if self._executor is None:
             self._executor = self.start()
         return self._executor

@@ -20,11 +20,11 @@ from moejax.sweep.plan.chunks import WorkerSettings
 from moejax.sweep.plan.plugins import Plugin
 
 ACCELERATOR_VMAP_WIDTH = 64
-"""Trials side by side on a GPU or TPU, memory permitting; on a CPU one at a time is fastest."""
+"""Trials side by side on a GPU or TPU if memory suffices; on a CPU one at a time is fastest."""
 
 
 class Place:
-    """Where a sweep runs: this process, worker processes here, or a cluster."""
+    """The place where a sweep runs: this process, worker processes of this machine, or a cluster."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class Place:
         self.workers = workers or 0
 
     def prepare(self, own_process: OwnProcess | None = None) -> None:
-        """Decide on workers.
+        """Choose the workers.
 
         Args:
-            own_process: changes what is to be changed in this process, before JAX starts its backend here.
+            own_process: called to change settings of this process before JAX starts its backend here.
         """
         import jax
 
@@ -61,7 +61,7 @@ class Place:
         if self._cluster is not None:
             if self.workers:
                 raise ValueError("--workers: the cluster has its own; leave --workers out with --cluster")
-            cluster_security(self._cluster, self._security)  # bad certificates end a dry run too
+            cluster_security(self._cluster, self._security)  # bad certificates are an error in a dry run too
             self.workers = 1
         elif self._security is not None:
             raise ValueError(
@@ -72,11 +72,11 @@ class Place:
         if own_process is not None:
             own_process(self)
         if platforms and not (self.accelerated and self.has_processes):
-            require_devices()  # a platform that was asked for and is not there would fail every trial
+            require_devices()  # on a platform that does not exist every trial would fail
 
     @property
     def has_processes(self) -> bool:
-        """Whether trials run in other processes than this one."""
+        """True if trials run in other processes than this one."""
         return self.workers > 1 or self._cluster is not None
 
     def limits(self, vmap_width: int | None = None) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Place:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Memory for each worker: of this machine, or of its GPU; not known for TPUs and clusters."""
+        """Memory for each worker, of this machine or of its GPU; None for TPUs and clusters, where it is not known."""
         if self._cluster is not None:
             return None
         if self.accelerated:
@@ -101,7 +101,7 @@ class Place:
         return f"{self.workers} worker{'s' if self.workers > 1 else ''}"
 
     def job_script(self) -> str | None:
-        """What Slurm would be given; None without Slurm."""
+        """The script that Slurm would get; None without Slurm."""
         if self._cluster is None or not self._cluster.startswith("slurm:"):
             return None
         from moejax.sweep.execution.dask_cluster import slurm_job_script
@@ -111,7 +111,7 @@ class Place:
         return slurm_job_script(path, cluster_security(self._cluster, self._security))
 
     def start_workers(self, chunks: int, settings: WorkerSettings) -> Workers:
-        """The workers, no more than chunks; those of this machine start when they are needed."""
+        """The workers, at most as many as chunks; those of this machine start when they are needed."""
         from moejax.sweep.execution import dask_cluster
         from moejax.sweep.execution.dask_executor import Admission
         from moejax.sweep.execution.security import unencrypted_warning
@@ -140,7 +140,7 @@ OwnProcess = Callable[[Place], None]
 
 
 def worker_settings(plugins: Sequence[Plugin] = ()) -> WorkerSettings:
-    """What all workers need: this process's precision and cache, and plugins."""
+    """Settings for all workers: this process's precision and cache, and plugins."""
     import jax
 
     return WorkerSettings(

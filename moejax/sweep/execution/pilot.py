@@ -1,4 +1,4 @@
-"""A time estimate from a few timed trials: one chunk of every bucket is run, its results dropped."""
+"""A time estimate from a few timed trials: one chunk of every bucket is run; its results are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run was: enough to know, later, which code made the numbers."""
+"""Provenance of a run: a record of the code that made the numbers."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ COMPARED = {
     "jaxlib": "jaxlib",
     "prng": "the random number generator",
 }
-"""Entries of `made_by`, in words."""
+"""Names of the entries of `made_by` in messages."""
 PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "distributed")
 
 
 def collect_provenance(
     plan: Plan, overrides: Sequence[str], workers: str, xla_flags: str = ""
 ) -> dict[str, Any]:
-    """Everything about a run that is known when it starts (devices and times come with its chunks); `workers` in words."""
+    """All facts about a run that are known at its start (devices and times come with its chunks); `workers` is a description."""
     return {
         "spec_file": plan.spec.places.path,
-        "spec_text": plan.spec.places.text,  # as it was read: the file may be a pipe, or another one by now
+        "spec_text": plan.spec.places.text,  # the text that was read: the file may be a pipe, or may have changed
         "overrides": list(overrides),
         "spec": plan.spec.to_json(),
         "plugins": [
@@ -63,12 +63,12 @@ def collect_provenance(
 
 
 def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, folder: Path) -> None:
-    """Refuse to mix rows of two precisions, or (unless asked for) of two versions or sources of the package, or two of JAX.
+    """Refuse to mix rows of two precisions or, unless requested, of two versions or sources of moejax or two versions of JAX.
 
-    What an older moejax did not record is not compared.
+    Entries that an older moejax did not record are not compared.
 
     Raises:
-        StoreError: one line with both values and what to do.
+        StoreError: one line with both values and the remedy.
     """
     for run in previous:
         if run["precision"] != float_precision():
@@ -80,9 +80,9 @@ def check_resumable(previous: Sequence[dict[str, Any]], across_versions: bool, f
 
 
 def made_by() -> dict[str, str]:
-    """What makes the numbers besides the spec and the precision: moejax and its source, JAX, and its random numbers."""
+    """All that the numbers depend on besides spec and precision: moejax and its source, JAX, and its random numbers."""
     return {
-        "moejax": moejax.__version__,  # as its source has it: an editable install may be of an older one
+        "moejax": moejax.__version__,  # from the source: the metadata of an editable install may be older
         "jax": _version("jax"),
         "jaxlib": _version("jaxlib"),
         "source": _source(),
@@ -90,21 +90,21 @@ def made_by() -> dict[str, str]:
     }
 
 
-@functools.cache  # the code that runs is that of the start
+@functools.cache  # the running code is that of the start
 def _source() -> str:
     return source_digest(Path(__file__).parents[2])
 
 
 def check_same_code(then: Mapping[str, Any], across_versions: bool, place: Path) -> None:
-    """Refuse to mix, unless asked for, what other code has made; what an older moejax did not record is not compared.
+    """Refuse to mix results of different code, unless requested. Entries that an older moejax did not record are not compared.
 
     Args:
-        then: of `made_by`, when the results were made.
-        across_versions: whether they may be mixed.
-        place: where they are.
+        then: the result of `made_by` when the results were made.
+        across_versions: if true, they may be mixed.
+        place: the folder or file that holds them.
 
     Raises:
-        StoreError: one line with both values and what to do.
+        StoreError: one line with both values and the remedy.
     """
     if across_versions:
         return

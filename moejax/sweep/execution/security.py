@@ -1,16 +1,16 @@
-"""Who may reach a cluster: certificates for mutual TLS, and a scratch folder of the user's own.
+"""Access to a cluster: certificates for mutual TLS, and a private scratch folder.
 
-Dask's scheduler, nannies and workers run every function that they are sent. Whoever reaches one of them without a
-certificate could run code as the user who sweeps, so each of them takes only connections whose other end shows a
-certificate signed by the cluster's own authority.
+Dask's scheduler, nannies and workers run every function that they are sent. Anyone who can connect to one of them could
+run code as the user of the sweep. So each of them accepts only connections whose other end has a certificate signed by
+the cluster's own authority.
 
 The file of `--security` has the keys of Dask's own setting `distributed.comm.tls`; paths are relative to the file:
 
 ca-file = "ca.pem"
 [client]                         # this program, which hands out the chunks
 cert = "client.pem"
-key = "client-key.pem"           # left out: the key is in the file of the certificate
-[scheduler]                      # for slurm: only, where this program starts the scheduler and Slurm the workers
+key = "client-key.pem"           # if left out, the key is in the file of the certificate
+[scheduler]                      # only for slurm:, where this program starts the scheduler, and Slurm the workers
 cert = "scheduler.pem"
 key = "scheduler-key.pem"
 [worker]
@@ -40,7 +40,7 @@ ROLES = ("client", "scheduler", "worker")
 ENCRYPTED_SCHEMES = ("tls", "wss")
 DASK_SETTING = "distributed.comm.tls"
 HANDSHAKE_ROUNDS = 10
-"""More than any version of TLS needs."""
+"""More rounds than any version of TLS needs."""
 
 
 def cluster_security(cluster: str, file: Path | None) -> Security | None:
@@ -78,7 +78,7 @@ def cluster_security(cluster: str, file: Path | None) -> Security | None:
 
 
 def unencrypted_warning(cluster: str) -> str | None:
-    """The line to print if a scheduler at this address is joined without TLS; None with TLS, and for Slurm."""
+    """A warning to print if a scheduler at this address is joined without TLS; None with TLS, and for Slurm."""
     if cluster.startswith("slurm:") or cluster.partition("://")[0] in ENCRYPTED_SCHEMES:
         return None
     return (
@@ -91,7 +91,7 @@ def read_security_file(path: Path, roles: tuple[str, ...]) -> Security:
     """Read the file of `--security`, and check that its certificates fit together.
 
     Raises:
-        ValueError: one line with the file, the key, and what is expected.
+        ValueError: one line with the file, the key, and the accepted values.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -140,8 +140,8 @@ def temporary_security_in(folder: Path) -> Iterator[Security]:
 def private_scratch_folder() -> str:
     """A folder for Dask's scratch files in which no other user can write.
 
-    Dask's servers put their scratch folder first in the path of imports. By default it is one that the first user of
-    the machine makes, under a name that is the same for all.
+    Dask's servers put their scratch folder first in the path of imports. By default it is a folder that the first
+    user of the machine makes, with the same name for all users.
     """
     from dask import config as dask_config
 
@@ -164,7 +164,7 @@ def private_scratch_folder() -> str:
 
 def _configured_security(roles: tuple[str, ...]) -> Security | None:
     """The certificates that Dask's own configuration names; None if it lacks the authority or one of the roles."""
-    import distributed  # noqa: F401 - with it come the defaults of these settings
+    import distributed  # noqa: F401 - the import sets the defaults of these settings
     from dask import config as dask_config
 
     fields = {"tls_ca_file": dask_config.get(f"{DASK_SETTING}.ca-file")}
@@ -182,7 +182,7 @@ def _configured_security(roles: tuple[str, ...]) -> Security | None:
 def _checked_security(where: str, roles: tuple[str, ...], fields: dict[str, Any]) -> Security:
     """A `Security` whose files are readable, belong together, are valid today, and are signed by the authority.
 
-    A handshake between two ends in this process finds what would be refused later by another machine without a reason.
+    A handshake between two ends in this process finds errors that another machine would later refuse without a reason.
     """
     from distributed import Security
 
@@ -226,13 +226,13 @@ def _checked_security(where: str, roles: tuple[str, ...], fields: dict[str, Any]
     except (
         ssl.SSLError,
         ValueError,
-    ) as error:  # ciphers and versions, which Dask's own configuration may set
+    ) as error:  # ciphers and versions, which the user's Dask configuration may set
         raise ValueError(f"{where}: no TLS with these settings: {error}") from None
     return security
 
 
 def _try_handshake(security: Security, role: str) -> None:
-    """Shake hands with oneself, in memory; a client's certificate is used at the side that opens the connection only.
+    """Make a TLS handshake between two ends in memory; a client's certificate is used only at the end that connects.
 
     Raises:
         ssl.SSLError: a certificate is refused.
@@ -251,7 +251,7 @@ def _try_handshake(security: Security, role: str) -> None:
             try:
                 end.do_handshake()
             except ssl.SSLWantReadError:
-                continue  # the other end speaks next
+                continue  # the other end sends next
             ends.remove(end)
         if not ends:
             return

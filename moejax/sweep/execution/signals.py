@@ -1,4 +1,4 @@
-"""Signals that end a sweep in good order: what is done is committed, workers and queued jobs are cancelled."""
+"""Signals that end a sweep in good order: finished trials are committed, workers and queued jobs are cancelled."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from types import FrameType
 
 SIGNAL_STATUS = 128
-"""A shell's exit status of a program that a signal ended is this and the signal's number."""
+"""The exit status after a signal, as shells count it, is this plus the signal's number."""
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came: it ends what runs as Ctrl-C does, with a status of its own."""
+    """SIGTERM or SIGHUP came: it ends the run as Ctrl-C does, with a different exit status."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -22,17 +22,17 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:
-    """The exit status of a program that was stopped so."""
+    """The exit status of a program that this interrupt stopped."""
     return SIGNAL_STATUS + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
 _swallowed: list[KeyboardInterrupt] = []
-"""A stop that came, until it has been seen to arrive."""
+"""A stop that was raised, until it is known to have been caught."""
 
 
 def raise_if_stopped() -> None:
-    """Raise the stop that a signal asked for, if it was raised where nobody could catch it: JAX's hook into garbage collection,
-    for example, prints and forgets whatever is raised while it runs.
+    """Raise a signal's stop again if it was raised where it could not be caught: JAX's hook into garbage collection,
+    for example, prints and drops every error raised while it runs.
     """
     if _swallowed:
         raise _swallowed.pop()
@@ -40,10 +40,10 @@ def raise_if_stopped() -> None:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Within the block, the first SIGTERM or SIGHUP raises `Stopped`, and a second one ends the process at once.
+    """In the block, the first SIGTERM or SIGHUP raises `Stopped`, and a second one ends the process at once.
 
-    A Ctrl-C raises KeyboardInterrupt as ever. Both are raised by `raise_if_stopped` if they get lost. A signal that is ignored
-    (nohup) stays ignored, and so does one that the caller handles.
+    Ctrl-C raises KeyboardInterrupt as usual. `raise_if_stopped` raises both again if they were lost. A signal that is ignored
+    (nohup) stays ignored, and a signal that the caller handles stays with its handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
@@ -63,7 +63,7 @@ def stopped_by_signals() -> Iterator[None]:
         raise _noted(KeyboardInterrupt())
 
     def tell_unraisable(lost: sys.UnraisableHookArgs) -> None:
-        if not isinstance(lost.exc_value, KeyboardInterrupt):  # else `raise_if_stopped` has it
+        if not isinstance(lost.exc_value, KeyboardInterrupt):  # otherwise `raise_if_stopped` raises it
             told_before(lost)
 
     told_before, sys.unraisablehook = sys.unraisablehook, tell_unraisable

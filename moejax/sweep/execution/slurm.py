@@ -1,4 +1,4 @@
-"""Workers as Slurm jobs, by dask-jobqueue: the file says what a job asks for, we add what a worker needs.
+"""Workers as Slurm jobs, by dask-jobqueue: the user's file has the options of a job; we add those that a worker needs.
 
 workers = 64                     # jobs; each is one worker on one device
 [job]                            # options of dask_jobqueue.SLURMCluster
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 KEYS = ("workers", "job")
 SUBMIT_SECONDS = 120.0
-"""A busy Slurm takes a while to answer sbatch."""
+"""Time limit for sbatch; a busy Slurm may take long."""
 SQUEUE_SECONDS = 20.0
 GONE_SECONDS = 60.0
-"""A job's nanny starts a new worker long before this."""
+"""Time after which a job without a worker counts as gone; its nanny restarts a worker much sooner."""
 OURS = {
     "cores": "is set here to one single-threaded worker",
     "processes": "is set here to one single-threaded worker",
@@ -47,15 +47,15 @@ OURS = {
     "security": "is set by --security FILE, or to temporary certificates",
     "protocol": "is set here to tls://",
 }
-"""Options that are not the user's, and why."""
+"""Options that the user may not set, with the reasons."""
 WORKER_EXPORTS = (
-    # A worker that Dask pauses, because its memory is near the job's, keeps its chunks for ever; Slurm ends what uses too much.
+    # A worker that Dask pauses near the memory limit keeps its chunks for ever; Slurm ends jobs that use too much.
     "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False",
     "export DASK_DISTRIBUTED__WORKER__MEMORY__SPILL=False",
     "export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False",
     "export DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False",
     "export DASK_DISTRIBUTED__WORKER__HTTP__ROUTES='[]'",  # a worker's web pages have no authentication
-    # Dask's scratch folder of a node is the same for all users, and first in a worker's path of imports.
+    # By default, all users of a node share Dask's scratch folder, which comes first in a worker's import path.
     'scratch="${TMPDIR:-/tmp}/moejax-$(id -u)"; mkdir -m 700 "$scratch" 2>/dev/null; '
     '{ [ -O "$scratch" ] && [ ! -L "$scratch" ]; } || scratch="$(mktemp -d)"; '
     'export DASK_TEMPORARY_DIRECTORY="$scratch"',
@@ -72,7 +72,7 @@ class SlurmFile:
 
     @property
     def shared_folder(self) -> Path:
-        """Where jobs can read temporary certificates: the folder that Dask is given for it, or the one we run in."""
+        """The folder in which jobs can read temporary certificates: the one of Dask's configuration, or the current one."""
         from dask import config as dask_config
 
         name = self.options.get("config_name") or "slurm"
@@ -85,7 +85,7 @@ def read_slurm_file(path: Path) -> SlurmFile:
     """Read and check a Slurm file.
 
     Raises:
-        ValueError: one line with the file, the key, the value and what is accepted.
+        ValueError: one line with the file, the key, the value and the accepted values.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -115,12 +115,12 @@ def read_slurm_file(path: Path) -> SlurmFile:
 
 
 def make_slurm_cluster(file: SlurmFile, security: Security, jobs: SlurmJobs | None = None) -> Any:
-    """A dask_jobqueue.SLURMCluster that has not asked for jobs; `.job_script()` shows what it submits.
+    """A dask_jobqueue.SLURMCluster that has not requested jobs; `.job_script()` returns the script that it submits.
 
     Args:
         file: the checked Slurm file.
         security: certificates in files that the jobs can read.
-        jobs: told what becomes of each job.
+        jobs: records whether Slurm accepts each job.
 
     Raises:
         ClusterError: the scheduler cannot be started, or an option's value is refused.
@@ -150,17 +150,17 @@ def make_slurm_cluster(file: SlurmFile, security: Security, jobs: SlurmJobs | No
 
 
 class SlurmJobs:
-    """The jobs that were asked for, and what Slurm says of them."""
+    """The requested jobs, and their states in Slurm."""
 
     def __init__(self, file: SlurmFile):
         self._where = f"--cluster slurm:{file.path}"
         self._wanted = file.workers
         self.accepted: list[str] = []
-        """Their numbers."""
+        """Numbers of the accepted jobs."""
         self.refusals: list[str] = []
 
     def wait_for_slurm(self) -> list[str]:
-        """Wait until each job is accepted or refused; lines worth telling.
+        """Wait until each job is accepted or refused; returns lines to report.
 
         Raises:
             ClusterError: none is accepted.
@@ -178,11 +178,11 @@ class SlurmJobs:
         ]
 
     def known(self, came: int, waited: float) -> str:
-        """What Slurm says now, for a line.
+        """The current state of the jobs, for a line.
 
         Args:
             came: workers that have joined so far.
-            waited: seconds for which there is none.
+            waited: seconds without a worker.
 
         Raises:
             ClusterError: no job is left that could bring a worker.
@@ -215,7 +215,7 @@ class SlurmJobs:
 
 
 def _recorded_job(jobs: SlurmJobs) -> type:
-    """A job of dask_jobqueue that tells `jobs` whether Slurm takes it, and can be closed if it does not."""
+    """A job of dask_jobqueue that records in `jobs` whether Slurm accepts it, and can be closed if it does not."""
     from dask_jobqueue.slurm import SLURMJob
     from distributed.core import Status
 
@@ -254,15 +254,15 @@ def scheduler_without_pages() -> type:
 
     class SchedulerWithoutPages(Scheduler):
         def start_http_server(self, *arguments: Any, **options: Any) -> None:
-            """Serve no pages: nothing of this scheduler listens but its port with TLS."""
+            """Serve no pages: the only open port of this scheduler is the one with TLS."""
 
     return SchedulerWithoutPages
 
 
 def _import_dask_jobqueue() -> None:
-    """Import the package; Ctrl-C goes on to do what it did before.
+    """Import the package, and keep the present handler of Ctrl-C.
 
-    dask-jobqueue 0.9.0 replaces the handler of SIGINT by one that ends the program without a word, with status 0.
+    dask-jobqueue 0.9.0 replaces the handler of SIGINT by one that ends the program silently, with status 0.
     """
     before = signal.getsignal(signal.SIGINT)
     import dask_jobqueue  # noqa: F401

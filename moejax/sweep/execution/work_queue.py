@@ -1,4 +1,4 @@
-"""The queue of trials: which chunk a worker gets next, and what becomes of a chunk that failed."""
+"""The queue of trials: it chooses the next chunk for a worker, and handles failed chunks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from moejax.sweep.plan.chunks import ENGINE_STATUS_REASONS
 from moejax.sweep.plan.plan import Plan
 
 MAX_ATTEMPTS_ALONE = 2
-"""A trial that fails this often with nothing beside it becomes a failed row."""
+"""A trial that fails this often on its own becomes a failed row."""
 GIVE_UP_AFTER = 4
-"""Trials of one program that must fail alone, with none that succeeded, before the rest of it is given up."""
+"""A program is given up after this many of its trials failed alone and none succeeded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Chunk:
 
     @property
     def suspect(self) -> bool:
-        """A part of a chunk that failed: it runs with nothing else on its worker."""
+        """True for a part of a failed chunk: it runs with nothing else on its worker."""
         return self.attempts > 0
 
 
@@ -44,7 +44,7 @@ class FailedTrials:
 
 @dataclasses.dataclass(frozen=True)
 class GivenUp:
-    """Trials of a program that never worked: they were not tried, and no row says that they were."""
+    """Trials of a program that never worked: they were not tried, and have no rows."""
 
     bucket: int
     trials: int
@@ -59,7 +59,7 @@ class _BucketQueue:
     workers: set[str] = dataclasses.field(default_factory=set)
     """Workers that have this bucket's program compiled (or are compiling it)."""
     chunk_seconds: float = 0.0
-    """Mean wall time of a chunk so far, compilation apart."""
+    """Mean wall time of a chunk so far, without compilation."""
     chunks_done: int = 0
     compile_seconds: float = 0.0
     succeeded: bool = False
@@ -71,8 +71,8 @@ class _BucketQueue:
 class WorkQueue:
     """Pending trials by bucket.
 
-    A worker stays with a bucket it has compiled; then it takes a bucket that nobody has started, the
-    largest first; and it helps with another's bucket only if that saves more time than one more
+    A worker stays with a bucket that it has compiled. Then it takes a bucket that no worker has started, the
+    largest first. It helps with another worker's bucket only if that saves more time than one more
     compilation costs.
     """
 
@@ -82,7 +82,7 @@ class WorkQueue:
         self._suspects: list[Chunk] = []
 
     def add(self, position: int, trials: Iterable[int], count: int) -> None:
-        """Queue trials of a cell, `count` of them; they are drawn from the iterable when they are handed out."""
+        """Queue `count` trials of a cell; they are drawn from the iterable when they are handed out."""
         if count:
             queue = self._buckets[self._plan.cells[position].bucket]
             queue.pending.append(zip(itertools.repeat(position), trials))
@@ -94,7 +94,7 @@ class WorkQueue:
         )
 
     def take(self, worker: str, idle: bool) -> Chunk | None:
-        """The next chunk for a worker; `idle`: nothing else runs there. None: nothing that it should do."""
+        """The next chunk for a worker, or None if it should get none; `idle` is true if nothing else runs there."""
         if idle and self._suspects:
             return self._suspects.pop()
         index = self._choose(worker)
@@ -107,16 +107,16 @@ class WorkQueue:
         return Chunk(index, trials)
 
     def again(self, chunk: Chunk) -> None:
-        """Queue a chunk again that did not fail by itself."""
+        """Queue a chunk again whose failure was not its own."""
         self._suspects.append(chunk)
 
     def forget_worker(self, worker: str) -> None:
-        """A worker is gone, and what it had compiled with it."""
+        """Remove a lost worker from the lists of workers with compiled programs."""
         for queue in self._buckets:
             queue.workers.discard(worker)
 
     def succeeded(self, chunk: Chunk, wall_seconds: float, compile_seconds: float) -> None:
-        """Learn from a chunk that ended well."""
+        """Update times and counts after a chunk that succeeded."""
         queue = self._buckets[chunk.bucket]
         queue.succeeded = True
         queue.chunks_done += 1
@@ -128,15 +128,15 @@ class WorkQueue:
     ) -> tuple[FailedTrials | None, GivenUp | None]:
         """Decide on a chunk that raised or whose worker died.
 
-        The first time that a worker dies, the chunk is run again as it is (the fault may be the
-        machine's); otherwise it is halved until the bad trial is alone, and becomes a failed row.
+        The first time that its worker dies, the whole chunk is run again (the machine may be the cause).
+        Otherwise it is halved until the bad trial is alone; that trial becomes a failed row.
 
         Returns:
-            What becomes a failed row, and what is given up: the rest of a program of which GIVE_UP_AFTER trials failed alone and
-            none succeeded.
+            Trials that become failed rows, and trials that are given up: the rest of a program of which GIVE_UP_AFTER trials
+            failed alone and none succeeded.
         """
         queue = self._buckets[chunk.bucket]
-        if queue.given_up:  # it ran on another worker meanwhile
+        if queue.given_up:  # this chunk ran on another worker at that time
             return None, GivenUp(chunk.bucket, len(chunk.trials), reason)
         if len(chunk.trials) > 1:
             if worker_died and not chunk.suspect:
@@ -152,14 +152,14 @@ class WorkQueue:
             return None, None
         queue.isolated += 1
         if worker_died:
-            reason = ENGINE_STATUS_REASONS[status]  # which worker it was is in the table of times
+            reason = ENGINE_STATUS_REASONS[status]  # the table of times names the worker
         failed = FailedTrials(tried, status, reason)
         if queue.isolated < GIVE_UP_AFTER or queue.succeeded:
             return failed, None
         return failed, GivenUp(chunk.bucket, self._drop(chunk.bucket), reason)
 
     def _drop(self, bucket: int) -> int:
-        """Take a program's trials out of the queue; how many there were."""
+        """Take a program's trials out of the queue; returns their number."""
         queue = self._buckets[bucket]
         count = queue.count + sum(len(chunk.trials) for chunk in self._suspects if chunk.bucket == bucket)
         self._suspects = [chunk for chunk in self._suspects if chunk.bucket != bucket]
@@ -171,9 +171,9 @@ class WorkQueue:
         waiting = [index for index, queue in enumerate(self._buckets) if queue.count]
         if not waiting:
             return None
-        mine = [index for index in waiting if worker in self._buckets[index].workers]
-        if mine:
-            return mine[0]
+        compiled = [index for index in waiting if worker in self._buckets[index].workers]
+        if compiled:
+            return compiled[0]
         fresh = [index for index in waiting if not self._buckets[index].workers]
         if fresh:
             return max(fresh, key=self._work_left)
@@ -187,7 +187,7 @@ class WorkQueue:
     def _worth_helping(self, index: int) -> bool:
         queue = self._buckets[index]
         if not queue.chunks_done:
-            return False  # its first worker is still compiling: nothing is known yet
+            return False  # its first worker is still compiling, so times are not known
         chunks = queue.count / self._plan.buckets[index].chunk_size
         seconds = chunks * queue.chunk_seconds
         helpers = len(queue.workers)

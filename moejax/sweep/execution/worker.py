@@ -20,7 +20,7 @@ from moejax.sweep.plan.identity import trial_key
 from moejax.sweep.plan.plugins import use_plugins
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
-"""A program was compiled, or loaded from the persistent cache: then it comes after the other event."""
+"""The event that a program was compiled or loaded from the persistent cache; a load is preceded by the other event."""
 CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 
 
@@ -51,7 +51,7 @@ def _compile_clock() -> _CompileClock:
 
 
 def compilations_so_far() -> tuple[int, float]:
-    """Compilations of this process since it first asked; seconds of them and of loading from the persistent cache."""
+    """Compilations of this process since the first call; and their seconds, loads from the persistent cache included."""
     clock = _compile_clock()
     return clock.count, clock.seconds
 
@@ -62,9 +62,9 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Stop glibc from giving a trial's arrays back to the system, which would zero them anew for the next trial.
+    """Stop glibc from returning the memory of a trial's arrays to the system, which would zero it for the next trial.
 
-    That cost a sixth of the time of a sweep (benchmarks/throughput.py). Without glibc, nothing is changed.
+    That would cost a sixth of the time of a sweep (benchmarks/throughput.py). Without glibc, nothing is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -74,9 +74,9 @@ def _keep_freed_memory() -> None:
 
 
 def configure(settings: WorkerSettings) -> None:
-    """Bring this process to the coordinator's precision, random numbers, cache and plugins.
+    """Set the coordinator's precision, random numbers, cache and plugins in this process.
 
-    It is done for every chunk: a worker that is shared may have run one with other settings meanwhile.
+    This is done for every chunk, because a shared worker may have run chunks with other settings in between.
     """
     import jax
 
@@ -98,8 +98,8 @@ def _prepared(cell: ChunkCell, padded_num_samples: int, settings: WorkerSettings
 def make_room_for_programs(share: float = 0.5) -> None:
     """Drop the compiled programs of this process when it holds more than this share of the memory maps Linux allows it.
 
-    XLA takes about a thousand maps for a trial's program, and LLVM ends the process when there are no more. A program that
-    is called again comes from the cache on disk. Elsewhere than on Linux, nothing is done.
+    XLA takes about a thousand maps for a trial's program, and LLVM ends the process when there are none left. A program that
+    is called again is loaded from the cache on disk. On systems other than Linux, nothing is done.
     """
     try:
         most = int(Path("/proc/sys/vm/max_map_count").read_text())
@@ -115,7 +115,7 @@ def make_room_for_programs(share: float = 0.5) -> None:
 def run_chunk(task: ChunkTask) -> ChunkResult:
     """Run the trials of a chunk in this process.
 
-    Cells that cannot be prepared give failed trials; any other exception is the caller's to isolate. The
+    Cells that cannot be prepared give failed trials; the caller isolates any other exception. The
     compiled program always gets `task.size` trials: missing ones repeat the first.
     """
     started, clock_start = time.time(), time.perf_counter()
@@ -141,7 +141,7 @@ def run_chunk(task: ChunkTask) -> ChunkResult:
     execute_seconds = 0.0
     if positions:
         padded = positions + positions[:1] * (task.size - len(positions))
-        keys: Any = np.stack(  # as NumPy: a conversion here would be one more program
+        keys: Any = np.stack(  # NumPy arrays: a conversion here would compile one more program
             [
                 trial_key(task.seed, task.cells[task.cell_of[position]].data_hash, task.trial_of[position])
                 for position in padded

@@ -12,7 +12,7 @@ from moejax.sweep.plan.plan import Bucket, Plan
 from moejax.sweep.plan.plugins import Plugin
 
 RAISED = -1
-"""Status of a trial whose chunk raised until the trial was alone (the core's own codes are not negative)."""
+"""Status of a trial that raised on its own (the core's own codes are not negative)."""
 WORKER_DIED = -2
 """Status of a trial whose worker died each time it ran."""
 NOT_PREPARED = -3
@@ -26,7 +26,7 @@ ENGINE_STATUS_REASONS = {
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """What must be alike in every process that runs trials."""
+    """Settings that must be the same in every process that runs trials."""
 
     enable_x64: bool
     compilation_cache_dir: str | None
@@ -35,7 +35,7 @@ class WorkerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkCell:
-    """A cell of a chunk, as it is sent."""
+    """A cell in the message of a chunk."""
 
     data: core.DataSettings
     algorithm: core.AlgorithmSettings
@@ -79,11 +79,11 @@ class ChunkResult:
     """Numbers of the m trials of a chunk, and how they were made."""
 
     metrics: dict[str, np.ndarray]
-    """(m,) float arrays by column; NaN where a trial failed."""
+    """(m,) float arrays by column; NaN if a trial failed."""
     status: np.ndarray
     """(m,) int: 0 is ok, the core's codes are positive, the engine's negative."""
     reasons: dict[int, str]
-    """Position in the chunk -> reason, where the status code alone does not say it."""
+    """Position in the chunk -> reason, if the status code does not determine it."""
     arrays: dict[str, np.ndarray]
     """Recorded extras, such as histories: (m, ...)."""
     started: float
@@ -92,14 +92,14 @@ class ChunkResult:
     compile_seconds: float = 0.0
     compilations: int = 0
     execute_seconds: float = 0.0
-    """Wall time inside the compiled program, compilation apart."""
+    """Wall time inside the compiled program, without compilation."""
     host: str = ""
     process: int = 0
-    """Its number; 0 if the trials did not run."""
+    """Process number; 0 if the trials did not run."""
     device: str = ""
 
     def part(self, indices: Sequence[int], compiled_here: bool) -> ChunkResult:
-        """The rows at these positions, and their share of the times; a compilation is counted with one part of a chunk."""
+        """The rows at these positions, and their share of the times; a compilation counts with one part of a chunk only."""
         share = len(indices) / len(self.status)
         if share == 1:
             return self

@@ -9,7 +9,7 @@ from moejax.sweep.plan.plan import Plan
 
 @dataclasses.dataclass(frozen=True)
 class BucketTiming:
-    """What one bucket costs on one worker, in seconds."""
+    """Times of one bucket on one worker, in seconds."""
 
     compile_seconds: float
     chunk_seconds: float

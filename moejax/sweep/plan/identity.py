@@ -1,4 +1,4 @@
-"""The two names of a cell, and the random key of a trial: stable over machines and orders."""
+"""The two hashes of a cell, and the random key of a trial: the same on all machines and in any order."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def _algorithm_json(algorithm: AlgorithmSettings) -> str:
 
 
 def data_hash(data: DataSettings) -> str:
-    """sha256, in hex, of the truth and data fields, n included: it seeds the sample of every method alike."""
+    """sha256, in hex, of the truth and data fields, n included: it seeds the sample, which all methods share."""
     return hashlib.sha256(f'{{"data":{_settings_json(data)}}}'.encode()).hexdigest()
 
 
 def result_hash(data: str, algorithm: AlgorithmSettings, seed: int, plugins: str) -> str:
-    """sha256, in hex, of what a result depends on: the key of the store.
+    """sha256, in hex, of all that a result depends on: the key of the store.
 
     Args:
         data: the cell's `data_hash`.
@@ -47,7 +47,7 @@ def result_hash(data: str, algorithm: AlgorithmSettings, seed: int, plugins: str
         seed: the spec's seed (the data are drawn from it, so results of two seeds are never confused).
         plugins: digest of the plugins' source, empty without one.
     """
-    rest = f'{{"data":"{data}","plugins":"{plugins}","seed":{seed}}}'  # canonical JSON: the strings are hex
+    rest = f'{{"data":"{data}","plugins":"{plugins}","seed":{seed}}}'  # this is canonical JSON, because the strings are hex
     return hashlib.sha256(f'{{"algorithm":{_algorithm_json(algorithm)},"rest":{rest}}}'.encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""From a spec to cells, buckets and chunks. Nothing is compiled, and no device is touched.
+"""The plan of a sweep: cells, buckets and chunks. It compiles no program and uses no device.
 
 A cell is one combination of field values and a method. Cells of one static shape share a bucket: one compiled
 program. A chunk is a fixed number of trials of one bucket, the unit of work.
@@ -23,12 +23,12 @@ from moejax.sweep.spec.parse import Spec
 from moejax.sweep.spec.positions import SpecError
 
 WORK_PER_CHUNK = 2**20
-"""A chunk holds about this many samples of the size d=10, k=3: a second of work on one core, so that dispatch and commits
-cost little, little is lost at a kill, and no worker is left alone with the last chunk for long."""
+"""A chunk holds about this many samples of the size d=10, k=3: a second of work on one core. So dispatch and commits
+cost little, a kill loses little, and the last chunk does not take long."""
 REFERENCE_SIZE = 10 * 3
 MAX_CHUNK = 64
 MEMORY_SHARE = 0.5
-"""Share of a worker's memory that the trials of a chunk may plan to use; the estimate is only an estimate."""
+"""Share of a worker's memory that the trials of a chunk may use by the estimate, which is inexact."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,17 +82,17 @@ class Plan:
     cells: list[Cell]
     buckets: list[Bucket]
     duplicates: int
-    """Cells left out because an equal one is there."""
+    """Number of cells left out because they equal another cell."""
     plugins: tuple[Plugin, ...]
 
     @property
     def first_trials(self) -> int:
-        """Trials that are certain to be wanted."""
+        """Number of trials that are certain to run."""
         return len(self.cells) * self.spec.first_target
 
     @property
     def most_trials(self) -> int:
-        """Trials if no cell stops early."""
+        """Number of trials if no cell stops early."""
         return len(self.cells) * self.spec.most_trials
 
     def chunks_of(self, bucket: Bucket) -> int:
@@ -112,7 +112,7 @@ def make_plan(
     Args:
         spec: the checked spec.
         plugins: plugins that have been run in this process.
-        vmap_width: trials that may run side by side; made smaller where memory is short.
+        vmap_width: trials that may run side by side; reduced if memory is short.
         worker_memory_bytes: memory of one worker; None: not limited.
 
     Raises:
@@ -124,7 +124,7 @@ def make_plan(
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """A plan is many small objects and no garbage: looking for some, again and again, takes a fifth of the time."""
+    """Turn garbage collection off: a plan has many small objects and no garbage, and collection takes a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -198,9 +198,9 @@ def _make_plan(
 
 
 def join_plans(plans: Sequence[Plan], *, vmap_width: int = 1, worker_memory_bytes: int | None = None) -> Plan:
-    """Put the cells of several plans, one plan's after the other's, into common buckets.
+    """Put the cells of several plans, in order, into common buckets.
 
-    A single plan stays as it is, with its rule of precision if it has one.
+    A single plan is returned unchanged, with its rule of precision if it has one.
 
     Raises:
         ValueError: several plans of which one stops by precision, or whose seeds differ.
@@ -236,8 +236,8 @@ def set_chunk_size(bucket: Bucket, trials: int, vmap_width: int, worker_memory_b
     """Choose a bucket's vmap width and chunk size.
 
     The trials planned for the bucket are split evenly into chunks no larger than the work and memory
-    limits allow, so that little of the last, padded chunk is wasted. The choice depends on the plan alone,
-    never on what is already done: a resume compiles no new shape.
+    limits allow, so that little of the last, padded chunk is wasted. The choice depends only on the plan,
+    never on finished trials: a resume compiles no new shape.
     """
     width = vmap_width
     if worker_memory_bytes is not None:

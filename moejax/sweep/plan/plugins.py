@@ -1,7 +1,8 @@
 """A user's own activation, method, input distribution or metric: one Python file, run here and in every worker.
 
-The file registers what it brings (for example with `moejax.register_activation`). What it depends on is part of the key of every
-result of the sweep (`moejax.sweep.plan.user_code`): a changed function, helper or declared data file never passes for the old one.
+The file registers its functions (for example with `moejax.register_activation`). All that it depends on is part of the key of every
+result of the sweep (`moejax.sweep.plan.user_code`): after a change of a function, helper or declared data file, old results do not
+count.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from moejax.registry import recorded_registrations
 from moejax.sweep.plan.user_code import UserFile, read_user_file, run_user_file, serve_helpers
 
 Plugin = UserFile
-"""A plugin, as it is sent to workers."""
+"""A plugin in the form that is sent to workers."""
 
 _registrations: dict[str, list[Callable[[], None]]] = {}
-"""By digest: calling them in order registers again what the plugin registered."""
+"""Digest -> functions that, called in order, repeat the plugin's registrations."""
 _used: list[str] = []
 """Digests of the plugins whose registrations and helpers are in force."""
 
@@ -39,12 +40,12 @@ def module_name(plugin: Plugin) -> str:
 
 
 def use_plugins(plugins: Sequence[Plugin]) -> None:
-    """Have the registrations of these plugins in force; each is run once in a process.
+    """Put the registrations of these plugins in force; each plugin runs once in a process.
 
-    A worker that serves two sweeps may hold two plugins, or two states of one, that give one name to different functions.
+    A worker that serves two sweeps may have two plugins, or two versions of one, that give one name to different functions.
 
     Raises:
-        ValueError: a file raised, a data file is not there or is another one, or two plugins have different helpers of one name;
+        ValueError: a file raised, a data file is missing or has changed, or two plugins have different helpers of one name;
             the message names the file.
     """
     digests = [plugin.digest for plugin in plugins]
@@ -87,7 +88,7 @@ def run_plugins(paths: Sequence[Path]) -> tuple[Plugin, ...]:
 
 
 def plugins_digest(plugins: Sequence[Plugin]) -> str:
-    """One digest of all plugins, in hex, whatever their order; empty without plugins."""
+    """One digest of all plugins, in hex, in any order; empty without plugins."""
     if not plugins:
         return ""
     return hashlib.sha256("".join(sorted(plugin.digest for plugin in plugins)).encode()).hexdigest()

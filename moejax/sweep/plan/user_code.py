@@ -1,8 +1,8 @@
 """A user's Python file: a plugin, an experiment, or the file of FILE.py:FUNCTION.
 
-A result depends on the file, on what it imports from beside itself (its helpers), and on the files that it names in
-`plugin_files`: all are in its digest. Helpers are read once and run from that text, here and in every worker: a helper that is
-edited while a sweep runs does not enter it.
+A result depends on the file, on the modules that it imports from its folder (its helpers), and on the files that it names in
+`plugin_files`: all are in its digest. Helpers are read once and run from that text, here and in every worker: an edit of a helper
+during a sweep has no effect on it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from typing import Any
 from moejax.console import shorten
 
 FILES_NAME = "plugin_files"
-"""A file's own list of the data files that it reads, as a literal list of names from its folder."""
+"""The variable in which a file lists its data files, as a literal list of names in its folder."""
 PACKAGE = "moejax"
 
 
 @dataclasses.dataclass(frozen=True)
 class Helper:
-    """A module that lies beside a user's file and is imported by it."""
+    """A module in the folder of a user's file that the file imports."""
 
     name: str
-    """As it is imported: `helper`, or `package.part`."""
+    """Name in the import: `helper`, or `package.part`."""
     path: str
     source: str
     is_package: bool
@@ -42,10 +42,10 @@ class Helper:
 
 @dataclasses.dataclass(frozen=True)
 class UserFile:
-    """A user's Python file as it was read, and what it needs from beside itself."""
+    """The text of a user's Python file, its helpers and its data files."""
 
     path: str
-    """As it was given, for messages."""
+    """Path as given, for messages."""
     folder: str
     """The absolute path of its folder."""
     source: str
@@ -56,7 +56,7 @@ class UserFile:
     """sha256, in hex, of its syntax tree, its helpers' and its data files: comments and layout do not count."""
 
     def check_data_files(self, what: str) -> None:
-        """Raises ValueError where a data file is not there, or is not the one that was read first."""
+        """Raise ValueError if a data file is missing, or has changed since it was first read."""
         for name, digest in self.data_files:
             if _digest_of_data(Path(self.folder, name), f"{what}: {FILES_NAME}") != digest:
                 raise ValueError(
@@ -147,7 +147,7 @@ def _digest_of_data(path: Path, what: str) -> str:
 
 
 def _helpers(syntax: ast.Module, folder: Path) -> list[Helper]:
-    """What a file imports from its folder, and what that imports, sorted by name."""
+    """The modules that a file imports from its folder, and those that they import, sorted by name."""
     found: dict[str, Helper] = {}
     asked: set[str] = set()
     wanted = _imported(syntax)
@@ -174,7 +174,7 @@ def _imported(syntax: ast.Module) -> set[str]:
 
 
 def _beside(name: str, folder: Path) -> list[Helper]:
-    """The module or package of this name in a folder; nothing where Python finds another one first."""
+    """The files of the module or package of this name in a folder; none if Python finds another one first."""
     if name in (*sys.stdlib_module_names, PACKAGE):
         return []
     module, package = folder / f"{name}.py", folder / name
@@ -203,13 +203,13 @@ def _helper(file: Path, folder: Path) -> Helper:
 
 
 class _HelperFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives import the helpers of the files that were run last, from their texts."""
+    """An import finder that serves the helpers of the last files, from their texts."""
 
     def __init__(self) -> None:
         self.helpers: dict[str, Helper] = {}
 
     def serve(self, helpers: Sequence[Helper]) -> None:
-        """Have these names mean these texts; a module of another text is imported anew."""
+        """Serve these texts under these names; a module with a different text is imported again."""
         for helper in helpers:
             module = sys.modules.get(helper.name)
             if module is not None and getattr(module, "__moejax_helper__", None) != helper:
@@ -238,22 +238,22 @@ _finder = _HelperFinder()
 
 
 def serve_helpers(file: UserFile) -> None:
-    """Let imports find the helpers of a file, those inside its functions too."""
+    """Let imports find the helpers of a file, also imports inside its functions."""
     _finder.serve(file.helpers)
 
 
 def run_user_file(file: UserFile, module_name: str, where: str) -> types.ModuleType:
     """Run a user's file as a module of this name.
 
-    It prints to stderr, since stdout holds our results; it sees no command-line options, since they are not its own; and it ends no
-    process but by a line that names it.
+    Its output goes to stderr, because stdout holds our results. It sees no command-line options, because they are not its own. If
+    it calls exit, the result is an error that names the file.
 
     Raises:
         ValueError: it raised, or called exit; the message begins with `where`.
     """
     module = types.ModuleType(module_name)
     module.__file__ = str(Path(file.folder, Path(file.path).name))
-    sys.modules[module_name] = module  # before it runs, as import does: dataclasses look there
+    sys.modules[module_name] = module  # before it runs, as import does, because dataclasses look it up there
     serve_helpers(file)
     try:
         with contextlib.redirect_stdout(sys.stderr), _no_arguments(module.__file__):

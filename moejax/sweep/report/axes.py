@@ -104,7 +104,7 @@ def _thinned(numbers: list[float], most: int = 6) -> list[float]:
 
 
 def _offsets(values: pd.Series, categories: list[Any], number: int, methods: list[str]) -> np.ndarray:
-    """Places of a method's points beside those of the other methods."""
+    """Offsets of a method's points from those of the other methods."""
     shift = (number - (len(methods) - 1) / 2) * 0.6 / max(len(methods), 1)
     return np.array([categories.index(value) + shift for value in values])
 
@@ -116,7 +116,7 @@ def _where(table: pd.DataFrame, name: str | None, value: Any) -> pd.DataFrame:
 
 
 def _values(column: pd.Series) -> list[Any]:
-    """Distinct values: numbers sorted, the rest in the spec's order; None where pandas says NaN."""
+    """Distinct values: numbers sorted, others in the spec's order; None instead of pandas' NaN."""
     distinct = list(dict.fromkeys(column))
     return sorted(distinct) if _is_numeric(column) else distinct
 

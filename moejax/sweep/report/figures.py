@@ -1,4 +1,4 @@
-"""Figures chosen by what was swept: lines along one axis, heatmaps over two, panels for the rest."""
+"""Figures of a sweep, chosen by its axes: lines along one axis, heatmaps over two, panels for further ones."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from moejax.sweep.spec.fields import METHOD_FIELD, show
 
 MAX_FIGURES = 4
 MAX_PANELS = 6
-"""Values of an axis that are given panels of their own in one direction."""
+"""Most values of an axis that get separate panels in one direction."""
 DODGE = 1.03
-"""Factor between the methods' places on a logarithmic axis."""
+"""Factor between the positions of the methods on a logarithmic axis."""
 PREFERRED_AXES = (
     "num_samples",
     "noise_std",
@@ -53,7 +53,7 @@ PREFERRED_AXES = (
 
 @dataclasses.dataclass(frozen=True)
 class NamedFigure:
-    """A figure, its file name (no ending) and one sentence that says what it shows."""
+    """A figure, its file name (no ending) and one sentence that describes it."""
 
     name: str
     figure: Figure
@@ -61,7 +61,7 @@ class NamedFigure:
 
 
 def make_figures(summary: pd.DataFrame) -> list[NamedFigure]:
-    """Figures of recovery error and success rate; the first is the main one. Empty: nothing to draw."""
+    """Figures of recovery error and success rate; the first is the main one. The list is empty if there is nothing to draw."""
     table = summary[summary["metric"] == SUCCESS_METRIC]
     if table.empty or not np.isfinite(table["median"]).any():
         return []
@@ -94,13 +94,13 @@ def line_figure(
     """Medians of a metric, or the success rate, against one field: a line per method, bars of one standard error.
 
     Args:
-        summary: of `summary.estimates` (or `summary.summarise`, one metric's rows).
+        summary: from `summary.estimates` (or one metric's rows of `summary.summarise`).
         x: the field along the axis.
         columns: field of the panels side by side.
         rows: field of the panels below each other.
         quantity: the metric, or "success_rate".
-        title: over all panels.
-        wrap: with `columns` alone, how many panels stand side by side before the next row begins.
+        title: title over all panels.
+        wrap: with `columns` only, the number of panels in a row.
     """
     figure, _ = _lines(summary, [x], [columns, rows], quantity, wrap)
     if title:
@@ -109,7 +109,7 @@ def line_figure(
 
 
 def write_figures(figures: list[NamedFigure], folder: Path) -> list[Path]:
-    """Write figures as PNG, the first also as figure.png and figure.pdf; returns what was written."""
+    """Write figures as PNG, the first also as figure.png and figure.pdf; returns the paths."""
     written = []
     for index, named in enumerate(figures):
         name = picture_name(figures, index)
@@ -129,7 +129,7 @@ def picture_name(figures: list[NamedFigure], index: int) -> str:
 def _split(
     table: pd.DataFrame, rest: list[str], directions: int, quantity: str, kind: str, axes: list[str]
 ) -> list[NamedFigure]:
-    """One figure per combination of the axes that find no place as panels."""
+    """One figure per combination of values of the axes that do not fit as panels."""
     rest = sorted(rest, key=lambda name: (_is_numeric(table[name]), table[name].astype(str).nunique()))
     fitting = [name for name in rest if table[name].astype(str).nunique() <= MAX_PANELS][:directions]
     outer = [name for name in rest if name not in fitting]
@@ -189,7 +189,7 @@ def _lines(
                 else _offsets(part[x_name], categories, number, methods)
             )
             if categories is None and _is_logarithmic(table[x_name], x_name):
-                x = x * DODGE ** (number - (len(methods) - 1) / 2)  # equal lines stay visible
+                x = x * DODGE ** (number - (len(methods) - 1) / 2)  # so that equal lines stay visible
             y, error = part[estimate].to_numpy(), part[f"{estimate}_mcse"].fillna(0).to_numpy()
             lower = (
                 np.minimum(error, 0.9 * y) if logarithmic else error
@@ -241,7 +241,7 @@ def _lines(
 
 
 def _heatmaps(table: pd.DataFrame, axes: list[str], panels: list[str], quantity: str) -> tuple[Figure, str]:
-    y_name, x_name = axes  # the preferred axis, such as n, is drawn upwards
+    y_name, x_name = axes  # the preferred axis, such as n, is vertical
     methods = list(dict.fromkeys(table[METHOD_FIELD]))
     row_name = panels[0] if panels else None
     rows = _values(table[row_name]) if row_name else [None]
@@ -262,7 +262,7 @@ def _heatmaps(table: pd.DataFrame, axes: list[str], panels: list[str], quantity:
         here = _where(table[table[METHOD_FIELD] == method], row_name, row)
         image = here.pivot_table(index=y_name, columns=x_name, values=estimate, aggfunc="first")
         image = image.reindex(index=ys, columns=xs)
-        axis.set_facecolor("#eeeeee")  # a missing cell stays grey
+        axis.set_facecolor("#eeeeee")  # a missing cell is grey
         axis.pcolormesh(
             image.to_numpy(dtype=float), cmap=HEAT_MAP, norm=norm, edgecolors="white", linewidth=0.5
         )

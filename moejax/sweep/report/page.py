@@ -1,4 +1,4 @@
-"""The report of a run folder: one HTML file with figures, tables and provenance, and nothing beside it."""
+"""The report of a run folder: one self-contained HTML file with figures, tables and provenance."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]
 
     Args:
         folder: the run folder.
-        summary: of `moejax.sweep.report.summary.summarise`.
-        figures: whose PNGs are in the folder already.
+        summary: from `moejax.sweep.report.summary.summarise`.
+        figures: figures whose PNGs are already in the folder.
 
     Raises:
         StoreError: the file cannot be written.
@@ -223,7 +223,7 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _date(seconds: float) -> str:
-    """Unix time as a date; a clock may have been anywhere."""
+    """Unix time as a date; the clock may have been wrong by any amount."""
     try:
         return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError, OSError):

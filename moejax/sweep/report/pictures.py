@@ -1,4 +1,4 @@
-"""Figures as files, in a style of their own. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+"""Figures as files, in a fixed style. Colours are Okabe and Ito's, which colour-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
-    """Within the block, matplotlib's own defaults: the same figure whatever a matplotlibrc, a style or MPLBACKEND says.
+    """Use matplotlib's defaults in the block, so that a matplotlibrc, a style or MPLBACKEND does not change a figure.
 
-    A notebook leaves a backend in MPLBACKEND that its child processes do not have, and matplotlib looks at it when it is imported.
+    A notebook sets MPLBACKEND to a backend that its child processes lack, and matplotlib reads it on import.
     """
     given = os.environ.get("MPLBACKEND")
     os.environ["MPLBACKEND"] = "agg"
@@ -38,7 +38,7 @@ def own_style() -> Iterator[None]:
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure as the PNG or PDF that its name says, whole or not at all: the same bytes for the same figure.
+    """Write a figure as PNG or PDF, by its name, completely or not at all; equal figures give equal bytes.
 
     Raises:
         OSError: it cannot be written.

@@ -1,4 +1,4 @@
-"""The progress of a sweep on the screen: a bar with time left on a terminal, else a line now and then."""
+"""The progress of a sweep on the screen: a bar with the time left on a terminal, else an occasional line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_NOTES = 20
 
 
 class SweepProgress:
-    """Reports to a console; quiet: nothing but notes of trouble."""
+    """Reports to a console; if quiet, only notes of trouble."""
 
     def __init__(self, console: Console, bar: Progress | None, quiet: bool):
         self._console = console
@@ -54,7 +54,7 @@ class SweepProgress:
             self._console.print(Text("more of the same follows and is not shown", style="yellow"))
 
     def _seconds_left(self, work_done: float, work_known: float) -> float | None:
-        """From the work of this run alone: what was reused took no time. Work is samples times dimension."""
+        """Seconds left, from the work of this run only: reused trials took no time. Work is samples times dimension."""
         done_here = work_done - (self._first[1] if self._first else 0.0)
         if done_here <= 0:
             return None
@@ -69,7 +69,7 @@ class _TimeLeft(ProgressColumn):
 
 @contextmanager
 def sweep_progress(console: Console, quiet: bool) -> Iterator[SweepProgress]:
-    """A progress report that ends with the block, whatever ends it."""
+    """A progress report that ends with the block, also after an error."""
     if quiet or not console.is_terminal:
         yield SweepProgress(console, None, quiet)
         return

@@ -1,4 +1,4 @@
-"""How far a sweep is, from committed rows alone; works while it runs, and changes nothing."""
+"""The progress of a sweep, from committed rows only; this works while it runs, and changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moejax.sweep.store.read import frame_of, reading, store_path
 RECENT_SECONDS = 60.0
 """The rate is that of the last minute in which something ended."""
 MOST_CHECKED = 200_000
-"""With more trials, their digests are left to the commands that show their numbers: reading a million takes seconds."""
+"""With more trials, only the commands that show their numbers check digests: reading a million takes seconds."""
 _BUCKET_TIMES = """
 SELECT bucket,
        coalesce(sum(warm * size), sum(size)) AS size,
@@ -27,7 +27,7 @@ SELECT bucket,
 FROM (SELECT bucket, size, wall_seconds - compile_seconds AS seconds, nullif(compile_seconds = 0, 0) AS warm
       FROM chunks WHERE process > 0)
 GROUP BY bucket"""
-# A bucket's first chunk also traces and imports: it counts only while there is no other.
+# A bucket's first chunk also traces and imports, so it counts only if there is no other.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BucketStatus:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """A whole sweep."""
+    """The state of a whole sweep."""
 
     name: str
     running: bool
@@ -64,7 +64,7 @@ def read_status(folder: Path | str) -> Status:
     """The state of a run folder.
 
     Raises:
-        StoreError: no store there, or it cannot be read.
+        StoreError: there is no store, or it cannot be read.
     """
     path = store_path(Path(folder))
     with reading(folder, most_trials=MOST_CHECKED) as connection:
@@ -115,11 +115,11 @@ def read_status(folder: Path | str) -> Status:
 
 
 def _bucket_states(merged: pd.DataFrame, timed: pd.DataFrame, workers: int) -> list[BucketStatus]:
-    """Times of buckets that have not run yet come from the mean time per unit of work of those that have."""
+    """States of the buckets. For those that have not run, times are the mean time per unit of work of the others."""
     per_work = None
     work = merged.groupby("bucket")["work"].first()
     if len(timed):
-        done = (timed["size"] * work.reindex(timed.index)).sum()  # zero: all of it belongs to other specs
+        done = (timed["size"] * work.reindex(timed.index)).sum()  # zero if all chunks belong to other specs
         per_work = timed["seconds"].sum() / done if done else None
     states = []
     for label, group in merged.groupby("bucket", sort=False):

@@ -22,25 +22,25 @@ from moejax.sweep.store.read import FIELD_COLUMNS, load_runs, metric_columns, re
 
 ESTIMATES = ("mean", "median", "bias", "rmse", "success_rate")
 ERROR_SUFFIX = "_error"
-"""Metrics named so are errors of an estimate: their truth is 0, so they have a bias and a RMSE."""
+"""Metrics whose names end so are errors of an estimate: their truth is 0, so they have a bias and an RMSE."""
 SUCCESS_METRIC = "recovery_error"
 SMALL, LARGE = 1e-3, 1e6
-"""Numbers outside are written with an exponent."""
+"""Numbers outside this range are written with an exponent."""
 SMALLEST_EXPONENT = -300
-"""Below, a power of ten has few digits, or is zero."""
+"""Powers of ten below it have few digits, or are zero."""
 
 
 def summarise(folder: Path | str) -> pd.DataFrame:
     """Summary of the folder's latest spec.
 
-    Columns: every field, `method`, `metric`, `planned`, `trials` (run), `failed`, `missing`, `ended` (why
-    the cell has the trials it has), then `mean`, `median`, `bias`, `rmse`, `success_rate`, each followed
-    by its `..._mcse`. A failed trial (any status but ok) counts with the values it has: iterations
-    that did not converge leave an estimate like any other. Without a number it is left out, and is no
+    Columns: every field, `method`, `metric`, `planned`, `trials` (run), `failed`, `missing`, `ended` (the reason
+    for the number of trials), then `mean`, `median`, `bias`, `rmse`, `success_rate`, each followed
+    by its `..._mcse`. A failed trial (any status but ok) counts with its values: an iteration that did not
+    converge still gives an estimate. A trial without a number is left out, and is no
     success. Cells with no trial at all are rows with empty estimates.
 
     Raises:
-        StoreError: no store there, or it cannot be read.
+        StoreError: there is no store, or it cannot be read.
     """
     cells, rows = read_rows(folder)
     runs = load_runs(folder)
@@ -62,13 +62,13 @@ def estimates(table: pd.DataFrame, by: Sequence[str], metric: str = SUCCESS_METR
     """Estimates of one metric from a tidy table of trials: a row per combination of the fields, the figures' input.
 
     Args:
-        table: of `read.load`, or a table.csv read back.
-        by: fields that name a row; the method is added.
-        metric: the column that is estimated.
+        table: from `read.load`, or read from a table.csv.
+        by: fields that identify a row; the method is added.
+        metric: the column to summarise.
 
     Returns:
         The fields, `method`, `metric`, `trials`, `failed`, and the columns `mean` .. `success_rate_mcse` of `summarise`. Success
-        is of the recovery error, and empty for other metrics.
+        is defined for the recovery error, and empty for other metrics.
     """
     fields = list(dict.fromkeys([*by, METHOD_FIELD]))
     groups = table.groupby(fields, sort=False, dropna=False)
@@ -81,7 +81,7 @@ def estimates(table: pd.DataFrame, by: Sequence[str], metric: str = SUCCESS_METR
 
 
 def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | None) -> pd.DataFrame:
-    """Per cell: `planned`, `trials`, `failed`, `missing`, `ended`."""
+    """For each cell: `planned`, `trials`, `failed`, `missing`, `ended`."""
     number = len(cells)
     trials = np.bincount(rows["position"], minlength=number)
     failed = np.bincount(rows["position"][rows["status"] != 0], minlength=number)
@@ -93,7 +93,7 @@ def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | N
         for index in range(number):
             mine = slice(bounds[index], bounds[index + 1])
             whole = rows["trial"].to_numpy()[mine]
-            leading = int((whole == np.arange(whole.size)).sum())  # a killed run may have left gaps
+            leading = int((whole == np.arange(whole.size)).sum())  # a killed run may leave gaps
             planned[index], reached = rule.target_after(values[mine][:leading])
             ended[index] = "precision reached" if reached else "max_trials reached"
     missing = np.maximum(planned - trials, 0)
@@ -136,7 +136,7 @@ def _blocks(positions: np.ndarray, values: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 def swept_fields(summary: pd.DataFrame) -> list[str]:
-    """The fields with more than one value, the method apart: the one that changes most slowly first."""
+    """The fields with more than one value, without the method; the slowest one first."""
     first_change = {}
     for name in FIELD_COLUMNS:
         values = summary[name].map(str).to_numpy()
@@ -149,7 +149,7 @@ def swept_fields(summary: pd.DataFrame) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """A share as a whole percentage; a dash where there is none."""
+    """A share as a whole percentage; a dash if there is none."""
     return f"{share:.0%}" if math.isfinite(share) else "—"
 
 
@@ -159,7 +159,7 @@ def with_error(value: float, mcse: float) -> str:
         return "—"
     if not math.isfinite(mcse) or mcse == 0:
         return f"{value:.3g}"
-    places = 1 - math.floor(math.log10(mcse))  # behind the point, for two digits of the error
+    places = 1 - math.floor(math.log10(mcse))  # decimal places that give two digits of the error
     size = max(abs(value), mcse)
     if not SMALL <= size < LARGE:
         exponent = math.floor(math.log10(size))

@@ -67,7 +67,7 @@ def memory(size: float) -> str:
 
 
 def print_summary(console: Console, summary: pd.DataFrame) -> None:
-    """Median recovery error and success rate, one row per setting and method; nothing is cut where it is narrow."""
+    """Median recovery error and success rate, one row per setting and method; no text is cut on a narrow terminal."""
     table = summary[summary["metric"] == SUCCESS_METRIC]
     axes = swept_fields(table)
     screen = _summary_table(table, axes, in_one_column=False)
@@ -80,7 +80,7 @@ def print_summary(console: Console, summary: pd.DataFrame) -> None:
 
 
 def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool) -> Table:
-    """A column for each field that is swept, or one for all of them, whose lines break between fields."""
+    """The table has a column for each swept field, or one column for all of them, whose lines break between fields."""
     screen = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     names = [SHORT.get(name, name) for name in axes]
     if in_one_column:

@@ -1,7 +1,7 @@
-"""The fields a sweep may vary: read from `moejax.sweep.trial`'s settings, so that they are written down once.
+"""The fields that a sweep may vary, read from the settings of `moejax.sweep.trial`.
 
 A field added to `DataSettings` or `AlgorithmSettings` is a field of the spec, a column of the table and a
-part of the hashes, with nothing to change here.
+part of the hashes without a change here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ SHORT = {
 DEFAULT_WORD = "default"
 """TOML has no null: this word stands for None in a field that may be None."""
 LARGEST_WHOLE = 2**31 - 1
-"""Of a field: JAX counts in 32 bits."""
+"""Largest whole number of a field: JAX counts in 32 bits."""
 LONGEST_SHOWN = 200
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 DEEPEST_SHOWN = 4
-"""Levels of lists in a message."""
+"""Most levels of lists in a message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Field:
 
     @property
     def accepts(self) -> str:
-        """What the field takes, in words."""
+        """The accepted values, in words."""
         return " or ".join(_words(option) for option in _options(self.annotation))
 
     def coerce(self, value: Any) -> Any:
-        """The value in the field's own type (lists become tuples, 1e4 an int where an int is meant).
+        """The value in the field's type: lists become tuples, and 1e4 an int for a field of whole numbers.
 
         Raises:
-            ValueError: the value has another type; the message says what is accepted.
+            ValueError: the value has another type; the message names the accepted values.
         """
         for option in _options(self.annotation):
             try:
@@ -76,13 +76,13 @@ DATA_FIELDS: dict[str, Field] = _fields_of(DataSettings, "data")
 ALGORITHM_FIELDS: dict[str, Field] = {
     name: field
     for name, field in _fields_of(AlgorithmSettings, "algorithm").items()
-    if name != METHOD_FIELD  # methods have a key of their own in a spec
+    if name != METHOD_FIELD  # methods have a separate key in a spec
 }
 FIELDS: dict[str, Field] = DATA_FIELDS | ALGORITHM_FIELDS
 
 
 def show(value: Any, level: int = 0) -> str:
-    """A value as a person would write it in a spec; `level` lists deep in another value."""
+    """A value as it is written in a spec; `level` is its depth in nested lists."""
     if value is None:
         return DEFAULT_WORD
     if isinstance(value, bool):
@@ -94,21 +94,21 @@ def show(value: Any, level: int = 0) -> str:
         return shorten(f'"{value}"', LONGEST_SHOWN)
     try:
         return shorten(str(value), LONGEST_SHOWN)
-    except ValueError:  # Python writes no integer of more than some thousand digits
+    except ValueError:  # Python refuses to write integers of several thousand digits
         return f"a number of {value.bit_length():,} bits"
     except RecursionError:
         return "a value nested too deeply to be shown"
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, written as 1000, 1e3 or 1000.0; None if the value is none."""
+    """A whole number, written as 1000, 1e3 or 1000.0; None if the value is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if isinstance(value, int) or value.is_integer() else None
 
 
 def finite(value: Any) -> float | None:
-    """A number as a float; None if the value is none, or is larger than a float can be."""
+    """A number as a float; None if the value is no number, or too large for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -16,7 +16,7 @@ _PLAIN = ("name", "methods", "trials", "seed", "pad_samples_to")
 
 
 def override_texts(overrides: Mapping[str, Any]) -> tuple[str, ...]:
-    """The overrides as `moejax sweep --set` takes them.
+    """The overrides in the form of `moejax sweep --set`.
 
     >>> override_texts({"trials": 5, "grid.activation": ("relu", "tanh")})
     ('trials=5', 'grid.activation=["relu", "tanh"]')
@@ -25,7 +25,7 @@ def override_texts(overrides: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def plain(value: Any) -> Any:
-    """A value as TOML would give it: dicts, lists and numbers in place of other mappings, sequences and NumPy's arrays."""
+    """A value in TOML's types: dicts, lists and numbers replace other mappings, sequences and NumPy arrays."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | range):
@@ -39,14 +39,14 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> froze
     """Change the parsed TOML in place.
 
     A field takes one value (`dim=20`) or a list, which makes it an axis (`dim=[10, 20]` or `dim=10,20`).
-    Quotes around names may be left out. `precision.max_trials=500` and `precision.target.mcse=0.01` work
-    as well.
+    Quotes around names may be left out. `precision.max_trials=500` and `precision.target.mcse=0.01` also
+    work.
 
     Returns:
-        The keys that were replaced, so that an error can say `--set` instead of a line of the file.
+        The replaced keys: an error about one names `--set` instead of a line of the file.
 
     Raises:
-        SpecError: not KEY=VALUE, or an unknown key.
+        SpecError: an override is not KEY=VALUE, or has an unknown key.
     """
     replaced = set()
     for override in overrides:
@@ -89,7 +89,7 @@ def _set_field(document: dict[str, Any], name: str, value: Any, as_axis: bool) -
         if isinstance(table, dict):
             table.pop(name, None)
     if not as_axis and isinstance(value, list):
-        try:  # a field whose own value is a list, such as record = ["history"]
+        try:  # the value of a field may itself be a list, such as record = ["history"]
             FIELDS[name].coerce(value)
         except ValueError:
             as_axis = True
@@ -100,7 +100,7 @@ def _set_field(document: dict[str, Any], name: str, value: Any, as_axis: bool) -
 
 
 def _table_in(table: dict[str, Any], key: str) -> dict[str, Any]:
-    """The table under a key; what is no table there is replaced by one."""
+    """The table under a key; any other value there is replaced by a table."""
     if not isinstance(table.get(key), dict):
         table[key] = {}
     return table[key]
@@ -122,6 +122,6 @@ def _parse(text: str, where: str, level: int = 0) -> Any:
         if len(pieces) > 1 or text.startswith("["):
             return [_parse(piece.strip(), where, level + 1) for piece in pieces]
     try:
-        return float(text)  # .5 and 1. are numbers to everybody but TOML
+        return float(text)  # TOML does not accept .5 and 1. as numbers
     except ValueError:
         return text  # a bare word: a name without its quotes

@@ -1,8 +1,8 @@
-"""The spec of a sweep: a TOML file, typed and wholly checked before anything runs.
+"""The spec of a sweep: a TOML file, typed and checked completely before any trial runs.
 
 name = "sample-complexity"
 methods = ["spectral", "joint_em"]
-plugins = ["mine.py"]             # optional: files that register what the spec names; paths from this file's folder
+plugins = ["mine.py"]             # optional: files that register names of the spec; paths from this file's folder
 trials = 100                      # or [precision] target = {metric = "recovery_error", mcse = 0.002}
 seed = 0
 pad_samples_to = [2048, 8192]     # optional: sample sizes padded to one of these share their programs; else to powers of two
@@ -50,14 +50,14 @@ TOP_LEVEL = (
     "exclude",
 )
 STUDY_KEY = "study"
-"""Set to true in the spec of what is no sweep (`moejax.reproduce.cell_functions`)."""
+"""This key is true in the spec of a study that is no sweep (`moejax.reproduce.cell_functions`)."""
 MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 2**31 - 1
 MAX_CELLS = 10**6
 STDIN = Path("-")
 _UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 LONGEST_NAME = 200
-"""Bytes of a name that every file system takes for a folder's."""
+"""Longest name, in bytes, that every file system accepts for a folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Spec:
 
     @property
     def first_target(self) -> int:
-        """Trials every cell gets before the first look (all of them, without [precision])."""
+        """Trials of every cell before the first look (all trials without [precision])."""
         return self.precision.looks[0] if self.precision else self.trials
 
     @property
@@ -106,7 +106,7 @@ class Spec:
         return next(group[name] for group in (self.grid, *self.zips) if name in group)
 
     def settings(self) -> Iterator[dict[str, Any]]:
-        """Field values of every cell, excluded ones left out; `method` is the last axis."""
+        """Field values of every cell that is not excluded; `method` is the last axis."""
         axes: list[list[dict[str, Any]]] = [
             [{name: value} for value in self.grid[name]] for name in self.grid
         ]
@@ -123,7 +123,7 @@ class Spec:
                 yield cell
 
     def padded_size(self, num_samples: int) -> int | None:
-        """The compiled sample size of a cell; None: the core's choice."""
+        """The compiled sample size of a cell; None leaves it to the core."""
         return next((size for size in self.pad_samples_to if size >= num_samples), None)
 
     def place_of(self, field: str) -> tuple[str, int]:
@@ -136,7 +136,7 @@ class Spec:
         return "", 0
 
     def to_json(self) -> str:
-        """The spec as it was run, overrides applied (provenance)."""
+        """The spec with its overrides applied, for the provenance."""
         content = {
             "name": self.name,
             "methods": self.methods,
@@ -168,11 +168,11 @@ def read_spec(spec: SpecSource, overrides: Sequence[str] = ()) -> Spec:
     """Read and check a spec.
 
     Args:
-        spec: a TOML file (`-` is stdin), a mapping with the keys and tables of one, or a spec that is checked already.
-        overrides: `KEY=VALUE` strings that replace what it says.
+        spec: a TOML file (`-` is stdin), a mapping with the keys and tables of one, or a checked spec.
+        overrides: `KEY=VALUE` strings that replace values of it.
 
     Raises:
-        SpecError: one line with file, line, field, value and what is accepted; or there are overrides for a checked spec.
+        SpecError: one line with file, line, field, value and the accepted values; or there are overrides for a checked spec.
 
     Examples:
         >>> from pathlib import Path
@@ -211,7 +211,7 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
     """Check the text of a spec. `path` is used in messages and, without a `name` key, as the name.
 
     Raises:
-        SpecError: one line with file, line, field, value and what is accepted.
+        SpecError: one line with file, line, field, value and the accepted values.
 
     Examples:
         >>> moejax.sweep.parse_spec('name = "mine"\\nmethods = ["spectral"]\\ntrials = 5').name
@@ -285,7 +285,7 @@ def _name(places: Places, document: Mapping[str, Any], path: Path | str) -> str:
 def _names(
     places: Places, document: Mapping[str, Any], key: str, missing: str | None = None
 ) -> tuple[str, ...]:
-    """A list of names, each once; () where `document` has none and that is not `missing`."""
+    """A list of names, each once. Without one, the error is `missing`; if that is None, the result is ()."""
     names = document.get(key)
     if names is None:
         if missing:
@@ -331,7 +331,7 @@ def _tables(
 def _lists(
     places: Places, table: Any, name: str, index: int, scalars: bool = False
 ) -> dict[str, tuple[Any, ...]]:
-    """A table of lists of field values; `scalars`: a single value is a list of one, `method` is allowed."""
+    """A table of lists of field values; with `scalars`, a single value is a list of one, and `method` is allowed."""
     if not isinstance(table, dict):
         raise places.error(f"{show(table)} is not accepted: expected a table, [{name}]", key=name)
     lists: dict[str, tuple[Any, ...]] = {}
@@ -374,7 +374,7 @@ def _coerced(places: Places, key: str, value: Any, table: str, index: int = 0) -
 
 
 def _check_number_of_cells(places: Places, axes: Sequence[Iterable[Sequence[Any]]]) -> None:
-    """Refuse a grid that nobody could run, before its cells are listed."""
+    """Refuse a grid with too many cells before they are listed."""
     cells = math.prod(len(values) for lists in axes for values in lists)
     if cells > MAX_CELLS:
         raise places.error(f"expected at most {MAX_CELLS:,} cells, got {show(cells)}", key="grid")

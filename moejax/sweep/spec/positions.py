@@ -1,4 +1,4 @@
-"""Where in a spec something stands, so that an error can name its line (tomllib keeps no positions)."""
+"""Lines of the keys of a spec, for error messages (tomllib keeps no positions)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from moejax.console import shorten
 
 MAX_NESTING = 32
-"""Tables and lists within each other in a TOML file; a spec needs four."""
+"""Most nested tables and lists in a TOML file; a spec needs four."""
 _TABLE = re.compile(r"^\s*\[(\[)?\s*([\w.\-]+)\s*\]?\]")
 _KEY = re.compile(r"^\s*[\"']?([\w\-]+)[\"']?\s*(?:\.[\w.\- ]+)?=")
 
 
 class SpecError(ValueError):
-    """A spec that cannot be run; the message is one line with the place, the value and what is accepted.
+    """A spec that cannot be run; the message is one line with the place, the value and the accepted values.
 
     Examples:
         >>> try:
@@ -35,7 +35,7 @@ class TomlError(SpecError):
 
 
 def parse_toml(text: str, where: Path | str) -> dict[str, Any]:
-    """Parse TOML that a person wrote; `where` is what a message calls it.
+    """Parse TOML that a person wrote; `where` names it in messages.
 
     Raises:
         TomlError: not TOML, or a number of more digits than Python reads. SpecError: nested too deeply.
@@ -84,7 +84,7 @@ class Places:
 
     def error(self, message: str, table: str = "", key: str = "", index: int = 0) -> SpecError:
         """The error to raise: `FILE:LINE: [table] key: message`, on one line."""
-        candidates = [(table, index, key), (table, index, ""), (key, 0, "")]  # the last: key is a table
+        candidates = [(table, index, key), (table, index, ""), (key, 0, "")]  # the last: its key is a table
         line = next((self._lines[place] for place in candidates if place in self._lines), None)
         where = f"{self.path}:{line}" if line else self.path
         if key in self._overridden:

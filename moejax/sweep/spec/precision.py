@@ -1,11 +1,12 @@
 """Stopping by precision: trials are added in rounds until the Monte Carlo standard error is small enough.
 
     [precision]
-    target = {metric = "recovery_error", mcse = 0.002}     # statistic = "mean" (default), "median" or
-    "success_rate" min_trials = 50 max_trials = 2000
+    target = {metric = "recovery_error", mcse = 0.002}     # statistic = "mean" (default), "median", "success_rate"
+    min_trials = 50
+    max_trials = 2000
 
-The looks are fixed in advance (min_trials, doubled each time, the last at max_trials) and each uses the
-trials 0..look-1 and no others: whether a cell stops does not depend on the order in which trials end, nor
+The looks are fixed in advance (min_trials, doubled each time, the last at max_trials). A look uses exactly
+the trials 0..look-1. So the decision to stop a cell does not depend on the order in which trials end, or
 on a resume.
 """
 
@@ -61,11 +62,11 @@ class PrecisionRule:
         return float(estimate(finite[None, :])[1][0])
 
     def target_after(self, values: np.ndarray) -> tuple[int, bool]:
-        """How many trials a cell needs, given the values (t,) of its first t trials.
+        """The number of trials that a cell needs, given the values (t,) of its first t trials.
 
         Returns:
-            (trials wanted, whether the precision is reached). Trials wanted equal a look; if they are no
-            more than t, the cell is finished.
+            (trials needed, true if the precision is reached). The first is a look; if it is at
+            most t, the cell is finished.
         """
         for look in self.looks:
             if look > values.size:
@@ -79,7 +80,7 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
     """Check the [precision] table of a spec.
 
     Raises:
-        SpecError: one line with the place, the value and what is accepted.
+        SpecError: one line with the place, the value and the accepted values.
     """
     for key in table:
         if key not in PRECISION_KEYS:

@@ -1,9 +1,9 @@
-"""A 64-bit digest of every row of a store, so that a flipped bit is found before anybody reads the number.
+"""A 64-bit digest of every row of a store, so that a flipped bit is found before the number is used.
 
 The digest of a row is a sum over its columns, modulo 2^64, of mix(bits(value) xor salt(column)), with `mix` the finaliser of
-SplitMix64 (Steele, Lea, Flood 2014), a bijection: a change of one number always changes the sum, and a change of several goes
-unseen with probability 2^-64. NULL (as SQLite stores NaN) adds nothing, so that a column that is added later, empty for old rows,
-leaves their digests as they are. It guards against damage, not against somebody who wants to deceive.
+SplitMix64 (Steele, Lea, Flood 2014), a bijection. So a change of one number always changes the sum, and a change of several is
+missed with probability 2^-64. NULL (as SQLite stores NaN) adds nothing, so that a column that is added later, empty for old rows,
+does not change their digests. The digests guard against damage, not against fraud.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ACCEPTED: dict[str, tuple[type, ...]] = {
     "TEXT": (str, bytes),
     "BLOB": (bytes,),
 }
-"""Types of a column's values by its declared type; texts are bytes where a reader does not decode them."""
+"""Types of a column's values by its declared type; texts are bytes if a reader does not decode them."""
 
 
 def row_digests(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], rows: int) -> list[int]:
@@ -31,16 +31,16 @@ def row_digests(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], 
     Args:
         kinds: declared type of each column: INTEGER, REAL, TEXT or BLOB.
         columns: the (rows,) values of each column; the digest itself, and columns without a value, may be missing.
-        rows: their number.
+        rows: the number of rows.
 
     Returns:
-        Signed 64-bit numbers, as SQLite keeps them.
+        Signed 64-bit numbers, as SQLite stores them.
     """
     return _digests(kinds, columns, rows).tolist()
 
 
 def digests_hold(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], rows: int) -> np.ndarray:
-    """(rows,) bool: whether the digests among the columns are those of the rows."""
+    """(rows,) bool: true if the digest in the columns is that of the row."""
     kept, found = columns[DIGEST_COLUMN], _digests(kinds, columns, rows)
     if set(map(type, kept)) <= {int}:
         return np.array(kept, dtype=np.int64) == found
@@ -56,7 +56,7 @@ def _digests(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], row
 
 
 def well_typed(kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], rows: int) -> np.ndarray:
-    """(rows,) bool: whether every value has its column's type, and every text is UTF-8."""
+    """(rows,) bool: true if every value has its column's type, and every text is UTF-8."""
     good = np.ones(rows, bool)
     for name, values in columns.items():
         accepted = (*_ACCEPTED[kinds[name]], type(None))
@@ -77,7 +77,7 @@ def _is_utf8(value: Any) -> bool:
 
 
 def _mixed(name: str, kind: str, values: Sequence[Any]) -> np.ndarray:
-    """(rows,) uint64: the part of one column."""
+    """(rows,) uint64: the contribution of one column."""
     plain = {"REAL": (float, int, type(None)), "INTEGER": (int,)}.get(kind, ())
     odd = (
         []
@@ -110,7 +110,7 @@ def _salt(name: str) -> np.uint64:
 
 
 def _bits_of(value: Any) -> int:
-    """64 bits of a text's or blob's BLAKE2; a value of another type, which is damage, is taken by how Python writes it."""
+    """64 bits of a text's or blob's BLAKE2; a value of another type, which is damage, enters by its repr."""
     if isinstance(value, str):
         content = value.encode()
     else:

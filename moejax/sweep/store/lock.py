@@ -15,7 +15,7 @@ LOCK_TRIES, LOCK_PAUSE_SECONDS = 5, 0.05
 
 
 def lock_folder(folder: Path) -> io.TextIOWrapper:
-    """Hold a run folder for one coordinator; the kernel lets go when the process ends, however it ends.
+    """Lock a run folder for one coordinator; the kernel releases it when the process ends in any way.
 
     Raises:
         StoreError: another coordinator holds it, or the folder cannot be written.
@@ -44,14 +44,14 @@ def lock_folder(folder: Path) -> io.TextIOWrapper:
 
 
 def sign_lock(handle: io.TextIOWrapper) -> None:
-    """Write who holds a folder into its lock."""
+    """Write the holder of a folder into its lock file."""
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     handle.flush()
 
 
 def _try_lock(handle: io.TextIOWrapper) -> None:
-    """Take the lock; a `moejax status` that looks at this very moment is waited for."""
+    """Take the lock; if a `moejax status` reads at this moment, wait for it."""
     for _ in range(LOCK_TRIES):
         try:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,12 +61,12 @@ def _try_lock(handle: io.TextIOWrapper) -> None:
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a coordinator holds the folder now. Changes nothing."""
+    """True if a coordinator holds the folder now; it changes nothing."""
     try:
         with open(folder / LOCK_NAME, encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        return False  # never locked, or locks are not supported: nothing is known to run
+        return False  # never locked, or locks are not supported: no run is known
     return False

@@ -1,4 +1,4 @@
-"""Reading a store: the tidy table of trials, and what is known of the runs. Nothing here changes a store."""
+"""Reads a store: the tidy table of trials, and the records of the runs. This module changes no store."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from moejax.sweep.store.soundness import check_store
 
 STDOUT = Path("-")
 FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
-"""Columns that say what a cell is, the method apart."""
+"""Columns that identify a cell, without the method."""
 
 
 def store_path(folder: Path) -> Path:
     """The store of a run folder (or the store file itself).
 
     Raises:
-        StoreError: it is a file of another kind.
+        StoreError: the path is a file of another kind.
     """
     folder = Path(folder)
     if not folder.is_file():
@@ -45,10 +45,10 @@ def store_path(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def reading(folder: Path | str, *, most_trials: int | None = None) -> Iterator[sqlite3.Connection]:
-    """A connection to a run folder's store, checked (see `soundness.check_store`), with one view of it while a sweep writes.
+    """A connection to a run folder's store, checked (see `soundness.check_store`), with a consistent view while a sweep writes.
 
     Raises:
-        StoreError: no store there, nothing in it, or it is damaged.
+        StoreError: there is no store, or it is empty or damaged.
     """
     path = store_path(Path(folder))
     with contextlib.closing(connect_for_reading(path)) as connection:
@@ -71,19 +71,19 @@ def frame_of(connection: sqlite3.Connection, query: str) -> pd.DataFrame:
 def load(
     folder: Path | str, *, all_specs: bool = False, seconds: bool = False, result_hash: bool = False
 ) -> pd.DataFrame:
-    """The table of trials: one row per trial that was run, failed ones too, in the order of the spec.
+    """The table of trials: one row per trial that was run, failed ones included, in the order of the spec.
 
-    Columns: every field, `trial`, `method`, the metrics (NaN where a trial failed), `status` (0 is ok),
+    Columns: every field, `trial`, `method`, the metrics (NaN if a trial failed), `status` (0 is ok),
     `reason`.
 
     Args:
         folder: a run folder.
-        all_specs: also rows of cells that are not in the folder's latest spec.
-        seconds: also `seconds`, the compute time of the trial (its chunk's mean, compilation apart).
-        result_hash: also `result_hash`, which with `trial` is the key of recorded arrays and timings.
+        all_specs: include rows of cells that are not in the folder's latest spec.
+        seconds: add the column `seconds`, the compute time of the trial (its chunk's mean, without compilation).
+        result_hash: add the column `result_hash`, which with `trial` is the key of recorded arrays and timings.
 
     Raises:
-        StoreError: no store there, or it cannot be read.
+        StoreError: there is no store, or it cannot be read.
 
     Examples:
         >>> table = moejax.sweep.load("runs/quickstart")
@@ -109,7 +109,7 @@ def load(
 
 
 def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells and trials apart: what `load` joins.
+    """Cells and trials as two tables, which `load` joins.
 
     Returns:
         cells: every field, the method, `bucket`, `first_trials`, `most_trials`, `result_hash`; one row per cell,
@@ -120,7 +120,7 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
         have = list(columns_of(connection, "trials"))
         others = (*core.METRICS, "cell", "trial", "status", "reason", DIGEST_COLUMN)
         own = [name for name in have if name not in others]
-        metrics = [*core.METRICS, *own]  # also those of a plugin that is not loaded here
+        metrics = [*core.METRICS, *own]  # also metrics of a plugin that is not loaded here
         columns = ", ".join(f'"{name}"' if name in have else "NULL" for name in metrics)
         cells = _cells(connection, all_specs)
         raw = connection.execute(f"SELECT cell, trial, status, reason, {columns} FROM trials").fetchall()
@@ -132,14 +132,14 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
     rows = rows[position.notna()].drop(columns="cell")
     rows.insert(0, "position", position[position.notna()].astype("int64"))
     rows = rows.sort_values(["position", "trial"], kind="stable", ignore_index=True)
-    if not all_specs:  # an earlier spec with more trials may have left some
+    if not all_specs:  # an earlier spec may have asked for more trials
         targets = _targets(cells, rows, spec)
         rows = rows[rows["trial"].to_numpy() < targets[rows["position"].to_numpy()]].reset_index(drop=True)
     return cells.drop(columns="cell"), rows
 
 
 def _targets(cells: pd.DataFrame, rows: pd.DataFrame, spec: Mapping[str, Any]) -> np.ndarray:
-    """How many trials the spec wants of each cell, by the rows that are there."""
+    """The number of trials of each cell that the spec asks for, given the present rows."""
     if not spec.get("precision"):
         return cells["most_trials"].to_numpy()
     rule = PrecisionRule(**spec["precision"])
@@ -147,9 +147,7 @@ def _targets(cells: pd.DataFrame, rows: pd.DataFrame, spec: Mapping[str, Any]) -
     bounds = np.searchsorted(rows["position"], np.arange(len(cells) + 1))
     targets = []
     for first, last in itertools.pairwise(bounds):
-        leading = int(
-            (trials[first:last] == np.arange(last - first)).sum()
-        )  # a killed run may have left gaps
+        leading = int((trials[first:last] == np.arange(last - first)).sum())  # a killed run may leave gaps
         targets.append(rule.target_after(values[first : first + leading])[0])
     return np.array(targets, dtype=np.int64)
 
@@ -186,7 +184,7 @@ def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
 
 
 def _column(values: list[Any]) -> pd.Series:
-    """A column of field values as they are: lists as tuples, and None stays None beside numbers."""
+    """A column of field values without conversion: lists become tuples, and None stays None among numbers."""
     values = [tuple(value) if isinstance(value, list) else value for value in values]
     column = pd.Series(values, dtype="object")
     return column if any(value is None for value in values) else column.infer_objects()
@@ -220,7 +218,7 @@ def load_chunks(folder: Path | str) -> pd.DataFrame:
 
 
 def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, int], np.ndarray]:
-    """Arrays by (result_hash, trial) that a sweep with `record = ["history"]` keeps.
+    """Arrays by (result_hash, trial) that a sweep with `record = ["history"]` stores.
 
     Examples:
         >>> histories = moejax.sweep.load_arrays("runs/quickstart", "history")
@@ -265,7 +263,7 @@ def export_table(folder: Path | str, file: Path | str) -> int:
     """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or as CSV to stdout for `-`; returns the number of rows.
 
     Raises:
-        ValueError: another ending. StoreError: the store or the file cannot be used.
+        ValueError: the name has another ending. StoreError: the store or the file cannot be used.
 
     Examples:
         >>> moejax.sweep.export_table("runs/quickstart", "table.csv") == len(moejax.sweep.load("runs/quickstart"))

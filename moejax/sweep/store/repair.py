@@ -1,4 +1,4 @@
-"""What is sound in a damaged store, as a new store; the rest is run again by the same sweep."""
+"""Makes a new store of the sound rows of a damaged one; the same sweep runs the other trials again."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from moejax.sweep.store.soundness import has_digests, is_provenance, sound_rows,
 
 DAMAGED_SUFFIX = ".damaged"
 TABLES = ("cells", "runs", "chunks", "trials", "timings", "arrays")
-"""In the order of their references. The plan is left out: the run that follows writes its own."""
+"""Tables in the order of their references. The plan is left out: the next run writes its own."""
 
 
 def repair_store(folder: Path, check: Callable[[Sequence[dict[str, Any]]], None]) -> str:
-    """Put a store of the sound rows in the place of a folder's store, which is kept beside it as store.sqlite.damaged.
+    """Replace a folder's store by one of its sound rows, and keep the old one in the folder as store.sqlite.damaged.
 
     Args:
         folder: the run folder.
-        check: of `Store`; it may refuse the folder, which is then as it was.
+        check: as in `Store`; it may refuse the folder, which then stays unchanged.
 
     Returns:
-        One line that says what was kept.
+        One line on the rows that were kept.
 
     Raises:
-        StoreError: there is no store, nothing of it can be read, or the folder is in use.
+        StoreError: there is no store, none of it can be read, or the folder is in use.
     """
     path = folder / STORE_NAME
     if not path.is_file():
@@ -74,7 +74,7 @@ def _fresh(path: Path) -> sqlite3.Connection:
 
 
 def _keep_aside(path: Path) -> Path:
-    """Copy the store, and move its log away, which must not be taken for the new store's."""
+    """Copy the store, and move its log away, so that SQLite does not apply it to the new store."""
     damaged = path.with_name(path.name + DAMAGED_SUFFIX)
     shutil.copy2(path, damaged)
     log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
@@ -119,7 +119,7 @@ def _copy_sound(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, 
 
 
 class _Found:
-    """Records of a table, texts decoded; `read` counts those that could be read, sound or not."""
+    """Records of a table with decoded texts; `read` counts those that could be read, sound or not."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
@@ -156,13 +156,13 @@ def _sound_records(
 def _readable(
     connection: sqlite3.Connection, table: str, names: Sequence[str], cells: Sequence[int]
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of a table that SQLite can still read: from both ends of it, and of each cell's rows, up to what is damaged."""
+    """The rows of a table that SQLite can still read: from both ends of it, and of each cell's rows, up to the damage."""
     listed, keys = ", ".join(f'"{name}"' for name in names), keys_of(connection, table)
     try:
         yield from filter(None, [connection.execute(f"SELECT {listed} FROM {table}").fetchall()])
         return
     except sqlite3.DatabaseError:
-        pass  # a damaged page: piece by piece
+        pass  # a page is damaged: read piece by piece
     by_cell = keys[0] == "cell" and table != "cells"
     seen: set[tuple[Any, ...]] = set()
     for cell in cells if by_cell else [None]:
@@ -192,7 +192,7 @@ def _insert(
         return
     have = columns_of(connection, table)
     for name in kinds:
-        if name not in have:  # a metric
+        if name not in have:  # a column of a metric
             connection.execute(f'ALTER TABLE {table} ADD COLUMN "{name}" REAL')
     kinds = columns_of(connection, table)
     names = list(records[0])

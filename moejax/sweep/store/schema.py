@@ -1,4 +1,4 @@
-"""The tables of a store, and how one is opened: every way that can fail ends in one clear line."""
+"""The tables of a store, and the functions that open one; every failure gives one clear line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from moejax.sweep.store.digests import DIGEST_COLUMN, row_digests
 
 STORE_NAME = "store.sqlite"
 SCHEMA_VERSION = 2
-"""Version 1 had no digests."""
-APPLICATION_ID = 0x6D6F6A78  # "mojx": a SQLite file that carries another is not a store
+"""Version of the tables; version 1 had no digests."""
+APPLICATION_ID = 0x6D6F6A78  # "mojx": a SQLite file with another application id is not a store
 LONGEST_PATH = 500
-"""SQLite has 512 bytes for a path, a suffix of its own included."""
+"""SQLite allows 512 bytes for a path, including its own suffix."""
 BUSY_SECONDS = 30.0
 
 NETWORK_FILE_SYSTEMS = (
@@ -31,7 +31,7 @@ NETWORK_FILE_SYSTEMS = (
     "fuse.sshfs",
     "glusterfs",
 )
-"""WAL needs memory shared between processes, which these do not give (SQLite manual on WAL)."""
+"""WAL needs memory shared between processes, which these do not provide (SQLite manual on WAL)."""
 
 TABLES = """
 CREATE TABLE cells (
@@ -96,7 +96,7 @@ CREATE TABLE timings (                   -- which chunk a trial ran in, and how 
 
 
 class StoreError(OSError):
-    """A store that cannot be used; one line that says what to do. Committed rows are untouched."""
+    """A store cannot be used; the message is one line with the remedy. Committed rows are untouched."""
 
 
 @functools.cache
@@ -119,12 +119,12 @@ def keys_of(connection: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _decoded(name: str | bytes) -> str:
-    """A name from a connection that decodes texts, or from one that leaves them as they are."""
+    """A name as text, from a connection that decodes texts or from one that returns bytes."""
     return name.decode(errors="replace") if isinstance(name, bytes) else name
 
 
 def damaged(path: Path, finding: str) -> StoreError:
-    """The error for a store that is not as it was written: what was found, and how to keep the rest."""
+    """The error for a damaged store: the finding, and the way to keep the sound rows."""
     finding = " ".join(finding.split())
     return StoreError(
         f"{path}: the store is damaged ({finding}); it was not changed: the same sweep with --repair keeps what is "
@@ -154,7 +154,7 @@ def explained(path: Path, error: sqlite3.Error) -> StoreError:
 
 
 def explain(path: Path, error: sqlite3.Error) -> str:
-    """One line for an error of SQLite: what happened, and what to do."""
+    """One line for an error of SQLite: the cause, and the remedy."""
     message = str(error)
     if len(os.fsencode(path.absolute())) > LONGEST_PATH:
         return f"{path}: SQLite takes paths of at most {LONGEST_PATH} bytes; choose a shorter one with --out"
@@ -173,17 +173,17 @@ def explain(path: Path, error: sqlite3.Error) -> str:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Whether an error of SQLite, or the `StoreError` made of one, says that another program holds the store."""
+    """True if an error of SQLite, or the `StoreError` made from one, means that another program holds the store."""
     error = error.__cause__ if isinstance(error, StoreError) and error.__cause__ is not None else error
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def connect_for_writing(path: Path) -> sqlite3.Connection:
-    """Open a store for the coordinator, or make it; WAL where the file system can, else a rollback journal.
+    """Open a store for the coordinator, or make it; with WAL if the file system supports it, else with a rollback journal.
 
     Raises:
-        StoreError: damaged, not a store, from a newer version, or not writable.
+        StoreError: the file is damaged, not a store, from a newer version, or not writable.
     """
     with clear_errors(path):
         if path.exists():
@@ -213,11 +213,11 @@ def connect_for_reading(path: Path, *, alone: bool = False) -> sqlite3.Connectio
     """Open a store without the right to change it; works while a sweep is writing, and on a read-only disk.
 
     Args:
-        path: of the store.
-        alone: nobody else writes it meanwhile, so that not even SQLite's files beside it need to be made.
+        path: the file of the store.
+        alone: no other program writes it at this time, so SQLite need not make its additional files.
 
     Raises:
-        StoreError: no store there, or from a newer version, or no database.
+        StoreError: there is no store, it is from a newer version, or it is no database.
     """
     if not path.is_file():
         raise StoreError(f"{path}: there is no such store; expected a folder that `moejax sweep` has written")
@@ -241,7 +241,7 @@ def _read_only(path: Path, alone: bool = False) -> sqlite3.Connection:
         connection.close()
         if log.exists():
             raise
-        # A WAL store on a read-only disk has no shared-memory file; with no log, the file is all there is.
+        # A WAL store on a read-only disk has no shared-memory file; without a log, the file is complete.
         return sqlite3.connect(uri + "&immutable=1", uri=True, timeout=BUSY_SECONDS)
 
 
@@ -271,7 +271,7 @@ def check_is_store(path: Path, *, alone: bool = False) -> None:
 
 
 def on_network_file_system(path: Path) -> bool:
-    """Whether the folder is on a file system shared between hosts, by the kernel's table of mounts."""
+    """True if the folder is on a file system shared between hosts, by the kernel's table of mounts."""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -287,14 +287,14 @@ def on_network_file_system(path: Path) -> bool:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    # the whole path: SQLite takes one that begins with "file:" for a URI
+    # the whole path: SQLite takes a path that begins with "file:" for a URI
     connection = sqlite3.connect(path.absolute(), timeout=BUSY_SECONDS, isolation_level=None)
     connection.execute("PRAGMA synchronous=FULL")  # a committed row survives a power cut
     return connection
 
 
 def _create(connection: sqlite3.Connection) -> None:
-    """Make the tables, or bring an older store to this version, in one transaction. Proves that writing works."""
+    """Make the tables, or convert an older store to this version, in one transaction; this also proves that writing works."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
@@ -312,7 +312,7 @@ def _create(connection: sqlite3.Connection) -> None:
 
 
 def _add_digests(connection: sqlite3.Connection) -> None:
-    """Give the rows of an older store their digests: what they are now is guarded from now on."""
+    """Add digests to the rows of an older store; they guard the rows from now on."""
     for table in expected_columns():
         if DIGEST_COLUMN not in columns_of(connection, table):
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {DIGEST_COLUMN} INTEGER")

@@ -1,4 +1,4 @@
-"""Whether a store is as it was written: SQLite's own checks, a digest for every row, and for older stores types and shapes."""
+"""Checks that a store is undamaged: SQLite's own checks, a digest for every row, and for older stores types and shapes."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ PROVENANCE_TYPES: Mapping[str, tuple[type, ...]] = {
     "processor": (str,),
     "workers": (str,),
 }
-"""What readers of a provenance rely on."""
+"""Keys of a provenance that its readers use, with their types."""
 _sound: dict[Path, tuple[Any, bool]] = {}
-"""Stores that this process found sound: what the file was then, and whether the trials were looked at."""
+"""Stores that this process found sound: the file's stamp at that time, and true if the trials were checked."""
 
 
 def check_store(connection: sqlite3.Connection, path: Path, *, most_trials: int | None = None) -> None:
-    """Refuse a store that is damaged. A file that has not changed since is not looked at again.
+    """Refuse a store that is damaged. A file that has not changed since its last check is not checked again.
 
     Args:
-        connection: to the store.
-        path: of the store.
-        most_trials: with more trials than this, the tables that grow with them are not read: their numbers are not wanted.
+        connection: connection to the store.
+        path: the file of the store.
+        most_trials: with more trials than this, the tables that grow with them are not read; callers then do not use them.
 
     Raises:
-        StoreError: one line that says what is damaged, and how the rest is kept.
+        StoreError: one line on the damage, and on the way to keep the sound rows.
     """
     stamp = _stamp(path)
     known = _sound.get(path.resolve())
@@ -57,8 +57,8 @@ def check_store(connection: sqlite3.Connection, path: Path, *, most_trials: int 
         return
     decode = connection.text_factory
     with clear_errors(path):
-        connection.execute("BEGIN")  # one view of the store, while a sweep writes
-        connection.text_factory = bytes  # a text that is not UTF-8 is found, not raised
+        connection.execute("BEGIN")  # a consistent view of the store while a sweep writes
+        connection.text_factory = bytes  # so that a text that is not UTF-8 is a finding, not an exception
         try:
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 return  # killed before its tables were committed
@@ -82,7 +82,7 @@ def check_store(connection: sqlite3.Connection, path: Path, *, most_trials: int 
 
 
 def _stamp(path: Path) -> tuple[Any, ...]:
-    """What changes when a store is written."""
+    """Properties of the file that change when a store is written."""
     stamps = []
     for file in (path, path.with_name(path.name + "-wal")):
         try:
@@ -113,7 +113,7 @@ def _check_tables(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def has_digests(connection: sqlite3.Connection) -> bool:
-    """Whether the store's version keeps a digest of every row: a table of it without that column is damaged."""
+    """True if the store's version has a digest for every row; a table without that column is then damaged."""
     return connection.execute("PRAGMA user_version").fetchone()[0] >= FIRST_VERSION_WITH_DIGESTS
 
 
@@ -140,7 +140,7 @@ def _check_references(connection: sqlite3.Connection, path: Path, whole: bool) -
 
 
 def _finding(connection: sqlite3.Connection, table: str) -> str:
-    """How many rows of a table are not as they were written; empty if all are."""
+    """A text with the number of damaged rows of a table; empty if there are none."""
     kinds = columns_of(connection, table)
     total = bad = 0
     for columns, rows in _batches(connection, table, kinds):
@@ -152,7 +152,7 @@ def _finding(connection: sqlite3.Connection, table: str) -> str:
 def _batches(
     connection: sqlite3.Connection, table: str, kinds: Mapping[str, str]
 ) -> Iterator[tuple[dict[str, Sequence[Any]], int]]:
-    """The columns of a table, batch by batch; a text where a blob belongs is NULL, for Python sees bytes in both."""
+    """The columns of a table in batches. A text in a blob column becomes NULL, because Python reads both as bytes."""
     listed = ", ".join(
         f"CASE typeof({name}) WHEN 'blob' THEN {name} END" if kind == "BLOB" else f'"{name}"'
         for name, kind in kinds.items()
@@ -165,9 +165,9 @@ def _batches(
 def sound_rows(
     table: str, kinds: Mapping[str, str], columns: Mapping[str, Sequence[Any]], rows: int
 ) -> np.ndarray:
-    """(rows,) bool: which rows of a table are as they were written, texts as bytes.
+    """(rows,) bool: true for undamaged rows of a table; texts are bytes.
 
-    By their digests; rows of an older store have none, and are sound if their types, and the shapes of their JSON, are.
+    The digests decide. Rows of an older store have none, and are sound if their types, and the shapes of their JSON, are.
     """
     if DIGEST_COLUMN in columns:
         return digests_hold(kinds, columns, rows)
@@ -195,7 +195,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 
 
 def _are_fields(text: Any) -> bool:
-    """Whether a text is the JSON of a cell's fields."""
+    """True if a text is the JSON of a cell's fields."""
     values = _json_object(text)
     if values is None or not isinstance(values.get(METHOD_FIELD), str):
         return False
@@ -209,7 +209,7 @@ def _are_fields(text: Any) -> bool:
 
 
 def _is_array(content: Any) -> bool:
-    """Whether bytes are an array as `numpy.save` writes it."""
+    """True if bytes are an array in the format of `numpy.save`."""
     try:
         return np.load(io.BytesIO(content), allow_pickle=False) is not None
     except (ValueError, TypeError, EOFError, OSError):
@@ -217,7 +217,7 @@ def _is_array(content: Any) -> bool:
 
 
 def is_provenance(text: Any) -> bool:
-    """Whether a text is the JSON of a run's provenance."""
+    """True if a text is the JSON of a run's provenance."""
     values = _json_object(text)
     if values is None or not set(PROVENANCE_TYPES) <= set(values):
         return False
@@ -271,4 +271,4 @@ _SHAPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "runs": ("provenance", is_provenance),
     "arrays": ("content", _is_array),
 }
-"""Table -> a column that has a form of its own, and its check."""
+"""Table -> a column with a special format, and its check."""

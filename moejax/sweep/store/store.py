@@ -1,8 +1,8 @@
-"""The result store: one SQLite file per sweep, written by the coordinator alone.
+"""The result store: one SQLite file per sweep, written only by the coordinator.
 
-A trial is done when its row is committed, and by nothing else: there are no flags that a kill could leave
-behind. Rows are inserted or ignored, never changed. The rows of a chunk and what it recorded are one change: whatever
-interrupts it, all of it is there or nothing.
+A trial is done when its row is committed; there are no other flags, which a kill could leave behind.
+Rows are inserted or ignored, never changed. The rows of a chunk and its recorded arrays are one change: after
+an interruption, all of it is stored or nothing.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ from moejax.sweep.store.soundness import check_store
 __all__ = ["COMMIT_SECONDS", "Store", "is_running", "lock_folder"]
 
 COMMIT_SECONDS = 0.25
-"""Chunks that end within this time share a commit: a kill loses no more work than this, and what runs."""
+"""Chunks that end within this time share a commit: a kill loses at most this much work, and running chunks."""
 BUSY_MILLISECONDS = 2000
-"""SQLite itself waits this long for another program; no signal is heard meanwhile."""
+"""SQLite itself waits this long for another program; signals are not handled during that time."""
 FIRST_WORD_SECONDS = 4.0
-"""When the first line says that another program holds the store; each later one comes after twice the time."""
+"""Time after which a first line reports that another program holds the store; it doubles for each later line."""
 
 T = TypeVar("T")
 
 
 class CellTrials(NamedTuple):
-    """What a store has of a cell."""
+    """The trials of a cell in a store."""
 
     values: dict[int, float]
-    """Trial -> value of the metric that was asked for; NaN if there is none."""
+    """Trial -> value of the requested metric; NaN if there is none."""
     broken: list[int]
-    """The trials that have no result: those that `forget_failures` would delete."""
+    """The trials without a result, which `forget_failures` would delete."""
 
 
 class Store:
-    """The coordinator's hold on a run folder. Use as a context manager.
+    """The coordinator's lock and store of a run folder, a context manager.
 
-    The folder is held and checked when the store is made, and written only from when the context is entered: a folder that is
-    refused is as it was.
+    The folder is locked and checked when the object is made, and written only after the context is entered. So a folder that is
+    refused stays unchanged.
 
     Raises:
-        StoreError: one line for each way in which the folder cannot be used; see `schema`.
+        StoreError: one line with the reason why the folder cannot be used; see `schema`.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class Store:
         check: Callable[[Sequence[dict[str, Any]]], None] | None = None,
         note: Callable[[str], None] = lambda line: None,
     ):
-        """Hold a folder.
+        """Lock a folder.
 
         Args:
-            folder: of the run; made if it is not there.
-            check: given the provenance of the earlier runs that committed a trial; raises if the folder is refused.
-            note: told a line now and then while another program holds the store.
+            folder: the folder of the run; made if it does not exist.
+            check: receives the provenance of the earlier runs that committed a trial; raises to refuse the folder.
+            note: receives occasional lines while another program holds the store.
         """
         self.folder = Path(folder)
         self._note = note
@@ -102,7 +102,7 @@ class Store:
         self._run = 0
         self._cells: list[int] = []
         self._half_made = False
-        """A change has begun and is not known to be whole."""
+        """True while a change has begun and is not known to be complete."""
         self._last_commit = time.monotonic()
 
     def __enter__(self) -> Store:
@@ -123,22 +123,22 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Commit what is whole and give the folder up; closing twice does nothing."""
+        """Commit complete changes and release the folder; a second call does nothing."""
         try:
             if self._open:
                 with clear_errors(self.path):
                     self.commit()
-                    with contextlib.suppress(sqlite3.OperationalError):  # held by another program: so be it
+                    with contextlib.suppress(sqlite3.OperationalError):  # another program holds the store
                         self._connection.execute("PRAGMA optimize")
         finally:
             if self._open:
                 self._open = False
                 with contextlib.suppress(sqlite3.Error):
-                    self._connection.close()  # also folds the log into the file
+                    self._connection.close()  # this also merges the log into the file
             self._let_go()
 
     def _let_go(self) -> None:
-        """Give up the folder; a new one in which nothing was written is removed again."""
+        """Release the folder; a new, empty one is removed again."""
         if self._made and not self._lock.closed and not self.path.exists():
             with contextlib.suppress(OSError):
                 (self.folder / LOCK_NAME).unlink()
@@ -147,7 +147,7 @@ class Store:
 
     @property
     def journal_mode(self) -> str:
-        """ "wal", or "delete" where the file system cannot do WAL."""
+        """ "wal", or "delete" if the file system does not support WAL."""
         return self._connection.execute("PRAGMA journal_mode").fetchone()[0]
 
     def begin_run(self, plan: Plan, provenance: Mapping[str, Any]) -> None:
@@ -187,7 +187,7 @@ class Store:
         self.commit()
 
     def end_run(self, wall_seconds: float, compile_seconds: float) -> None:
-        """Complete the record of this run (a killed run has none; its chunks say what it did)."""
+        """Complete the record of this run (a killed run has no complete record, but its chunks do)."""
         names = ("run", "provenance", "started", "wall_seconds", "compile_seconds")
         with self._writing():
             row = self._connection.execute(
@@ -198,7 +198,7 @@ class Store:
         self.commit()
 
     def forget_failures(self) -> None:
-        """Delete the rows that the engine marked as failed (not what the core judged), to run them again."""
+        """Delete the rows that the engine marked as failed (not those that the core did), to run them again."""
         with self._writing():
             for table in ("timings", "arrays"):
                 self._connection.execute(
@@ -262,7 +262,7 @@ class Store:
             self._insert(
                 "timings", keys | {"chunk": [chunk] * len(trials), "attempts": [attempts] * len(trials)}
             )
-            for name, rows in result.arrays.items():  # of those that ran: the rest have nothing to record
+            for name, rows in result.arrays.items():  # only trials that ran have arrays to record
                 self._insert(
                     "arrays",
                     {key: [values[index] for index in recorded] for key, values in keys.items()}
@@ -274,7 +274,7 @@ class Store:
         return self._connection.execute(f"SELECT coalesce(max({key}), 0) + 1 FROM {table}").fetchone()[0]
 
     def _insert(self, table: str, columns: Mapping[str, Sequence[Any]], on_conflict: str = "IGNORE") -> None:
-        """Insert rows, given by columns, with their digests; of rows that are there already the old ones stay."""
+        """Insert rows, given by columns, with their digests; rows that already exist are kept."""
         kinds = self._kinds[table]
         columns = {name: _as_stored(kinds[name], values) for name, values in columns.items()}
         digests = row_digests(kinds, columns, len(next(iter(columns.values()))))
@@ -291,7 +291,7 @@ class Store:
             self.commit()
 
     def commit(self) -> None:
-        """Make everything added so far durable; of a change that was interrupted, nothing is left."""
+        """Make all complete changes durable; an interrupted change is dropped."""
         if self._connection.in_transaction:
             try:
                 if self._half_made:
@@ -303,7 +303,7 @@ class Store:
         self._last_commit = time.monotonic()
 
     def _patiently(self, act: Callable[[], T]) -> T:
-        """Do something that needs the store for itself, and wait, visibly, while another program holds it."""
+        """Do an act that needs exclusive access; while another program holds the store, wait and report it."""
         started, next_word = time.monotonic(), FIRST_WORD_SECONDS
         while True:
             try:
@@ -320,9 +320,9 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Make one change within the open transaction, or a new one: all of it, or nothing if it is interrupted.
+        """Make one change in the open transaction, or in a new one: completely, or not at all if it is interrupted.
 
-        After an error of SQLite nothing is left of the whole transaction.
+        After an error of SQLite the whole transaction is undone.
         """
         connection = self._connection
         try:
@@ -337,16 +337,16 @@ class Store:
             self._roll_back()
             raise explained(self.path, error) from error
         except BaseException:
-            self._drop_half()  # if this is interrupted too, the commit does it
+            self._drop_half()  # if this is interrupted too, the commit undoes the change
             raise
 
     def _drop_half(self) -> None:
-        """Undo the change that was interrupted; none is open if it came just before its beginning or after its end."""
+        """Undo the interrupted change; none is open if the interruption came just before its beginning or after its end."""
         try:
             self._connection.execute("ROLLBACK TO change")
             self._connection.execute("RELEASE change")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # else: "no such savepoint"
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:  # otherwise: "no such savepoint"
                 raise
         self._half_made = False
 
@@ -357,7 +357,7 @@ class Store:
 
 
 def _add_metric_columns(connection: sqlite3.Connection) -> None:
-    """A metric that is new since the store was made gets a column; old rows have no value there."""
+    """Add a column for each metric that is newer than the store; old rows have no value in it."""
     have = columns_of(connection, "trials")
     for name in core.metric_names():
         if name not in have:
@@ -365,10 +365,10 @@ def _add_metric_columns(connection: sqlite3.Connection) -> None:
 
 
 def read_provenance(path: Path) -> list[dict[str, Any]]:
-    """Check a store that nobody else writes, and read the provenance of the runs that committed a trial, oldest first.
+    """Check a store that no other program writes, and read the provenance of runs that committed a trial, oldest first.
 
     Raises:
-        StoreError: damaged, not a store, or from a newer version.
+        StoreError: the file is damaged, not a store, or from a newer version.
     """
     if not path.exists() or not path.stat().st_size:
         return []
@@ -384,13 +384,13 @@ def read_provenance(path: Path) -> list[dict[str, Any]]:
 
 
 def _as_stored(kind: str, values: Sequence[Any]) -> list[Any]:
-    """Values of a column as Python's own numbers, which is how they are read back."""
+    """Values of a column as Python numbers, the type in which they are read."""
     convert = {"INTEGER": int, "REAL": float}.get(kind, lambda value: value)
     return [None if value is None else convert(value) for value in values]
 
 
 def _text(reason: str | None) -> str | None:
-    """A reason that can be stored: without half characters, which a file name may bring into a message."""
+    """A reason without lone surrogates, which a file name may bring into a message and which cannot be stored."""
     return None if reason is None else reason.encode(errors="replace").decode()
 
 

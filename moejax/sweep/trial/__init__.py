@@ -1,4 +1,4 @@
-"""One trial of a recovery study as one compiled program: all that a sweep needs of the numeric core."""
+"""One trial of a recovery study as one compiled program; the only part of the numeric core that a sweep uses."""
 
 from moejax.sweep.trial.measures import METRICS, NUM_HELD_OUT, metric_names, recovery_metrics
 from moejax.sweep.trial.prepare import (

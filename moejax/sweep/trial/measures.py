@@ -35,7 +35,7 @@ NUM_HELD_OUT = 2048
 
 
 def metric_names() -> tuple[str, ...]:
-    """Columns of metrics: the built-in ones, then those that were registered.
+    """Columns of metrics: the built-in ones, then the registered ones.
 
     Raises:
         ValueError: a registered name is that of another column.
@@ -49,7 +49,7 @@ def metric_names() -> tuple[str, ...]:
 
 
 def _errors_along(path: MoEParams, truth: MoEParams, fn: ScalarFunction) -> jax.Array:
-    """(h, 2): recovery and gating error of parameters with leaves (h, ..); NaN where those are."""
+    """(h, 2): recovery and gating error of parameters with leaves (h, ..); NaN if those are."""
     unused = truth.noise_std
 
     def errors(params: MoEParams) -> jax.Array:
@@ -62,7 +62,7 @@ def _errors_along(path: MoEParams, truth: MoEParams, fn: ScalarFunction) -> jax.
 def recovery_metrics(
     truth: MoEParams, fitted: MoEParams, true_mixing: jax.Array, mixing_weights: jax.Array, fn: ScalarFunction
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(recovery, gating, mixing) errors; NaN where fewer experts were fitted than are true, the last two where more were.
+    """(recovery, gating, mixing) errors; all NaN if fewer experts were fitted than are true, the last two also if more were.
 
     The mixing error is the total variation distance of the estimated E[P_i] (k',) from the mean of the true gates over the
     sample (k,).

@@ -1,4 +1,4 @@
-"""From settings to the static and the traced part of a trial."""
+"""Conversion of settings to the static and the traced part of a trial."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ SMALLEST_PADDED = 256
 
 @dataclasses.dataclass(frozen=True)
 class TrialSpec:
-    """What is static in a trial: equal specs share a compiled program."""
+    """The static part of a trial: equal specs share a compiled program."""
 
     method: str
     activation: str
     dim: int
     num_experts: int
     padded_num_samples: int
-    """At least num_samples: the samples beyond have weight zero."""
+    """At least num_samples; additional samples have weight zero."""
     input_distribution: str
     fit_activation: str
     fit_num_experts: int
     noise_knowledge: str
     transform: TransformKind | None
-    """Of the transforms made in the trial, where the noise is estimated; those of a known noise are traced tables of any kind."""
+    """Kind of the transforms made in the trial if it estimates the noise; with known noise they are traced tables of any kind."""
     orders: tuple[int, ...]
-    """Of the tensors that are decomposed, the best first; empty where the method uses no moments."""
+    """Orders of the tensors that are decomposed, the best first; empty if the method uses no moments."""
     num_restarts: int
     num_starts: int | None
     start: Start
@@ -50,29 +50,29 @@ class TrialSpec:
     record_history: bool
     record_path: bool
     registered: State
-    """So that a name given to another function is another program."""
+    """State of the registries, so that a name with a different function gives a different program."""
     metrics: tuple[tuple[str, Metric], ...] = ()
     """Registered metrics, by name."""
 
 
 class Hyperparameters(NamedTuple):
-    """What is traced in a trial: it never costs a compilation."""
+    """The traced part of a trial, which never causes a compilation."""
 
     num_samples: np.ndarray | jax.Array
     """() int32"""
     scales: InstanceScales[Any]
     transforms: tuple[SpectralTransforms, ...]
-    """For each of the orders at the known noise; empty where the noise is estimated in the trial."""
+    """Transforms for each order at the known noise; empty if the trial estimates the noise."""
 
 
 def static_spec(
     data: DataSettings, algorithm: AlgorithmSettings, padded_num_samples: int | None = None
 ) -> TrialSpec:
-    """The static part of a trial: what is compiled.
+    """The static part of a trial, which determines its program.
 
     Args:
-        data: of the cell.
-        algorithm: of the cell.
+        data: data settings of the cell.
+        algorithm: algorithm settings of the cell.
         padded_num_samples: the compiled sample size; None: the next power of two, and at least SMALLEST_PADDED.
 
     Raises:
@@ -92,7 +92,7 @@ def static_spec(
     )
 
 
-@functools.lru_cache(maxsize=8192)  # the cells of a sweep share few
+@functools.lru_cache(maxsize=8192)  # the cells of a sweep share few values
 def _static_spec(
     activation: str,
     dim: int,
@@ -148,7 +148,7 @@ def prepare(
 ) -> tuple[TrialSpec, Hyperparameters]:
     """The static and the traced part of a cell's trials; label transforms are made here, once for a noise level.
 
-    Arguments are those of `static_spec`.
+    The arguments are those of `static_spec`.
 
     Raises:
         ValueError: the fitted activation has no usable order at this noise.

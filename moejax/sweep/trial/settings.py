@@ -17,7 +17,7 @@ from moejax.moments.label_transforms import TRANSFORM_KINDS
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DataSettings:
-    """What the truth is and how the data are drawn. Every field can be an axis of a sweep."""
+    """The truth and the distribution of the data. Every field can be an axis of a sweep."""
 
     activation: str = "linear"
     dim: int = 10
@@ -36,7 +36,7 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AlgorithmSettings:
-    """How a sample is fitted. Methods and algorithm fields of one instance share the same data.
+    """The method of a fit and its options. Methods and algorithm fields of one instance share the same data.
 
     `FitOptions` explains the options and has their defaults.
     """
@@ -54,7 +54,7 @@ class AlgorithmSettings:
     start: str = FitOptions.start
     polish: bool = FitOptions.polish
     max_iterations: int = 100
-    """Less than for a fit: trials side by side all spend their whole budget. The default is part of the keys of stored results."""
+    """Smaller than for a fit: trials side by side all use their whole budget. The default is part of the keys of stored results."""
     record: tuple[str, ...] = ()
     """Extra results: "history" of the objective (`method.MethodResult`), "path" of the errors along it."""
 
@@ -83,7 +83,7 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
         raise ValueError(f"{field}{error}") from None
 
 
-@functools.lru_cache(maxsize=1024)  # a sweep asks for every method of the same data
+@functools.lru_cache(maxsize=1024)  # a sweep calls this for every method of the same data
 def _check_data(data: DataSettings) -> None:
     for field in ("dim", "num_experts", "num_samples"):
         require(getattr(data, field) >= 1, field, "a positive number", getattr(data, field))

@@ -1,9 +1,9 @@
 """One trial: (key, hyperparameters, static spec) -> TrialResult.
 
 A trial draws a random mixture of experts and a sample from it, fits the sample with one method and measures
-the recovery. `DataSettings` and `AlgorithmSettings` are what a user writes down; `prepare` turns them, on the
-host, into a static `TrialSpec` (one compiled program each) and the traced `Hyperparameters` (data: they never
-cost a compilation).
+the recovery. A user gives `DataSettings` and `AlgorithmSettings`; `prepare` converts them, on the
+host, to a static `TrialSpec` (one compiled program each) and the traced `Hyperparameters` (data, which never
+cause a compilation).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from moejax.sweep.trial.prepare import Hyperparameters, TrialSpec
 
 STATUS_REASONS = {int(status): status.words for status in Status}
 SAMPLING_BLOCK = 2048
-"""Samples drawn with one key, whatever the device and the padding; it divides NUM_HELD_OUT."""
+"""Samples drawn with one key, on any device and with any padding; it divides NUM_HELD_OUT."""
 
 
 class TrialResult(NamedTuple):
-    """Measured recovery of one trial; NaN where a quantity is not defined (experts fitted fewer than true)."""
+    """Measured recovery of one trial; NaN if a quantity is not defined (fewer fitted experts than true ones)."""
 
     recovery_error: jax.Array
     gating_error: jax.Array
@@ -55,22 +55,22 @@ class TrialResult(NamedTuple):
     status: jax.Array
     """int32, a key of STATUS_REASONS; 0 is ok."""
     num_iterations: jax.Array
-    """int32 passes over the data, those of pilots, moments and every start included."""
+    """int32 passes over the data, including those of pilots, moments and every start."""
     history: jax.Array | None
-    """(h,) where `record` asks for it; NaN once a stage has converged."""
+    """(h,) if `record` asks for it; NaN once a stage has converged."""
     path: jax.Array | None
-    """(h, 2) where `record` asks for it: the recovery and the gating error at every pass of `history`; NaN where that is."""
+    """(h, 2) if `record` asks for it: the recovery and the gating error at every pass of `history`; NaN where that is NaN."""
     registered: dict[str, jax.Array]
-    """() of every registered metric."""
+    """() value of every registered metric."""
 
 
 def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSpec) -> TrialResult:
     """One trial, pure: an instance and a sample from the key, a fit, and its errors.
 
     Args:
-        key: of the trial; methods given the same key see the same data.
+        key: PRNG key of the trial; methods with the same key get the same data.
         hyperparameters: traced scales, sample size and label transforms.
-        spec: static.
+        spec: static part of the trial.
     """
     instance_key, sample_key, method_key = jax.random.split(key, 3)
     scales = hyperparameters.scales
@@ -145,7 +145,7 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """x, y of the padded sample, then of the held-out one; drawn in blocks, each with its own key.
 
-    On a CPU a loop draws the blocks that have samples, and the rest stay zero; elsewhere all are drawn side by side.
+    On a CPU a loop draws the blocks that have samples, and the others stay zero; elsewhere all are drawn side by side.
     """
     num_held_out = NUM_HELD_OUT // SAMPLING_BLOCK
     num_blocks = num_held_out + -(-spec.padded_num_samples // SAMPLING_BLOCK)
@@ -193,7 +193,7 @@ def run_trials(
     Args:
         keys: (t,) typed keys, or (t, 2) uint32 key data of JAX or NumPy.
         hyperparameters: stacked, each leaf with leading axis t.
-        spec: static.
+        spec: static part of the trial.
         vmap_width: 1 is fastest on a CPU, where an early stop then skips work; wide on an accelerator.
 
     Returns:
