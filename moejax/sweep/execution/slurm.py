@@ -244,8 +244,10 @@ def _words_of(error: Exception, command: str) -> str:
     """The reason why a program of Slurm failed, on one line."""
     if isinstance(error, FileNotFoundError):
         return f"there is no {command.split()[0]} in PATH"
-    said = str(error).partition("stderr:\n")[2] or describe(error)  # dask_jobqueue's message has this heading
-    return " ".join(said.split())[:300]
+    message = str(error).partition("stderr:\n")[2] or describe(
+        error
+    )  # dask_jobqueue's message has this heading
+    return " ".join(message.split())[:300]
 
 
 def scheduler_without_pages() -> type:
