@@ -39,7 +39,7 @@ SUBMIT_SECONDS = 120.0
 """Time limit for sbatch; a busy Slurm may take long."""
 SQUEUE_SECONDS = 20.0
 GONE_SECONDS = 60.0
-"""Time after which a job without a worker counts as gone; its nanny restarts a worker much sooner."""
+"""If squeue does not answer, jobs count as ended after this time without a worker; a nanny restarts one much sooner."""
 OURS = {
     "cores": "is set here to one single-threaded worker",
     "processes": "is set here to one single-threaded worker",
