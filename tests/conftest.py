@@ -81,11 +81,14 @@ def single_precision():
 
 
 @pytest.fixture(autouse=True)
-def double_precision_again():
-    """The command line sets the precision of its process: a test that calls it must not change that of the next one."""
+def own_process_again():
+    """The command line sets the precision and the platform of its process: a test that calls it changes neither of the next one."""
+    platforms = jax.config.values["jax_platforms"]
     yield
     if not jax.config.values["jax_enable_x64"]:
         jax.config.update("jax_enable_x64", True)
+    if jax.config.values["jax_platforms"] != platforms:
+        jax.config.update("jax_platforms", platforms)
 
 
 @pytest.fixture(autouse=True)
@@ -100,10 +103,10 @@ LONG_FILES = (
     "test_sweep_run.py",
     "test_reproduce.py",
     "test_information.py",
-    "test_multistart.py",
+    "test_global_search.py",
     "test_trial.py",
     "test_estimator.py",
-    "test_fitting.py",
+    "test_pipeline.py",
     "test_sweep_security.py",
     "test_sweep_plugins.py",
     "test_sweep_cluster.py",

@@ -66,7 +66,10 @@ def fit_command(command: Fit) -> dict[str, Any]:
             posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
         summary = _summary(command, table, result, fn, posterior, predicted)
         if scratch is not None:
-            _save(scratch, summary, table, result, posterior, predicted)
+            try:
+                _save(scratch, summary, table, result, posterior, predicted)
+            except OSError as error:
+                raise OSError(f"--out {out}: cannot be written: {error.strerror or error}") from None
     written = ["fit.json", "parameters.parquet", "samples.parquet", "convergence.png"]
     if result.selection is not None:
         written.append("selection.png")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moejax.sweep.report.pictures import PALETTE, save_picture
+from moejax.sweep.report.pictures import COLOURS, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def convergence_figure(
     figure, left, right = _two_panels(4.0)
     if history.size:
         gap = np.maximum(history.max() - history, 1e-6)
-        left.semilogy(np.arange(1, history.size + 1), gap, marker="o", markersize=3.5, color=PALETTE[0])
+        left.semilogy(np.arange(1, history.size + 1), gap, marker="o", markersize=3.5, color=COLOURS[0])
     else:
         left.text(0.5, 0.5, "moments only: no iterations", ha="center", va="center", transform=left.transAxes)
     left.set_xlabel("pass over the data")
@@ -54,7 +54,7 @@ def convergence_figure(
             y[chosen],
             ".",
             markersize=4,
-            color=PALETTE[expert % len(PALETTE)],
+            color=COLOURS[expert % len(COLOURS)],
             label=f"expert {expert + 1}",
         )
     ends = [min(y.min(), predicted.min()), max(y.max(), predicted.max())]
@@ -76,7 +76,7 @@ def selection_figure(table: pd.DataFrame, path: Path) -> None:
     """
     figure, left, right = _two_panels(3.8)
     number = table["num_experts"]
-    for name, colour, marker in zip(("aic", "bic", "icl"), PALETTE, "osD", strict=False):
+    for name, colour, marker in zip(("aic", "bic", "icl"), COLOURS, "osD", strict=False):
         left.plot(number, table[name] - table[name].min(), marker=marker, color=colour, label=name.upper())
     left.set_yscale("symlog", linthresh=10.0)
     left.set_ylabel("criterion above its least value (nats × 2)")
@@ -84,7 +84,7 @@ def selection_figure(table: pd.DataFrame, path: Path) -> None:
     left.legend()
     values = table["t2_eigenvalue"]
     if values.notna().any():
-        right.bar(number, values, color=PALETTE[0])
+        right.bar(number, values, color=COLOURS[0])
         right.axhline(0.0, color="0.4", linewidth=1)
     else:
         right.text(0.5, 0.5, "no moments were used", ha="center", va="center", transform=right.transAxes)

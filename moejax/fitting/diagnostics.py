@@ -15,7 +15,7 @@ from moejax.fitting.whitening import InputMap
 from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
 from moejax.methods.method import MethodConfig, MethodResult, Problem
 from moejax.model.activations import activation_facts
-from moejax.moments.spectral import SPECTRAL_STATUS
+from moejax.model.status import Status
 
 FEW_SAMPLES_PER_PARAMETER = 5.0
 HELD_BY_RIDGE = 1e-2
@@ -97,7 +97,7 @@ def diagnose(
             },
             "second_moment_eigenvalues": np.asarray(result.spectral.second_moment_eigenvalues).tolist(),
             "tensor_eigenvalues": np.asarray(result.spectral.decomposition.eigenvalues).tolist(),
-            "spectral_status": SPECTRAL_STATUS[int(result.spectral.status)],
+            "spectral_status": Status(int(result.spectral.status)).words,
         }
     if result.optima is not None:
         optima = np.asarray(result.optima, np.float64)

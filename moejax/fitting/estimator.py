@@ -47,8 +47,8 @@ from moejax.fitting.pipeline import fit_sample
 from moejax.fitting.predictive import expected_log_density, root_mean_square
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
-from moejax.fitting.selection import num_free_parameters
 from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
+from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
 from moejax.model.mixture import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior

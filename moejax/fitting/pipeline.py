@@ -23,14 +23,16 @@ from moejax.fitting.diagnostics import collapse_status, diagnose
 from moejax.fitting.label_units import labels_note
 from moejax.fitting.preparation import Sample, TooManyExpertsError, prepare, rescaled_weights
 from moejax.fitting.result import FitResult, _Fitted
-from moejax.fitting.selection import criteria, left_out, num_free_parameters, numbers_to_try, selection_table
+from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import uncertainty
 from moejax.likelihood.information import CovarianceKind
-from moejax.methods.method import METHOD_STATUS, MethodConfig, MethodResult, Problem, get_method
+from moejax.likelihood.predictors import num_free_parameters
+from moejax.methods.method import MethodConfig, MethodResult, Problem, get_method
 from moejax.methods.options import EstimatedNoise, FitOptions, Start, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import MoEParams, log_joint, weighted_sum, with_stand_ins
+from moejax.model.status import Status
 from moejax.moments.label_transforms import TransformKind
 
 LARGEST_SHORTFALL = 0.5
@@ -205,7 +207,7 @@ def fit_sample(
     note = labels_note(sample.y, sample.weights, config.fn, diagnostics["activation"])
     if note is not None:
         diagnostics["notes"].insert(0, note)
-    status = METHOD_STATUS[int(result.status)]
+    status = Status(int(result.status)).words
     collapsed = diagnostics["collapsed_experts"]
     if collapsed:
         status = collapse_status(collapsed)

@@ -16,24 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from moejax.model.mixture import NoiseModel
+from moejax.likelihood.predictors import num_free_parameters
 
 LARGEST_TRIED = 6
 CRITERIA = ("aic", "bic", "icl")
 
 
-def num_free_parameters(
-    num_experts: int, dim: int, noise: NoiseModel, fit_intercept: bool, num_outputs: int = 1
-) -> int:
-    """P: experts of each output, gates but one, biases, noise levels of each output."""
-    levels = {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
-    rows = (num_outputs + 1) * num_experts - 1
-    return rows * (dim + int(fit_intercept)) + num_outputs * levels
-
-
 def num_rows_needed(num_experts: int, dim: int, fit_intercept: bool) -> int:
     """The fewest rows for a fit: one more than its parameters with one noise level."""
-    return (2 * num_experts - 1) * (dim + int(fit_intercept)) + 2
+    return num_free_parameters(num_experts, dim, "shared", fit_intercept) + 1
 
 
 def numbers_to_try(num_experts: str | Sequence[int]) -> tuple[int, ...]:

@@ -96,6 +96,14 @@ def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
     return {"known": 0, "shared": 1, "per_expert": num_experts}[noise]
 
 
+def num_free_parameters(
+    num_experts: int, dim: int, noise: NoiseModel, fit_intercept: bool, num_outputs: int = 1
+) -> int:
+    """P: experts of each output, gates but one, biases, noise levels of each output."""
+    rows = (num_outputs + 1) * num_experts - 1
+    return rows * (dim + int(fit_intercept)) + num_outputs * num_noise_parameters(noise, num_experts)
+
+
 def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> Float[jax.Array, " P"]:
     """(P,): experts (k D), all gates but the last ((k - 1) D), log noise (0, 1 or k), D = d or d + 1 with biases."""
     rows = predictors_of(params, fit_intercept=fit_intercept).rows

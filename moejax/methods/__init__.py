@@ -15,8 +15,6 @@ from moejax.methods.global_search import multistart
 from moejax.methods.gradient_descent import gradient_mse, gradient_nll
 from moejax.methods.joint_em import joint_em_starts
 from moejax.methods.method import (
-    METHOD_STATUS,
-    NOT_CONVERGED,
     STARTS,
     Method,
     MethodConfig,
@@ -42,9 +40,7 @@ __all__ = [
     "GATING_TOLERANCE",
     "JOINT_STEPS",
     "JOINT_TOLERANCE",
-    "METHOD_STATUS",
     "MOMENT_PASSES",
-    "NOT_CONVERGED",
     "STARTS",
     "Method",
     "MethodConfig",

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 
 from moejax.likelihood.em import gating_em, joint_em
 from moejax.likelihood.polish import polish
-from moejax.methods.method import NOT_CONVERGED, MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
 from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
 from moejax.methods.starts import zero_gates
-from moejax.moments.spectral import OK, spectral_estimate
+from moejax.model.status import Status
+from moejax.moments.spectral import spectral_estimate
 
 MOMENT_PASSES = 2
 """Passes over the data: one for the second moment, one for the tensor that it whitens."""
@@ -72,7 +73,9 @@ def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) ->
     params = run.params
     if config.noise == "known":
         params = params._replace(noise_std=jnp.full_like(params.noise_std, problem.noise_std))
-    status = jnp.where((run.spectral.status == OK) & ~run.converged, NOT_CONVERGED, run.spectral.status)
+    status = jnp.where(
+        (run.spectral.status == Status.OK) & ~run.converged, Status.NOT_CONVERGED, run.spectral.status
+    )
     return MethodResult(
         params, run.mixing_weights, run.history, run.num_steps, status.astype(jnp.int32), run.spectral
     )

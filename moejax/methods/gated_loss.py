@@ -25,8 +25,8 @@ from moejax.methods.stationarity import likelihood_is_stationary
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import unit_rows
 from moejax.model.small_linear_algebra import eigh, pseudo_inverse
+from moejax.model.status import Status
 from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
-from moejax.moments.spectral import NOT_FINITE, RANK_DEFICIENT
 
 # Gated losses
 
@@ -171,5 +171,5 @@ def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     converged = found.converged & likelihood_is_stationary(fitted.params, problem, config, experts_free=False)
     fitted = fitted._replace(num_passes=fitted.num_passes + MOMENT_PASSES)
     result = _gradient_result(fitted, converged, jnp.ones((), problem.y.dtype), problem, config)
-    deficient = (result.status != NOT_FINITE) & (found.second_moment_eigenvalue <= 0)
-    return result._replace(status=jnp.where(deficient, RANK_DEFICIENT, result.status))
+    deficient = (result.status != Status.NOT_FINITE) & (found.second_moment_eigenvalue <= 0)
+    return result._replace(status=jnp.where(deficient, Status.RANK_DEFICIENT, result.status))

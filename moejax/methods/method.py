@@ -25,15 +25,11 @@ from moejax.model.activations import (
 )
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import MoEParams, NoiseModel, mean_gates
-from moejax.moments.spectral import NOT_FINITE, OK, SPECTRAL_STATUS, SpectralEstimate, SpectralTransforms
+from moejax.model.status import Status
+from moejax.moments.spectral import SpectralEstimate, SpectralTransforms
 from moejax.registry import Registry
 
 STARTS: tuple[Start, ...] = get_args(Start)
-NOT_CONVERGED = len(SPECTRAL_STATUS)
-METHOD_STATUS = SPECTRAL_STATUS | {
-    NOT_CONVERGED: "the iterations ended with their budget before they converged"
-}
-"""Text for every final status of a method."""
 
 
 class Problem(NamedTuple):
@@ -92,7 +88,7 @@ class MethodResult(NamedTuple):
     num_iterations: Int[jax.Array, ""]
     """() int32 passes over the data, including those of pilots, moments and every start."""
     status: Int[jax.Array, ""]
-    """() int32, a key of METHOD_STATUS; 0 is ok."""
+    """() int32, a `Status`; 0 is ok."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics, if the method uses moments."""
     optima: Float[jax.Array, " p"] | None = None
@@ -209,8 +205,8 @@ def finish(
 ) -> MethodResult:
     """A result with status ok if the method converged in its own objective; the moments are only its start and do not count."""
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
-    status = jnp.where(converged, OK, NOT_CONVERGED)
-    status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
+    status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
+    status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
     return MethodResult(
         params, mean_gates(params, problem.x, problem.weights), history, num_iterations, status, spectral
     )

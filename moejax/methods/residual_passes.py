@@ -188,25 +188,22 @@ def residual_estimate(
 
     Args:
         key: PRNG key of the restarts of the tensor power method.
-        x: (n, d) inputs.
-        y: (n,) labels.
-        transforms: of orders 2 and `order`, and 1 if signs need it; preferably of kind "weighted" (see the module).
+        x, y: (n, d) inputs and (n,) labels.
+        transforms: label transforms of orders 2 and `order`, and 1 if signs need it; preferably of kind "weighted".
         weights: (n,) sample weights.
         noise_std: () sigma, known or estimated beforehand; the h_i use it and EM starts from it.
         fn: g.
-        num_experts: k.
-        order: 3 or 4.
+        num_experts, order: k; 3 or 4.
         num_passes: linear experts need 2 or 3, relu 4 or 5; 0 is the plain estimate with gates fitted to it.
-        noise: for gating EM. Use "shared" even if sigma is known: the error of inexact experts adds to it, and with the noise
-            held ("known") the first gates are overconfident. "per_expert" gives each expert its own, in EM and then in its h_i.
+        noise: noise model of gating EM. Use "shared" even if sigma is known: the error of inexact experts adds to it, and held
+            noise makes the first gates overconfident. "per_expert" gives each expert its own sigma, in EM and in its h_i.
         fit_intercept: if true, the gates have biases; the experts have none.
         ridge: ridge on the gates.
-        num_restarts, num_polar_iterations: budgets of `tensor_power_method`.
+        num_restarts, num_polar_iterations: as in `tensor_power_method`.
         chunk_size: samples that the moments process at once; None takes all.
         log_density: log density of inputs that are not standard normal, as in `spectral_estimate`.
     """
-    k, d = num_experts, x.shape[1]
-    even = activation_facts(fn).parity == "even"
+    k, d, even = num_experts, x.shape[1], activation_facts(fn).parity == "even"
     known_noise = jnp.full(k, noise_std, x.dtype)
 
     def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
@@ -251,8 +248,8 @@ def residual_estimate(
     start = MoEParams(jnp.eye(k, d, dtype=x.dtype), jnp.zeros((k, d), x.dtype), known_noise, zeros, zeros)
     scales = jnp.ones(num_passes + 1, x.dtype).at[0].set(0.0)
     _, (estimates, runs) = jax.lax.scan(advance, start, (jax.random.split(key, num_passes + 1), scales))
-    finite = jnp.isfinite(runs.log_likelihood)
-    best = jnp.argmax(jnp.where(finite, runs.log_likelihood, -jnp.inf)).astype(jnp.int32)
+    values = jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf)
+    best = jnp.argmax(values).astype(jnp.int32)
     estimate, run = jax.tree.map(lambda leaf: leaf[best], (estimates, runs))
     return ResidualEstimate(
         params=run.params,

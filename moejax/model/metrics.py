@@ -18,7 +18,7 @@ from moejax.model.mixture import MoEParams, permute_experts, unit_rows
 from moejax.registry import Registry
 
 SUCCESS_THRESHOLD = 0.02
-"""A trial succeeds if its recovery error is below this."""
+"""A trial succeeds if its recovery error is below this; a failed trial does not."""
 _LARGEST_ENUMERATED = 6
 
 

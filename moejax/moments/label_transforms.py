@@ -74,7 +74,7 @@ class LabelTransform(NamedTuple, Generic[Array]):
         polynomial = coefficients[-1]
         for power in range(coefficients.shape[0] - 2, -1, -1):
             polynomial = polynomial * y + coefficients[power]
-        return _interpolate(y, start, step, values, jnp) + polynomial
+        return interpolate(y, start, step, values, jnp) + polynomial
 
 
 class PosteriorTable(NamedTuple, Generic[Array]):
@@ -206,7 +206,7 @@ def build_label_transform(
             table = (
                 table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
             )
-        basis = _interpolate(y, posterior.start, posterior.step, table, xp)
+        basis = interpolate(y, posterior.start, posterior.step, table, xp)
         solution = solve(hermite_coefficients(basis).T, target)
         coefficients = xp.zeros(order + 1, dtype)
         transform = LabelTransform(
@@ -219,7 +219,7 @@ def build_label_transform(
     return transform._replace(second_moment=squares.sum(), weighted_second_moment=squares @ tau)
 
 
-def _interpolate(
+def interpolate(
     y: Float[Array, "*shape"],
     start: Array,
     step: Array,

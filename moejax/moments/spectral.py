@@ -12,6 +12,7 @@ from moejax.model.activations import ActivationLike, ScalarFunction, activation_
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import unit_rows
 from moejax.model.small_linear_algebra import eigh
+from moejax.model.status import Status
 from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
 from moejax.moments.label_transforms import (
     LabelTransform,
@@ -21,16 +22,7 @@ from moejax.moments.label_transforms import (
 )
 from moejax.moments.orders import transform_noise_range, transform_noise_std
 from moejax.moments.score_tensors import score_first_moment, score_second_moment, score_whitened_moment
-from moejax.moments.tensor_power import NOT_CONVERGED, TensorDecomposition, tensor_power_method
-
-OK, RANK_DEFICIENT, TENSOR_NOT_CONVERGED, TENSOR_NOT_POSITIVE, NOT_FINITE = range(5)
-SPECTRAL_STATUS = {
-    OK: "ok",
-    RANK_DEFICIENT: "T2 has fewer positive eigenvalues than experts: the sample is too small or the model wrong",
-    TENSOR_NOT_CONVERGED: "the tensor power iteration did not converge within its budget",
-    TENSOR_NOT_POSITIVE: "the whitened moment tensor has a non-positive eigenvalue: the sample is too small or the model wrong",
-    NOT_FINITE: "the moments are not finite",
-}
+from moejax.moments.tensor_power import TensorDecomposition, tensor_power_method
 
 
 class SpectralTransforms(NamedTuple):
@@ -96,7 +88,7 @@ class SpectralEstimate(NamedTuple):
     decomposition: TensorDecomposition
     """Decomposition of the whitened tensor."""
     status: Int[jax.Array, ""]
-    """() int32, a key of SPECTRAL_STATUS."""
+    """() int32, a `Status`."""
 
 
 class SpectralLabels(NamedTuple):
@@ -242,8 +234,10 @@ def estimate_from_labels(
         experts = experts * jnp.where(sign == 0, 1.0, sign)[:, None]
     values = decomposition.eigenvalues
     mixing_weights = jnp.sum(unwhitened**2, axis=1)
-    status = jnp.where(jnp.any(decomposition.status == NOT_CONVERGED), TENSOR_NOT_CONVERGED, OK)
-    status = jnp.where(jnp.any(values <= 0), TENSOR_NOT_POSITIVE, status)
-    status = jnp.where(top_values[-1] <= 0, RANK_DEFICIENT, status)
-    status = jnp.where(finite, status, NOT_FINITE).astype(jnp.int32)
+    status = jnp.where(
+        jnp.any(decomposition.status == Status.TENSOR_NOT_CONVERGED), Status.TENSOR_NOT_CONVERGED, Status.OK
+    )
+    status = jnp.where(jnp.any(values <= 0), Status.TENSOR_NOT_POSITIVE, status)
+    status = jnp.where(top_values[-1] <= 0, Status.RANK_DEFICIENT, status)
+    status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
     return SpectralEstimate(experts, mixing_weights, eigenvalues[::-1], decomposition, status)

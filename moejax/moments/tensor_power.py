@@ -16,14 +16,7 @@ from jaxtyping import Float, Int
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import unit_rows
 from moejax.model.small_linear_algebra import polar_factor
-
-CONVERGED, NOT_CONVERGED, NOT_POSITIVE, NOT_FINITE = range(4)
-TENSOR_POWER_STATUS = {
-    CONVERGED: "converged",
-    NOT_CONVERGED: "the power iteration still moved when its budget ended",
-    NOT_POSITIVE: "an eigenvalue of the moment tensor is not positive: the sample is too small or the model wrong",
-    NOT_FINITE: "the moment tensor is not finite",
-}
+from moejax.model.status import Status
 
 
 class TensorDecomposition(NamedTuple):
@@ -34,7 +27,7 @@ class TensorDecomposition(NamedTuple):
     eigenvectors: Float[jax.Array, "k k"]
     """(k, k) rows v_i, orthonormal after polar refinement."""
     status: Int[jax.Array, " k"]
-    """(k,) int32, a key of TENSOR_POWER_STATUS for each component."""
+    """(k,) int32, a `Status` for each component."""
 
 
 def contract_all_but_one(
@@ -100,7 +93,7 @@ def tensor_power_method(
 
     vectors, _ = jax.lax.scan(polar_step, vectors, length=num_polar_iterations)
     eigenvalues = jnp.sum(contract(vectors) * vectors, axis=1)
-    status = jnp.where(moved <= tolerance, CONVERGED, NOT_CONVERGED)
-    status = jnp.where(eigenvalues > 0, status, NOT_POSITIVE)
-    status = jnp.where(jnp.isfinite(tensor).all(), status, NOT_FINITE)
+    status = jnp.where(moved <= tolerance, Status.OK, Status.TENSOR_NOT_CONVERGED)
+    status = jnp.where(eigenvalues > 0, status, Status.TENSOR_NOT_POSITIVE)
+    status = jnp.where(jnp.isfinite(tensor).all(), status, Status.NOT_FINITE)
     return TensorDecomposition(eigenvalues, vectors, status.astype(jnp.int32))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moejax.reproduce.experiment import ExperimentFile
+from moejax.sweep.execution.admission import version
 from moejax.sweep.report.pictures import own_style, save_picture
 from moejax.sweep.spec.overrides import override_texts
 
@@ -92,7 +92,7 @@ def _manifest(experiment: ExperimentFile, table: pd.DataFrame, facts: RunFacts) 
         "spec": json.loads(facts.spec_json),
         "git": git_state(Path(__file__).parent),
         "runs": facts.runs,
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "precision": facts.precision,
         "system": platform.platform(),
         "processor": processor_name(),
@@ -187,10 +187,3 @@ def _write_json(path: Path, content: Any) -> None:
 def _relative(path: Path, root: Path) -> str:
     path, root = path.resolve(), root.resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -15,8 +15,7 @@ import functools
 
 import numpy as np
 
-SUCCESS_BELOW = 0.02
-"""A trial succeeds if its recovery error is below this (a failed trial does not)."""
+from moejax.model.metrics import SUCCESS_THRESHOLD
 
 
 def mean_and_mcse(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +51,7 @@ def root_mean_square_and_mcse(errors: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def success_and_mcse(recovery_errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Share of trials with recovery error below 0.02, and sqrt(p (1 - p) / n_sim); NaN counts as no success."""
     trials = recovery_errors.shape[1]
-    share = (recovery_errors < SUCCESS_BELOW).mean(axis=1)
+    share = (recovery_errors < SUCCESS_THRESHOLD).mean(axis=1)
     return share, np.sqrt(share * (1 - share) / trials)
 
 

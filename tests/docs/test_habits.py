@@ -17,7 +17,8 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 def test_versions_and_licences_agree():
     (version,) = re.findall(r'^version: "(.+)"$', CITATION, flags=re.MULTILINE)
-    assert version == PROJECT["version"] == moejax.__version__
+    assert version == moejax.__version__
+    assert PROJECT["dynamic"] == ["version"]  # from moejax/__init__.py
     (licence,) = re.findall(r"^license: (.+)$", CITATION, flags=re.MULTILINE)
     assert licence == PROJECT["license"] == "Apache-2.0"
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")

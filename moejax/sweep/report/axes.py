@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from moejax.model.metrics import SUCCESS_THRESHOLD
+from moejax.sweep.report.pictures import COLOURS
 from moejax.sweep.spec.fields import SHORT, show
 
-# Okabe and Ito's palette, which people with any common form of colour blindness can distinguish; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEAT_MAP = "cividis"
 LEGEND_ENTRY_INCHES = 1.5
@@ -37,7 +37,7 @@ LABELS = {
 QUANTITIES = {
     "recovery_error": "recovery error 1 − min cos",
     "gating_error": "relative error of the gates",
-    "success_rate": "success rate (error < 0.02)",
+    "success_rate": f"success rate (error < {SUCCESS_THRESHOLD})",
 }
 
 

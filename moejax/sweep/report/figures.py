@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from moejax.sweep.report.axes import (
-    COLOURS,
     HEAT_MAP,
     LABELS,
     MARKERS,
@@ -32,7 +31,7 @@ from moejax.sweep.report.axes import (
     _where,
     _x_axis,
 )
-from moejax.sweep.report.pictures import save_picture
+from moejax.sweep.report.pictures import COLOURS, save_picture
 from moejax.sweep.report.summary import SUCCESS_METRIC, swept_fields
 from moejax.sweep.spec.fields import METHOD_FIELD, show
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from moejax.console import duration, printable, shorten
 from moejax.files import write_whole
+from moejax.model.metrics import SUCCESS_THRESHOLD
 from moejax.sweep.report.figures import NamedFigure, picture_name
 from moejax.sweep.report.status import Status, read_status
 from moejax.sweep.report.summary import ESTIMATES, SUCCESS_METRIC, percent, swept_fields, with_error
@@ -64,7 +65,7 @@ def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]
             *(_figure(folder / picture_name(figures, i), named.caption) for i, named in enumerate(figures)),
             "<h2>Recovery error and success</h2>",
             "<p>Median of the recovery error 1 − min cos over trials, ± its Monte Carlo standard error, and "
-            "the share of trials with an error below 0.02 (a trial without a number is none). Shaded: some "
+            f"the share of trials with an error below {SUCCESS_THRESHOLD} (a trial without a number is none). Shaded: some "
             "trials failed or are missing.</p>",
             _method_table(recovery, axes),
             "<h2>Failed and missing</h2>",

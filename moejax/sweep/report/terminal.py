@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moejax.console import duration, shorten
+from moejax.model.metrics import SUCCESS_THRESHOLD
 from moejax.sweep.plan.estimate import BucketTiming, total_seconds
 from moejax.sweep.plan.plan import Plan
 from moejax.sweep.report.status import Status
@@ -86,7 +87,7 @@ def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool)
         screen.add_column("setting", overflow="fold")
     for name in (*([] if in_one_column else names), METHOD_FIELD):
         screen.add_column(name, no_wrap=True)
-    for name in ("median error ± MCSE", "< 0.02", "trials"):
+    for name in ("median error ± MCSE", f"< {SUCCESS_THRESHOLD}", "trials"):
         screen.add_column(name, justify="right", no_wrap=True)
     settings: list[tuple[list[str], list[tuple[str, ...]]]] = []
     for record in table.head(MAX_ROWS).to_dict("records"):

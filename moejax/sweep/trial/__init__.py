@@ -9,7 +9,7 @@ from moejax.sweep.trial.prepare import (
     static_spec,
     trial_memory_bytes,
 )
-from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings, num_parameters
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings
 from moejax.sweep.trial.trial import SAMPLING_BLOCK, STATUS_REASONS, TrialResult, run_trial, run_trials
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "TrialSpec",
     "check_settings",
     "metric_names",
-    "num_parameters",
     "prepare",
     "recovery_metrics",
     "run_trial",

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moejax.checks import require
 from moejax.model.activations import ScalarFunction, activation_facts
 from moejax.model.metrics import (
     align,
@@ -17,7 +18,7 @@ from moejax.model.metrics import (
     registered_metrics,
 )
 from moejax.model.mixture import MoEParams
-from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, _require
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
 
 METRICS = (
     "recovery_error",
@@ -43,7 +44,7 @@ def metric_names() -> tuple[str, ...]:
     fields = {field.name for kind in (DataSettings, AlgorithmSettings) for field in dataclasses.fields(kind)}
     taken = fields | set(METRICS) | {"cell", "trial", "status", "reason", "digest"}
     for name in names:
-        _require(name not in taken, "metric", "a name that no other column has", name)
+        require(name not in taken, "metric", "a name that no other column has", name)
     return METRICS + names
 
 

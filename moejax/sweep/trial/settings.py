@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import math
 
+from moejax.checks import require
+from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.method import STARTS, get_method, require_slopes
 from moejax.methods.options import FitOptions
 from moejax.model.activations import get_activation
@@ -66,9 +68,9 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
     _check_data(data)
     _check_algorithm(algorithm)
     num_fitted = _num_fitted(data, algorithm)
-    _require(1 <= num_fitted <= data.dim, "fit_num_experts", f"1 to dim = {data.dim}", num_fitted)
-    needed = num_parameters(num_fitted, data.dim) + 1
-    _require(
+    require(1 <= num_fitted <= data.dim, "fit_num_experts", f"1 to dim = {data.dim}", num_fitted)
+    needed = num_free_parameters(num_fitted, data.dim, "shared", fit_intercept=False) + 1
+    require(
         data.num_samples >= needed,
         "num_samples",
         f"at least {needed} for k = {num_fitted}, d = {data.dim}",
@@ -84,13 +86,13 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
 @functools.lru_cache(maxsize=1024)  # a sweep calls this for every method of the same data
 def _check_data(data: DataSettings) -> None:
     for field in ("dim", "num_experts", "num_samples"):
-        _require(getattr(data, field) >= 1, field, "a positive number", getattr(data, field))
-    _require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
+        require(getattr(data, field) >= 1, field, "a positive number", getattr(data, field))
+    require(data.num_experts <= data.dim, "num_experts", f"at most dim = {data.dim}", data.num_experts)
     noise_std, gating_norm = data.noise_std, data.gating_norm
-    _require(math.isfinite(noise_std) and noise_std > 0, "noise_std", "a positive finite number", noise_std)
-    _require(math.isfinite(gating_norm) and gating_norm >= 0, "gating_norm", "a number >= 0", gating_norm)
-    _require(0 <= data.gating_angle <= 90, "gating_angle", "degrees from 0 to 90", data.gating_angle)
-    _require(
+    require(math.isfinite(noise_std) and noise_std > 0, "noise_std", "a positive finite number", noise_std)
+    require(math.isfinite(gating_norm) and gating_norm >= 0, "gating_norm", "a number >= 0", gating_norm)
+    require(0 <= data.gating_angle <= 90, "gating_angle", "degrees from 0 to 90", data.gating_angle)
+    require(
         data.dim > data.num_experts
         or data.gating_angle == 0
         or data.gating_norm == 0
@@ -100,17 +102,17 @@ def _check_data(data: DataSettings) -> None:
         data.gating_angle,
     )
     lowest = -1.0 / max(data.num_experts - 1, 1)
-    _require(
+    require(
         lowest < data.expert_correlation < 1,
         "expert_correlation",
         f"between {lowest:.3g} and 1",
         data.expert_correlation,
     )
     norms = _expert_norms(data)
-    _require(
+    require(
         len(norms) == data.num_experts, "expert_norms", f"one number or {data.num_experts}", data.expert_norms
     )
-    _require(
+    require(
         all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms
     )
     get_activation(data.activation)
@@ -126,31 +128,26 @@ def _check_algorithm(algorithm: AlgorithmSettings) -> None:
             raise ValueError(f"fit_{error}") from None
     get_method(algorithm.method)
     known = ("known", "estimated")
-    _require(
+    require(
         algorithm.noise_knowledge in known, "noise_knowledge", " or ".join(known), algorithm.noise_knowledge
     )
-    _require(
+    require(
         algorithm.transform in TRANSFORM_KINDS,
         "transform",
         f"one of {', '.join(TRANSFORM_KINDS)}",
         algorithm.transform,
     )
-    _require(algorithm.order in (None, 3, 4), "order", "3 or 4", algorithm.order)
+    require(algorithm.order in (None, 3, 4), "order", "3 or 4", algorithm.order)
     for field in ("num_restarts", "num_starts", "max_iterations"):
         value = getattr(algorithm, field)
-        _require(value is None or value >= 1, field, "a positive number", value)
-    _require(algorithm.start in STARTS, "start", " or ".join(STARTS), algorithm.start)
-    _require(
+        require(value is None or value >= 1, field, "a positive number", value)
+    require(algorithm.start in STARTS, "start", " or ".join(STARTS), algorithm.start)
+    require(
         set(algorithm.record) <= {"history", "path"},
         "record",
         'a list of "history" and "path"',
         list(algorithm.record),
     )
-
-
-def _require(good: bool, field: str, expected: str, got: object) -> None:
-    if not good:
-        raise ValueError(f"{field}: expected {expected}, got {got!r}")
 
 
 def _num_fitted(data: DataSettings, algorithm: AlgorithmSettings) -> int:
@@ -161,8 +158,3 @@ def _expert_norms(data: DataSettings) -> tuple[float, ...]:
     if isinstance(data.expert_norms, int | float):
         return (float(data.expert_norms),) * data.num_experts
     return tuple(data.expert_norms)
-
-
-def num_parameters(num_experts: int, dim: int) -> int:
-    """Free parameters without biases: experts, gates but one, one noise level."""
-    return (2 * num_experts - 1) * dim + 1

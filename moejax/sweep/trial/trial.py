@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.checks import require
 from moejax.environment import PRNG, runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
-from moejax.methods.method import METHOD_STATUS, MethodConfig, Problem, get_method
+from moejax.methods.method import MethodConfig, Problem, get_method
 from moejax.methods.preparation import transforms_at
 from moejax.model.activations import get_activation
 from moejax.model.inputs import get_input_distribution
@@ -31,12 +32,12 @@ from moejax.model.mixture import (
     sample_labels,
     with_stand_ins,
 )
+from moejax.model.status import Status
 from moejax.moments.noise import estimate_noise_std
 from moejax.sweep.trial.measures import NUM_HELD_OUT, _errors_along, recovery_metrics
 from moejax.sweep.trial.prepare import Hyperparameters, TrialSpec
-from moejax.sweep.trial.settings import _require
 
-STATUS_REASONS = METHOD_STATUS
+STATUS_REASONS = {int(status): status.words for status in Status}
 SAMPLING_BLOCK = 2048
 """Samples drawn with one key, on any device and with any padding; it divides NUM_HELD_OUT."""
 
@@ -135,7 +136,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
 def _registered(spec: TrialSpec, recovery: Recovery) -> dict[str, jax.Array]:
     values = {name: metric(recovery, get_activation(spec.fit_activation)) for name, metric in spec.metrics}
     for name, value in values.items():
-        _require(jnp.shape(value) == (), f"metric {name}", "one number for a trial", jnp.shape(value))
+        require(jnp.shape(value) == (), f"metric {name}", "one number for a trial", jnp.shape(value))
     return values
 
 

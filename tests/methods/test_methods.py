@@ -9,7 +9,6 @@ import moejax
 from moejax import log_likelihood
 from moejax.likelihood.polish import polish
 from moejax.methods import (
-    METHOD_STATUS,
     MethodConfig,
     Problem,
     get_method,
@@ -20,7 +19,8 @@ from moejax.methods import (
 from moejax.model.activations import get_activation
 from moejax.model.instances import InstanceScales, random_params
 from moejax.model.mixture import sample
-from moejax.moments.spectral import OK, SPECTRAL_STATUS, host_transforms
+from moejax.model.status import Status
+from moejax.moments.spectral import host_transforms
 from moejax.sweep.trial.prepare import static_spec
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
 
@@ -50,7 +50,7 @@ def at_truth(problem):
 @pytest.mark.slow
 def test_spectral_em_reaches_the_maximum_next_to_the_truth(problem, at_truth):
     result = run("spectral_em", problem[1])
-    assert int(result.status) == OK
+    assert int(result.status) == Status.OK
     data = problem[1]
     value = float(log_likelihood(result.params, data.x, data.y, "tanh"))
     # the ridge on the gates costs next to nothing
@@ -85,7 +85,6 @@ def test_registry():
         "optional",
         "none",
     ]
-    assert set(SPECTRAL_STATUS) < set(METHOD_STATUS)
 
     def mine(key, problem, config):
         raise NotImplementedError
@@ -141,3 +140,16 @@ def test_fit_and_a_trial_decompose_the_same_tensors(name, num_samples, method, e
     config, problem = caught.value.args
     assert ((config.order, *config.more_orders) if config.order else ()) == expected
     assert len(problem.more_transforms) == max(len(expected) - 1, 0)
+
+
+def test_statuses_are_the_numbers_that_stores_hold():
+    """Rows of earlier versions are read with the same words."""
+    assert {status.name: int(status) for status in Status} == {
+        "OK": 0,
+        "RANK_DEFICIENT": 1,
+        "TENSOR_NOT_CONVERGED": 2,
+        "TENSOR_NOT_POSITIVE": 3,
+        "NOT_FINITE": 4,
+        "NOT_CONVERGED": 5,
+    }
+    assert len({status.words for status in Status}) == len(Status)

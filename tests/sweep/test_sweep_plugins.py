@@ -249,7 +249,9 @@ def test_a_study_of_other_code_is_not_mixed(tmp_path, monkeypatch):
 
     path = tmp_path / "study.py"
     path.write_text(
-        "import pandas as pd\ndef run_cell(cell):\n    return pd.DataFrame([{'b': cell['a'] + 1}])\n"
+        "import pandas as pd\nfrom moejax.reproduce import Experiment\n"
+        "def run_cell(cell):\n    return pd.DataFrame([{'b': cell['a'] + 1}])\n"
+        "EXPERIMENT = Experiment(spec='study.toml', run_cell=run_cell, figure=print)\n"
     )
     part = tmp_path / "cell.parquet"
     unit = study.StudyUnit(path, ({"a": 1},), (part,), True, WorkerSettings(True, None))

@@ -10,12 +10,12 @@ import pytest
 from moejax import make_params, sample
 from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import free_parameters, params_from_free
-from moejax.methods import NOT_CONVERGED, MethodConfig, Problem, get_method
+from moejax.methods import MethodConfig, Problem, get_method
 from moejax.methods.gradient_descent import standard_labels
 from moejax.methods.stationarity import squared_error_curvature
 from moejax.model.activations import get_activation
 from moejax.model.mixture import predict
-from moejax.moments.spectral import OK
+from moejax.model.status import Status
 
 D, K, N = 3, 2, 600
 
@@ -75,7 +75,7 @@ def test_curvature_of_the_squared_error_is_that_of_automatic_differentiation():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("passes", "status"), [(100, OK), (8, NOT_CONVERGED)])
+@pytest.mark.parametrize(("passes", "status"), [(100, Status.OK), (8, Status.NOT_CONVERGED)])
 def test_gradient_descent_is_ok_where_newton_gains_next_to_nothing(passes, status):
     _, problem = drawn("tanh")
     result = compiled("gradient_nll", "tanh", max_iterations=passes)(jax.random.key(1), problem)
@@ -86,7 +86,7 @@ def test_gradient_descent_is_ok_where_newton_gains_next_to_nothing(passes, statu
     )(result.params)
     gain = float(best.log_likelihood) - float(result.history[-1])
     assert int(result.status) == status
-    assert gain < 0.5 if status == OK else gain > 0.5
+    assert gain < 0.5 if status == Status.OK else gain > 0.5
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_the_squared_error_is_stationary_where_it_is_ok_and_no_maximum_of_the_li
     _, problem = drawn("tanh")
     done = compiled("gradient_mse", "tanh", max_iterations=1000)(jax.random.key(1), problem)
     short = compiled("gradient_mse", "tanh", max_iterations=4)(jax.random.key(1), problem)
-    assert [int(run.status) for run in (done, short)] == [OK, NOT_CONVERGED]
+    assert [int(run.status) for run in (done, short)] == [Status.OK, Status.NOT_CONVERGED]
 
     def squares(free):
         at = params_from_free(free, done.params, noise="known", fit_intercept=True)

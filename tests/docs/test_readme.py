@@ -9,7 +9,7 @@ import pytest
 
 import moejax
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 FIT, ACTIVATION = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -47,6 +47,6 @@ def test_sweep_example_is_a_valid_spec(tmp_path):
 
 
 def test_linked_files_exist():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert (root / target).exists(), target

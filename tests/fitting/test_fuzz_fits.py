@@ -23,7 +23,7 @@ from moejax.fitting.arguments import noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import as_numbers, checked_arrays
 from moejax.fitting.tables import read_columns
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 few = settings(
     max_examples=100,

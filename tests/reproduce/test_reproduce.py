@@ -27,7 +27,7 @@ from moejax.sweep.report.summary import estimates
 from moejax.sweep.spec.overrides import override_texts
 from moejax.sweep.spec.parse import parse_spec, read_spec
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SWEEP = """
 name = "NAME"

@@ -10,7 +10,7 @@ from moejax.sweep.spec.fields import FIELDS
 from moejax.sweep.spec.precision import PRECISION_KEYS, STATISTICS
 from moejax.sweep.trial.measures import metric_names
 
-TEXT = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from moejax.fitting import datasets
 from moejax.fitting.datasets import STOCK_PERIODS, load
 
-REAL_DATA = Path(os.environ.get("MOEJAX_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data")
+REAL_DATA = Path(os.environ.get("MOEJAX_DATA_DIR") or Path(__file__).parents[3] / "shared" / "data")
 needs_real_data = pytest.mark.skipif(
     not (REAL_DATA / "Concrete_Data.xls").is_file(),
     reason=f"the raw files are not in {REAL_DATA}: set MOEJAX_DATA_DIR to a folder that has them",

@@ -14,7 +14,7 @@ import scipy.stats
 from moejax.reproduce.claims import Number, read_results, render
 from moejax.reproduce.experiment import load_experiments
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLAIMS = sorted((ROOT / "results").glob("*/claims.json"))
 
 NOT_MEASURED = [

@@ -239,3 +239,16 @@ def test_nans_that_jax_shall_stop_at_are_one_line(spec, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith(
         "moejax: JAX_DEBUG_NANS: invalid value (nan) encountered in jit(f); "
     )
+
+
+def test_a_disk_that_is_full_when_a_fit_is_saved_is_named(tmp_path, capsys, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("moejax.cli.fit._save", full)
+    out = tmp_path / "fitted"
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["fit", "--dataset", "diabetes", "--num-experts", "1", "--out", str(out)])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"moejax: --out {out}: cannot be written: No space left on device\n"
+    assert not out.exists()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from moejax import make_params
+from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.activations import register_activation
 from moejax.sweep.trial.measures import METRICS, NUM_HELD_OUT, recovery_metrics
 from moejax.sweep.trial.prepare import prepare, static_spec, trial_memory_bytes
-from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings, num_parameters
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings
 from moejax.sweep.trial.trial import run_trials
 
 DATA = DataSettings(activation="tanh", dim=4, num_experts=2, num_samples=900, noise_std=0.1)
@@ -263,7 +264,9 @@ def test_gates_cannot_be_orthogonal_to_all_directions():
 
 
 def test_smallest_sample_and_number_of_parameters():
-    assert num_parameters(2, 4) == 13  # 8 of experts, 4 of one gate, 1 of noise
+    assert (
+        num_free_parameters(2, 4, "shared", fit_intercept=False) == 13
+    )  # 8 of experts, 4 of one gate, 1 of noise
     check_settings(dataclasses.replace(DATA, num_samples=14), ALGORITHM)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from moejax import recovery_error
-from moejax.methods import NOT_CONVERGED, MethodConfig, Problem, get_method
+from moejax.methods import MethodConfig, Problem, get_method
 from moejax.methods.residual_passes import GATING_STEPS, conditional_means, residual_estimate, residual_labels
 from moejax.model.activations import get_activation
 from moejax.model.metrics import align, match_experts
 from moejax.model.mixture import MoEParams, make_params, sample
+from moejax.model.status import Status
 from moejax.moments.spectral import (
-    OK,
     SpectralLabels,
     TensorPart,
     estimate_from_labels,
@@ -161,7 +161,7 @@ def test_passes_remove_the_bias_of_gates_that_are_not_orthogonal():
     same = np.asarray(match_experts(truth().experts, found.params.experts))
     np.testing.assert_allclose(np.asarray(found.mixing_weights)[same], gates, atol=0.01)
     assert bool(found.converged)
-    assert int(found.spectral.status) == OK
+    assert int(found.spectral.status) == Status.OK
     assert int(np.isfinite(found.history).sum()) == int(found.num_steps)
 
 
@@ -180,7 +180,7 @@ def test_the_method_restores_a_known_noise_and_takes_padding():
     ]
     for result in results:
         np.testing.assert_array_equal(result.params.noise_std, NOISE)
-        assert int(result.status) in (OK, NOT_CONVERGED)
+        assert int(result.status) in (Status.OK, Status.NOT_CONVERGED)
         assert result.history.shape == (2 * GATING_STEPS,)
         assert float(jnp.abs(result.params.gating[0]).max()) > 0.1
         assert float(result.mixing_weights.sum()) == pytest.approx(1.0)

@@ -232,7 +232,7 @@ num_starts =  [1,    1,     1,     8]
     assert [bucket.chunk_size for bucket in buckets] == [64, 64, 16, 2]
 
 
-SPECS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.toml"))
+SPECS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.toml"))
 
 
 STUDIES = {"gating-em", "real-data"}
@@ -524,7 +524,7 @@ def test_a_billion_trials_are_not_listed_to_queue_them():
 )
 def test_cells_of_the_repository_have_the_hashes_of_version_0_1_0(name, num_cells, digest):
     """The keys of stored results outlive every move and merge of the code."""
-    checked = read_spec(Path(__file__).parents[1] / "sweeps" / f"{name}.toml", ())
+    checked = read_spec(Path(__file__).parents[2] / "sweeps" / f"{name}.toml", ())
     plan = make_plan(checked, run_plugins(checked.plugins), vmap_width=1, worker_memory_bytes=2**31)
     hashes = sorted(cell.result_hash for cell in plan.cells)
     assert len(hashes) == num_cells

@@ -31,8 +31,9 @@ from moejax.methods.joint_em import clusterwise_regression
 from moejax.model.activations import get_activation
 from moejax.model.instances import InstanceScales, random_params
 from moejax.model.mixture import sample
+from moejax.model.status import Status
 from moejax.moments.cross_moments import second_moment, whitened_moment
-from moejax.moments.spectral import NOT_FINITE, OK, RANK_DEFICIENT, host_transforms
+from moejax.moments.spectral import host_transforms
 from moejax.sweep.trial.prepare import prepare
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings
 from moejax.sweep.trial.trial import run_trials
@@ -78,7 +79,7 @@ EXPECTED_PASSES = {
 def test_an_easy_instance_is_recovered_and_the_passes_are_counted(problem, name):
     truth, data = problem
     result = run(name, data)
-    assert int(result.status) == OK
+    assert int(result.status) == Status.OK
     # the moments of order 4 are noisy at this n
     assert float(recovery_error(truth.experts, result.params.experts)) < (
         0.2 if name == "gated_losses" else 0.01
@@ -108,7 +109,7 @@ def test_what_has_no_weight_has_no_influence_and_a_bad_sample_is_a_status(proble
     again = run("gradient_nll", junk)
     np.testing.assert_allclose(again.params.experts, result.params.experts, rtol=1e-9)
     broken = run("gradient_nll", data._replace(y=data.y.at[0].set(jnp.nan)))
-    assert int(broken.status) == NOT_FINITE
+    assert int(broken.status) == Status.NOT_FINITE
 
 
 @pytest.mark.slow
@@ -118,7 +119,7 @@ def test_the_gated_losses_say_when_the_second_moment_has_no_k_positive_direction
     second = data.transforms.second
     turned = second._replace(values=-second.values)
     result = run("gated_losses", data._replace(transforms=data.transforms._replace(second=turned)))
-    assert int(result.status) == RANK_DEFICIENT
+    assert int(result.status) == Status.RANK_DEFICIENT
 
 
 @pytest.mark.slow
