@@ -255,7 +255,7 @@ def fit_of_estimator(rng: np.random.Generator) -> str | None:
     model = moejax.MoERegressor(random_state=0, **cheap, **options)
     try:
         model.fit(x, y, sample_weight=weights)
-        said = {
+        outputs = {
             "predict": model.predict(x),
             "predict_std": model.predict_std(x),
             "gate_probabilities": model.gate_probabilities(x),
@@ -266,10 +266,10 @@ def fit_of_estimator(rng: np.random.Generator) -> str | None:
         near = (
             np.abs(np.asarray(x, np.float64)).max(axis=1) < 1e280
         )  # a row without weight may be further off
-        said = {name: values[near] for name, values in said.items()} | {"params": model.params_}
+        outputs = {name: values[near] for name, values in outputs.items()} | {"params": model.params_}
         silent = None
         if model.status_ == "ok":
-            silent = _not_finite(said | {"log_likelihood_": model.log_likelihood_})
+            silent = _not_finite(outputs | {"log_likelihood_": model.log_likelihood_})
             silent = silent or _another_likelihood(model.params_, model.log_likelihood_, x, y, weights, 1e-6)
         model.predict(new)
         model.gate_probabilities(new)

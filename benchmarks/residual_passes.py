@@ -118,9 +118,9 @@ def table(first: str, num_passes: int) -> None:
     print("|---" * (first.count("|") + num_passes + 3) + "|")
 
 
-def row(told: str, result: tuple[np.ndarray, ...]) -> None:
+def row(label: str, result: tuple[np.ndarray, ...]) -> None:
     kept = result[0][np.arange(len(result[2])), result[2]]
-    print(f"| {told} | {medians(result[0])} | {np.median(kept):.1e} |", flush=True)
+    print(f"| {label} | {medians(result[0])} | {np.median(kept):.1e} |", flush=True)
 
 
 def errors(num_trials: int) -> None:
@@ -144,9 +144,9 @@ def variance(num_trials: int) -> None:
 def noise(num_trials: int) -> None:
     table("activation | sigma | noise in gating EM", 3)
     for name, noise_std in (("linear", 0.1), ("relu", 0.1), ("linear", 0.02), ("relu", 0.02)):
-        for model, told in (("known", "known"), ("shared", "estimated")):
+        for model, label in (("known", "known"), ("shared", "estimated")):
             result = trials(name, 100_000, num_trials, "generic", noise_std=noise_std, noise=model)
-            row(f"{name} | {noise_std} | {told}", result)
+            row(f"{name} | {noise_std} | {label}", result)
 
 
 def kinds(num_trials: int) -> None:

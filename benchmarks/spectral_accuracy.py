@@ -121,11 +121,11 @@ def mse() -> None:
         result = errors(name, noise_std, 100_000, 40, TRANSFORM_KINDS, order, polar)
         cells = []
         for kind in TRANSFORM_KINDS:
-            told = [
+            texts = [
                 f"{result[kind, p][1].mean():.0f} ± {result[kind, p][1].std(ddof=1) / 40**0.5:.0f}"
                 for p in polar
             ]
-            cells.append(" / ".join(told))
+            cells.append(" / ".join(texts))
         ratio = np.median(result["weighted", 8][0]) / np.median(result["polynomial", 0][0])
         predicted = predicted_mse(
             get_activation(name), noise_std, order, "weighted", dim=DIM, num_experts=NUM_EXPERTS

@@ -103,14 +103,14 @@ def main() -> None:
                 f"process {seed}: {len(lines)} fits, {sum(float(taken) for taken, _ in lines):.0f} s",
                 flush=True,
             )
-    asked = options.processes * options.fits
+    planned = options.processes * options.fits
     typical = np.percentile(seconds, [50, 90, 100]) if seconds else np.full(3, np.nan)
     print(
-        f"{options.processes} processes, {made} of {asked} fits made, {hangs} hung, {infinite} with parameters not finite; "
+        f"{options.processes} processes, {made} of {planned} fits made, {hangs} hung, {infinite} with parameters not finite; "
         f"seconds of a fit: median {typical[0]:.2f}, 90% {typical[1]:.2f}, longest {typical[2]:.1f} (limit {options.limit:g}); "
         f"{time.perf_counter() - begin:.0f} s in all"
     )
-    sys.exit(0 if made == asked and not infinite else 1)
+    sys.exit(0 if made == planned and not infinite else 1)
 
 
 if __name__ == "__main__":

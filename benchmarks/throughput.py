@@ -40,12 +40,12 @@ def steady_state(timings: pd.DataFrame) -> tuple[float, float]:
         execute=("execute_seconds", "first"),
     )
     rate = inside = window = 0.0
-    for _, mine in chunks.sort_values("started").groupby("process"):
-        begin = mine["started"].iloc[0] + mine["wall"].iloc[0]
-        mine = mine.iloc[1:-1]
-        span = (mine["started"] + mine["wall"]).max() - begin
-        rate += mine["trials"].sum() / span
-        inside += mine["execute"].sum()
+    for _, own in chunks.sort_values("started").groupby("process"):
+        begin = own["started"].iloc[0] + own["wall"].iloc[0]
+        own = own.iloc[1:-1]
+        span = (own["started"] + own["wall"]).max() - begin
+        rate += own["trials"].sum() / span
+        inside += own["execute"].sum()
         window += span
     return rate, inside / window
 

@@ -21,8 +21,8 @@ NUMBERS |= {f"{name}_seconds": Number(rows, "seconds", "mean") for name, rows in
 def figure(table):
     table = table.assign(series=table["method"])
     several = table.groupby("method")["max_iterations"].transform("nunique") > 1
-    told = table["method"] + ", " + table["max_iterations"].astype(str) + " passes"
-    table["series"] = table["method"].where(~several, told)
+    labels = table["method"] + ", " + table["max_iterations"].astype(str) + " passes"
+    table["series"] = table["method"].where(~several, labels)
     keys = ["series", "num_starts"]
     success, seconds = estimates(table, keys), estimates(table, keys, "seconds")
     k, d, n = (int(table[name].iloc[0]) for name in ("num_experts", "dim", "num_samples"))

@@ -206,12 +206,12 @@ def _chosen_folder() -> Path | None:
 def _obstacle(folder: Path) -> str:
     """The reason why a folder cannot be made or written, found from its first existing parent; empty if it can."""
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except (OSError, StopIteration) as error:
         return f"{folder} cannot be used ({getattr(error, 'strerror', None) or 'no such folder'})"
-    if not there.is_dir():
-        return f"{folder} cannot be used ({there} is not a folder)"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written"
+    if not existing.is_dir():
+        return f"{folder} cannot be used ({existing} is not a folder)"
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} cannot be written"
 
 
 def compilation_cache_folder() -> Path | None:

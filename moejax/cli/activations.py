@@ -163,5 +163,5 @@ def print_activation_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         console.print(f"{row['name']}: {'' if row['order'] else 'no usable order: '}{row['reason']}")
     low, high = RELATIVE_NOISE_RANGE
-    told = f"Usable: E[l^2] of the least-norm transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1"
-    console.print(f"{told}, and noise_std from {low:g} to {high:g} standard deviations of g(Z).")
+    rule = f"Usable: E[l^2] of the least-norm transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1"
+    console.print(f"{rule}, and noise_std from {low:g} to {high:g} standard deviations of g(Z).")

@@ -57,9 +57,9 @@ def clusterwise_regression(
             mean, slope = activation_and_slope(fn, experts @ design)
             error = y[None] - mean
             nearest = jnp.argmin(error**2, axis=0)
-            mine = weights[None] * (nearest[None] == jnp.arange(k)[:, None]).astype(y.dtype)
-            gradient = (mine * slope * error) @ design.T
-            return jnp.sum(mine * error**2), gradient, weighted_gram(design, mine * slope**2)
+            own_weights = weights[None] * (nearest[None] == jnp.arange(k)[:, None]).astype(y.dtype)
+            gradient = (own_weights * slope * error) @ design.T
+            return jnp.sum(own_weights * error**2), gradient, weighted_gram(design, own_weights * slope**2)
 
         loss, gradient, gram = sum_over_blocks(sums_of, blocks)
         improved = loss < least  # False if it is not finite

@@ -79,7 +79,7 @@ def _child(
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
     dim = jnp.asarray(parent.gating.shape[-1], dtype)
 
-    own, theirs = _rows(parent, chosen), _rows(other, chosen)
+    own, transferred = _rows(parent, chosen), _rows(other, chosen)
     # two copies of an expert, moved apart in a random direction of its coefficients and of its gate
     apart = 0.5 * size * expert_draws[0]
     first = own._replace(experts=own.experts - apart, gating=own.gating - gate_draw)
@@ -92,7 +92,7 @@ def _child(
         gating_bias=jnp.zeros((), dtype),
     )
     put = jax.tree.map(
-        lambda a, b, c: jnp.where(kind == 0, a, jnp.where(kind == 1, b, c)), first, drawn, theirs
+        lambda a, b, c: jnp.where(kind == 0, a, jnp.where(kind == 1, b, c)), first, drawn, transferred
     )
     kept = jax.tree.map(lambda a, b: jnp.where(kind == 0, a, b), second, own)
     child = jax.tree.map(

@@ -37,7 +37,7 @@ class FitOptions:
     polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline: "joint_em",
     "gradient_nll", "gradient_mse", "gated_losses"."""
     weights_are: WeightsAre | None = None
-    """What sample weights mean. "counts": a weight is a number of equal rows. "reliability": a weight is how much a row counts
+    """The meaning of sample weights. "counts": a weight is a number of equal rows. "reliability": a weight is how much a row counts
     relative to the others (sampling or importance weights), and their scale has no meaning; they are scaled to sum to their
     effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers."""
     standardise: bool = True

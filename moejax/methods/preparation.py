@@ -48,7 +48,7 @@ def choose_orders(
 ) -> Orders:
     """The orders of the score tensors that a method decomposes.
 
-    A method that needs moments gets one order: its own, the one asked for, or the usable one with the least predicted error. A
+    A method that needs moments gets one order: its own, the one given, or the usable one with the least predicted error. A
     method for which moments are optional gets every usable order; it gets none if there are more experts than inputs, or if no
     order was given and there are fewer than FEWEST_ROWS_FOR_MOMENTS rows.
 
@@ -78,12 +78,14 @@ def choose_orders(
     fn, name = get_activation(activation), activation_name(activation)
     noise_std = transform_noise_std(fn, noise_std)
     where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
-    asked = registered.order or order
-    if asked is not None:
-        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, asked)
+    chosen = registered.order or order
+    if chosen is not None:
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, chosen)
         if reason:
-            raise NoUsableOrderError(f"order: {name} has no usable order {asked} {where}: {reason}; {advice}")
-        return Orders((asked,), "as asked")
+            raise NoUsableOrderError(
+                f"order: {name} has no usable order {chosen} {where}: {reason}; {advice}"
+            )
+        return Orders((chosen,), "as asked")
     choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
     if choice.order is None and not optional:
         raise NoUsableOrderError(f"activation: {name} has no usable order {where}: {choice.reason}; {advice}")

@@ -108,13 +108,13 @@ def load_experiments(
             f"--root {root}: no experiments there: expected {EXPERIMENTS_FOLDER}/*.py, each with EXPERIMENT = Experiment(..)"
         )
     known = {file.stem.replace("_", "-"): file for file in files}
-    asked = [name.replace("_", "-") for name in names]
-    for name, given in zip(asked, names, strict=True):
+    requested = [name.replace("_", "-") for name in names]
+    for name, given in zip(requested, names, strict=True):
         if name not in known:
             raise ValueError(f"{given}: no such experiment; {nearest(name, known)}")
     experiments = []
     for name, file in known.items():
-        if asked and name not in asked:
+        if requested and name not in requested:
             continue
         declared = load_experiment(file)
         overrides = dict(declared.quick) if quick else {}

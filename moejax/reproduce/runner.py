@@ -184,27 +184,27 @@ class _Session:
         from moejax.console import duration
 
         seconds = {e.name: self._last_seconds(e) for e in (*self.sweeps, *self.studies)}
-        told = {name: duration(value) if value else "" for name, value in seconds.items()}
+        times = {name: duration(value) if value else "" for name, value in seconds.items()}
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("experiment", "cells", "trials", "programs", "not shared", "last full run"):
             table.add_column(name, justify="left" if name == "experiment" else "right", no_wrap=True)
         seen: set[Any] = set()
         for experiment in self.sweeps:
             plan = self.plans[experiment.name]
-            mine = {bucket.static for bucket in plan.buckets}
+            own = {bucket.static for bucket in plan.buckets}
             table.add_row(
                 experiment.name,
                 f"{len(plan.cells):,}",
                 f"{plan.most_trials:,}",
-                f"{len(mine)}",
-                f"{len(mine - seen)}",
-                told[experiment.name],
+                f"{len(own)}",
+                f"{len(own - seen)}",
+                times[experiment.name],
             )
-            seen |= mine if self.quick else set()
+            seen |= own if self.quick else set()
         for experiment in self.studies:
             count = self._study_programs(experiment)
             cells = len(self.study_specs[experiment.name].cells)
-            table.add_row(experiment.name, f"{cells:,}", "", f"{count}", f"{count}", told[experiment.name])
+            table.add_row(experiment.name, f"{cells:,}", "", f"{count}", f"{count}", times[experiment.name])
         self.tables.print(table)
         self.tables.print(f"{self.num_programs} programs to compile on {self.place.description}")
         if len(seconds) > 1 and all(seconds.values()):

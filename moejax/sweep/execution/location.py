@@ -86,7 +86,7 @@ class Place:
 
     @property
     def memory_bytes(self) -> int | None:
-        """Memory for each worker, of this machine or of its GPU; None for TPUs and clusters, where it is not known."""
+        """Memory for each worker: its share of this machine's, or its GPU's; None if not known, as for TPUs and clusters."""
         if self._cluster is not None:
             return None
         if self.accelerated:

@@ -39,7 +39,7 @@ SUBMIT_SECONDS = 120.0
 """Time limit for sbatch; a busy Slurm may take long."""
 SQUEUE_SECONDS = 20.0
 GONE_SECONDS = 60.0
-"""Time after which a job without a worker counts as gone; its nanny restarts a worker much sooner."""
+"""If squeue does not answer, jobs count as ended after this time without a worker; a nanny restarts one much sooner."""
 OURS = {
     "cores": "is set here to one single-threaded worker",
     "processes": "is set here to one single-threaded worker",
@@ -244,8 +244,10 @@ def _words_of(error: Exception, command: str) -> str:
     """The reason why a program of Slurm failed, on one line."""
     if isinstance(error, FileNotFoundError):
         return f"there is no {command.split()[0]} in PATH"
-    said = str(error).partition("stderr:\n")[2] or describe(error)  # dask_jobqueue's message has this heading
-    return " ".join(said.split())[:300]
+    message = str(error).partition("stderr:\n")[2] or describe(
+        error
+    )  # dask_jobqueue's message has this heading
+    return " ".join(message.split())[:300]
 
 
 def scheduler_without_pages() -> type:

@@ -149,13 +149,13 @@ def _digest_of_data(path: Path, what: str) -> str:
 def _helpers(syntax: ast.Module, folder: Path) -> list[Helper]:
     """The modules that a file imports from its folder, and those that they import, sorted by name."""
     found: dict[str, Helper] = {}
-    asked: set[str] = set()
+    requested: set[str] = set()
     wanted = _imported(syntax)
     while wanted:
         name = wanted.pop()
-        if name in asked:
+        if name in requested:
             continue
-        asked.add(name)
+        requested.add(name)
         for helper in _beside(name, folder):
             found[helper.name] = helper
             wanted |= _imported(_parse(helper.source, helper.path))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 150
-# Okabe and Ito's palette, told apart with every common form of colour blindness; markers differ as well.
+# Okabe and Ito's palette, which people with any common form of colour blindness can distinguish; markers differ as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

@@ -91,10 +91,10 @@ def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | N
         values = rows[rule.metric].to_numpy()
         bounds = np.searchsorted(rows["position"], np.arange(number + 1))
         for index in range(number):
-            mine = slice(bounds[index], bounds[index + 1])
-            whole = rows["trial"].to_numpy()[mine]
+            own_rows = slice(bounds[index], bounds[index + 1])
+            whole = rows["trial"].to_numpy()[own_rows]
             leading = int((whole == np.arange(whole.size)).sum())  # a killed run may leave gaps
-            planned[index], reached = rule.target_after(values[mine][:leading])
+            planned[index], reached = rule.target_after(values[own_rows][:leading])
             ended[index] = "precision reached" if reached else "max_trials reached"
     missing = np.maximum(planned - trials, 0)
     ended[missing > 0] = "unfinished"

@@ -95,8 +95,8 @@ def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool)
         if not settings or settings[-1][0] != setting:
             settings.append((setting, []))
         notes = [
-            f"{record[name]:,} {told}"
-            for name, told in (("failed", "not ok"), ("missing", "missing"))
+            f"{record[name]:,} {word}"
+            for name, word in (("failed", "not ok"), ("missing", "missing"))
             if record[name]
         ]
         settings[-1][1].append(

@@ -80,8 +80,8 @@ def _keep_aside(path: Path) -> Path:
     log, index = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
     if log.exists() and log.stat().st_size:
         log.replace(damaged.with_name(damaged.name + "-wal"))
-    for beside in (log, index):
-        beside.unlink(missing_ok=True)
+    for file in (log, index):
+        file.unlink(missing_ok=True)
     return damaged
 
 
