@@ -22,10 +22,13 @@ from moejax.methods import global_search as multistart
 from moejax.registry import registrations_undone
 from moejax.sweep.plan import plugins
 
-# LLVM compiles a program on one core faster in one piece than in 32.
-os.environ["XLA_FLAGS"] = (
-    f"--xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')}".strip()
+# LLVM compiles a program on one core faster in one piece than in 32. The two others save a tenth of the time of compilation: no
+# inlining before a split that is not made, and the order of instructions that is found faster.
+OWN_FLAGS = (
+    "--xla_cpu_parallel_codegen_split_count=1 --xla_llvm_force_inline_before_split=false "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
+os.environ["XLA_FLAGS"] = f"{OWN_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 # Nearly all of the suite's time goes to compilation. Processes that tests start inherit the flags, and those of the caller win:
 # XLA_FLAGS=--xla_backend_optimization_level=2 (and --xla_cpu_use_fusion_emitters=true) tests the programs that users get.
 compile_without_optimisation()

@@ -248,7 +248,9 @@ def test_a_disk_that_is_full_when_a_fit_is_saved_is_named(tmp_path, capsys, monk
     monkeypatch.setattr("moejax.cli.fit._save", full)
     out = tmp_path / "fitted"
     with pytest.raises(SystemExit) as caught:
-        cli.main(["fit", "--dataset", "diabetes", "--num-experts", "1", "--out", str(out)])
+        cli.main(
+            ["fit", "--dataset", "diabetes", "--num-experts", "1", "--method", "joint_em", "--out", str(out)]
+        )
     assert caught.value.code == 2
     assert capsys.readouterr().err == f"moejax: --out {out}: cannot be written: No space left on device\n"
     assert not out.exists()

@@ -300,7 +300,7 @@ def test_memory_estimate_covers_the_sample():
 @pytest.mark.slow
 def test_error_of_the_moments_falls_like_one_over_n():
     medians = []
-    for n in (2**13, 2**16):
+    for n in (2**12, 2**15):
         data = DataSettings(activation="linear", dim=6, num_experts=2, num_samples=n)
         spec, hyperparameters = stacked([data] * 40, AlgorithmSettings(method="spectral", num_restarts=4))
         result = run_trials(jax.random.split(jax.random.key(0), 40), hyperparameters, spec)
