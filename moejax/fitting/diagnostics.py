@@ -13,7 +13,7 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.uncertainty import Uncertainty
 from moejax.fitting.whitening import InputMap
 from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
-from moejax.methods.method import MethodConfig, MethodResult, Problem
+from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.model.activations import activation_facts
 from moejax.model.status import Status
 
@@ -47,7 +47,7 @@ def diagnose(
     (least angle between a gate and the experts' span, 90 if the moments are exact), `collapsed_experts`, `ridge_penalty` (nats by
     which the objective is below the log-likelihood); with moments, `transform_signal` by order (the correlation of l(Y) and
     He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search, `optima` (log-likelihoods of the
-    best distinct optima) and `optima_spread`.
+    best distinct optima), `optima_spread`, `num_starts` and `search_end` (why it ended, in words).
 
     `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
     """
@@ -103,7 +103,20 @@ def diagnose(
         optima = np.asarray(result.optima, np.float64)
         optima = optima[np.isfinite(optima)]
         found |= {"optima": optima.tolist(), "optima_spread": float(np.ptp(optima)) if optima.size else 0.0}
+    if result.search is not None:
+        found |= {"num_starts": int(result.search.num_starts), "search_end": _search_end(result.search)}
     return found | {"notes": _notes(found, params.gating.any(), total, dim, k, config)}
+
+
+def _search_end(search: SearchEnd) -> str:
+    if not search.settled:
+        return "all its generations were made"
+    distinct = int(search.num_distinct)
+    optima = "one optimum" if distinct == 1 else f"{distinct} optima"
+    return (
+        f"its {search.num_starts} independent starts reached {optima}, {search.num_best} of them the best; "
+        f"optima not seen draw {100 * float(search.unseen):.1f}% of all starts, in expectation"
+    )
 
 
 def input_findings(inputs: InputMap) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from moejax.checks import brief_text
+from moejax.environment import compiled_fast
 from moejax.fitting.arguments import CHECKS, checked_options, noise_levels, number_of_experts
 from moejax.fitting.array_checks import (
     as_numbers,
@@ -406,7 +407,7 @@ def _log_normal(residual: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
     return -0.5 * (residual / noise_std) ** 2 - np.log(noise_std) - 0.5 * LOG_TWO_PI
 
 
-@functools.partial(jax.jit, static_argnames="fn")
+@functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
 def _gates_and_means(params: MoEParams, x: jax.Array, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
     with jax.default_matmul_precision("highest"):
         return jax.nn.log_softmax(gate_logits(params, x), axis=1), expert_means(params, x, fn)

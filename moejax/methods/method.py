@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from moejax.checks import require
 from moejax.methods.options import FitOptions, Start
@@ -75,6 +75,21 @@ class MethodConfig:
     """If true, `MethodResult.path` is kept."""
 
 
+class SearchEnd(NamedTuple):
+    """How far a search for the best optimum went, and why no further."""
+
+    num_starts: Int[jax.Array, ""]
+    """() int32 starts that were made, children included."""
+    settled: Bool[jax.Array, ""]
+    """() bool: it ended early, because its independent starts found nothing else; false if it made all its generations."""
+    num_distinct: Int[jax.Array, ""]
+    """() int32 distinct optima of the independent starts."""
+    num_best: Int[jax.Array, ""]
+    """() int32 independent starts that reached the best of these."""
+    unseen: Float[jax.Array, ""]
+    """() the expected share of all starts that lead to an optimum which none of these reached."""
+
+
 class MethodResult(NamedTuple):
     """An estimate, its history and its diagnostics."""
 
@@ -93,6 +108,8 @@ class MethodResult(NamedTuple):
     """The moments' diagnostics, if the method uses moments."""
     optima: Float[jax.Array, " p"] | None = None
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
+    search: SearchEnd | None = None
+    """The end of a search."""
     path: MoEParams | None = None
     """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is NaN; None unless `record_path` asks for it."""
 
@@ -110,6 +127,7 @@ class Registered(NamedTuple):
     order: int | None
     several_outputs: bool
     slopes: Slopes
+    staged: bool
 
 
 _REGISTRY: Registry[Registered] = Registry("method")
@@ -123,6 +141,7 @@ def register_method(
     order: int | None = None,
     several_outputs: bool = False,
     slopes: Slopes = "used",
+    staged: bool = False,
     replace: bool = False,
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
@@ -136,6 +155,7 @@ def register_method(
         several_outputs: if true, labels may be (n, m).
         slopes: "used" if the steps of the experts need the slope of the activation (a step function is refused, because its slope
             is zero), "polish" if only the polish does, "unused" if none does.
+        staged: if true, `fit` does not compile the method as a whole: it consists of compiled stages (`moejax.methods.stages`).
         replace: if true, a built-in name may be given to `method`; your own names may always be given again.
 
     Raises:
@@ -153,7 +173,7 @@ def register_method(
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
     if slopes not in get_args(Slopes):
         raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
-    _REGISTRY.register(name, Registered(method, moments, order, several_outputs, slopes), replace)
+    _REGISTRY.register(name, Registered(method, moments, order, several_outputs, slopes, staged), replace)
     return method
 
 
