@@ -148,7 +148,7 @@ def register_method(
 
     Args:
         name: an identifier.
-        method: (key, problem, config) -> MethodResult, traceable by JAX.
+        method: (key, problem, config) -> MethodResult, traceable by JAX; docs/reference/methods.md describes these types.
         moments: "required" if the method needs `problem.transforms` (an activation without a usable order is refused), "optional"
             if it uses them when there is a usable order, "none" if it never gets them.
         order: the only order of the moments that the method accepts; None leaves it to the user or to the predicted error.
@@ -223,7 +223,16 @@ def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> No
 def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
-    """A result with status ok if the method converged in its own objective; the moments are only its start and do not count."""
+    """Return the result of a method: mixing weights from the gates, and the status.
+
+    Args:
+        params: the estimate.
+        history: (h,) objective in nats at every pass.
+        num_iterations: () int32 passes over the data, all of them.
+        converged: () bool: the method converged in its own objective. Moments are only its start and do not count.
+        problem: the argument of the method.
+        spectral: the moments' diagnostics; None without moments.
+    """
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
     status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
