@@ -18,7 +18,7 @@ jaxtyping.install_import_hook(
 )
 
 from moejax.environment import compile_without_optimisation
-from moejax.methods import global_search as multistart
+from moejax.methods import search_plan
 from moejax.registry import registrations_undone
 from moejax.sweep.plan import plugins
 
@@ -40,15 +40,15 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Not optimised, the search of a default fit takes half a minute. Most tests ask for any good fit; those of the search itself
 # take it whole (`whole_search`).
 WHOLE_SEARCH = {
-    "GENERATIONS_OF_CHILDREN": multistart.GENERATIONS_OF_CHILDREN,
-    "LAST_GENERATIONS": multistart.LAST_GENERATIONS,
+    "GENERATIONS_OF_CHILDREN": search_plan.GENERATIONS_OF_CHILDREN,
+    "LAST_GENERATIONS": search_plan.LAST_GENERATIONS,
 }
 SHORT_SEARCH = {"GENERATIONS_OF_CHILDREN": 12, "LAST_GENERATIONS": 4}
 
 
 def _set_search(sizes):
     for name, value in sizes.items():
-        setattr(multistart, name, value)
+        setattr(search_plan, name, value)
 
 
 _set_search(SHORT_SEARCH)

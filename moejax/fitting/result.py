@@ -65,8 +65,8 @@ class FitResult:
       `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1);
     - with moments: `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`,
       `tensor_eigenvalues`, `spectral_status`;
-    - from `multistart`: `optima` (log-likelihoods of the best distinct optima), `optima_spread`, `num_starts` (starts made, children
-      included) and `search_end` (why it ended, in words).
+    - from `multistart`: `optima` (log-likelihoods of the best distinct optima), `optima_spread`, `num_starts` (starts made,
+      children included) and `search_end` (why it ended, in words).
 
     Several outputs have norms (k, m).
 

@@ -3,9 +3,9 @@ r"""Search for the global maximum of the likelihood: many starts, moves between 
 The likelihood of a mixture of experts has many local maxima; from one random start, EM reaches the best one with a probability
 that may be a few in a thousand. `multistart` looks for it in generations of mixtures that run EM side by side:
 
-1. A dozen independent starts, spectral and random ones (unit-norm experts, zero gates), climb alone, in rounds of a few passes. The
+1. Independent starts, spectral and random ones (unit-norm experts, zero gates), climb alone, in rounds of a few passes. The
    search is settled if, by the number of distinct optima that they reached, few starts lead to one that none of them reached,
-   and several reached the best one (`distinct_optima`). For labels that the model made this is the rule.
+   and several reached the best one (`distinct_optima`). For labels that the model made this is usual.
 2. Otherwise the first generations are more random starts. After every few passes only the best distinct mixtures (by the
    log-densities of the samples) go on, as the population: successive halving (Jamieson and Talwalkar 2016) with fresh starts in the
    free places.
@@ -33,6 +33,7 @@ from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import sample_scale
+from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.finalists import polished
 from moejax.methods.from_moments import spectral
 from moejax.methods.method import MethodConfig, MethodResult, Problem
@@ -47,14 +48,13 @@ from moejax.methods.population import (
     rows_of,
     side_by_side,
 )
-from moejax.methods.search_plan import NEWCOMERS, Plan, Search, plan_of
+from moejax.methods.search_plan import NEWCOMERS, SEARCH_SAMPLES, Plan, Search, plan_of
 from moejax.methods.stages import stage
 from moejax.methods.starts import label_mean, label_spread, random_starts
 from moejax.model.activations import ScalarFunction, activation_facts
 from moejax.model.mixture import MoEParams
 from moejax.moments.spectral import SpectralEstimate
 
-SEARCH_SAMPLES = 2048
 PASSES = 15
 """EM passes of a generation."""
 SAME_MIXTURE = 12.0
@@ -71,10 +71,13 @@ MOST_ROUNDS = 6
 """Rounds of PASSES passes in which they may arrive at their optima."""
 SAME_OPTIMUM = 1.0
 """`SAME_MIXTURE` for the ends of independent starts, which count as one optimum only if they have arrived at it."""
-LARGEST_UNSEEN = 0.05
+LARGEST_UNSEEN = 0.01
 """The search ends with the independent starts if the optima that they did not reach draw at most this share of all starts."""
 FEWEST_AT_BEST = 3
 """It ends so only if this many starts, spectral or random, reached the best optimum."""
+LEAST_GAIN = 10.0
+"""And only if the best is better than one expert alone by this many nats for each further parameter. With less, the data have
+optima of nearly equal likelihood, of which some draw few starts (measured: none with more than 11, some with 4 or less)."""
 LARGEST_LABEL = 1e15
 """Labels beyond this size, whose squares have no sum in single precision, are cut to it in the search."""
 
@@ -168,6 +171,9 @@ class Rounds(NamedTuple):
     number: Int[jax.Array, ""]
     """() int32 rounds made."""
     ends: Mixtures
+    """The last one began with equal experts."""
+    alone: Float[jax.Array, ""]
+    """() log-likelihood of one expert: that of equal experts after the first round, in which they stay equal."""
     optima: Optima
     settled: Bool[jax.Array, ""]
     """() bool: they suffice."""
@@ -184,37 +190,51 @@ def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig
     if from_moments is not None:
         drawn = side_by_side(in_precision_of(drawn.experts, from_moments), drawn)
     count = plan.num_independent
-    same = sample_scale(sample.weights).unit
+    unit = sample_scale(sample.weights).unit
     ridge = search_ridge(sample, config)
+    size = (
+        num_free_parameters(k, sample.x.shape[1], "shared", config.fit_intercept)
+        for k in (config.num_experts, 1)
+    )
+    least_gain = LEAST_GAIN * unit * (next(size) - next(size))
 
     def advance(rounds: Rounds) -> Rounds:
         # at first only the gates of the spectral starts climb, for their experts are near the truth if the model holds
-        held = (jnp.arange(count) < plan.num_spectral) & (rounds.number == 0)
+        held = (jnp.arange(count + 1) < plan.num_spectral) & (rounds.number == 0)
         ends = climb(rounds.ends.params, sample, config, PASSES, ridge, held)
-        optima = distinct_optima(ends, SAME_OPTIMUM * same)
+        alone = jnp.where(rounds.number == 0, ends.values[-1], rounds.alone)
+        independent = rows_of(ends, slice(count))
+        optima = distinct_optima(independent, SAME_OPTIMUM * unit)
         settled = (optima.unseen <= LARGEST_UNSEEN) & (optima.num_best >= FEWEST_AT_BEST)
-        return Rounds(rounds.number + 1, ends, optima, settled & (rounds.number > 0))
+        if config.num_experts > 1:
+            settled &= independent.values.max() - alone >= least_gain
+        return Rounds(rounds.number + 1, ends, alone, optima, settled & (rounds.number > 0))
 
     def unfinished(rounds: Rounds) -> jax.Array:
         return (rounds.number < MOST_ROUNDS) & ~rounds.settled
 
     zero, dtype = jnp.asarray(0, jnp.int32), sample.x.dtype
+    low = jnp.full((), -jnp.inf, dtype)
     population, values = rows_of(drawn, slice(plan.size)), jnp.full(plan.num_parents, -jnp.inf, dtype)
     optima, settled = Optima(zero, zero, jnp.ones((), dtype)), jnp.asarray(False)
     if count:
-        nothing = Mixtures(
-            rows_of(drawn, slice(count)),
-            jnp.full(count, -jnp.inf, dtype),
-            jnp.zeros((count, sample.x.shape[0]), dtype),
+        one = rows_of(drawn, slice(plan.num_spectral, plan.num_spectral + 1))
+        equal = one._replace(
+            experts=jnp.broadcast_to(one.experts[:, :1], one.experts.shape),
+            expert_bias=jnp.broadcast_to(one.expert_bias[:, :1], one.expert_bias.shape),
         )
-        number, ends, optima, settled = jax.lax.while_loop(
-            unfinished, advance, Rounds(zero, nothing, optima, settled)
+        begun = Mixtures(
+            side_by_side(rows_of(drawn, slice(count)), equal),
+            jnp.full(count + 1, -jnp.inf, dtype),
+            jnp.zeros((count + 1, sample.x.shape[0]), dtype),
         )
-        ranked = keep_best(ends, count, SAME_MIXTURE * same)
+        rounds = jax.lax.while_loop(unfinished, advance, Rounds(zero, begun, low, optima, settled))
+        optima, settled = rounds.optima, rounds.settled
+        ranked = keep_best(rows_of(rounds.ends, slice(count)), count, SAME_MIXTURE * unit)
         population = side_by_side(ranked.params, rows_of(population, slice(count, None)))
         few = min(count, plan.num_parents)
         values = values.at[:few].set(ranked.values[:few])
-        num_passes = num_passes + number * (count * PASSES)
+        num_passes = num_passes + rounds.number * ((count + 1) * PASSES)
     return Search(search_key, sample, drawn, population, values, num_passes, optima, settled, estimate)
 
 

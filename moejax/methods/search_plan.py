@@ -14,6 +14,8 @@ from moejax.moments.spectral import SpectralEstimate
 
 DEFAULT_STARTS = 256
 """Random starts if `num_starts` is None."""
+SEARCH_SAMPLES = 2048
+"""The search uses at most this many random rows."""
 POPULATION = 24
 KEPT_NEWCOMERS = 24
 """Best newcomers of the previous generation that are kept besides the population."""
@@ -24,8 +26,9 @@ LAST_GENERATIONS = 24
 """The last generations, in which the ridge falls."""
 FEWEST_FOR_CHILDREN = 16
 """With fewer random starts there are no children: the search is then a spectral start and a few random ones."""
-NUM_INDEPENDENT = 12
-"""Starts that climb alone at first, the spectral ones among them."""
+FEWEST_INDEPENDENT, MOST_INDEPENDENT, INDEPENDENT_ROWS = 15, 47, 2**15
+"""Starts that climb alone at first, the spectral ones among them: so many that their number times the rows of the sample is
+INDEPENDENT_ROWS, within these bounds. Small samples have more optima, and cost less. One more climbs with equal experts."""
 
 
 class Plan(NamedTuple):
@@ -47,15 +50,16 @@ class Plan(NamedTuple):
     has_children: bool
 
     @classmethod
-    def of(cls, num_random: int, num_spectral: int, num_experts: int) -> Plan:
-        """The plan for a number of starts."""
+    def of(cls, num_random: int, num_spectral: int, num_experts: int, num_rows: int) -> Plan:
+        """The plan for a number of starts, and of rows in the search's sample."""
         has_children = num_random >= FEWEST_FOR_CHILDREN and num_experts > 1
         size = min(POPULATION + KEPT_NEWCOMERS, num_random + num_spectral)
         num_fresh = max(-(-(num_random + num_spectral - size) // NEWCOMERS), 0)
         num_newcomers = NEWCOMERS if num_fresh or has_children else 0
+        num_independent = min(max(INDEPENDENT_ROWS // num_rows, FEWEST_INDEPENDENT), MOST_INDEPENDENT)
         return cls(
             num_spectral,
-            NUM_INDEPENDENT if size >= NUM_INDEPENDENT else 0,
+            num_independent if size >= num_independent else 0,
             size,
             min(POPULATION, size // 2) if num_newcomers else size,
             num_newcomers,
@@ -102,4 +106,5 @@ def plan_of(problem: Problem, config: MethodConfig) -> Plan:
     """The plan of the search for a problem."""
     num_random = DEFAULT_STARTS if config.num_starts is None else config.num_starts
     num_spectral = (problem.transforms is not None) + len(problem.more_transforms)
-    return Plan.of(num_random, num_spectral, config.num_experts)
+    num_rows = min(problem.x.shape[0], SEARCH_SAMPLES)
+    return Plan.of(num_random, num_spectral, config.num_experts, num_rows)

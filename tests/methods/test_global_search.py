@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.likelihood.em import joint_em
-from moejax.methods import MethodConfig, Problem, get_method, random_starts
+from moejax.likelihood.em import gating_em, joint_em
+from moejax.methods import MethodConfig, Problem, finalists, get_method, random_starts, search_plan
 from moejax.methods import global_search as multistart
-from moejax.methods.moves import NOISE_OF_CHILDREN, Mixtures, children_of
+from moejax.methods.moves import NOISE_OF_CHILDREN, children_of
+from moejax.methods.population import Mixtures, climb, distinct_optima, keep_best, repetitions
 from moejax.model import mixture as model
 from moejax.model.mixture import MoEParams, make_params, regauge
 
@@ -90,14 +91,14 @@ def mixtures_with(values, profiles):
 def test_keep_best_ranks_and_puts_repetitions_last():
     profiles = 100.0 + np.array([[0.0, 3.0], [0.0, 0.0], [0.0, 0.1], [2.0, 0.0], [9.0, 9.0]])
     mixtures = mixtures_with([1.0, 5.0, 4.0, 3.0, -np.inf], profiles)
-    kept = multistart.keep_best(mixtures, 3, 0.0)
+    kept = keep_best(mixtures, 3, 0.0)
     np.testing.assert_array_equal(kept.params.experts, [1.0, 2.0, 3.0])
-    kept = multistart.keep_best(mixtures, 5, 0.02)
+    kept = keep_best(mixtures, 5, 0.02)
     np.testing.assert_array_equal(kept.params.experts, [1.0, 3.0, 0.0, 4.0, 2.0])
     np.testing.assert_array_equal(kept.values, [5.0, 3.0, 1.0, -np.inf, -np.inf])
     np.testing.assert_array_equal(kept.profiles, profiles[[1, 3, 0, 4, 2]])
     beside = jnp.asarray([[100.0, 103.05], [100.0, 99.99]])
-    kept = multistart.keep_best(mixtures, 2, 0.02, beside=beside)
+    kept = keep_best(mixtures, 2, 0.02, beside=beside)
     np.testing.assert_array_equal(kept.params.experts, [3.0, 4.0])
 
 
@@ -108,15 +109,15 @@ def test_a_row_near_a_repetition_alone_is_no_repetition():
         others = profiles[:row][~repeated[:row]]
         repeated[row] = (((others - profiles[row]) ** 2).sum(axis=1) < 2.0).any()
     assert 5 < repeated.sum() < 55
-    np.testing.assert_array_equal(multistart.repetitions(jnp.asarray(profiles), 2.0), repeated)
+    np.testing.assert_array_equal(repetitions(jnp.asarray(profiles), 2.0), repeated)
 
 
 def test_two_orders_of_the_same_experts_are_one_mixture(problem):
     starts = random_starts(jax.random.key(3), problem, CONFIG, 2, jnp.std(problem.y))
     reversed_order = jax.tree.map(lambda leaf: leaf[:, ::-1], starts)
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), starts, reversed_order)
-    climbed = multistart.climb(both, problem, CONFIG, 3, multistart.search_ridge(problem, CONFIG))
-    np.testing.assert_array_equal(multistart.repetitions(climbed.profiles, 1e-6), [False, False, True, True])
+    climbed = climb(both, problem, CONFIG, 3, multistart.search_ridge(problem, CONFIG))
+    np.testing.assert_array_equal(repetitions(climbed.profiles, 1e-6), [False, False, True, True])
     expected = moejax.log_likelihood(
         jax.tree.map(lambda leaf: leaf[1], climbed.params), problem.x, problem.y, CONFIG.fn
     )
@@ -136,7 +137,7 @@ def test_the_ridge_goes_down_to_that_of_the_fit(problem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_starts", [multistart.FEWEST_FOR_CHILDREN, 48])
+@pytest.mark.parametrize("num_starts", [search_plan.FEWEST_FOR_CHILDREN, 48])
 def test_the_best_child_is_kept_however_few_the_starts(problem, monkeypatch, num_starts):
     mark, make = 7.0, children_of
 
@@ -144,10 +145,12 @@ def test_the_best_child_is_kept_however_few_the_starts(problem, monkeypatch, num
         children = make(*arguments)
         return children._replace(noise_std=jnp.full_like(children.noise_std, mark))
 
-    def scored(starts, *_):
+    def scored(starts, *_, **__):
+        dtype = starts.noise_std.dtype
         born = (starts.noise_std.reshape(starts.noise_std.shape[0], -1) == mark).all(axis=1)
-        number = jnp.arange(born.size, dtype=float)
-        return Mixtures(starts, jnp.where(born, 1.0, -1.0 - number), 10.0 * number[:, None])
+        number = jnp.arange(born.size).astype(dtype)
+        profiles = jnp.broadcast_to(10.0 * number[:, None], (born.size, N))
+        return Mixtures(starts, jnp.where(born, 1.0, -1.0 - number), profiles)
 
     monkeypatch.setattr(multistart, "children_of", marked)
     monkeypatch.setattr(multistart, "climb", scored)
@@ -213,10 +216,10 @@ def test_only_what_may_still_win_contends(problem):
             for rival in rivals
         ]
     )
-    lost = behind.sum(axis=1) > multistart.RULED_OUT * behind.std(axis=1) * N**0.5
+    lost = behind.sum(axis=1) > finalists.RULED_OUT * behind.std(axis=1) * N**0.5
     assert lost.any()
     assert not lost.all()
-    got = multistart.contenders(population_of(*rivals), problem, CONFIG.fn)
+    got = finalists.contenders(population_of(*rivals), problem, CONFIG.fn)
     np.testing.assert_array_equal(got, ~lost)
 
 
@@ -224,10 +227,10 @@ def test_only_what_may_still_win_contends(problem):
 def test_what_is_ruled_out_is_not_polished(problem, monkeypatch):
     """The search sees half of the data."""
     monkeypatch.setattr(multistart, "SEARCH_SAMPLES", N // 2)
-    monkeypatch.setattr(multistart, "GENERATIONS_OF_CHILDREN", 10)
+    monkeypatch.setattr(search_plan, "GENERATIONS_OF_CHILDREN", 10)
     results = {}
     for limit in (0.0, np.inf):
-        monkeypatch.setattr(multistart, "RULED_OUT", limit)
+        monkeypatch.setattr(finalists, "RULED_OUT", limit)
         # of its own: traced anew
         results[limit] = jax.jit(lambda key: get_method("multistart")(key, problem, CONFIG))(
             jax.random.key(0)
@@ -236,3 +239,116 @@ def test_what_is_ruled_out_is_not_polished(problem, monkeypatch):
     assert int(one.num_iterations) < int(three.num_iterations)
     np.testing.assert_array_equal(one.optima, three.optima)
     assert np.nanmax(one.history) <= np.nanmax(three.history) + 1e-6
+
+
+# ---- independent starts
+
+
+def test_distinct_optima_are_counted_and_the_unseen_expected():
+    """Twelve ends: five at the best, six at another, one alone. w = 3, N = 12: 3 x 4 / (12 x 11)."""
+    where = np.repeat([0.0, 10.0, 50.0], [5, 6, 1])
+    profiles = where[:, None] + 0.1 * np.random.default_rng(0).normal(size=(12, 2))
+    values = np.repeat([7.0, 3.0, -np.inf], [5, 6, 1]) + 1e-3 * np.arange(12)
+    order = np.random.default_rng(1).permutation(12)
+    optima = distinct_optima(mixtures_with(values[order], profiles[order]), 1.0)
+    assert (int(optima.num_distinct), int(optima.num_best)) == (3, 5)
+    np.testing.assert_allclose(optima.unseen, 12 / 132)
+
+
+def test_the_expected_share_of_unseen_optima_is_that_of_boender_and_rinnooy_kan():
+    """Monte Carlo of their model: any number of basins up to 400 and any division of the starts equally likely beforehand."""
+    generator = np.random.default_rng(0)
+    num_starts, shares = 6, {}
+    for _ in range(60_000):
+        number = generator.integers(1, 400)
+        division = generator.dirichlet(np.ones(number))
+        seen = np.unique(generator.choice(number, num_starts, p=division))
+        shares.setdefault(len(seen), []).append(1.0 - division[seen].sum())
+    for count in (1, 2, 3):
+        found = np.array(shares[count])
+        expected = count * (count + 1) / (num_starts * (num_starts - 1))
+        assert abs(found.mean() - expected) < 4 * found.std() / len(found) ** 0.5, count
+
+
+def planted(seed, num_samples=1500, fn="linear"):
+    truth = make_params(jnp.eye(6)[:3], 2.0 * jnp.eye(6)[3:], 0.2)
+    x, y, _ = moejax.sample(jax.random.key(seed), truth, fn, num_samples)
+    return np.asarray(x), np.asarray(y)
+
+
+@pytest.mark.slow
+def test_labels_that_the_model_made_settle_the_search(monkeypatch):
+    """The result is that of the whole search, and the programs of the generations are never compiled."""
+    made = []
+
+    def counted(search, **options):
+        made.append(search)
+        return generations(search, **options)
+
+    generations = multistart.generations
+    monkeypatch.setattr(multistart, "generations", counted)
+    monkeypatch.setattr(search_plan, "GENERATIONS_OF_CHILDREN", 3)
+    x, y = planted(0)
+    early = moejax.fit(jax.random.key(0), x, y, num_experts=3)
+    assert made == []
+    count = search_plan.INDEPENDENT_ROWS // len(y)
+    assert early.diagnostics["num_starts"] == count == 21
+    assert early.diagnostics["search_end"].startswith("its 21 independent starts reached one optimum")
+    assert early.diagnostics["num_passes"] < 100 * count
+    monkeypatch.setattr(multistart, "LARGEST_UNSEEN", -1.0)
+    jax.clear_caches()
+    whole = moejax.fit(jax.random.key(0), x, y, num_experts=3)
+    jax.clear_caches()
+    assert len(made) == 1
+    assert whole.diagnostics["search_end"] == "all its generations were made"
+    assert whole.diagnostics["num_starts"] == 48 + 48 * (5 + 3)  # 256 random starts need five generations
+    np.testing.assert_allclose(early.log_likelihood, whole.log_likelihood, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_many_optima_do_not_settle_the_search(problem):
+    result = jax.jit(get_method("multistart"), static_argnums=2)(jax.random.key(0), problem, CONFIG)
+    assert not result.search.settled
+    assert int(result.search.num_distinct) > 2
+
+
+@pytest.mark.slow
+def test_a_traced_search_is_the_staged_one(problem, monkeypatch):
+    monkeypatch.setattr(search_plan, "GENERATIONS_OF_CHILDREN", 2)
+    staged = get_method("multistart")(jax.random.key(0), problem, CONFIG)
+    traced = jax.jit(get_method("multistart"), static_argnums=2)(jax.random.key(0), problem, CONFIG)
+    np.testing.assert_allclose(np.nanmax(staged.history), np.nanmax(traced.history), atol=1e-3)
+    assert int(staged.search.num_starts) == int(traced.search.num_starts)
+
+
+def test_held_experts_climb_as_gating_em_does(problem):
+    starts = random_starts(jax.random.key(4), problem, CONFIG, 2, jnp.std(problem.y))
+    held = climb(starts, problem, CONFIG, 10, jnp.asarray(1e-3), jnp.asarray([True, False]))
+    alone = gating_em(
+        jax.tree.map(lambda leaf: leaf[0], starts),
+        problem.x,
+        problem.y,
+        problem.weights,
+        fn=CONFIG.fn,
+        num_steps=10,
+        fit_intercept=True,
+        noise="shared",
+        ridge=1e-3,
+    )
+    np.testing.assert_array_equal(held.params.experts[0], starts.experts[0])
+    assert not np.allclose(held.params.experts[1], starts.experts[1])
+    np.testing.assert_allclose(held.params.gating[0], alone.params.gating, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(held.values[0], alone.log_likelihood, rtol=1e-9)
+
+
+def test_the_search_keeps_the_precision_of_a_function_that_has_only_one(problem):
+    double = np.asarray([0.5])
+    assert multistart.in_single_precision(problem, CONFIG.fn).x.dtype == jnp.float32
+    kept = multistart.in_single_precision(problem, lambda t: t.astype(jnp.float64) * double[0])
+    assert kept.x.dtype == jnp.float64
+
+
+def test_labels_beyond_single_precision_are_cut(problem):
+    huge = problem._replace(y=problem.y.at[0].set(1e200))
+    single = multistart.in_single_precision(huge, CONFIG.fn)
+    assert np.isfinite(np.sum(np.asarray(single.y) ** 2))
