@@ -27,7 +27,7 @@ IMPORT_THE_FACE = {"cli/fit.py", "cli/program.py", "sweep/execution/provenance.p
 """Files that do `import moejax`, for its version."""
 
 MOST_LINES, MOST_LINES_OF_FUNCTION = 400, 100
-LONGER_FILES: dict[str, int] = {"fitting/estimator.py": 417}
+LONGER_FILES: dict[str, int] = {}
 LONGER_FUNCTIONS: dict[str, int] = {}
 """What is longer today: it may shrink, and then its number here shrinks with it."""
 

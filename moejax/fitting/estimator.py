@@ -13,12 +13,11 @@ import dataclasses
 import functools
 import math
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import scipy.special
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -37,17 +36,18 @@ from moejax.fitting.array_checks import (
     input_precision,
 )
 from moejax.fitting.estimator_inputs import (
+    Support,
     _checked_labels,
-    _leading_directions,
     _least_squares,
     _random_state,
+    supported_size,
 )
 from moejax.fitting.label_units import is_linear, labels_note
 from moejax.fitting.pipeline import fit_sample
 from moejax.fitting.predictive import expected_log_density, root_mean_square
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
-from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
+from moejax.fitting.whitening import params_in_input_units
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
@@ -55,16 +55,6 @@ from moejax.model.mixture import LOG_TWO_PI, MoEParams, expert_means, gate_logit
 from moejax.moments.label_transforms import TransformKind
 
 _SMALLEST_SHAPE = 64
-
-
-class _Support(NamedTuple):
-    """The model size that the distinct samples support."""
-
-    num_experts: int
-    inputs: InputMap
-    """The map to white inputs, in the directions that are fitted."""
-    is_reduced: bool
-    """True if these directions are fewer than those of the inputs."""
 
 
 def _several_experts(estimator: MoERegressor) -> bool:
@@ -186,7 +176,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         weights, _ = rescaled_weights(weights, options.weights_are)
         used = weights > 0  # a small weight may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
-        support = self._supported(sample, is_linear(fn))
+        support = supported_size(
+            sample, self.num_experts, is_linear=is_linear(fn), fit_intercept=self.fit_intercept
+        )
         num_experts, inputs, _ = support
         rank = inputs.matrix.shape[1]
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
@@ -324,31 +316,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             X, y = _safe_indexing(X, used), _safe_indexing(y, used)
         return float(weights[used] @ self.score_samples(X, y)), float(weights.sum())
 
-    def _supported(self, sample: Sample, linear: bool) -> _Support:
-        """The experts and the directions of the inputs that the distinct samples support."""
-        distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
-        inputs = input_map(sample.x, sample.weights, centre=self.fit_intercept, precision=sample.precision)
-        rank = inputs.matrix.shape[1]
-        width = rank + int(self.fit_intercept)
-        supported = 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1)
-        num_experts = min(int(self.num_experts), supported)
-        same = bool(np.all(sample.y == sample.y[0])) and (self.fit_intercept or not sample.y[0].any())
-        if linear and (same or rank == 0):
-            num_experts = 1  # the data cannot distinguish more experts
-        directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(self.fit_intercept), 0))
-        if num_experts < self.num_experts or directions < rank:
-            of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
-            warnings.warn(
-                f"num_experts={self.num_experts}: {distinct} distinct samples support {num_experts} of {of} of the inputs",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        if directions < rank:
-            return _Support(num_experts, _leading_directions(sample, inputs, directions), True)
-        return _Support(num_experts, inputs, False)
-
     def _run(
-        self, sample: Sample, support: _Support, noise_std: np.ndarray | None, options: FitOptions
+        self, sample: Sample, support: Support, noise_std: np.ndarray | None, options: FitOptions
     ) -> FitResult:
         """A fit to the inputs, or to their leading directions if the samples support only these."""
         num_experts, inputs, is_reduced = support
