@@ -37,9 +37,9 @@ from moejax.fitting.array_checks import (
 )
 from moejax.fitting.estimator_inputs import (
     Support,
-    _checked_labels,
-    _least_squares,
-    _random_state,
+    checked_labels,
+    checked_random_state,
+    least_squares_fit,
     supported_size,
 )
 from moejax.fitting.label_units import is_linear, labels_note
@@ -164,7 +164,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         )
         number_of_experts(self.num_experts, several=False)
         fn = get_activation(self.activation)
-        _random_state(self.random_state)
+        checked_random_state(self.random_state)
         x = checked_inputs(X, "X", least_rows=2)
         self._columns(X, y, reset=True)
         y = as_numbers(y, "y")
@@ -184,7 +184,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
         alone = is_linear(fn) and num_experts == 1 and y.ndim == 1
         if alone and (self.method == FitOptions.method or rank == 0 or constant):
-            method, result = "least squares", _least_squares(sample, inputs, self.fit_intercept, levels)
+            method, result = "least squares", least_squares_fit(sample, inputs, self.fit_intercept, levels)
         elif rank == 0 or constant:
             what = "X" if rank == 0 else "y"
             raise ValueError(
@@ -264,11 +264,11 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """(n, k): P(z = i | x, y), the probability that expert i made the label."""
         log_gates, means = self._mixture(X)
         with np.errstate(over="ignore"):  # the difference in nats may overflow
-            return posterior(log_gates, means, _checked_labels(y, means), self.noise_std_, xp=np)
+            return posterior(log_gates, means, checked_labels(y, means), self.noise_std_, xp=np)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
         """(n,), or (n, m): one draw of y given each row of X."""
-        generator = _random_state(random_state)
+        generator = checked_random_state(random_state)
         log_gates, means = self._mixture(X)
         cumulative = np.cumsum(np.exp(log_gates), axis=1)
         uniform = generator.uniform(size=(len(means), 1))
@@ -325,7 +325,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         padding = _padded(len(x)) - len(x)  # few shapes need few compilations; padding has weight zero
         x, y = (np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in (x, sample.y))
         padded = Sample(x, y, np.pad(sample.weights, (0, padding)), sample.precision)
-        seed = _random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        seed = checked_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         with self._in_precision():
             result = fit_sample(jax.random.key(seed), padded, num_experts, noise_std, options)
         if is_reduced:
@@ -356,7 +356,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
         with np.errstate(over="ignore"):  # a density may be zero
-            log_densities = _log_normal(_checked_labels(y, means)[:, None] - means, self.noise_std_)
+            log_densities = _log_normal(checked_labels(y, means)[:, None] - means, self.noise_std_)
         return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 
     def __sklearn_tags__(self) -> Tags:

@@ -22,7 +22,12 @@ from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
 from moejax.model.mixture import LOG_TWO_PI, MoEParams
 
 
-def _random_state(value: Any) -> np.random.RandomState:
+def checked_random_state(value: Any) -> np.random.RandomState:
+    """A seed, a generator or None as a NumPy RandomState.
+
+    Raises:
+        ValueError: it is something else.
+    """
     try:
         return check_random_state(value)
     except (ValueError, TypeError) as error:
@@ -30,7 +35,7 @@ def _random_state(value: Any) -> np.random.RandomState:
         raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
 
 
-def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
+def checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
     """y (n,), or (n, m), in double precision, of a shape that matches means (n, k), or (n, k, m).
 
     Raises:
@@ -94,7 +99,7 @@ def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMa
     return inputs._replace(matrix=matrix, dropped=len(scale) - count, identity=False)
 
 
-def _least_squares(
+def least_squares_fit(
     sample: Sample, inputs: InputMap, fit_intercept: bool, noise_std: np.ndarray | None
 ) -> FitResult:
     """One linear expert: its maximum-likelihood estimate, in units of y and for the mapped inputs."""

@@ -30,7 +30,7 @@ from moejax.likelihood.em import EMRun, gating_em, joint_em
 from moejax.likelihood.polish import PolishRun, polish
 from moejax.methods.from_moments import GATING_STEPS, GATING_TOLERANCE, spectral
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
-from moejax.methods.moves import Mixtures, _rows, _together, children_of
+from moejax.methods.moves import Mixtures, children_of, concatenated, take_rows
 from moejax.methods.starts import label_mean, label_spread, random_starts
 from moejax.model.activations import ScalarFunction, activation_facts
 from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsibilities, weighted_sum
@@ -167,11 +167,11 @@ def keep_best(
 
     Repetitions of a better mixture, or of one with a profile in `beside` (b, n), come last, with value minus infinity.
     """
-    ranked = _rows(mixtures, jnp.argsort(-mixtures.values))
+    ranked = take_rows(mixtures, jnp.argsort(-mixtures.values))
     profiles = ranked.profiles if beside is None else jnp.concatenate([beside, ranked.profiles])
     repeated = repetitions(profiles, same)[profiles.shape[0] - ranked.values.size :]
     kept = jnp.argsort(repeated, stable=True)[:count]
-    return _rows(ranked._replace(values=jnp.where(repeated, -jnp.inf, ranked.values)), kept)
+    return take_rows(ranked._replace(values=jnp.where(repeated, -jnp.inf, ranked.values)), kept)
 
 
 def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> Bool[jax.Array, " s"]:
@@ -271,9 +271,9 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     num_fresh = max(-(-(num_starts + num_spectral - size) // NEWCOMERS), 0)
     # one draw for all starts: each draw costs compile time
     drawn = scaled_starts(start_key, small, config, size + num_fresh * NEWCOMERS)
-    starts = _rows(drawn, slice(size))
+    starts = take_rows(drawn, slice(size))
     if from_moments is not None:
-        starts = _rows(_together(from_moments, starts), slice(size))
+        starts = take_rows(concatenated(from_moments, starts), slice(size))
     num_generations = max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1)
     num_newcomers = NEWCOMERS if num_fresh or has_children else 0
     num_parents = min(POPULATION, size // 2) if num_newcomers else size
@@ -291,14 +291,14 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
             kept = keep_best(climb(grown, small, config, PASSES, ridge), size, same)
             return kept.params, kept.values
         if has_children:
-            children = children_of(key, _rows(grown, slice(num_parents)), NEWCOMERS)
+            children = children_of(key, take_rows(grown, slice(num_parents)), NEWCOMERS)
             additions = jax.tree.map(lambda new, child: jnp.where(is_fresh, new, child), additions, children)
-        climbed = climb(_together(grown, additions), small, config, PASSES, ridge)
-        parents = keep_best(_rows(climbed, slice(size)), num_parents, same)
+        climbed = climb(concatenated(grown, additions), small, config, PASSES, ridge)
+        parents = keep_best(take_rows(climbed, slice(size)), num_parents, same)
         # newcomers compete with newcomers, and one generation later with mixtures that had more passes
-        newcomers = _rows(climbed, slice(size, None))
+        newcomers = take_rows(climbed, slice(size, None))
         promoted = keep_best(newcomers, size - num_parents, same, beside=parents.profiles)
-        return _together(parents.params, promoted.params), parents.values
+        return concatenated(parents.params, promoted.params), parents.values
 
     are_fresh = jnp.arange(num_generations) < num_fresh
     generations = (
@@ -327,11 +327,11 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
             record_path=config.record_path,
         )
 
-    finalists = _rows(population, slice(min(NUM_FINALISTS, num_parents)))
+    finalists = take_rows(population, slice(min(NUM_FINALISTS, num_parents)))
     if small is problem:
         runs = jax.lax.map(finish_one, finalists)
     else:
-        untouched = jax.eval_shape(finish_one, _rows(finalists, 0))
+        untouched = jax.eval_shape(finish_one, take_rows(finalists, 0))
 
         def lost(_: MoEParams) -> PolishRun | EMRun:
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), untouched)

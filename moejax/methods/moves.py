@@ -28,12 +28,12 @@ class Mixtures(NamedTuple):
     """(s, n) log-densities of the samples, times the square roots of their weights: equal for a mixture and its relabelling."""
 
 
-def _rows(mixtures: Pytree, rows: slice | int | jax.Array) -> Pytree:
+def take_rows(mixtures: Pytree, rows: slice | int | jax.Array) -> Pytree:
     """The chosen rows of mixtures side by side."""
     return jax.tree.map(lambda leaf: leaf[rows], mixtures)
 
 
-def _together(*params: MoEParams) -> MoEParams:
+def concatenated(*params: MoEParams) -> MoEParams:
     """Mixtures side by side, (s, ..) and (t, ..) as (s + t, ..)."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *params)
 
@@ -58,7 +58,7 @@ def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
     offset, kind, dropped, shift = draw
     parent_index = jnp.arange(count, dtype=jnp.int32) % size
     other_index = (parent_index + 1 + offset) % size
-    parents, others = _rows(population, parent_index), _rows(population, other_index)
+    parents, others = take_rows(population, parent_index), take_rows(population, other_index)
     shape = population.experts.shape[2:]
     draws = standard_normal(normal_key, (count, 2, math.prod(shape) + shape[-1]), dtype)
     experts, gates = draws[:, :, : -shape[-1]].reshape(count, 2, *shape), draws[:, 0, -shape[-1] :]
@@ -79,7 +79,7 @@ def _child(
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
     dim = jnp.asarray(parent.gating.shape[-1], dtype)
 
-    own, transferred = _rows(parent, chosen), _rows(other, chosen)
+    own, transferred = take_rows(parent, chosen), take_rows(other, chosen)
     # two copies of an expert, moved apart in a random direction of its coefficients and of its gate
     apart = 0.5 * size * expert_draws[0]
     first = own._replace(experts=own.experts - apart, gating=own.gating - gate_draw)
