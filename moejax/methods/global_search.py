@@ -310,6 +310,29 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     population, values = jax.lax.scan(advance, starts, generations)
     num_passes = num_passes + num_generations * (size + num_newcomers) * PASSES
 
+    finalists = take_rows(population, slice(min(NUM_FINALISTS, num_parents)))
+    distinct = jnp.isfinite(values[-1, : finalists.noise_std.shape[0]])
+    runs = runs_of_finalists(finalists, distinct, problem, small, config)
+    best = best_run(runs, problem, config)
+    run = jax.tree.map(lambda leaf: leaf[best], runs)
+    num_passes = num_passes + runs.num_steps.sum(dtype=jnp.int32)
+    result = finish(run.params, run.history, num_passes, run.converged, problem, estimate)
+    return with_path(result._replace(optima=values[-1]), config, run.path)
+
+
+def runs_of_finalists(
+    finalists: MoEParams,
+    distinct: Bool[jax.Array, " s"],
+    problem: Problem,
+    small: Problem,
+    config: MethodConfig,
+) -> PolishRun | EMRun:
+    """Runs (s, ..) of the finalists on all samples; the log-likelihood of those that cannot win is minus infinity.
+
+    If the search saw all samples, all finalists run. Otherwise a run is skipped if the finalist repeats another one (is not
+    `distinct`) or is no contender on the search's sample.
+    """
+
     def finish_one(params: MoEParams) -> PolishRun | EMRun:
         if config.noise == "known":
             params = params._replace(noise_std=jnp.broadcast_to(problem.noise_std, params.noise_std.shape))
@@ -327,23 +350,15 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
             record_path=config.record_path,
         )
 
-    finalists = take_rows(population, slice(min(NUM_FINALISTS, num_parents)))
     if small is problem:
-        runs = jax.lax.map(finish_one, finalists)
-    else:
-        untouched = jax.eval_shape(finish_one, take_rows(finalists, 0))
+        return jax.lax.map(finish_one, finalists)
+    untouched = jax.eval_shape(finish_one, take_rows(finalists, 0))
 
-        def lost(_: MoEParams) -> PolishRun | EMRun:
-            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), untouched)
-            return nothing._replace(log_likelihood=jnp.full_like(nothing.log_likelihood, -jnp.inf))
+    def lost(_: MoEParams) -> PolishRun | EMRun:
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), untouched)
+        return nothing._replace(log_likelihood=jnp.full_like(nothing.log_likelihood, -jnp.inf))
 
-        distinct = jnp.isfinite(values[-1, : finalists.noise_std.shape[0]])
-        may_win = contenders(finalists, small, config.fn) & distinct.at[0].set(True)
-        runs = jax.lax.map(
-            lambda inputs: jax.lax.cond(inputs[0], finish_one, lost, inputs[1]), (may_win, finalists)
-        )
-    best = best_run(runs, problem, config)
-    run = jax.tree.map(lambda leaf: leaf[best], runs)
-    num_passes = num_passes + runs.num_steps.sum(dtype=jnp.int32)
-    result = finish(run.params, run.history, num_passes, run.converged, problem, estimate)
-    return with_path(result._replace(optima=values[-1]), config, run.path)
+    may_win = contenders(finalists, small, config.fn) & distinct.at[0].set(True)
+    return jax.lax.map(
+        lambda inputs: jax.lax.cond(inputs[0], finish_one, lost, inputs[1]), (may_win, finalists)
+    )
