@@ -60,7 +60,7 @@ def imported(file: Path) -> Iterator[str]:
 
 def is_package(module: str) -> bool:
     return (
-        module.split(".")[0] == "moejax"
+        module.split(".", maxsplit=1)[0] == "moejax"
         and PACKAGE.parent.joinpath(*module.split("."), "__init__.py").is_file()
     )
 

@@ -39,7 +39,7 @@ LARGEST_SHORTFALL = 0.5
 """An estimate at most this many nats below a maximum counts as the maximum: one standard error in one direction."""
 
 
-def fit(
+def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, explained there
     key: jax.Array,
     x: Any,
     y: Any,

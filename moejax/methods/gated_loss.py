@@ -61,7 +61,9 @@ def gated_loss(
     penalty: Float[jax.Array, ""] | float,
     delta: float,
 ) -> Float[jax.Array, ""]:
-    """The loss of U = V W', V (k, k) its coordinates, by rows:
+    """The loss of U = V W', V (k, k) its coordinates.
+
+    With the rows u_i of U, it is
 
         sum_{i != j} T4(u_i, u_i, u_j, u_j) - mu sum_i T4(u_i, u_i, u_i, u_i) + lambda sum_i (T2(u_i, u_i) - 1)^2 + delta/2 ||U||^2.
 

@@ -38,7 +38,9 @@ def clusterwise_regression(
 
     Args:
         experts: (k, d) to start from.
-        x: (n, d); y: (n,); weights: (n,) sample weights.
+        x: (n, d).
+        y: (n,).
+        weights: (n,) sample weights.
         fn: g.
         num_steps: passes over the data.
 
