@@ -10,14 +10,25 @@ from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from moejax.methods.options import EstimatedNoise, FitOptions
 
+# values that may be left out: the help shows neither {None} nor a default of None
+OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
+OptionalText = Annotated[str | None, arg(metavar="STR", help_behavior_hint="")]
+OptionalInt = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+Platform = Annotated[Literal["cpu", "gpu", "tpu"] | None, arg(metavar="{cpu,gpu,tpu}", help_behavior_hint="")]
+Precision = Annotated[
+    Literal["float32", "float64"] | None, arg(metavar="{float32,float64}", help_behavior_hint="")
+]
+DecimalSign = Annotated[Literal[".", ","] | None, arg(metavar="SIGN", help_behavior_hint="")]
+
 
 @dataclasses.dataclass(frozen=True)
 class Common:
     """Options of every command."""
 
-    platform: Literal["cpu", "gpu", "tpu"] | None = None
+    platform: Platform = None
     """Device; default: the one that JAX finds."""
-    precision: Literal["float32", "float64"] | None = None
+    precision: Precision = None
     """Default: float32 for sweeps, float64 for everything else."""
     quiet: bool = False
     """Print no progress and no tables."""
@@ -32,37 +43,41 @@ CommonOptions = Annotated[Common, arg(name="")]
 class Fit:
     """Fit a mixture of experts to a CSV or Parquet file, or to a data set by name."""
 
-    data: Positional[Path | None] = None
+    data: Positional[Annotated[Path | None, arg(metavar="[DATA]", help_behavior_hint="")]] = None
     """A .csv, .tsv (also .gz) or .parquet file with a header; every column but the target is an input."""
-    target: str | None = None
+    target: OptionalText = None
     """Column to explain; with --dataset, one of its targets if it has several."""
-    separator: str | None = None
+    separator: OptionalText = None
     """Separator of the file's columns: "," ";" "|" or tab; default: the one that cuts all rows into equally many fields."""
-    decimal: Literal[".", ","] | None = None
-    """Decimal sign of the file's numbers; default: found from the file."""
-    dataset: str | None = None
+    decimal: DecimalSign = None
+    """Decimal sign of the file's numbers, . or ,; default: found from the file."""
+    dataset: OptionalText = None
     """A data set by name instead of a file: airfoil, concrete, stock_portfolio or diabetes."""
-    data_dir: Path | None = None
+    data_dir: OptionalPath = None
     """Folder that holds the data set's file; default: MOEJAX_DATA_DIR, then the cache, then a download from UCI."""
     num_experts: str = "3"
     """A number, several ("2,3,4" or "1-5"), or "auto"; among several, the fit with the least BIC is kept."""
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
     method: str = FitOptions.method
+    """A method by name, such as spectral_em, spectral or joint_em; docs/how_to_choose.md compares them."""
     noise: EstimatedNoise = FitOptions.noise
-    noise_std: float | None = None
+    """One noise level for all experts, or one each."""
+    noise_std: OptionalFloat = None
     """Known noise, in the target's own units; default: estimated."""
     fit_intercept: bool = True
     """Biases in experts and gates."""
     standardise: bool = True
-    """Show coefficients and errors per standard deviation of inputs and target; results hold both."""
+    """Scale labels for the fit (homogeneous activations), and print coefficients per standard deviation; the files hold both."""
     covariance: Literal["observed", "sandwich"] = FitOptions.covariance
     """Kind of the standard errors: "observed" assumes that the model is true, "sandwich" does not."""
-    num_starts: int | None = FitOptions.num_starts
+    num_starts: OptionalInt = FitOptions.num_starts
     """Random starts; default: the method's own number."""
     max_iterations: int = FitOptions.max_iterations
+    """Budget of passes of the method's last stage."""
     seed: int = 0
-    out: Path | None = None
+    """Seed of the random starts."""
+    out: OptionalPath = None
     """Folder for fit.json, parameters.parquet, samples.parquet and convergence.png."""
     common: CommonOptions = Common()
 
@@ -73,25 +88,25 @@ class Sweep:
 
     spec: Positional[Path]
     """The TOML file; - reads it from stdin."""
-    out: Path | None = None
+    out: OptionalPath = None
     """Run folder; default runs/NAME."""
     dry_run: bool = False
     """Print cells, compilations and memory; run nothing."""
     pilot: bool = False
     """With --dry-run: time one chunk of every program and estimate the total time."""
-    workers: int | None = None
+    workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     set: UseAppendAction[tuple[str, ...]] = ()
     """KEY=VALUE, an override of the spec; may be given several times."""
     plugin: UseAppendAction[tuple[Path, ...]] = ()
-    """A Python file that registers activations, methods or input distributions."""
-    cluster: str | None = None
+    """A Python file that registers activations, methods, input distributions or metrics."""
+    cluster: OptionalText = None
     """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler, or slurm:FILE.toml."""
-    security: Path | None = None
+    security: OptionalPath = None
     """TOML file with the certificates for --cluster; docs/security.md explains how to make it."""
-    worker_timeout: float | None = None
+    worker_timeout: OptionalFloat = None
     """End after this many seconds without any worker; default: 120 on this machine, never for a cluster."""
-    vmap_width: int | None = None
+    vmap_width: OptionalInt = None
     """Trials side by side in one program; default 1 on CPUs."""
     retry_failed: bool = False
     """Rerun failed trials (an exception, or a worker that died)."""
@@ -138,11 +153,11 @@ class Reproduce:
     """The small version of each, all as one sweep: minutes. It never replaces the results of a full run."""
     root: Path = Path()
     """Folder with experiments/ and sweeps/; default: here."""
-    seed: int | None = None
+    seed: OptionalInt = None
     """A seed that replaces the specs' own; its results go to separate folders."""
-    out: Path | None = None
+    out: OptionalPath = None
     """Folder of the results; default ROOT/results."""
-    workers: int | None = None
+    workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     dry_run: bool = False
     """Print the plan; run nothing."""
@@ -155,9 +170,10 @@ class Reproduce:
 class Activations:
     """Constants of the label transforms of the activations, and whether they are usable."""
 
-    which: Positional[str | None] = None
+    which: Positional[Annotated[str | None, arg(metavar="[NAME]", help_behavior_hint="")]] = None
     """A registered name, or FILE.py:FUNCTION; default: all registered ones."""
     noise_std: float = 0.1
+    """Noise level of the labels, in units of g's values."""
     common: CommonOptions = Common()
 
 

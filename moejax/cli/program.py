@@ -115,7 +115,8 @@ def _run_command(arguments: list[str]) -> None:
     command = tyro.cli(
         OmitArgPrefixes[OmitSubcommandPrefixes[Command]],
         prog="moejax",
-        description="Parameter recovery for mixtures of experts: fits, sweeps and their figures. `--version` tells the version.",
+        description="Parameter recovery for mixtures of experts: fits, sweeps and their figures. `--version` prints the version, "
+        "`moejax COMMAND --help` the options of a command.",
         args=one_option_each(arguments) or ["--help"],
     )
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend is of no use here: figures go into files

@@ -13,7 +13,7 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.uncertainty import Uncertainty
 from moejax.fitting.whitening import InputMap
 from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
-from moejax.methods.method import MethodConfig, MethodResult, Problem
+from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.model.activations import activation_facts
 from moejax.model.status import Status
 
@@ -21,6 +21,8 @@ FEW_SAMPLES_PER_PARAMETER = 5.0
 HELD_BY_RIDGE = 1e-2
 """A gate counts as held by the ridge if the ridge provides at least this share of the information on its size."""
 _STANDARD_ERRORS = 5.0
+_SET_TO_ONE = 1e-5
+"""Norms this near to one are those of a method that sets them; norms that are fitted differ from one by more."""
 
 
 def collapse_status(experts: Sequence[int]) -> str:
@@ -37,19 +39,9 @@ def diagnose(
     config: MethodConfig,
     uncertainty: Uncertainty | None,
 ) -> dict[str, Any]:
-    """Numbers by name, and `notes`: assumptions that fail, with the consequences.
+    """Return numbers by name, and `notes`: assumptions that fail or that were not checked, with the consequences.
 
-    Keys: `inputs_standard_normal`, `collinear_directions_dropped` (constant columns among them), `collinear_inputs` (the columns of
-    each, from 0), `constant_inputs`, `nearly_collinear_inputs` (kept), `nats_below_maximum`, `information_condition` (of a unit
-    diagonal), `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1), NaN, or no experts, without
-    `uncertainty`; `input_kurtosis` (mean of (z'z)^2 over that of a normal distribution), `effective_samples` (sums of
-    responsibilities), `classification_entropy` (theirs, in nats), `expert_norms` and `gate_angle_degrees` for whitened inputs
-    (least angle between a gate and the experts' span, 90 if the moments are exact), `collapsed_experts`, `ridge_penalty` (nats by
-    which the objective is below the log-likelihood); with moments, `transform_signal` by order (the correlation of l(Y) and
-    He_m(Z)), `second_moment_eigenvalues`, `tensor_eigenvalues`, `spectral_status`; from a search, `optima` (log-likelihoods of the
-    best distinct optima) and `optima_spread`.
-
-    `posterior` is (n, k) responsibilities. Several outputs have norms (k, m).
+    `FitResult` lists the keys. The caller adds the first of them, and `posterior` is (n, k) responsibilities.
     """
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), result.params)
     x, y, weights = (np.asarray(a, np.float64) for a in (problem.x, problem.y, problem.weights))
@@ -74,6 +66,7 @@ def diagnose(
     penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)
     found: dict[str, Any] = {
         **input_findings(units.inputs),
+        "input_mean": float(np.linalg.norm(weights @ x / total)),
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
@@ -103,7 +96,21 @@ def diagnose(
         optima = np.asarray(result.optima, np.float64)
         optima = optima[np.isfinite(optima)]
         found |= {"optima": optima.tolist(), "optima_spread": float(np.ptp(optima)) if optima.size else 0.0}
-    return found | {"notes": _notes(found, params.gating.any(), total, dim, k, config)}
+    if result.search is not None:
+        found |= {"num_starts": int(result.search.num_starts), "search_end": _search_end(result.search)}
+    uses_moments = problem.transforms is not None
+    return found | {"notes": _notes(found, params.gating.any(), uses_moments, total, dim, k, config)}
+
+
+def _search_end(search: SearchEnd) -> str:
+    if not search.settled:
+        return "all its generations were made"
+    distinct = int(search.num_distinct)
+    optima = "one optimum" if distinct == 1 else f"{distinct} optima"
+    return (
+        f"its {search.num_starts} independent starts reached {optima}, {search.num_best} of them the best; "
+        f"optima not seen draw {100 * float(search.unseen):.1f}% of all starts, in expectation"
+    )
 
 
 def input_findings(inputs: InputMap) -> dict[str, Any]:
@@ -152,7 +159,13 @@ def _gate_angle(experts: np.ndarray, gating: np.ndarray) -> float:
 
 
 def _notes(
-    found: dict[str, Any], has_gates: bool, total: float, dim: int, k: int, config: MethodConfig
+    found: dict[str, Any],
+    has_gates: bool,
+    uses_moments: bool,
+    total: float,
+    dim: int,
+    k: int,
+    config: MethodConfig,
 ) -> list[str]:
     notes = []
     for expert in found["collapsed_experts"]:
@@ -174,7 +187,13 @@ def _notes(
             notes.append(
                 f"expert {expert + 1} rests on {count:.1f} effective samples for {rows} coefficients: fewer experts may do"
             )
-    theory, has_moments = [], "transform_signal" in found
+    theory = []
+    centred = config.fit_intercept or config.log_density is not None
+    if not centred and found["input_mean"] > max(_STANDARD_ERRORS * math.sqrt(dim / total), 0.1):
+        theory.append(
+            f"the mean of the inputs is {found['input_mean']:.2f} of their root mean square "
+            "(fit_intercept=True subtracts it)"
+        )
     error = math.sqrt(8.0 / (total * dim * (dim + 2)))
     if abs(found["input_kurtosis"] - 1.0) > max(_STANDARD_ERRORS * error, 0.05):
         theory.append(f"the inputs are not normal (kurtosis {found['input_kurtosis']:.2f} of a normal one's)")
@@ -183,12 +202,12 @@ def _notes(
         not activation_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2
     ):
         theory.append(
-            f"the experts' norms, for white inputs, run from {norms.min():.2f} to {norms.max():.2f} and not all 1"
+            f"the experts' norms, for white inputs, run from {norms.min():.2f} to {norms.max():.2f} and are not all 1"
         )
     angle = found["gate_angle_degrees"]
     if has_gates and angle < 80.0:
         theory.append(f"a gate is at {angle:.0f} degrees from the experts' span, not at 90")
-    eigenvalues = found["second_moment_eigenvalues"] if has_moments else []
+    eigenvalues = found.get("second_moment_eigenvalues", [])
     if k < len(eigenvalues) and eigenvalues[k] > 0.5 * eigenvalues[k - 1]:
         theory.append(
             f"T2 has no gap after its eigenvalue {k} ({eigenvalues[k - 1]:.3g}, then {eigenvalues[k]:.3g}): "
@@ -196,7 +215,14 @@ def _notes(
         )
     if theory:
         used = "taken alone, the moments are a start, not an estimate"
-        if not has_moments:
+        if not uses_moments:
             used = "no moments were used, and they would be biased"
         notes.append(f"{used}: " + "; ".join(theory))
+    if uses_moments and np.all(np.abs(norms - 1.0) < _SET_TO_ONE):
+        assumed = ["experts of norm 1 in the units of the fit"]
+        assumed += ["gates orthogonal to the experts"] if k > 1 and not has_gates else []
+        notes.append(
+            f"not checked, because this method does not fit them: {' and '.join(assumed)}, which the moments assume; "
+            'method="spectral_em" fits and checks them'
+        )
     return notes

@@ -27,6 +27,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from moejax.checks import brief_text
+from moejax.environment import compiled_fast
 from moejax.fitting.arguments import CHECKS, checked_options, noise_levels, number_of_experts
 from moejax.fitting.array_checks import (
     as_numbers,
@@ -65,22 +66,22 @@ def _several_experts(estimator: MoERegressor) -> bool:
 class MoERegressor(RegressorMixin, BaseEstimator):
     """Mixture-of-experts regression by maximum likelihood.
 
-    Inputs are whitened; constant and collinear columns do no harm. k experts of r directions need (2k - 1)(r + 1) + 2 distinct
-    samples; if there are fewer, fewer experts (at least one, of the leading principal directions) are fitted, with a warning.
+    Inputs are whitened. k experts need (2k - 1) r + 2 distinct samples, r the rank of the inputs, plus one with intercepts; if
+    there are fewer, fewer experts (at least one, of the leading principal directions) are fitted, with a warning.
 
     Args:
-        num_experts: k.
+        num_experts: k. (`moejax.fit` can also choose it, and has standard errors.)
         activation: g, a registered name or a scalar JAX function.
         noise: one sigma for all experts, "shared", or one each, "per_expert".
         noise_std: sigma if it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
-        method: a registered method. A single linear expert is fitted by least squares.
+        method: a registered method. With the default, a single linear expert is fitted by least squares.
         standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
         weights_are: the meaning of `sample_weight`, as in `moejax.fit`.
         num_starts: random starts; None takes the method's own number.
         max_iterations: budget of passes of the last stage.
         order: order of the tensor that moments decompose; None chooses.
-        transform_kind: kind of the label transforms; a parameter named transform would make scikit-learn see a transformer.
+        transform_kind: the option `transform` of `moejax.fit`; by that name scikit-learn would take this for a transformer.
         ridge: ridge on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
         precision: precision of the computation; None takes JAX's current default.
         random_state: seed, generator or None, for random starts.
@@ -140,7 +141,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MoERegressor:
-        """Fit to X (n, d), y (n,) or (n, m), and non-negative weights (n,); an integer weight counts as that number of equal rows.
+        """Fit to X (n, d), y (n,) or (n, m), and non-negative weights (n,), whose meaning is that of `weights_are`.
 
         Raises:
             ValueError: arrays or settings that cannot be fitted, in one line.
@@ -225,14 +226,14 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"X: {brief_text(error)}") from error
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """(n,), or (n, m): E[y | x] = sum_i P_i(x) m_i(x)."""
+        """Return the mean E[y | x] = sum_i P_i(x) m_i(x), (n,) or (n, m), for X (n, d)."""
         log_gates, means = self._mixture(X)
         return _averaged(np.exp(log_gates), means)
 
     def predict_std(
         self, X: ArrayLike, *, components: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(n,), or (n, m): standard deviation of y given x under the mixture, in units of y.
+        """Return the standard deviation of y given x under the mixture, (n,) or (n, m), in units of y.
 
         Its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, that between them.
 
@@ -248,26 +249,26 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return (total, within, between) if components else total
 
     def predict_experts(self, X: ArrayLike) -> np.ndarray:
-        """(n, k), or (n, k, m): m_i(x), the prediction of each expert."""
+        """Return the prediction m_i(x) of each expert, (n, k) or (n, k, m), for X (n, d)."""
         return self._mixture(X)[1]
 
     def gate_probabilities(self, X: ArrayLike) -> np.ndarray:
-        """(n, k): P(z = i | x), the probability of each expert at x."""
+        """Return the probability of each expert at x, P(z = i | x), (n, k), for X (n, d)."""
         return np.exp(self._mixture(X)[0])
 
     @available_if(_several_experts)
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """(n, k): `gate_probabilities`. scikit-learn expects it only where there are classes: a one-expert fit lacks it."""
+        """Return `gate_probabilities`, (n, k). A fit of one expert lacks it: scikit-learn expects it only with classes."""
         return self.gate_probabilities(X)
 
     def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
-        """(n, k): P(z = i | x, y), the probability that expert i made the label."""
+        """Return the probability that expert i made the label, P(z = i | x, y), (n, k), for X (n, d) and y (n,) or (n, m)."""
         log_gates, means = self._mixture(X)
         with np.errstate(over="ignore"):  # the difference in nats may overflow
             return posterior(log_gates, means, checked_labels(y, means), self.noise_std_, xp=np)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
-        """(n,), or (n, m): one draw of y given each row of X."""
+        """Draw one y given each row of X, (n,) or (n, m)."""
         generator = checked_random_state(random_state)
         log_gates, means = self._mixture(X)
         cumulative = np.cumsum(np.exp(log_gates), axis=1)
@@ -277,7 +278,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return means[np.arange(len(means)), chosen] + self.noise_std_[chosen] * noise
 
     def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
-        """(n,): log p(y | x), in nats, in units of y.
+        """Return log p(y | x), (n,) in nats, in units of y.
 
         Without y, the result is its expectation under the mixture: minus the entropy of y given x, by quadrature to 1e-7 nats.
         If the model is true, the two agree in the mean over a sample.
@@ -293,7 +294,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return expected_log_density(log_gates, means, self.noise_std_)
 
     def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Bayesian information criterion on (X, y): -2 log-likelihood + parameters log n; the lower the better.
+        """Return the Bayesian information criterion on (X, y), -2 log-likelihood + parameters log n; lower is better.
 
         With weights (n,), the likelihood is weighted and n is their sum; `weights_are` defines their meaning, as in `fit`.
         """
@@ -301,7 +302,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return -2.0 * value + self.n_parameters_ * math.log(size)
 
     def aic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Akaike's information criterion on (X, y): -2 log-likelihood + 2 parameters; the lower the better. Weights as in `bic`."""
+        """Return Akaike's information criterion on (X, y), -2 log-likelihood + 2 parameters, with weights as in `bic`."""
         return -2.0 * self._weighted_log_likelihood(X, y, sample_weight)[0] + 2.0 * self.n_parameters_
 
     def _weighted_log_likelihood(
@@ -375,7 +376,7 @@ def _log_normal(residual: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
     return -0.5 * (residual / noise_std) ** 2 - np.log(noise_std) - 0.5 * LOG_TWO_PI
 
 
-@functools.partial(jax.jit, static_argnames="fn")
+@functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
 def _gates_and_means(params: MoEParams, x: jax.Array, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
     with jax.default_matmul_precision("highest"):
         return jax.nn.log_softmax(gate_logits(params, x), axis=1), expert_means(params, x, fn)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.environment import compiled_fast
 from moejax.model.activations import ScalarFunction, activation_facts, values_on_host
 from moejax.model.gaussian import gaussian_grid
 from moejax.moments.noise import estimate_noise_std, estimate_relative_noise
@@ -147,12 +148,12 @@ def _second_moment(fn: ScalarFunction) -> float:
     return float(grid.weights @ values_on_host(fn, grid.nodes) ** 2)
 
 
-@functools.partial(jax.jit, static_argnames="fn")
+@functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
 def _estimated(y: jax.Array, weights: jax.Array, fn: ScalarFunction) -> jax.Array:
     return estimate_noise_std(y, weights, fn=fn)
 
 
-@functools.partial(jax.jit, static_argnames=("fn", "square"))
+@functools.partial(jax.jit, static_argnames=("fn", "square"), compiler_options=compiled_fast())
 def _estimated_ratio(y: jax.Array, weights: jax.Array, fn: ScalarFunction, square: float) -> jax.Array:
     return estimate_relative_noise(y, weights, fn=fn, second_moment=square)
 

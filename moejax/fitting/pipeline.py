@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.checks import require
+from moejax.environment import compiled_fast
 from moejax.fitting.arguments import checked_options, noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import checked_arrays, input_precision
 from moejax.fitting.diagnostics import collapse_status, diagnose
@@ -27,7 +28,7 @@ from moejax.fitting.selection import criteria, left_out, numbers_to_try, selecti
 from moejax.fitting.uncertainty import uncertainty
 from moejax.likelihood.information import CovarianceKind
 from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.method import MethodConfig, MethodResult, Problem, get_method
+from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import EstimatedNoise, FitOptions, Start, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name
 from moejax.model.inputs import LogDensity
@@ -275,13 +276,20 @@ def _fit_several(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("method", "config"))
 def _run_method(key: jax.Array, problem: Problem, method: str, config: MethodConfig) -> MethodResult:
+    registered = lookup_method(method)
     with jax.default_matmul_precision("highest"):
-        return get_method(method)(key, problem, config)
+        if registered.staged:
+            return registered.method(key, problem, config)
+        return _compiled(key, problem, config, registered.method)
 
 
-@functools.partial(jax.jit, static_argnames="fn")
+@functools.partial(jax.jit, static_argnames=("method", "config"), compiler_options=compiled_fast())
+def _compiled(key: jax.Array, problem: Problem, config: MethodConfig, method: Method) -> MethodResult:
+    return method(key, problem, config)
+
+
+@functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
 def _evaluate(params: MoEParams, problem: Problem, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
     """() log-likelihood and (n, k) responsibilities."""
     with jax.default_matmul_precision("highest"):

@@ -145,8 +145,7 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
             kind=options.transform,
         )
     )
-    transforms = jax.tree.map(
-        jnp.asarray,
+    transforms = jax.device_put(
         transforms_at(
             fn,
             0.0 if several else float(labels.noise_std),
@@ -173,14 +172,11 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
         ridge=options.ridge,
         chunk_size=options.chunk_size,
     )
-    problem = Problem(
-        jnp.asarray(z, dtype),
-        jnp.asarray(y, dtype),
-        jnp.asarray(sample.weights, dtype),
-        jnp.asarray(labels.noise_std, dtype),
-        transforms[0] if transforms else None,
-        transforms[1:],
+    # converted on the host: each jnp.asarray with a dtype would be a program
+    x, y, weights, level = jax.device_put(
+        [np.asarray(a, dtype) for a in (z, y, sample.weights, labels.noise_std)]
     )
+    problem = Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:])
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 

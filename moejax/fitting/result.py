@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from moejax.checks import require
 from moejax.fitting.data_units import DataUnits
 from moejax.likelihood.information import Covariance, confidence_intervals
 from moejax.model.mixture import HostParams, MoEParams, NoiseModel
@@ -34,6 +36,41 @@ class FittedInOwnUnits(NamedTuple):
 class FitResult:
     """A fitted mixture of experts, the result of `fit`.
 
+    Attributes:
+        params: NumPy arrays in double precision, in the units of the given x and y. The order of the experts is arbitrary.
+        log_likelihood: weighted sum over samples, in nats, in the units of the given y.
+        history: (passes,) objective in nats along the passes over the data: the log-likelihood minus the ridge's penalty on the
+            gates (at the end `diagnostics["ridge_penalty"]`). The gradient baselines omit the penalty; for "spectral" it is empty.
+        diagnostics: numbers by name, and "notes" in words; see below.
+        status: "ok", or a reason not to trust the result. It is "ok" if the method converged in its own objective; that does not
+            mean that the model is right or the sample large enough. A least squared error (gradient_mse) or fixed experts
+            (gated_losses, spectral) are no maximum of the likelihood; `diagnostics["nats_below_maximum"]` is the distance from one.
+        standard_errors: standard error of every parameter, in its unit: 0 if it was not estimated, NaN if the data do not
+            determine it. None if the fit did not end at a maximum: the formula holds only there. Along directions in which the
+            inputs do not vary (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice; the errors cover the
+            other directions.
+        selection: a row of criteria for each number of experts, if several were tried (see `moejax.fitting.selection`).
+        settings: every option of the fit by name, as used, and the precision of the computation; they are enough to repeat it.
+
+    The keys of `diagnostics`:
+
+    - about the run: `activation`, `method`, `noise`, `fit_intercept`, `order` of the tensor and `order_choice` (its reason),
+      `moment_noise_std` (the sigma of the label transforms), `mixing_weights`, `num_passes` over the data;
+    - about the inputs: `inputs_standard_normal`, `collinear_directions_dropped` (constant columns included), `collinear_inputs`
+      (the columns of each dropped direction, from 0), `constant_inputs`, `nearly_collinear_inputs` (these are kept), `input_mean`
+      (the distance of the mean of the white inputs from zero), `input_kurtosis` (the mean of (z'z)^2 over that of normal inputs);
+    - about the estimate: `expert_norms` and `gate_angle_degrees` for white inputs (the least angle between a gate and the experts'
+      span; 90 if the moments are exact), `effective_samples` (sums of responsibilities), `classification_entropy` (theirs, in
+      nats), `collapsed_experts`, `ridge_penalty` (nats by which the objective is below the log-likelihood);
+    - about the maximum, NaN or empty if there is none: `nats_below_maximum`, `information_condition` (of a unit diagonal),
+      `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1);
+    - with moments: `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`,
+      `tensor_eigenvalues`, `spectral_status`;
+    - from `multistart`: `optima` (log-likelihoods of the best distinct optima), `optima_spread`, `num_starts` (starts made,
+      children included) and `search_end` (why it ended, in words).
+
+    Several outputs have norms (k, m).
+
     Examples:
         >>> truth = moejax.make_params([[1.0, 0, 0], [0, 1.0, 0]], [[0, 0, 1.0], [0, 0, 0]], noise_std=0.1)
         >>> x, y, _ = moejax.sample(jax.random.key(0), truth, "linear", 500)
@@ -44,26 +81,13 @@ class FitResult:
     """
 
     params: HostParams
-    """NumPy arrays in double precision, in the units of the given x and y."""
     log_likelihood: float
-    """Weighted sum over samples, in nats, in the units of the given y."""
     history: np.ndarray
-    """(passes,) objective in nats along the passes over the data: the log-likelihood minus the ridge's penalty on the gates
-    (at the end `diagnostics["ridge_penalty"]`). The gradient baselines omit the penalty; for "spectral" it is empty."""
     diagnostics: dict[str, Any]
-    """Diagnostics of the data and of the theory's assumptions: numbers by name, and "notes" in words."""
     status: str
-    """"ok", or the reason not to trust the result. It is ok if the method converged in its own objective. A least squared error
-    (gradient_mse) or fixed experts (gated_losses, spectral) are no maximum of the likelihood;
-    `diagnostics["nats_below_maximum"]` is the distance from one."""
     standard_errors: HostParams | None = None
-    """Standard error of every parameter, in its unit: 0 if it was not estimated, NaN if the data do not determine it. None if the
-    fit did not end at a maximum: the formula holds only there. Along directions in which the inputs do not vary
-    (`diagnostics["collinear_inputs"]`) experts and gates are zero by choice; the errors cover the other directions."""
     selection: pd.DataFrame | None = None
-    """A row of criteria for each number of experts, if several were tried (see `moejax.fitting.selection`)."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Every option of the fit by name, as used, and the precision of the computation; they are enough to repeat it."""
     _fitted: FittedInOwnUnits | None = dataclasses.field(default=None, repr=False)
 
     def in_units(
@@ -73,30 +97,52 @@ class FitResult:
         target_mean: float = 0.0,
         target_std: float = 1.0,
     ) -> tuple[HostParams, HostParams | None]:
-        """(parameters, standard errors) for inputs (x - input_mean) / input_std and labels (y - target_mean) / target_std.
+        """Return the fit for inputs (x - input_mean) / input_std and labels (y - target_mean) / target_std.
 
         Args:
-            input_mean: (d,), zero for a fit without intercepts.
+            input_mean: (d,); zero for a fit without intercepts.
             input_std: (d,), positive.
-            target_mean: must be zero unless g is linear with intercepts.
-            target_std: must be one unless g is homogeneous.
+            target_mean: zero unless g is linear with intercepts; for another g with intercepts this is not checked.
+            target_std: positive; one unless g is homogeneous, which is not checked.
+
+        Returns:
+            The parameters, and their standard errors (None if there are none).
 
         Raises:
-            ValueError: this result was not made by `fit`.
+            ValueError: this result was not made by `fit`; a shape or a value that the arguments above exclude; or units in which
+                double precision cannot represent the parameters.
         """
         if self._fitted is None:
             raise ValueError("in_units: this result was not made by fit, and has no units of its own")
+        input_mean, input_std = np.asarray(input_mean, float), np.asarray(input_std, float)
+        shape, intercepts = (self.params.experts.shape[-1],), self._fitted.fit_intercept
+        for name, given in (("input_mean", input_mean), ("input_std", input_std)):
+            require(
+                given.shape == shape and bool(np.isfinite(given).all()), name, f"{shape[0]} numbers", given
+            )
+        require(bool((input_std > 0).all()), "input_std", "positive numbers", input_std)
+        require(math.isfinite(target_std) and target_std > 0, "target_std", "a positive number", target_std)
+        for name, mean in (("input_mean", input_mean), ("target_mean", target_mean)):
+            require(intercepts or not np.any(mean), name, "zero for a fit without intercepts", mean)
         units = self._fitted.units.seen_from(input_mean, input_std, target_mean, target_std)
         return units.params(self._fitted.params), self._fitted.errors(units)
 
     def intervals(self, level: float = 0.95) -> tuple[HostParams, HostParams]:
-        """(lower, upper) ends of a Wald interval for each parameter; for sigma on the log scale.
+        """Return the lower and the upper end of a Wald interval for each parameter.
+
+        The intervals are estimate -+ z se. That of sigma is sigma exp(m se^2 -+ z se), se the standard error of log sigma and m the
+        number of expert coefficients that share one sigma: the first term corrects the bias of the estimated log sigma.
+
+        Args:
+            level: probability that one interval holds its parameter.
 
         Raises:
             ValueError: there are no standard errors, or the level is not between 0 and 1.
+
+        Source: docs/evidence/efficiency.md.
         """
         if self.standard_errors is None:
-            raise ValueError(f"intervals: this fit has no standard errors; its status is {self.status!r}")
+            raise ValueError(f"intervals: no standard errors, because {self._why_no_errors()}")
         return confidence_intervals(
             self.params,
             self.standard_errors,
@@ -104,4 +150,14 @@ class FitResult:
             noise=self.diagnostics["noise"],
             fit_intercept=self.diagnostics["fit_intercept"],
             num_inputs=self.params.experts.shape[-1] - self.diagnostics["collinear_directions_dropped"],
+        )
+
+    def _why_no_errors(self) -> str:
+        if self.params.experts.ndim == 3:
+            return "they are for one output"
+        if self.status != "ok":
+            return f"the status is {self.status!r}"
+        method = self.diagnostics.get("method", "")
+        return (
+            f'method {method!r} did not end at a maximum of the likelihood; method="spectral_em" ends at one'
         )

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moejax.environment import compiled_fast
 from moejax.likelihood.blocks import sample_blocks, sample_scale
-from moejax.likelihood.derivatives import Curvature, likelihood_curvature
+from moejax.likelihood.derivatives import Curvature, likelihood_curvature, penalised
 from moejax.likelihood.information import Covariance, CovarianceKind, covariance, inverse_of_information
 from moejax.likelihood.predictors import gate_centring, predictors_of
 from moejax.methods.method import MethodConfig, Problem
+from moejax.model.activations import activation_facts
 from moejax.model.mixture import MoEParams
 
 
@@ -65,7 +67,7 @@ def ridge_effect(params: MoEParams, curvature: Curvature, config: MethodConfig) 
     return RidgeEffect(cost, shares)
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "config"))
+@functools.partial(jax.jit, static_argnames=("kind", "config"), compiler_options=compiled_fast())
 def uncertainty(
     params: MoEParams, problem: Problem, kind: CovarianceKind, config: MethodConfig
 ) -> Uncertainty:
@@ -73,10 +75,21 @@ def uncertainty(
     free: dict[str, Any] = {"noise": config.noise, "fit_intercept": config.fit_intercept}
     x, y, weights, fn = problem.x, problem.y, problem.weights, config.fn
     with jax.default_matmul_precision("highest"):
-        of = covariance(params, x, y, fn, weights=weights, kind=kind, **free)
         blocks = sample_blocks(x, y, weights, fit_intercept=config.fit_intercept)
-        curvature = likelihood_curvature(params, blocks, fn=fn, ridge=config.ridge, **free)
-        observed = of if kind == "observed" else covariance(params, x, y, fn, weights=weights, **free)
+        without_ridge = likelihood_curvature(params, blocks, fn=fn, **free)
+        predictors = predictors_of(params, fit_intercept=config.fit_intercept)
+        curvature = penalised(without_ridge, predictors, config.num_experts, config.ridge)
+        if activation_facts(
+            fn
+        ).kinked:  # derivatives averaged over the kink, for which there is another pass over the data
+            observed = covariance(params, x, y, fn, weights=weights, **free)
+        else:
+            observed = inverse_of_information(without_ridge.observed)
+        of = (
+            observed
+            if kind == "observed"
+            else covariance(params, x, y, fn, weights=weights, kind=kind, **free)
+        )
         shortfall = 0.5 * curvature.gradient @ observed.matrix @ curvature.gradient
         shortfall = shortfall / (1.0 if kind == "observed" else sample_scale(weights).mean_weight)
         return Uncertainty(of, shortfall, ridge_effect(params, curvature, config))

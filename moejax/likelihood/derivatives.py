@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.predictors import (
+    Predictors,
     block_matrix,
     gate_centring,
     gate_penalty,
@@ -140,9 +141,8 @@ def likelihood_curvature(
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2, subtracted from the log-likelihood.
         width: () argument of `activation_derivatives`.
     """
-    k, dtype = params.experts.shape[0], params.experts.dtype
+    k = params.experts.shape[0]
     predictors = predictors_of(params, fit_intercept=fit_intercept)
-    gates, size = predictors.rows[k:], predictors.rows.shape[1]
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array):
         at = predictor_derivatives(predictors(design), y, params.noise_std, fn, width)
@@ -169,16 +169,34 @@ def likelihood_curvature(
     observed = block_matrix(grams[:num_pairs])
     gate_information = [block_matrix(grams[num_pairs + k :])] if k > 1 else []
     complete = jax.scipy.linalg.block_diag(*grams[num_pairs : num_pairs + k], *gate_information)
-    centring = gate_centring(k, dtype)
-    penalty = jax.scipy.linalg.block_diag(
-        jnp.zeros((k * size, k * size), dtype), ridge * jnp.kron(centring, jnp.eye(size, dtype=dtype))
-    )
-    observed, complete = observed + penalty, complete + penalty
-    gradient = jnp.concatenate([gradient[:k], gradient[k:] - ridge * (centring @ gates)]).reshape(-1)
-    value = value - ridge * gate_penalty(gates)
+    gradient = gradient.reshape(-1)
     if noise != "known":
         cross = cross.reshape(observed.shape[0], -1)
         observed = jnp.block([[observed, cross], [cross.T, noise_observed]])
         complete = jax.scipy.linalg.block_diag(complete, jnp.diag(noise_complete))
         gradient = jnp.concatenate([gradient, noise_gradient])
-    return Curvature(value, gradient, observed, complete)
+    return penalised(Curvature(value, gradient, observed, complete), predictors, k, ridge)
+
+
+def penalised(
+    curvature: Curvature, predictors: Predictors, num_experts: int, ridge: Float[jax.Array, ""] | float
+) -> Curvature:
+    """The curvature of the log-likelihood less ridge times sum_i ||w_i - mean w||^2 / 2, from that of the log-likelihood.
+
+    Args:
+        curvature: without a ridge.
+        predictors: those of the point of evaluation.
+        num_experts: k.
+        ridge: () coefficient in nats.
+    """
+    gates = predictors.rows[num_experts:]
+    size = gates.shape[1]
+    centring = gate_centring(num_experts, gates.dtype)
+    free = slice(num_experts * size, (2 * num_experts - 1) * size)
+    second = ridge * jnp.kron(centring, jnp.eye(size, dtype=gates.dtype))
+    return Curvature(
+        curvature.log_likelihood - ridge * gate_penalty(gates),
+        curvature.gradient.at[free].add(-ridge * (centring @ gates).reshape(-1)),
+        curvature.observed.at[free, free].add(second),
+        curvature.complete.at[free, free].add(second),
+    )

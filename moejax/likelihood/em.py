@@ -129,6 +129,7 @@ def _run(
     tolerance: float,
     experts_free: bool,
     hold_noise: Bool[jax.Array, ""] | bool = False,
+    hold_experts: Bool[jax.Array, ""] | bool = False,
     record_path: bool = False,
 ) -> EMRun:
     k = params.experts.shape[0]
@@ -175,6 +176,7 @@ def _run(
             ridge=penalty,
             noise=noise,
             hold_noise=hold_noise,
+            hold_experts=hold_experts,
         )
         return (
             _Climb(best, sums, objective, candidate, damping, caution),
@@ -258,12 +260,14 @@ def joint_em(
     ridge: Float[jax.Array, ""] | float = RIDGE,
     tolerance: float = 1e-8,
     hold_noise: Bool[jax.Array, ""] | bool = False,
+    hold_experts: Bool[jax.Array, ""] | bool = False,
     record_path: bool = False,
 ) -> EMRun:
     """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.
 
     The experts' M-step is a Gauss-Newton step on their weighted squared error: for a linear g, weighted least squares.
-    If `hold_noise` () is true, the noise is kept; unlike noise="known" it may be traced.
+    If `hold_noise` () is true, the noise is kept; unlike noise="known" it may be traced. If `hold_experts` () is true, the experts
+    are kept, and the run is that of `gating_em`.
     """
     return _run(
         params,
@@ -278,5 +282,6 @@ def joint_em(
         tolerance=tolerance,
         experts_free=True,
         hold_noise=hold_noise,
+        hold_experts=hold_experts,
         record_path=record_path,
     )

@@ -77,6 +77,7 @@ def maximisation(
     ridge: Float[jax.Array, ""],
     noise: NoiseModel,
     hold_noise: Bool[jax.Array, ""] | bool = False,
+    hold_experts: Bool[jax.Array, ""] | bool = False,
 ) -> MStep:
     """The M-step from the sums of an E-step, damped.
 
@@ -89,6 +90,7 @@ def maximisation(
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2.
         noise: which noise is updated.
         hold_noise: () bool, traced: if true, the noise is not updated.
+        hold_experts: () bool, traced: if true, the experts are not updated.
     """
     (rows, offsets), noise_std = point
     k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]
@@ -105,6 +107,7 @@ def maximisation(
     squares = sums.squares
     if sums.expert_gradient is not None and sums.expert_information is not None:
         step = _least_squares(sums.expert_information, sums.expert_gradient) / (1.0 + damping)
+        step = jnp.where(hold_experts, 0.0, step)
         experts = experts + step
         fall = 2.0 * jnp.sum(step * sums.expert_gradient, axis=1)
         fall = fall - jnp.einsum("id,ide,ie->i", step, sums.expert_information, step)

@@ -22,6 +22,7 @@ from moejax.methods.method import (
     Moments,
     Problem,
     Registered,
+    SearchEnd,
     Slopes,
     Start,
     finish,
@@ -48,6 +49,7 @@ __all__ = [
     "Moments",
     "Problem",
     "Registered",
+    "SearchEnd",
     "Slopes",
     "Start",
     "finish",
@@ -79,4 +81,4 @@ register_method("joint_em", joint_em_starts, moments="none", several_outputs=Tru
 register_method("gradient_nll", gradient_nll, moments="none")
 register_method("gradient_mse", gradient_mse, moments="none")
 register_method("gated_losses", gated_losses, moments="required", order=4)
-register_method("multistart", multistart, moments="optional", several_outputs=True)
+register_method("multistart", multistart, moments="optional", several_outputs=True, staged=True)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from moejax.checks import require
 from moejax.methods.options import FitOptions, Start
@@ -75,6 +75,21 @@ class MethodConfig:
     """If true, `MethodResult.path` is kept."""
 
 
+class SearchEnd(NamedTuple):
+    """How far a search for the best optimum went, and why no further."""
+
+    num_starts: Int[jax.Array, ""]
+    """() int32 starts that were made, children included."""
+    settled: Bool[jax.Array, ""]
+    """() bool: it ended early, because its independent starts found nothing else; false if it made all its generations."""
+    num_distinct: Int[jax.Array, ""]
+    """() int32 distinct optima of the independent starts."""
+    num_best: Int[jax.Array, ""]
+    """() int32 independent starts that reached the best of these."""
+    unseen: Float[jax.Array, ""]
+    """() the expected share of all starts that lead to an optimum which none of these reached."""
+
+
 class MethodResult(NamedTuple):
     """An estimate, its history and its diagnostics."""
 
@@ -93,6 +108,8 @@ class MethodResult(NamedTuple):
     """The moments' diagnostics, if the method uses moments."""
     optima: Float[jax.Array, " p"] | None = None
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
+    search: SearchEnd | None = None
+    """The end of a search."""
     path: MoEParams | None = None
     """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is NaN; None unless `record_path` asks for it."""
 
@@ -110,6 +127,7 @@ class Registered(NamedTuple):
     order: int | None
     several_outputs: bool
     slopes: Slopes
+    staged: bool
 
 
 _REGISTRY: Registry[Registered] = Registry("method")
@@ -123,19 +141,21 @@ def register_method(
     order: int | None = None,
     several_outputs: bool = False,
     slopes: Slopes = "used",
+    staged: bool = False,
     replace: bool = False,
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
 
     Args:
         name: an identifier.
-        method: (key, problem, config) -> MethodResult, traceable by JAX.
+        method: (key, problem, config) -> MethodResult, traceable by JAX; docs/reference/methods.md describes these types.
         moments: "required" if the method needs `problem.transforms` (an activation without a usable order is refused), "optional"
             if it uses them when there is a usable order, "none" if it never gets them.
         order: the only order of the moments that the method accepts; None leaves it to the user or to the predicted error.
         several_outputs: if true, labels may be (n, m).
         slopes: "used" if the steps of the experts need the slope of the activation (a step function is refused, because its slope
             is zero), "polish" if only the polish does, "unused" if none does.
+        staged: if true, `fit` does not compile the method as a whole: it consists of compiled stages (`moejax.methods.stages`).
         replace: if true, a built-in name may be given to `method`; your own names may always be given again.
 
     Raises:
@@ -153,7 +173,7 @@ def register_method(
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
     if slopes not in get_args(Slopes):
         raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
-    _REGISTRY.register(name, Registered(method, moments, order, several_outputs, slopes), replace)
+    _REGISTRY.register(name, Registered(method, moments, order, several_outputs, slopes, staged), replace)
     return method
 
 
@@ -203,7 +223,16 @@ def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> No
 def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:
-    """A result with status ok if the method converged in its own objective; the moments are only its start and do not count."""
+    """Return the result of a method: mixing weights from the gates, and the status.
+
+    Args:
+        params: the estimate.
+        history: (h,) objective in nats at every pass.
+        num_iterations: () int32 passes over the data, all of them.
+        converged: () bool: the method converged in its own objective. Moments are only its start and do not count.
+        problem: the argument of the method.
+        spectral: the moments' diagnostics; None without moments.
+    """
     finite = jax.tree.reduce(lambda a, b: a & b, jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params))
     status = jnp.where(converged, Status.OK, Status.NOT_CONVERGED)
     status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from moejax.methods.population import rows_of
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import MoEParams, regauge, unit_rows
 
-Pytree = TypeVar("Pytree", MoEParams, "Mixtures")
 NOISE_OF_CHILDREN = 1.5
 """The noise of a child, relative to its parent's; with more noise, samples move to another expert more easily."""
-
-
-class Mixtures(NamedTuple):
-    """s mixtures side by side, and their likelihoods."""
-
-    params: MoEParams
-    """Leaves (s, ..)."""
-    values: Float[jax.Array, " s"]
-    """(s,) log-likelihoods in nats; minus infinity if EM broke down, or for a repetition of a better one."""
-    profiles: Float[jax.Array, "s n"]
-    """(s, n) log-densities of the samples, times the square roots of their weights: equal for a mixture and its relabelling."""
-
-
-def take_rows(mixtures: Pytree, rows: slice | int | jax.Array) -> Pytree:
-    """The chosen rows of mixtures side by side."""
-    return jax.tree.map(lambda leaf: leaf[rows], mixtures)
-
-
-def concatenated(*params: MoEParams) -> MoEParams:
-    """Mixtures side by side, (s, ..) and (t, ..) as (s + t, ..)."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *params)
 
 
 def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
@@ -58,7 +36,7 @@ def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
     offset, kind, dropped, shift = draw
     parent_index = jnp.arange(count, dtype=jnp.int32) % size
     other_index = (parent_index + 1 + offset) % size
-    parents, others = take_rows(population, parent_index), take_rows(population, other_index)
+    parents, others = rows_of(population, parent_index), rows_of(population, other_index)
     shape = population.experts.shape[2:]
     draws = standard_normal(normal_key, (count, 2, math.prod(shape) + shape[-1]), dtype)
     experts, gates = draws[:, :, : -shape[-1]].reshape(count, 2, *shape), draws[:, 0, -shape[-1] :]
@@ -79,7 +57,7 @@ def _child(
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
     dim = jnp.asarray(parent.gating.shape[-1], dtype)
 
-    own, transferred = take_rows(parent, chosen), take_rows(other, chosen)
+    own, transferred = rows_of(parent, chosen), rows_of(other, chosen)
     # two copies of an expert, moved apart in a random direction of its coefficients and of its gate
     apart = 0.5 * size * expert_draws[0]
     first = own._replace(experts=own.experts - apart, gating=own.gating - gate_draw)

@@ -19,52 +19,65 @@ WeightsAre = Literal["counts", "reliability"]
 
 @dataclasses.dataclass(frozen=True)
 class FitOptions:
-    """The options of `moejax.fit`.
+    """The options of `moejax.fit`, which takes each as a keyword argument; they are the same everywhere.
+
+    To pass one object: `moejax.fit(key, x, y, num_experts=3, **dataclasses.asdict(options))`.
+
+    Args:
+        activation: g, a registered name or a scalar JAX function.
+        noise: an estimated noise has one sigma for all experts ("shared") or one each ("per_expert").
+        fit_intercept: give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for
+            data, is True. Without biases, `fit` does not subtract the mean of the inputs.
+        method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
+            EM for the gates, a few passes of EM for all parameters, polish), "spectral" (moments only), "spectral_residual"
+            (moments and residual passes), or a method to compare with: "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
+        weights_are: the meaning of sample weights. "counts": a weight is a number of equal rows. "reliability": a weight is how
+            much a row counts relative to the others (sampling or importance weights), and their scale has no meaning; they are
+            scaled to sum to their effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
+        standardise: scale the labels of a homogeneous g for the fit, so that their unit does not matter; False fits the labels as
+            given. (`moejax fit --no-standardise` also prints the results in the units of the data.)
+        order: order of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
+        transform: kind of the label transforms: "weighted", "least_norm", "centred" or "polynomial" (docs/method.md).
+        num_restarts: restarts of the tensor power method.
+        num_starts: random starts; None takes the method's own number (multistart at most 256, the others 1).
+        start: start of "joint_em": "random" (experts uniform on the unit sphere) or "kmeans" (the same experts, improved by
+            clusterwise regression, Spaeth 1979: each sample goes to the expert that predicts it best).
+        polish: with "spectral_em", continue to the maximum-likelihood estimate. False ends after EM for the gates, as the
+            published algorithm does; `transform="polynomial"` adds its transforms. The polar refinement stays.
+        max_iterations: budget of the last stage: EM steps of joint_em, passes of gradient descent, Newton steps of a polish.
+        ridge: ridge on the gates for whitened inputs: the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats at any sample size.
+            It is a normal prior of variance 1 / ridge. `FitResult.diagnostics` reports its cost and the gates that only the
+            ridge determines.
+        chunk_size: samples that the moments process at once; None takes all.
+        num_residual_passes: residual passes after the moments; None: 5 for "spectral_residual", 0 for the other methods.
+        covariance: covariance of the standard errors. "observed" assumes that the model is true and that a weight is a number of
+            equal rows; "sandwich" assumes neither.
+        log_density: x (d,) -> () log p(x), up to a constant, of inputs that are not normal, or the name of a registered input
+            distribution. The moments then use its score tensors instead of those of a normal density with the inputs' mean and
+            covariance.
 
     Examples:
         >>> moejax.FitOptions(activation="relu").method
         'multistart'
+
+    Source: L. Kish, Survey Sampling, 1965; H. Spaeth, Algorithm 39: clusterwise linear regression, Computing 22, 1979.
     """
 
     activation: ActivationLike = "linear"
-    """g, a registered name or a scalar JAX function."""
     noise: EstimatedNoise = "shared"
-    """An estimated noise has one sigma for all experts ("shared") or one each ("per_expert")."""
     fit_intercept: bool = False
-    """Give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for data, is True."""
     method: str = "multistart"
-    """A registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments, gating EM,
-    polish), "spectral" (moments only), "spectral_residual" (moments and residual passes), or a baseline: "joint_em",
-    "gradient_nll", "gradient_mse", "gated_losses"."""
     weights_are: WeightsAre | None = None
-    """The meaning of sample weights. "counts": a weight is a number of equal rows. "reliability": a weight is how much a row counts
-    relative to the others (sampling or importance weights), and their scale has no meaning; they are scaled to sum to their
-    effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers."""
     standardise: bool = True
-    """Scale the labels of a homogeneous g, so that their unit does not matter; False fits the labels as given."""
     order: int | None = None
-    """Order of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error."""
     transform: TransformKind = "weighted"
-    """Kind of the label transforms."""
     num_restarts: int = 16
-    """Restarts of the tensor power method."""
     num_starts: int | None = None
-    """Random starts; None takes the method's own number (multistart 256, baselines 1)."""
     start: Start = "random"
-    """Start of "joint_em": "random" (unit-sphere experts) or "kmeans" (clusterwise regression from there)."""
     polish: bool = True
-    """With "spectral_em", continue to the maximum-likelihood estimate; False is the published algorithm."""
     max_iterations: int = 500
-    """Budget of the last stage: EM steps of joint_em, passes of gradient descent, Newton steps of a polish."""
     ridge: float = RIDGE
-    """Ridge on the gates for whitened inputs: the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats at any sample size. It is a
-    normal prior of variance 1 / ridge. `FitResult.diagnostics` reports its cost and the gates that only the ridge determines."""
     chunk_size: int | None = None
-    """Samples that the moments process at once; None takes all."""
     num_residual_passes: int | None = None
-    """Residual passes after the moments; None: 5 for "spectral_residual", 0 for the other methods."""
     covariance: CovarianceKind = "observed"
-    """Covariance of the standard errors: "observed" (for a true model, and weights that count rows) or "sandwich" (for neither)."""
     log_density: LogDensity | str | None = None
-    """x (d,) -> () log p(x), up to a constant, of inputs that are not normal, or the name of a registered input distribution. The
-    moments then use its score tensors instead of those of a normal density with the inputs' mean and covariance."""

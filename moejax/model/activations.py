@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from moejax.environment import is_machines_fault
+from moejax.environment import compiled_fast, is_machines_fault
 from moejax.model.gaussian import HALF_WIDTH
 from moejax.registry import Registry
 
@@ -157,18 +157,21 @@ def activation_and_slope(
 
 def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> np.ndarray:
     """g at points, in double precision under any default of JAX, also while a program is being traced."""
-    return _on_host(functools.partial(_elementwise, fn), points)
+    return _on_host(_elementwise, fn, points)
 
 
-def _on_host(function: Callable[[jax.Array], Any], points: np.ndarray) -> Any:
-    """NumPy arrays of a function's results at points, in double precision.
+def _on_host(
+    function: Callable[[ScalarFunction, jax.Array], Any], fn: ScalarFunction, points: np.ndarray
+) -> Any:
+    """NumPy arrays of function(fn, points), in double precision and by one program.
 
     It is evaluated in a separate thread, because JAX keeps its tracing state by thread.
     """
 
     def evaluate() -> Any:
         with jax.enable_x64(True):
-            return jax.tree.map(np.asarray, function(jnp.asarray(points, jnp.float64)))
+            program = jax.jit(function, static_argnums=0, compiler_options=compiled_fast())
+            return jax.tree.map(np.asarray, program(fn, np.asarray(points, np.float64)))
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(evaluate).result()
@@ -176,11 +179,14 @@ def _on_host(function: Callable[[jax.Array], Any], points: np.ndarray) -> Any:
 
 def _slopes_on_host(fn: ScalarFunction, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """g' and g'' at points by JAX's differentiation; not finite where that fails."""
+    return _on_host(_both_slopes, fn, points)
 
+
+def _both_slopes(fn: ScalarFunction, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     def slope(t: jax.Array) -> jax.Array:
         return jax.jvp(functools.partial(_elementwise, fn), (t,), (jnp.ones_like(t),))[1]
 
-    return _on_host(lambda t: jax.jvp(slope, (t,), (jnp.ones_like(t),)), points)
+    return jax.jvp(slope, (t,), (jnp.ones_like(t),))
 
 
 @functools.lru_cache(maxsize=256)

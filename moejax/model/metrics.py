@@ -44,8 +44,11 @@ _REGISTRY: Registry[Metric] = Registry("metric")
 def register_metric(name: str, metric: Metric) -> Metric:
     """Make a metric a column of every sweep's table.
 
+    A name may be registered again, with another function; no metric is built in, so there is no `replace`.
+
     Args:
-        name: an identifier. One that ends in "_error" has a truth of 0: reports give its bias and RMSE.
+        name: an identifier that no other column of the table has (docs/sweeps.md lists them); a sweep checks this when it is
+            planned. One that ends in "_error" has a truth of 0: reports give its bias and RMSE.
         metric: (recovery, fitted activation) -> (), traceable by JAX; NaN if it is not defined.
 
     Raises:
@@ -120,12 +123,12 @@ def bottleneck_assignment(
 def recovery_error(
     true_experts: AnyArray, estimated_experts: AnyArray, even: bool = False
 ) -> Float[jax.Array, ""]:
-    """E = 1 - max over permutations pi of min_i cos(a_i, ahat_pi(i)); |cos| for an even activation.
+    """Return the recovery error E = 1 - max over permutations pi of min_i cos(a_i, ahat_pi(i)).
 
     Args:
         true_experts: (k, d).
         estimated_experts: (k, d), in any order.
-        even: if true, experts are identified up to sign only.
+        even: true for an even activation, whose experts are identified up to sign only: |cos| instead of cos.
 
     Returns:
         () in [0, 2]; 0 is exact recovery of all directions.

@@ -58,7 +58,7 @@ def make_params(
     expert_bias: jax.Array | float = 0.0,
     gating_bias: jax.Array | float = 0.0,
 ) -> MoEParams:
-    """MoEParams from arrays that broadcast to (k, d) and (k,), re-gauged so that the last gate is zero.
+    """Make MoEParams from arrays, re-gauged so that the last gate is zero.
 
     Args:
         experts: (k, d) a_i.
@@ -162,7 +162,16 @@ def log_likelihood(
     activation: ActivationLike,
     weights: Float[AnyArray, " n"] | None = None,
 ) -> Float[jax.Array, ""]:
-    """(): sum_j weights_j log p(y_j | x_j), in nats; weights (n,) default to 1.
+    """Return the log-likelihood of a sample, sum_j weights_j log p(y_j | x_j), () in nats.
+
+    It can be traced by JAX and therefore leaves the check of shapes to JAX; the same holds for `responsibilities` and `predict`.
+
+    Args:
+        params: the mixture, k experts in d dimensions.
+        x: (n, d).
+        y: (n,), or (n, m).
+        activation: g, a registered name or a scalar JAX function.
+        weights: (n,); None for ones. A row of weight zero may hold any values.
 
     Examples:
         >>> one = moejax.make_params([[1.0]], [[0.0]], noise_std=1.0)  # y ~ N(x, 1)
@@ -177,7 +186,13 @@ def log_likelihood(
 def responsibilities(
     params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
 ) -> Float[jax.Array, "n k"]:
-    """(n, k): P(z = i | x, y), the probability that expert i made the label.
+    """Return the responsibilities (n, k): P(z = i | x, y), the probability that expert i made the label.
+
+    Args:
+        params: the mixture, k experts in d dimensions.
+        x: (n, d).
+        y: (n,), or (n, m).
+        activation: g, a registered name or a scalar JAX function.
 
     Examples:
         >>> params = moejax.make_params([[1.0], [-1.0]], [[0.0], [0.0]], noise_std=0.1)
@@ -243,7 +258,12 @@ def largest_size(values: Float[Array, "n k m"], *, xp: ModuleType) -> Float[Arra
 def predict(
     params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
 ) -> Float[jax.Array, " n *m"]:
-    """(n,), or (n, m): E[y | x] = sum_i P_i(x) g(a_i . x + b_i).
+    """Return the mean of the label, E[y | x] = sum_i P_i(x) g(a_i . x + b_i), (n,) or (n, m).
+
+    Args:
+        params: the mixture, k experts in d dimensions.
+        x: (n, d).
+        activation: g, a registered name or a scalar JAX function.
 
     Examples:
         >>> params = moejax.make_params([[1.0], [3.0]], [[0.0], [0.0]], noise_std=0.1)
@@ -298,7 +318,7 @@ def sample(
     Args:
         key: PRNG key.
         params: the mixture, k experts in d dimensions.
-        activation: g.
+        activation: g, a registered name or a scalar JAX function.
         num_samples: n.
 
     Returns:

@@ -47,7 +47,7 @@ TABLE_HALF_WIDTH = 6.5
 
 
 class LabelTransform(NamedTuple, Generic[Array]):
-    """l(y): a table over y, or (`values` all zero) a polynomial. A pytree: it goes through jit and vmap.
+    """A label transform l(y): a table over y, or (`values` all zero) a polynomial. It is a pytree, so jit and vmap accept it.
 
     Examples:
         >>> transform = moejax.label_transform("relu", noise_std=0.1, order=3)

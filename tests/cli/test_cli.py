@@ -60,6 +60,17 @@ def test_without_arguments_it_prints_the_commands():
         assert command in done.stdout
 
 
+@pytest.mark.parametrize("command", ["fit", "sweep", "reproduce", "activations"])
+def test_help_explains_every_option_and_hides_none(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    text = re.sub(r"\s*│\s*", " ", capsys.readouterr().out)
+    assert "None" not in text
+    unexplained = r"(--[\w-]+)( \S+)? \((?:default|required)"  # nothing between the option and its default
+    assert re.findall(unexplained, text) == []
+
+
 @pytest.mark.slow
 def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
     out = tmp_path / "out"

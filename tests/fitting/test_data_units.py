@@ -8,6 +8,7 @@ import pytest
 import moejax
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import LabelMap, activation_range, fitted_labels, is_linear, labels_note
+from moejax.fitting.result import FitResult, _Fitted
 from moejax.fitting.whitening import input_map, params_in_input_units
 from moejax.likelihood.information import covariance, standard_errors
 from moejax.model.activations import get_activation
@@ -134,6 +135,35 @@ def test_errors_are_those_of_the_delta_method(noise, fit_intercept):
         units.errors(of, params, **free),
         expected,
     )
+
+
+def made(fit_intercept):
+    """A result of `fit` in the units of z, without a fit."""
+    z, params, _ = drawn(fit_intercept)
+    inputs = input_map(z, np.ones(len(z)), centre=fit_intercept)._replace(mean=np.zeros(2), matrix=np.eye(2))
+    fitted = _Fitted(params, None, DataUnits(inputs, LabelMap(0.0, 1.0)), "shared", fit_intercept)
+    host = params._replace(**{name: np.asarray(leaf) for name, leaf in params._asdict().items()})
+    return FitResult(host, 0.0, np.zeros(0), {}, "ok", _fitted=fitted)
+
+
+def test_units_that_the_fit_does_not_admit_are_refused():
+    mean, std = np.array([3.0, -20.0]), np.array([2.0, 0.5])
+    params, errors = made(True).in_units(mean, std, 1.0, 4.0)
+    assert errors is None
+    np.testing.assert_allclose(params.experts, made(True).params.experts * std / 4.0)
+    for name, given in (
+        ("input_mean", (mean[:1], std)),
+        ("input_std", (mean, np.array([1.0, 0.0]))),
+        ("input_std", (mean, std[:, None])),
+        ("target_std", (mean, std, 0.0, -1.0)),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: expected "):
+            made(True).in_units(*given)
+    made(False).in_units(0.0 * mean, std)
+    with pytest.raises(ValueError, match=r"^input_mean: expected zero for a fit without intercepts"):
+        made(False).in_units(mean, std)
+    with pytest.raises(ValueError, match=r"^target_mean: expected zero for a fit without intercepts"):
+        made(False).in_units(0.0 * mean, std, 1.0)
 
 
 @pytest.mark.slow

@@ -48,6 +48,23 @@ def test_notes_name_the_assumption_that_fails():
 
 
 @pytest.mark.slow
+def test_moments_alone_name_what_they_do_not_check():
+    x, y = sample()
+    alone = moejax.fit(jax.random.key(1), x, y, num_experts=2, method="spectral")
+    (unchecked,) = [note for note in alone.diagnostics["notes"] if note.startswith("not checked")]
+    assert "norm 1" in unchecked
+    assert "gates orthogonal" in unchecked
+    assert alone.diagnostics["input_mean"] < 0.1
+    assert not any("mean of the inputs" in note for note in alone.diagnostics["notes"])
+    with pytest.raises(ValueError, match=r"no standard errors, because method 'spectral' .*spectral_em"):
+        alone.intervals()
+    # a mean that is large compared with the spread makes nearly all of the root mean square of one direction
+    shifted = moejax.fit(jax.random.key(1), x + 5.0, y, num_experts=2, method="spectral")
+    assert shifted.diagnostics["input_mean"] == pytest.approx(np.sqrt(75 / 76), abs=0.01)
+    assert any("fit_intercept=True subtracts it" in note for note in shifted.diagnostics["notes"])
+
+
+@pytest.mark.slow
 def test_noise_that_runs_off_to_zero_is_reported():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 1))

@@ -318,6 +318,9 @@ def test_history_is_kept_where_asked_for(fake, tmp_path):
     histories = load_arrays(tmp_path / "run")
     assert len(histories) == 36
     assert all(history.shape == (2,) for history in histories.values())
+    assert load_arrays(tmp_path / "run", "path") == {}  # not recorded
+    with pytest.raises(ValueError, match="name: expected 'history' or 'path', got 'histories'"):
+        load_arrays(tmp_path / "run", "histories")
 
 
 METRIC_PLUGIN = """

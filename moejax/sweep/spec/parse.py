@@ -208,7 +208,12 @@ def read_spec_text(path: Path) -> str:
 
 
 def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = ()) -> Spec:
-    r"""Check the text of a spec. `path` is used in messages and, without a `name` key, as the name.
+    r"""Check the text of a spec.
+
+    Args:
+        text: TOML.
+        path: the file that messages name; without the key `name` it is also the name of the sweep.
+        overrides: `KEY=VALUE` strings that replace values of it.
 
     Raises:
         SpecError: one line with file, line, field, value and the accepted values.

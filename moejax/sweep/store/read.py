@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moejax.checks import require
 from moejax.files import write_whole
 from moejax.sweep import trial as core
 from moejax.sweep.plan.chunks import ENGINE_STATUS_REASONS
@@ -25,6 +26,8 @@ from moejax.sweep.store.schema import STORE_NAME, StoreError, clear_errors, colu
 from moejax.sweep.store.soundness import check_store
 
 STDOUT = Path("-")
+ARRAY_NAMES = ("history", "path")
+"""Names that the field `record` of a spec may list."""
 FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
 """Columns that identify a cell, without the method."""
 
@@ -71,7 +74,7 @@ def frame_of(connection: sqlite3.Connection, query: str) -> pd.DataFrame:
 def load(
     folder: Path | str, *, all_specs: bool = False, seconds: bool = False, result_hash: bool = False
 ) -> pd.DataFrame:
-    """The table of trials: one row per trial that was run, failed ones included, in the order of the spec.
+    """Return the table of trials: one row per trial that was run, failed ones included, in the order of the spec.
 
     Columns: every field, `trial`, `method`, the metrics (NaN if a trial failed), `status` (0 is ok),
     `reason`.
@@ -191,7 +194,13 @@ def _column(values: list[Any]) -> pd.Series:
 
 
 def load_timings(folder: Path | str) -> pd.DataFrame:
-    """The table of times, attempts and hosts: a row per trial, with its chunk and the version of moejax.
+    """Return the table of times, attempts and hosts: a row per trial, with its chunk and the version of moejax.
+
+    Args:
+        folder: a run folder.
+
+    Raises:
+        StoreError: there is no store, or it cannot be read.
 
     Examples:
         >>> times = moejax.sweep.load_timings("runs/quickstart")
@@ -218,13 +227,24 @@ def load_chunks(folder: Path | str) -> pd.DataFrame:
 
 
 def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, int], np.ndarray]:
-    """Arrays by (result_hash, trial) that a sweep with `record = ["history"]` stores.
+    """Return the arrays that a sweep with the field `record` stores, by (result_hash, trial).
+
+    Args:
+        folder: a run folder.
+        name: "history", (h,) the objective in nats at every pass; or "path", (h, 2) the recovery and the gating error there.
+
+    Returns:
+        An empty dict if the sweep did not record that name. `load(folder, result_hash=True)` has the keys.
+
+    Raises:
+        ValueError: another name. StoreError: there is no store, or it cannot be read.
 
     Examples:
-        >>> histories = moejax.sweep.load_arrays("runs/quickstart", "history")
+        >>> histories = moejax.sweep.load_arrays("runs/quickstart", "history")  # empty without record = ["history"]
         >>> all(history.ndim == 1 for history in histories.values())
         True
     """
+    require(name in ARRAY_NAMES, "name", " or ".join(map(repr, ARRAY_NAMES)), name)
     with reading(folder) as connection:
         rows = connection.execute(
             "SELECT result_hash, trial, content FROM arrays JOIN cells USING (cell) WHERE name = ?", (name,)
@@ -233,7 +253,13 @@ def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, in
 
 
 def load_runs(folder: Path | str) -> list[dict[str, Any]]:
-    """Provenance of every run in a folder, oldest first, with start (Unix seconds), times and devices.
+    """Return the provenance of every run in a folder, oldest first, with start (Unix seconds), times and devices.
+
+    Args:
+        folder: a run folder.
+
+    Raises:
+        StoreError: there is no store, or it cannot be read.
 
     Examples:
         >>> runs = moejax.sweep.load_runs("runs/quickstart")
@@ -260,7 +286,11 @@ def load_runs(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def export_table(folder: Path | str, file: Path | str) -> int:
-    """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or as CSV to stdout for `-`; returns the number of rows.
+    """Write the table of trials to a file and return the number of rows.
+
+    Args:
+        folder: a run folder.
+        file: FILE.csv, FILE.csv.gz or FILE.parquet; `-` is CSV on stdout.
 
     Raises:
         ValueError: the name has another ending. StoreError: the store or the file cannot be used.

@@ -1,0 +1,108 @@
+"""The end of a search: its best mixtures are polished on the whole sample, unless they have lost already."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Int
+
+from moejax.likelihood.collapse import is_collapsed, label_rounding
+from moejax.likelihood.em import EMRun, joint_em
+from moejax.likelihood.polish import PolishRun, polish
+from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd, finish, with_path
+from moejax.methods.population import in_precision_of, rows_of
+from moejax.methods.search_plan import Plan, Search
+from moejax.methods.stages import stage
+from moejax.model.activations import ScalarFunction
+from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsibilities, weighted_sum
+
+NUM_FINALISTS = 6
+RULED_OUT = 5.0
+"""A finalist has lost if its log-likelihood on the search's sample is this many standard errors of the difference behind."""
+EM_STEPS_FOR_ONE = 10
+"""EM passes allowed for each pass of the polish, if EM replaces it."""
+
+
+def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> Bool[jax.Array, " s"]:
+    """(s,): true for mixtures, leaves (s, ..), that may be as good as the first on the data that `sample` was drawn from.
+
+    The difference of two log-likelihoods is a sum over the sample, and has a standard error (Vuong 1989).
+    """
+    densities = jax.lax.map(lambda one: log_likelihood_per_sample(one, sample.x, sample.y, fn), params)
+    weights = sample.weights
+    behind = jnp.where(weights > 0, densities[:1] - densities, 0.0)
+    mean = behind @ weights / weights.sum()
+    variance = (behind - mean[:, None]) ** 2 @ weights**2
+    return ~(mean * weights.sum() > RULED_OUT * jnp.sqrt(variance))
+
+
+def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) -> Int[jax.Array, ""]:
+    """() index of the run, leaves (s, ..), of highest log-likelihood; runs with a collapsed expert count only if all have one.
+
+    With a noise for each expert the likelihood has no bound, and a collapsed run has a higher one than every proper run.
+    """
+    values = jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf)
+    if config.noise != "per_expert":
+        return jnp.argmax(values)
+    rounding = label_rounding(problem.y, problem.weights)
+
+    def proper(params: MoEParams) -> jax.Array:
+        posterior = responsibilities(params, problem.x, problem.y, config.fn)
+        return ~is_collapsed(
+            params.noise_std,
+            weighted_sum(posterior, problem.weights),
+            num_coefficients=problem.x.shape[1] + int(config.fit_intercept),
+            label_rounding=rounding,
+            per_expert=True,
+        ).any()
+
+    eligible = jax.lax.map(proper, runs.params)
+    among_eligible = jnp.where(eligible, values, -jnp.inf)
+    return jnp.where(jnp.isfinite(among_eligible).any(), jnp.argmax(among_eligible), jnp.argmax(values))
+
+
+@stage(static=("config", "plan"), fast=True)
+def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Plan) -> MethodResult:
+    """The best of the search's finalists, polished on the whole sample."""
+
+    def finish_one(params: MoEParams) -> PolishRun | EMRun:
+        if config.noise == "known":
+            params = params._replace(noise_std=jnp.broadcast_to(problem.noise_std, params.noise_std.shape))
+        maximise = polish if problem.y.ndim == 1 else joint_em
+        return maximise(
+            params,
+            problem.x,
+            problem.y,
+            problem.weights,
+            fn=config.fn,
+            num_steps=config.max_iterations * (1 if maximise is polish else EM_STEPS_FOR_ONE),
+            noise=config.noise,
+            fit_intercept=config.fit_intercept,
+            ridge=config.ridge,
+            record_path=config.record_path,
+        )
+
+    count = min(NUM_FINALISTS, plan.num_parents)
+    may_win = jnp.isfinite(search.values[:count]).at[0].set(True)
+    if search.sample.x.shape[0] < problem.x.shape[0]:
+        may_win &= contenders(rows_of(search.population, slice(count)), search.sample, config.fn)
+    finalists = in_precision_of(problem.x, rows_of(search.population, slice(count)))
+    untouched = jax.eval_shape(finish_one, rows_of(finalists, 0))
+
+    def lost(_: MoEParams) -> PolishRun | EMRun:
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), untouched)
+        return nothing._replace(log_likelihood=jnp.full_like(nothing.log_likelihood, -jnp.inf))
+
+    runs = jax.lax.map(
+        lambda inputs: jax.lax.cond(inputs[0], finish_one, lost, inputs[1]), (may_win, finalists)
+    )
+    best = best_run(runs, problem, config)
+    run = jax.tree.map(lambda leaf: leaf[best], runs)
+    num_passes = search.num_passes + runs.num_steps.sum(dtype=jnp.int32)
+    result = finish(run.params, run.history, num_passes, run.converged, problem, search.spectral)
+    num_starts = jnp.where(search.settled, plan.num_independent, plan.num_starts).astype(jnp.int32)
+    result = result._replace(
+        optima=search.values.astype(problem.x.dtype),
+        search=SearchEnd(num_starts, search.settled, *search.optima),
+    )
+    return with_path(result, config, run.path)

@@ -1,0 +1,105 @@
+"""The numbers of mixtures in a search for the global maximum, and its state between stages."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Bool, Float, Int
+
+from moejax.methods.method import MethodConfig, Problem
+from moejax.methods.population import Optima
+from moejax.model.mixture import MoEParams
+from moejax.moments.spectral import SpectralEstimate
+
+DEFAULT_STARTS = 256
+"""Random starts if `num_starts` is None."""
+POPULATION = 24
+KEPT_NEWCOMERS = 24
+"""Best newcomers of the previous generation that are kept besides the population."""
+NEWCOMERS = 48
+"""New mixtures of each generation, besides these two groups."""
+GENERATIONS_OF_CHILDREN = 60
+LAST_GENERATIONS = 24
+"""The last generations, in which the ridge falls."""
+FEWEST_FOR_CHILDREN = 16
+"""With fewer random starts there are no children: the search is then a spectral start and a few random ones."""
+NUM_INDEPENDENT = 12
+"""Starts that climb alone at first, the spectral ones among them."""
+
+
+class Plan(NamedTuple):
+    """The numbers of mixtures in a search; all are static."""
+
+    num_spectral: int
+    num_independent: int
+    """Starts that climb alone at first; 0 for none."""
+    size: int
+    """Parents and kept newcomers."""
+    num_parents: int
+    num_newcomers: int
+    """New mixtures of a generation."""
+    num_fresh: int
+    """First generations, whose newcomers are random starts."""
+    num_generations: int
+    num_last: int
+    """The last generations, in which the ridge falls."""
+    has_children: bool
+
+    @classmethod
+    def of(cls, num_random: int, num_spectral: int, num_experts: int) -> Plan:
+        """The plan for a number of starts."""
+        has_children = num_random >= FEWEST_FOR_CHILDREN and num_experts > 1
+        size = min(POPULATION + KEPT_NEWCOMERS, num_random + num_spectral)
+        num_fresh = max(-(-(num_random + num_spectral - size) // NEWCOMERS), 0)
+        num_newcomers = NEWCOMERS if num_fresh or has_children else 0
+        return cls(
+            num_spectral,
+            NUM_INDEPENDENT if size >= NUM_INDEPENDENT else 0,
+            size,
+            min(POPULATION, size // 2) if num_newcomers else size,
+            num_newcomers,
+            num_fresh,
+            max(num_fresh + GENERATIONS_OF_CHILDREN * has_children, 1),
+            LAST_GENERATIONS if has_children else 0,
+            has_children,
+        )
+
+    @property
+    def num_drawn(self) -> int:
+        """Spectral and random starts, if every generation is made."""
+        return self.size + self.num_fresh * self.num_newcomers
+
+    @property
+    def num_starts(self) -> int:
+        """All starts, children included, if every generation is made."""
+        return self.size + self.num_generations * self.num_newcomers
+
+
+class Search(NamedTuple):
+    """The state of a search."""
+
+    key: jax.Array
+    sample: Problem
+    """The search's sample."""
+    drawn: MoEParams
+    """Leaves (Plan.num_drawn, ..): the starts, the spectral ones first."""
+    population: MoEParams
+    """Leaves (Plan.size, ..): the parents, best first, and the newcomers of the last generation."""
+    values: Float[jax.Array, " p"]
+    """(Plan.num_parents,) log-likelihoods of the parents."""
+    num_passes: Int[jax.Array, ""]
+    """() int32 passes over the sample."""
+    optima: Optima
+    """The optima of the independent starts."""
+    settled: Bool[jax.Array, ""]
+    """() bool: the independent starts suffice."""
+    spectral: SpectralEstimate | None
+    """The moments' diagnostics."""
+
+
+def plan_of(problem: Problem, config: MethodConfig) -> Plan:
+    """The plan of the search for a problem."""
+    num_random = DEFAULT_STARTS if config.num_starts is None else config.num_starts
+    num_spectral = (problem.transforms is not None) + len(problem.more_transforms)
+    return Plan.of(num_random, num_spectral, config.num_experts)
