@@ -84,6 +84,7 @@ def main() -> None:
             done = subprocess.run(
                 command,
                 env=environment,
+                check=False,
                 capture_output=True,
                 text=True,
                 preexec_fn=lambda: os.sched_setaffinity(0, cpus),

@@ -42,10 +42,10 @@ def steady_state(timings: pd.DataFrame) -> tuple[float, float]:
     rate = inside = window = 0.0
     for _, own in chunks.sort_values("started").groupby("process"):
         begin = own["started"].iloc[0] + own["wall"].iloc[0]
-        own = own.iloc[1:-1]
-        span = (own["started"] + own["wall"]).max() - begin
-        rate += own["trials"].sum() / span
-        inside += own["execute"].sum()
+        inner = own.iloc[1:-1]
+        span = (inner["started"] + inner["wall"]).max() - begin
+        rate += inner["trials"].sum() / span
+        inside += inner["execute"].sum()
         window += span
     return rate, inside / window
 

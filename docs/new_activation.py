@@ -40,6 +40,7 @@ QUICK = {"trials": 10, "num_samples": [2400, 4000], "pad_samples_to": [4096]}
 
 
 def main() -> None:
+    """Run the sweep, and draw the figure of its errors."""
     from moejax.cli.activations import activation_rows, print_activation_rows
     from moejax.sweep.report.figures import line_figure
     from moejax.sweep.report.summary import estimates

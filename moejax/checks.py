@@ -32,10 +32,10 @@ def require(good: bool, name: str, expected: str, got: object) -> None:
 
 
 def brief(value: object) -> str:
-    """A value in one line of at most LONGEST_REPR characters; a large array is its type and shape.
+    r"""A value in one line of at most LONGEST_REPR characters; a large array is its type and shape.
 
-    >>> brief([1] * 1000), brief(10**5000), brief("a\\nb")
-    ('[1, 1, 1, 1, 1, 1, ...]', 'an integer of 16610 bits', "'a\\\\nb'")
+    >>> brief([1] * 1000), brief(10**5000), brief("a\nb")
+    ('[1, 1, 1, 1, 1, 1, ...]', 'an integer of 16610 bits', "'a\\nb'")
     """
     return _cut(_REPR.repr(value))
 

@@ -68,6 +68,7 @@ class PlainConsole(Console):
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
+        """A string as text: without markup or emoji, and with control characters shown."""
         plain: dict[str, Any] = {"emoji": False, "markup": False}
         return super().render_str(printable(text), **(options | plain))
 
@@ -93,7 +94,7 @@ class PlainConsole(Console):
 
     def on_broken_pipe(self) -> None:
         """Leave a closed pipe to `output_that_may_close`; Rich would end the process with status 1."""
-        raise
+        raise  # noqa: PLE0704 - Rich calls this while it handles the BrokenPipeError
 
 
 class _LossyStream:

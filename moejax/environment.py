@@ -295,7 +295,7 @@ GIT_PLACES = (
 
 
 def float_precision() -> str:
-    """ "float32" or "float64": JAX's setting in this process."""
+    """JAX's setting in this process, "float32" or "float64"."""
     import jax
 
     return "float64" if jax.config.values["jax_enable_x64"] else "float32"

@@ -15,8 +15,8 @@ import pandas as pd
 
 import moejax
 from moejax.cli.activations import load_function
-from moejax.cli.fit_tables import _print
-from moejax.cli.fit_units import UNIT_NAMES, _in_units, data_units, standardised_units
+from moejax.cli.fit_tables import print_fit
+from moejax.cli.fit_units import UNIT_NAMES, data_units, standardised_units, summary_in_units
 from moejax.cli.options import Fit
 from moejax.console import make_console, make_notes
 from moejax.files import folder_for_results
@@ -76,7 +76,7 @@ def fit_command(command: Fit) -> dict[str, Any]:
     elif out is not None:
         (out / "selection.png").unlink(missing_ok=True)  # a file of an earlier fit
     if not quiet:
-        _print(summary, table)
+        print_fit(summary, table)
         if out is not None:
             make_console().print(f"written to {out}: {', '.join(written)}", soft_wrap=True)
     return summary
@@ -116,7 +116,7 @@ def _summary(
 ) -> dict[str, Any]:
     """The content of fit.json."""
     in_units = {
-        units.name: _in_units(table, result, posterior, predicted, units)
+        units.name: summary_in_units(table, result, posterior, predicted, units)
         for units in (data_units(table), standardised_units(table, fn, command.fit_intercept))
     }
     shown = UNIT_NAMES[int(command.standardise)]

@@ -32,7 +32,8 @@ def convergence_figure(
 
     Args:
         history: (passes,) log-likelihood in nats, minus the ridge's penalty.
-        y: (n,) labels; predicted (n,) E[y | x].
+        y: (n,) labels.
+        predicted: (n,) E[y | x].
         share: (n,) index of the most responsible expert of each sample.
         units: units of the labels.
         path: PNG file to write.

@@ -55,7 +55,8 @@ def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
             console.print(f"{row['num_experts']} experts: {row['status']}")
 
 
-def _print(summary: dict[str, Any], table: Dataset) -> None:
+def print_fit(summary: dict[str, Any], table: Dataset) -> None:
+    """Print the summary of a fit: its likelihood, a row per expert, the criteria of selection, and the notes."""
     console = make_console()
     settings = summary["settings"]
     units = "standardised units" if summary["units"] == "standardised" else "the data's units"

@@ -48,7 +48,7 @@ def standardised_units(table: Dataset, fn: ScalarFunction, intercept: bool) -> U
     )
 
 
-def _in_units(
+def summary_in_units(
     table: Dataset, result: FitResult, posterior: np.ndarray, predicted: np.ndarray, units: Units
 ) -> dict[str, Any]:
     """Likelihood, error and experts in some units."""

@@ -296,8 +296,10 @@ def _run_info(command: Info) -> None:
     table = Table(show_header=False)
     for name, value in info.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{package} {version}" for package, version in value.items())
-        table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+            text = ", ".join(f"{package} {version}" for package, version in value.items())
+        else:
+            text = ", ".join(value) if isinstance(value, list) else str(value)
+        table.add_row(name.replace("_", " "), text)
     make_console().print(table)
 
 

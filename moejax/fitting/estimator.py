@@ -13,12 +13,11 @@ import dataclasses
 import functools
 import math
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 import scipy.special
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -38,17 +37,18 @@ from moejax.fitting.array_checks import (
     input_precision,
 )
 from moejax.fitting.estimator_inputs import (
-    _checked_labels,
-    _leading_directions,
-    _least_squares,
-    _random_state,
+    Support,
+    checked_labels,
+    checked_random_state,
+    least_squares_fit,
+    supported_size,
 )
 from moejax.fitting.label_units import is_linear, labels_note
 from moejax.fitting.pipeline import fit_sample
 from moejax.fitting.predictive import expected_log_density, root_mean_square
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
-from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
+from moejax.fitting.whitening import params_in_input_units
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
@@ -56,16 +56,6 @@ from moejax.model.mixture import LOG_TWO_PI, MoEParams, expert_means, gate_logit
 from moejax.moments.label_transforms import TransformKind
 
 _SMALLEST_SHAPE = 64
-
-
-class _Support(NamedTuple):
-    """The model size that the distinct samples support."""
-
-    num_experts: int
-    inputs: InputMap
-    """The map to white inputs, in the directions that are fitted."""
-    is_reduced: bool
-    """True if these directions are fewer than those of the inputs."""
 
 
 def _several_experts(estimator: MoERegressor) -> bool:
@@ -175,7 +165,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         )
         number_of_experts(self.num_experts, several=False)
         fn = get_activation(self.activation)
-        _random_state(self.random_state)
+        checked_random_state(self.random_state)
         x = checked_inputs(X, "X", least_rows=2)
         self._columns(X, y, reset=True)
         y = as_numbers(y, "y")
@@ -187,13 +177,15 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         weights, _ = rescaled_weights(weights, options.weights_are)
         used = weights > 0  # a small weight may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
-        support = self._supported(sample, is_linear(fn))
+        support = supported_size(
+            sample, self.num_experts, is_linear=is_linear(fn), fit_intercept=self.fit_intercept
+        )
         num_experts, inputs, _ = support
         rank = inputs.matrix.shape[1]
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
         alone = is_linear(fn) and num_experts == 1 and y.ndim == 1
         if alone and (self.method == FitOptions.method or rank == 0 or constant):
-            method, result = "least squares", _least_squares(sample, inputs, self.fit_intercept, levels)
+            method, result = "least squares", least_squares_fit(sample, inputs, self.fit_intercept, levels)
         elif rank == 0 or constant:
             what = "X" if rank == 0 else "y"
             raise ValueError(
@@ -273,11 +265,11 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """Return the probability that expert i made the label, P(z = i | x, y), (n, k), for X (n, d) and y (n,) or (n, m)."""
         log_gates, means = self._mixture(X)
         with np.errstate(over="ignore"):  # the difference in nats may overflow
-            return posterior(log_gates, means, _checked_labels(y, means), self.noise_std_, xp=np)
+            return posterior(log_gates, means, checked_labels(y, means), self.noise_std_, xp=np)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
         """Draw one y given each row of X, (n,) or (n, m)."""
-        generator = _random_state(random_state)
+        generator = checked_random_state(random_state)
         log_gates, means = self._mixture(X)
         cumulative = np.cumsum(np.exp(log_gates), axis=1)
         uniform = generator.uniform(size=(len(means), 1))
@@ -325,31 +317,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             X, y = _safe_indexing(X, used), _safe_indexing(y, used)
         return float(weights[used] @ self.score_samples(X, y)), float(weights.sum())
 
-    def _supported(self, sample: Sample, linear: bool) -> _Support:
-        """The experts and the directions of the inputs that the distinct samples support."""
-        distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
-        inputs = input_map(sample.x, sample.weights, centre=self.fit_intercept, precision=sample.precision)
-        rank = inputs.matrix.shape[1]
-        width = rank + int(self.fit_intercept)
-        supported = 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1)
-        num_experts = min(int(self.num_experts), supported)
-        same = bool(np.all(sample.y == sample.y[0])) and (self.fit_intercept or not sample.y[0].any())
-        if linear and (same or rank == 0):
-            num_experts = 1  # the data cannot distinguish more experts
-        directions = rank if num_experts > 1 else min(rank, max(distinct - 2 - int(self.fit_intercept), 0))
-        if num_experts < self.num_experts or directions < rank:
-            of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
-            warnings.warn(
-                f"num_experts={self.num_experts}: {distinct} distinct samples support {num_experts} of {of} of the inputs",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-        if directions < rank:
-            return _Support(num_experts, _leading_directions(sample, inputs, directions), True)
-        return _Support(num_experts, inputs, False)
-
     def _run(
-        self, sample: Sample, support: _Support, noise_std: np.ndarray | None, options: FitOptions
+        self, sample: Sample, support: Support, noise_std: np.ndarray | None, options: FitOptions
     ) -> FitResult:
         """A fit to the inputs, or to their leading directions if the samples support only these."""
         num_experts, inputs, is_reduced = support
@@ -357,7 +326,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         padding = _padded(len(x)) - len(x)  # few shapes need few compilations; padding has weight zero
         x, y = (np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in (x, sample.y))
         padded = Sample(x, y, np.pad(sample.weights, (0, padding)), sample.precision)
-        seed = _random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        seed = checked_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         with self._in_precision():
             result = fit_sample(jax.random.key(seed), padded, num_experts, noise_std, options)
         if is_reduced:
@@ -388,7 +357,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """(n, k): log P(z = i, y | x)."""
         log_gates, means = self._mixture(X)
         with np.errstate(over="ignore"):  # a density may be zero
-            log_densities = _log_normal(_checked_labels(y, means)[:, None] - means, self.noise_std_)
+            log_densities = _log_normal(checked_labels(y, means)[:, None] - means, self.noise_std_)
         return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
 
     def __sklearn_tags__(self) -> Tags:

@@ -1,12 +1,15 @@
-"""Checks of the estimator's labels and seeds, and fits in fewer directions than the inputs have."""
+"""Checks of the estimator's labels and seeds, the model size that its sample supports, and the fit of one linear expert."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from moejax.checks import brief, require
@@ -15,11 +18,16 @@ from moejax.fitting.data_units import require_numbers
 from moejax.fitting.diagnostics import input_findings, input_notes
 from moejax.fitting.preparation import Sample
 from moejax.fitting.result import FitResult
-from moejax.fitting.whitening import InputMap, params_in_input_units
+from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
 from moejax.model.mixture import LOG_TWO_PI, MoEParams
 
 
-def _random_state(value: Any) -> np.random.RandomState:
+def checked_random_state(value: Any) -> np.random.RandomState:
+    """A seed, a generator or None as a NumPy RandomState.
+
+    Raises:
+        ValueError: it is something else.
+    """
     try:
         return check_random_state(value)
     except (ValueError, TypeError) as error:
@@ -27,7 +35,7 @@ def _random_state(value: Any) -> np.random.RandomState:
         raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
 
 
-def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
+def checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
     """y (n,), or (n, m), in double precision, of a shape that matches means (n, k), or (n, k, m).
 
     Raises:
@@ -39,6 +47,42 @@ def _checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
     expected = means[:, 0].shape
     require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
     return checked_targets(y, len(means), rows_of="X")
+
+
+class Support(NamedTuple):
+    """The model size that the distinct samples support."""
+
+    num_experts: int
+    inputs: InputMap
+    """The map to white inputs, in the directions that are fitted."""
+    is_reduced: bool
+    """True if these directions are fewer than those of the inputs."""
+
+
+def supported_size(sample: Sample, num_experts: int, *, is_linear: bool, fit_intercept: bool) -> Support:
+    """At most `num_experts` experts, and the directions of the inputs, that the distinct samples support.
+
+    A smaller size than was asked for is a ConvergenceWarning at the line that calls the caller.
+    """
+    distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
+    inputs = input_map(sample.x, sample.weights, centre=fit_intercept, precision=sample.precision)
+    rank = inputs.matrix.shape[1]
+    width = rank + int(fit_intercept)
+    supported = min(int(num_experts), 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1))
+    same = bool(np.all(sample.y == sample.y[0])) and (fit_intercept or not sample.y[0].any())
+    if is_linear and (same or rank == 0):
+        supported = 1  # the data cannot distinguish more experts
+    directions = rank if supported > 1 else min(rank, max(distinct - 2 - int(fit_intercept), 0))
+    if supported < num_experts or directions < rank:
+        of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
+        warnings.warn(
+            f"num_experts={num_experts}: {distinct} distinct samples support {supported} of {of} of the inputs",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+    if directions < rank:
+        return Support(supported, _leading_directions(sample, inputs, directions), True)
+    return Support(supported, inputs, False)
 
 
 def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMap:
@@ -55,7 +99,7 @@ def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMa
     return inputs._replace(matrix=matrix, dropped=len(scale) - count, identity=False)
 
 
-def _least_squares(
+def least_squares_fit(
     sample: Sample, inputs: InputMap, fit_intercept: bool, noise_std: np.ndarray | None
 ) -> FitResult:
     """One linear expert: its maximum-likelihood estimate, in units of y and for the mapped inputs."""

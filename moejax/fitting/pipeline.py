@@ -23,7 +23,7 @@ from moejax.fitting.array_checks import checked_arrays, input_precision
 from moejax.fitting.diagnostics import collapse_status, diagnose
 from moejax.fitting.label_units import labels_note
 from moejax.fitting.preparation import Sample, TooManyExpertsError, prepare, rescaled_weights
-from moejax.fitting.result import FitResult, _Fitted
+from moejax.fitting.result import FitResult, FittedInOwnUnits
 from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import uncertainty
 from moejax.likelihood.information import CovarianceKind
@@ -40,7 +40,7 @@ LARGEST_SHORTFALL = 0.5
 """An estimate at most this many nats below a maximum counts as the maximum: one standard error in one direction."""
 
 
-def fit(
+def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, explained there
     key: jax.Array,
     x: Any,
     y: Any,
@@ -219,7 +219,7 @@ def fit_sample(
         )
     covariance = known.covariance if known is not None and at_maximum else None
     kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
-    fitted = _Fitted(kept, covariance, units, config.noise, config.fit_intercept)
+    fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.fit_intercept)
     return FitResult(
         units.params(result.params),
         float(value) - offset,

@@ -50,6 +50,7 @@ class Sample(NamedTuple):
 
     @property
     def several_outputs(self) -> bool:
+        """True if the labels are (n, m)."""
         return self.y.ndim == 2
 
 

@@ -15,7 +15,7 @@ from moejax.likelihood.information import Covariance, confidence_intervals
 from moejax.model.mixture import HostParams, MoEParams, NoiseModel
 
 
-class _Fitted(NamedTuple):
+class FittedInOwnUnits(NamedTuple):
     """A fit in its own units; parameters and errors in other units are computed from it."""
 
     params: MoEParams
@@ -26,6 +26,7 @@ class _Fitted(NamedTuple):
     fit_intercept: bool
 
     def errors(self, units: DataUnits) -> HostParams | None:
+        """Standard errors in these units; None if there is no covariance."""
         if self.covariance is None:
             return None
         return units.errors(self.covariance, self.params, noise=self.noise, fit_intercept=self.fit_intercept)
@@ -87,7 +88,7 @@ class FitResult:
     standard_errors: HostParams | None = None
     selection: pd.DataFrame | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    _fitted: _Fitted | None = dataclasses.field(default=None, repr=False)
+    _fitted: FittedInOwnUnits | None = dataclasses.field(default=None, repr=False)
 
     def in_units(
         self,

@@ -191,7 +191,9 @@ def _values(path: Path, columns: list[Column]) -> np.ndarray:
         bad = ~np.isfinite(column.numbers)
         if bad.any():
             row, cell = int(np.argmax(bad)) + 1, column.first_bad
-            empty = cell is None or (isinstance(cell, str) and not cell.strip()) or cell != cell
+            empty = (
+                cell is None or (isinstance(cell, str) and not cell.strip()) or cell != cell  # noqa: PLR0124 - NaN of any type
+            )
             got = "an empty cell" if empty else brief(cell)
             raise ValueError(
                 f"{path}: column {brief(column.name)}, row {row}: expected a finite number, got {got}"

@@ -127,7 +127,9 @@ def _is_standard(
 
     Args:
         triangle: (d, d) R with R'R the correlations (second moments in units of the deviations).
-        mean: (d,); deviations: (d,), root mean squares if the inputs were not centred; share: (n,) weights that sum to one.
+        mean: (d,).
+        deviations: (d,), root mean squares if the inputs were not centred.
+        share: (n,) weights that sum to one.
         centred: true if the deviations are from the mean.
     """
     if not 0.1 < deviations.min() <= deviations.max() < 10.0:

@@ -185,7 +185,9 @@ def score_outer_products(
 
     Args:
         params: the point of evaluation.
-        x: (n, d); y: (n,); squared_weights: (n,) squares of the sample weights.
+        x: (n, d).
+        y: (n,).
+        squared_weights: (n,) squares of the sample weights.
         activation: g; at a kink its one-sided derivative is used.
         noise: which noise parameters are free.
         fit_intercept: if true, biases are free.

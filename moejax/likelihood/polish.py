@@ -123,7 +123,9 @@ def polish(
 
     Args:
         params: to start from.
-        x: (n, d); y: (n,); weights: (n,) sample weights.
+        x: (n, d).
+        y: (n,).
+        weights: (n,) sample weights.
         fn: g; at kinks its one-sided derivative is used.
         num_steps: budget of passes over the data.
         noise: "known" keeps noise_std, "shared" fits one, "per_expert" fits k.

@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float
 from moejax.methods.from_moments import MOMENT_PASSES
 from moejax.methods.gradient_descent import (
     LOSS_GRADIENT,
-    _gradient_result,
     gradient_descent,
+    gradient_result,
     negative_log_likelihood,
 )
 from moejax.methods.method import MethodConfig, MethodResult, Problem
-from moejax.methods.starts import _best, _num_starts, zero_gates
+from moejax.methods.starts import index_of_best, number_of_starts, zero_gates
 from moejax.methods.stationarity import likelihood_is_stationary
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import unit_rows
@@ -61,7 +61,9 @@ def gated_loss(
     penalty: Float[jax.Array, ""] | float,
     delta: float,
 ) -> Float[jax.Array, ""]:
-    """The loss of U = V W', V (k, k) its coordinates, by rows:
+    """The loss of U = V W', V (k, k) its coordinates.
+
+    With the rows u_i of U, it is
 
         sum_{i != j} T4(u_i, u_i, u_j, u_j) - mu sum_i T4(u_i, u_i, u_i, u_i) + lambda sum_i (T2(u_i, u_i) - 1)^2 + delta/2 ||U||^2.
 
@@ -136,7 +138,7 @@ def gated_loss_experts(
     start = unit_rows(standard_normal(key, (num_starts, k, k), x.dtype))
     (coordinates, _), _ = jax.lax.scan(step, (start, optimiser.init(start)), length=LOSS_STEPS)
     losses = jax.vmap(loss)(coordinates)
-    best = _best(-losses)
+    best = index_of_best(-losses)
     slope = jax.grad(lambda coordinates: loss(coordinates) / penalty)(coordinates[best])
     converged = jnp.sqrt(jnp.sum(slope**2)) < LOSS_GRADIENT
     dual = coordinates[best] @ whitening.T
@@ -161,7 +163,7 @@ def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
         loss_key,
         problem,
         num_experts=config.num_experts,
-        num_starts=LOSS_STARTS * _num_starts(config),
+        num_starts=LOSS_STARTS * number_of_starts(config),
         chunk_size=config.chunk_size,
     )
     starts = jax.tree.map(lambda leaf: leaf[None], zero_gates(found.experts, problem.noise_std))
@@ -170,6 +172,6 @@ def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     fitted = gradient_descent(fit_key, starts, problem, config, loss=loss, noise=noise, experts_free=False)
     converged = found.converged & likelihood_is_stationary(fitted.params, problem, config, experts_free=False)
     fitted = fitted._replace(num_passes=fitted.num_passes + MOMENT_PASSES)
-    result = _gradient_result(fitted, converged, jnp.ones((), problem.y.dtype), problem, config)
+    result = gradient_result(fitted, converged, jnp.ones((), problem.y.dtype), problem, config)
     deficient = (result.status != Status.NOT_FINITE) & (found.second_moment_eigenvalue <= 0)
     return result._replace(status=jnp.where(deficient, Status.RANK_DEFICIENT, result.status))

@@ -27,7 +27,7 @@ from moejax.likelihood.em import expectation
 from moejax.likelihood.m_step import Point, noise_m_step
 from moejax.likelihood.predictors import free_parameters, gate_penalty, params_from_free, predictors_of
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
-from moejax.methods.starts import _best, _num_starts, label_mean, label_spread, random_starts
+from moejax.methods.starts import index_of_best, label_mean, label_spread, number_of_starts, random_starts
 from moejax.methods.stationarity import is_stationary, likelihood_is_stationary, squared_error_curvature
 from moejax.model.activations import ScalarFunction, activation_facts
 from moejax.model.mixture import MoEParams, NoiseModel, log_likelihood_per_sample, predict
@@ -208,9 +208,9 @@ def gradient_descent(
     rate, pilot_passes = grid[0], 0
     if len(rates) > 1:
         pilot = run(pilot_key, jnp.tile(free[:1], (len(rates), 1)), grid, PILOT_PASSES)
-        rate, pilot_passes = grid[_best(-pilot.loss)], len(rates) * PILOT_PASSES
+        rate, pilot_passes = grid[index_of_best(-pilot.loss)], len(rates) * PILOT_PASSES
     runs = run(run_key, free, jnp.full(free.shape[0], rate), config.max_iterations)
-    best = _best(-runs.loss)
+    best = index_of_best(-runs.loss)
     return GradientFit(
         params=unpack(runs.free[best]),
         path=jax.vmap(unpack)(runs.path[:, best]),
@@ -258,7 +258,7 @@ def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Fl
 
 def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> MoEParams:
     """`random_starts` with the labels' standard deviation as noise and, for a homogeneous g with biases, their mean as bias."""
-    starts = random_starts(key, standard, config, _num_starts(config), label_spread(standard))
+    starts = random_starts(key, standard, config, number_of_starts(config), label_spread(standard))
     if not (config.fit_intercept and activation_facts(config.fn).homogeneous):
         return starts
     return starts._replace(expert_bias=starts.expert_bias + label_mean(standard))
@@ -286,7 +286,7 @@ def gradient_nll(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, standard, config, loss=loss, noise=noise)
     converged = likelihood_is_stationary(fitted.params, standard, config)
-    return _gradient_result(fitted, converged, unit, problem, config)
+    return gradient_result(fitted, converged, unit, problem, config)
 
 
 NOISE_PASSES = 5
@@ -306,7 +306,7 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     fitted = gradient_descent(fit_key, starts, standard, config, loss=squared_error(config.fn), noise="known")
     converged = is_stationary(squared_error_curvature(fitted.params, standard, config), problem.weights)
     if config.noise == "known":
-        return _gradient_result(fitted, converged, unit, problem, config)
+        return gradient_result(fitted, converged, unit, problem, config)
     residual = jnp.sqrt(fitted.loss)
     path = fitted.path._replace(noise_std=jnp.full_like(fitted.path.noise_std, residual))
     params = fitted.params._replace(noise_std=jnp.full_like(fitted.params.noise_std, residual))
@@ -322,10 +322,10 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     fitted = fitted._replace(
         params=params._replace(noise_std=noise_std), path=path, num_passes=fitted.num_passes + NOISE_PASSES
     )
-    return _gradient_result(fitted, converged, unit, problem, config)
+    return gradient_result(fitted, converged, unit, problem, config)
 
 
-def _gradient_result(
+def gradient_result(
     fitted: GradientFit, converged: jax.Array, unit: jax.Array, problem: Problem, config: MethodConfig
 ) -> MethodResult:
     """The result in the labels' own unit, from a fit to labels divided by `unit`.

@@ -10,7 +10,7 @@ from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.likelihood.em import EMRun, joint_em
 from moejax.likelihood.predictors import weighted_gram
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
-from moejax.methods.starts import _best, _num_starts, label_spread, random_starts, zero_gates
+from moejax.methods.starts import index_of_best, label_spread, number_of_starts, random_starts, zero_gates
 from moejax.model.activations import ScalarFunction, activation_and_slope
 from moejax.model.mixture import MoEParams
 from moejax.model.small_linear_algebra import solve_positive_definite
@@ -38,7 +38,9 @@ def clusterwise_regression(
 
     Args:
         experts: (k, d) to start from.
-        x: (n, d); y: (n,); weights: (n,) sample weights.
+        x: (n, d).
+        y: (n,).
+        weights: (n,) sample weights.
         fn: g.
         num_steps: passes over the data.
 
@@ -107,10 +109,10 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
         path = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), runs.path)
         return last._replace(history=runs.history.reshape(-1), num_steps=runs.num_steps.sum(), path=path)
 
-    runs = jax.lax.map(run, random_starts(key, problem, config, _num_starts(config), spread))
-    kept = jax.tree.map(lambda leaf: leaf[_best(runs.log_likelihood)], runs)
+    runs = jax.lax.map(run, random_starts(key, problem, config, number_of_starts(config), spread))
+    kept = jax.tree.map(lambda leaf: leaf[index_of_best(runs.log_likelihood)], runs)
     passes = runs.num_steps.sum(dtype=jnp.int32)
     if config.start == "kmeans":
-        passes = passes + CLUSTERWISE_PASSES * _num_starts(config)
+        passes = passes + CLUSTERWISE_PASSES * number_of_starts(config)
     result = finish(kept.params, kept.history, passes, kept.converged, problem, None)
     return with_path(result, config, kept.path)

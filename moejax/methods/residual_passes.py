@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.em import RIDGE, gating_em
+from moejax.methods.starts import index_of_best, zero_gates
 from moejax.model.activations import ScalarFunction, activation_facts, apply_activation
 from moejax.model.gaussian import HALF_WIDTH, gaussian_grid
 from moejax.model.inputs import LogDensity
@@ -188,28 +189,32 @@ def residual_estimate(
 
     Args:
         key: PRNG key of the restarts of the tensor power method.
-        x, y: (n, d) inputs and (n,) labels.
+        x: (n, d) inputs.
+        y: (n,) labels.
         transforms: label transforms of orders 2 and `order`, and 1 if signs need it; preferably of kind "weighted".
         weights: (n,) sample weights.
         noise_std: () sigma, known or estimated beforehand; the h_i use it and EM starts from it.
         fn: g.
-        num_experts, order: k; 3 or 4.
+        num_experts: k.
+        order: 3 or 4.
         num_passes: linear experts need 2 or 3, relu 4 or 5; 0 is the plain estimate with gates fitted to it.
         noise: noise model of gating EM. Use "shared" even if sigma is known: the error of inexact experts adds to it, and held
             noise makes the first gates overconfident. "per_expert" gives each expert its own sigma, in EM and in its h_i.
         fit_intercept: if true, the gates have biases; the experts have none.
         ridge: ridge on the gates.
-        num_restarts, num_polar_iterations: as in `tensor_power_method`.
+        num_restarts: as in `tensor_power_method`.
+        num_polar_iterations: as in `tensor_power_method`.
         chunk_size: samples that the moments process at once; None takes all.
         log_density: log density of inputs that are not standard normal, as in `spectral_estimate`.
     """
     k, d, even = num_experts, x.shape[1], activation_facts(fn).parity == "even"
-    known_noise = jnp.full(k, noise_std, x.dtype)
+    # the first pass subtracts nothing; its experts to match with may be any distinct ones
+    start = zero_gates(jnp.eye(k, d, dtype=x.dtype), jnp.asarray(noise_std, x.dtype))
 
     def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
         key, scale = step
         # a shared noise is known better beforehand than from EM with inexact experts; a noise for each expert is not
-        expected = params if noise == "per_expert" else params._replace(noise_std=known_noise)
+        expected = params if noise == "per_expert" else params._replace(noise_std=start.noise_std)
         labels = residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size)
         estimate = estimate_from_labels(
             key,
@@ -243,13 +248,9 @@ def residual_estimate(
         )
         return gates.params, (estimate, gates)
 
-    zeros = jnp.zeros(k, x.dtype)
-    # the first pass subtracts nothing; its experts to match with may be any distinct ones
-    start = MoEParams(jnp.eye(k, d, dtype=x.dtype), jnp.zeros((k, d), x.dtype), known_noise, zeros, zeros)
     scales = jnp.ones(num_passes + 1, x.dtype).at[0].set(0.0)
     _, (estimates, runs) = jax.lax.scan(advance, start, (jax.random.split(key, num_passes + 1), scales))
-    values = jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf)
-    best = jnp.argmax(values).astype(jnp.int32)
+    best = index_of_best(runs.log_likelihood).astype(jnp.int32)
     estimate, run = jax.tree.map(lambda leaf: leaf[best], (estimates, runs))
     return ResidualEstimate(
         params=run.params,

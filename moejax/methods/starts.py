@@ -11,11 +11,12 @@ from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import MoEParams, unit_rows
 
 
-def _num_starts(config: MethodConfig) -> int:
+def number_of_starts(config: MethodConfig) -> int:
+    """The number of random starts: one if the method is asked for none in particular."""
     return 1 if config.num_starts is None else config.num_starts
 
 
-def _best(values: Float[jax.Array, " s"]) -> Int[jax.Array, ""]:
+def index_of_best(values: Float[jax.Array, " s"]) -> Int[jax.Array, ""]:
     """() index of the largest finite value."""
     return jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
 

@@ -179,7 +179,6 @@ def _on_host(
 
 def _slopes_on_host(fn: ScalarFunction, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """g' and g'' at points by JAX's differentiation; not finite where that fails."""
-
     return _on_host(_both_slopes, fn, points)
 
 
@@ -266,9 +265,11 @@ def _checked_slope(fn: ScalarFunction, z: np.ndarray, g: np.ndarray, name: str) 
     slopes = _attempt(
         _slopes_on_host, fn, z, f"activation {name}: expected a function that JAX differentiates, but that"
     )
-    for what, derivative, values in zip(("slope", "second derivative"), slopes, (g, slopes[0]), strict=True):
+    for what, derivative, antiderivative in zip(
+        ("slope", "second derivative"), slopes, (g, slopes[0]), strict=True
+    ):
         missing = ~np.isfinite(derivative)
-        values = np.where(np.isfinite(values), values, 0.0)
+        values = np.where(np.isfinite(antiderivative), antiderivative, 0.0)
         changes = np.abs(np.diff(values)) > 1e-9 * max(np.abs(values).max(), 1e-300)
         wrong = np.flatnonzero(missing[1:] & missing[:-1] & changes)
         if wrong.size:

@@ -69,6 +69,8 @@ def hermite_polynomials(
 
     Args:
         z: (...) points.
+        max_order: the last order.
+        xp: `jax.numpy` or `numpy`.
 
     Returns:
         (max_order + 1, ...) with entry m equal to He_m(z); E[He_m(Z)^2] = m!.

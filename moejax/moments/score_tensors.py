@@ -43,6 +43,7 @@ class AffineLogDensity:
         self.inverse = np.linalg.pinv(np.asarray(matrix, np.float64))
 
     def __call__(self, z: Float[jax.Array, " r"]) -> Float[jax.Array, ""]:
+        """() log density of z (r,), up to a constant."""
         mean, inverse = (jnp.asarray(a, z.dtype) for a in (self.mean, self.inverse))
         return self.log_density(mean + z @ inverse)
 

@@ -150,7 +150,9 @@ def spectral_estimate(
         weights: (n,) sample weights; None for ones.
         num_experts: k <= d.
         order: m, 3 or 4.
-        num_restarts, num_iterations, num_polar_iterations: budgets of `tensor_power_method`.
+        num_restarts: random starts of the tensor power method.
+        num_iterations: its iterations from each start.
+        num_polar_iterations: iterations of the polar refinement that ends it.
         chunk_size: stream the moments over chunks of that many samples.
         log_density: x (d,) -> log p(x), up to a constant, of inputs that are not standard normal; their score tensors are
             its derivatives. The label transforms stay those of a standard normal a_i . x. If a_i . x is not normal, the

@@ -125,7 +125,7 @@ def _opaque(t):
         ("vector", lambda t: jnp.stack([t, t]), "scalar JAX function"),
         ("whole", lambda t: jnp.asarray(1), "one real number"),
         ("logarithm", jnp.log, "finite values"),
-        ("failing", lambda t: float(t), "calling it failed"),
+        ("failing", lambda t: t if t > 0 else 0.0, "calling it failed"),
         ("without_result", lambda t: None, "calling it failed: AttributeError"),
         ("without_key", lambda t: {}["a"], "calling it failed: KeyError: 'a'"),
         (

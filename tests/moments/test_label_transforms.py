@@ -330,7 +330,7 @@ def test_least_norm_and_weighted_are_optimal(name, order):
     """Along random directions that keep the constraints, E[l^2], or E[l^2 tau], is stationary and convex."""
     fn, noise_std, num_experts = get_activation(name), 0.2, 3
     rng = np.random.default_rng(0)
-    weight = {"least_norm": lambda z: np.ones_like(z), "weighted": lambda z: tau(order, z, num_experts)}
+    weight = {"least_norm": np.ones_like, "weighted": lambda z: tau(order, z, num_experts)}
     cost = {}
     for kind in TRANSFORM_KINDS:
         transform = label_transform(fn, noise_std, order, kind, num_experts=num_experts)

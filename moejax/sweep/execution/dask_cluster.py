@@ -57,7 +57,8 @@ def local_executor(
     Args:
         workers: number of processes.
         gpus: names of the GPUs, for CUDA_VISIBLE_DEVICES, one for each worker in turn; if empty, workers run on cores.
-        admission, worker_timeout: see `DaskExecutor`.
+        admission: see `DaskExecutor`.
+        worker_timeout: see `DaskExecutor`.
 
     Raises:
         ClusterError: the workers do not start.
@@ -223,7 +224,8 @@ def slurm_executor(
     Args:
         path: the Slurm file.
         security: certificates that the jobs can read; None: temporary ones.
-        admission, worker_timeout: see `DaskExecutor`.
+        admission: see `DaskExecutor`.
+        worker_timeout: see `DaskExecutor`.
 
     Raises:
         ValueError: a bad file; ClusterError: the scheduler does not start, or Slurm takes no job.

@@ -118,6 +118,7 @@ class DaskExecutor:
         self._refresh()
 
     def workers(self) -> list[str]:
+        """Names of the live workers that were admitted and are not paused."""
         if time.monotonic() - self._refreshed > WORKERS_REFRESH_SECONDS or not self._live:
             self._refresh()
         self._hear()
@@ -128,6 +129,7 @@ class DaskExecutor:
         return usable
 
     def news(self) -> list[str]:
+        """Lines since the last call, on refused workers and on the wait for workers."""
         lines, self._news = self._news, []
         return lines
 
@@ -228,6 +230,7 @@ class DaskExecutor:
         return "; ".join(part for part in (*parts, self._about(self._came, waited)) if part)
 
     def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
+        """Start `run(task)` on a worker; Dask does not repeat it."""
         future = self._client.submit(
             run, task, workers=[worker], pure=False, retries=0, key=f"moejax-chunk-{os.getpid()}-{ticket}"
         )
@@ -235,6 +238,7 @@ class DaskExecutor:
         future.add_done_callback(lambda ended, ticket=ticket: self._ended.put((ticket, ended)))
 
     def wait(self, seconds: float) -> list[Outcome]:
+        """Outcomes since the last call, those of lost workers first; it waits at most this long for the first one."""
         outcomes, self._lost = self._lost, []
         try:
             ticket, future = self._ended.get(timeout=0.0 if outcomes else seconds)
@@ -287,6 +291,7 @@ class DaskExecutor:
             return Outcome(ticket, None, describe(error))
 
     def close(self) -> None:
+        """Cancel what runs, and end the processes that were started for this sweep; a second call does nothing."""
         futures = [*(future for _, future in self._futures.values()), *self._asking.values()]
         self._futures.clear()
         self._asking.clear()

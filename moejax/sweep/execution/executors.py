@@ -65,15 +65,19 @@ class InProcessExecutor:
         self._submitted: list[tuple[int, Any, Callable[[Any], Any]]] = []
 
     def workers(self) -> list[str]:
+        """The name of the only worker, this process."""
         return ["this process"]
 
     def news(self) -> list[str]:
+        """No lines: this process is always there."""
         return []
 
     def submit(self, worker: str, ticket: int, task: Any, run: Callable[[Any], Any] = run_chunk) -> None:
+        """Keep a chunk until `wait` is called."""
         self._submitted.append((ticket, task, run))
 
     def wait(self, seconds: float) -> list[Outcome]:
+        """Run all chunks that were submitted; it takes as long as they do."""
         outcomes = []
         while self._submitted:
             ticket, task, run = self._submitted.pop(0)
@@ -84,6 +88,7 @@ class InProcessExecutor:
         return outcomes
 
     def close(self) -> None:
+        """Drop the chunks that have not run."""
         self._submitted.clear()
 
 

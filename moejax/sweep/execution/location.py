@@ -96,6 +96,7 @@ class Place:
 
     @property
     def description(self) -> str:
+        """The place in words: the cluster, or the number of workers."""
         if self._cluster is not None:
             return self._cluster
         return f"{self.workers} worker{'s' if self.workers > 1 else ''}"

@@ -31,8 +31,9 @@ _swallowed: list[KeyboardInterrupt] = []
 
 
 def raise_if_stopped() -> None:
-    """Raise a signal's stop again if it was raised where it could not be caught: JAX's hook into garbage collection,
-    for example, prints and drops every error raised while it runs.
+    """Raise a signal's stop again if it was raised where it could not be caught.
+
+    JAX's hook into garbage collection, for example, prints and drops every error raised while it runs.
     """
     if _swallowed:
         raise _swallowed.pop()

@@ -243,7 +243,7 @@ def _recorded_job(jobs: SlurmJobs) -> type:
 def _words_of(error: Exception, command: str) -> str:
     """The reason why a program of Slurm failed, on one line."""
     if isinstance(error, FileNotFoundError):
-        return f"there is no {command.split()[0]} in PATH"
+        return f"there is no {command.split(maxsplit=1)[0]} in PATH"
     message = str(error).partition("stderr:\n")[2] or describe(
         error
     )  # dask_jobqueue's message has this heading

@@ -182,12 +182,7 @@ def _make_plan(
             buckets.append(_new_bucket(index, static, data, algorithm))
         buckets[index].cells.append(len(cells))
         cells.append(Cell(data, algorithm, hashed, key, index))
-    known = dict.fromkeys((*spec.methods, *method_names()))
-    for index, condition in enumerate(spec.excludes):
-        for name in condition.get(METHOD_FIELD, ()):
-            if name not in known:
-                message = f"{show(name)} is no method; {nearest(name, known)}"
-                raise spec.places.error(message, "exclude", METHOD_FIELD, index)
+    _check_excluded_methods(spec)
     if not cells:
         raise spec.places.error("every cell is excluded: nothing to run", "exclude")
     _label_apart(buckets)
@@ -195,6 +190,20 @@ def _make_plan(
         wanted = len(bucket.cells) * spec.first_target
         set_chunk_size(bucket, wanted, vmap_width, worker_memory_bytes)
     return Plan(spec, cells, buckets, duplicates, tuple(plugins))
+
+
+def _check_excluded_methods(spec: Spec) -> None:
+    """Check that excluded methods exist: the plugins of the spec have registered theirs by now.
+
+    Raises:
+        SpecError: one does not.
+    """
+    known = dict.fromkeys((*spec.methods, *method_names()))
+    for index, condition in enumerate(spec.excludes):
+        for name in condition.get(METHOD_FIELD, ()):
+            if name not in known:
+                message = f"{show(name)} is no method; {nearest(name, known)}"
+                raise spec.places.error(message, "exclude", METHOD_FIELD, index)
 
 
 def join_plans(plans: Sequence[Plan], *, vmap_width: int = 1, worker_memory_bytes: int | None = None) -> Plan:

@@ -41,14 +41,16 @@ QUANTITIES = {
 }
 
 
-def _new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure with a grid of panels (rows, columns) that share their axes."""
     width = min(max(3.0 * columns + 1.0, 6.4), 16.0)
     figure = Figure(figsize=(width, max(2.7 * rows + 1.1, 4.0)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
 
 
-def _legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> None:
+def draw_legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> None:
+    """Draw the legend above all panels: a line per method, and the marks that the panels use."""
     handles = [
         Line2D(
             [],
@@ -79,21 +81,23 @@ def _legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> No
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=10)
 
 
-def _x_axis(axis: Axes, values: pd.Series, name: str, categories: list[Any] | None) -> None:
+def draw_x_axis(axis: Axes, values: pd.Series, name: str, categories: list[Any] | None) -> None:
+    """Set the scale and the ticks of the horizontal axis, for numbers or, if there are `categories`, for these."""
     if categories is not None:
         axis.set_xticks(
-            range(len(categories)), [_number(value) for value in categories], rotation=30, ha="right"
+            range(len(categories)), [tick_label(value) for value in categories], rotation=30, ha="right"
         )
         return
     numbers = sorted(set(values))
-    if _is_logarithmic(values, name):
+    if is_logarithmic(values, name):
         axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(_thinned(numbers)))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value)))
 
 
-def _is_logarithmic(values: pd.Series, name: str) -> bool:
+def is_logarithmic(values: pd.Series, name: str) -> bool:
+    """True if the axis of these positive numbers is to be logarithmic."""
     least, most = min(values), max(values)
     return least > 0 and (name == "num_samples" or most / least > LOG_RANGE)
 
@@ -103,31 +107,33 @@ def _thinned(numbers: list[float], most: int = 6) -> list[float]:
     return numbers[::step]
 
 
-def _offsets(values: pd.Series, categories: list[Any], number: int, methods: list[str]) -> np.ndarray:
+def method_offsets(values: pd.Series, categories: list[Any], number: int, methods: list[str]) -> np.ndarray:
     """Offsets of a method's points from those of the other methods."""
     shift = (number - (len(methods) - 1) / 2) * 0.6 / max(len(methods), 1)
     return np.array([categories.index(value) + shift for value in values])
 
 
-def _where(table: pd.DataFrame, name: str | None, value: Any) -> pd.DataFrame:
+def rows_where(table: pd.DataFrame, name: str | None, value: Any) -> pd.DataFrame:
+    """The rows with one value of a field; all rows if there is no field."""
     if name is None:
         return table
     return table[table[name].map(lambda cell: cell == value or cell is value)]
 
 
-def _values(column: pd.Series) -> list[Any]:
+def distinct_values(column: pd.Series) -> list[Any]:
     """Distinct values: numbers sorted, others in the spec's order; None instead of pandas' NaN."""
     distinct = list(dict.fromkeys(column))
-    return sorted(distinct) if _is_numeric(column) else distinct
+    return sorted(distinct) if is_numeric(column) else distinct
 
 
-def _is_numeric(column: pd.Series) -> bool:
+def is_numeric(column: pd.Series) -> bool:
+    """True if all values are numbers; truth values are none."""
     return bool(
         column.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all()
     )
 
 
-def _number(value: Any) -> str:
+def tick_label(value: Any) -> str:
     """A tick label: 10000 as 10k, 0.1 as 0.1."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return value if isinstance(value, str) else show(value)
@@ -136,5 +142,6 @@ def _number(value: Any) -> str:
     return f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
 
 
-def _panel_title(name: str, value: Any) -> str:
-    return f"{SHORT.get(name, name)} = {_number(value)}"
+def panel_title(name: str, value: Any) -> str:
+    """The field and its value, for the title of a panel."""
+    return f"{SHORT.get(name, name)} = {tick_label(value)}"

@@ -20,16 +20,16 @@ from moejax.sweep.report.axes import (
     LABELS,
     MARKERS,
     QUANTITIES,
-    _is_logarithmic,
-    _is_numeric,
-    _legend,
-    _new_figure,
-    _number,
-    _offsets,
-    _panel_title,
-    _values,
-    _where,
-    _x_axis,
+    distinct_values,
+    draw_legend,
+    draw_x_axis,
+    is_logarithmic,
+    is_numeric,
+    method_offsets,
+    new_figure,
+    panel_title,
+    rows_where,
+    tick_label,
 )
 from moejax.sweep.report.pictures import COLOURS, save_picture
 from moejax.sweep.report.summary import SUCCESS_METRIC, swept_fields
@@ -66,7 +66,7 @@ def make_figures(summary: pd.DataFrame) -> list[NamedFigure]:
     if table.empty or not np.isfinite(table["median"]).any():
         return []
     axes = swept_fields(table)
-    numeric = [name for name in axes if _is_numeric(table[name])]
+    numeric = [name for name in axes if is_numeric(table[name])]
     numeric.sort(
         key=lambda name: PREFERRED_AXES.index(name) if name in PREFERRED_AXES else len(PREFERRED_AXES)
     )
@@ -130,10 +130,10 @@ def _split(
     table: pd.DataFrame, rest: list[str], directions: int, quantity: str, kind: str, axes: list[str]
 ) -> list[NamedFigure]:
     """One figure per combination of values of the axes that do not fit as panels."""
-    rest = sorted(rest, key=lambda name: (_is_numeric(table[name]), table[name].astype(str).nunique()))
+    rest = sorted(rest, key=lambda name: (is_numeric(table[name]), table[name].astype(str).nunique()))
     fitting = [name for name in rest if table[name].astype(str).nunique() <= MAX_PANELS][:directions]
     outer = [name for name in rest if name not in fitting]
-    combinations = list(itertools.product(*(_values(table[name]) for name in outer)))
+    combinations = list(itertools.product(*(distinct_values(table[name]) for name in outer)))
     figures = []
     for number, combination in enumerate(combinations[:MAX_FIGURES]):
         chosen = table
@@ -162,21 +162,21 @@ def _lines(
 ) -> tuple[Figure, str]:
     x_name = axes[0]
     column_name, row_name = [*panels, None, None][:2]
-    columns = _values(table[column_name]) if column_name else [None]
-    rows = _values(table[row_name]) if row_name else [None]
+    columns = distinct_values(table[column_name]) if column_name else [None]
+    rows = distinct_values(table[row_name]) if row_name else [None]
     width = min(wrap or len(columns), len(columns))
-    figure, grid = _new_figure(len(rows) * -(-len(columns) // width), width)
+    figure, grid = new_figure(len(rows) * -(-len(columns) // width), width)
     for place in range(len(columns) if wrap else grid.size, grid.size):
         grid.flat[place].set_visible(False)
         grid.flat[place - width].tick_params(labelbottom=True)
     estimate = quantity if quantity == "success_rate" else "median"
     methods = list(dict.fromkeys(table[METHOD_FIELD]))
     logarithmic = estimate == "median" and bool((table[estimate].dropna() > 0).all())
-    categories = None if _is_numeric(table[x_name]) else _values(table[x_name])
+    categories = None if is_numeric(table[x_name]) else distinct_values(table[x_name])
     slope = hollow = False
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
         axis: Axes = grid[i + j // width, j % width]
-        here = _where(_where(table, row_name, row), column_name, column)
+        here = rows_where(rows_where(table, row_name, row), column_name, column)
         for number, method in enumerate(methods):
             part = here[(here[METHOD_FIELD] == method) & np.isfinite(here[estimate])]
             if categories is None:
@@ -186,9 +186,9 @@ def _lines(
             x = (
                 part[x_name].to_numpy()
                 if categories is None
-                else _offsets(part[x_name], categories, number, methods)
+                else method_offsets(part[x_name], categories, number, methods)
             )
-            if categories is None and _is_logarithmic(table[x_name], x_name):
+            if categories is None and is_logarithmic(table[x_name], x_name):
                 x = x * DODGE ** (number - (len(methods) - 1) / 2)  # so that equal lines stay visible
             y, error = part[estimate].to_numpy(), part[f"{estimate}_mcse"].fillna(0).to_numpy()
             lower = (
@@ -218,13 +218,13 @@ def _lines(
             slope |= _reference_slope(axis, here, x_name, estimate)
         if estimate == "success_rate":
             axis.set_ylim(-0.04, 1.04)
-        _x_axis(axis, table[x_name], x_name, categories)
+        draw_x_axis(axis, table[x_name], x_name, categories)
         axis.grid(True, which="major", color="#dddddd", linewidth=0.6)
         if column_name and (i == 0 or wrap):
-            axis.set_title(_panel_title(column_name, column), fontsize=10)
+            axis.set_title(panel_title(column_name, column), fontsize=10)
         if row_name and j == len(columns) - 1:
             axis.annotate(
-                _panel_title(row_name, row),
+                panel_title(row_name, row),
                 (1.02, 0.5),
                 xycoords="axes fraction",
                 rotation=-90,
@@ -234,7 +234,7 @@ def _lines(
     figure.supxlabel(LABELS.get(x_name, x_name), fontsize=11)
     what = f"median {QUANTITIES[quantity]}" if estimate == "median" else QUANTITIES[quantity]
     figure.supylabel(f"{what} ± MCSE", fontsize=11)
-    _legend(figure, methods, slope, hollow)
+    draw_legend(figure, methods, slope, hollow)
     what = what[0].upper() + what[1:]
     caption = f"{what} against {LABELS.get(x_name, x_name)}; bars are Monte Carlo standard errors."
     return figure, caption
@@ -244,9 +244,9 @@ def _heatmaps(table: pd.DataFrame, axes: list[str], panels: list[str], quantity:
     y_name, x_name = axes  # the preferred axis, such as n, is vertical
     methods = list(dict.fromkeys(table[METHOD_FIELD]))
     row_name = panels[0] if panels else None
-    rows = _values(table[row_name]) if row_name else [None]
-    xs, ys = _values(table[x_name]), _values(table[y_name])
-    figure, grid = _new_figure(len(rows), len(methods))
+    rows = distinct_values(table[row_name]) if row_name else [None]
+    xs, ys = distinct_values(table[x_name]), distinct_values(table[y_name])
+    figure, grid = new_figure(len(rows), len(methods))
     estimate = "median" if quantity == SUCCESS_METRIC else quantity
     finite = table[estimate].dropna()
     norm: Normalize = Normalize(0, 1)
@@ -259,16 +259,18 @@ def _heatmaps(table: pd.DataFrame, axes: list[str], panels: list[str], quantity:
         )
     for (i, row), (j, method) in itertools.product(enumerate(rows), enumerate(methods)):
         axis: Axes = grid[i, j]
-        here = _where(table[table[METHOD_FIELD] == method], row_name, row)
+        here = rows_where(table[table[METHOD_FIELD] == method], row_name, row)
         image = here.pivot_table(index=y_name, columns=x_name, values=estimate, aggfunc="first")
         image = image.reindex(index=ys, columns=xs)
         axis.set_facecolor("#eeeeee")  # a missing cell is grey
         axis.pcolormesh(
             image.to_numpy(dtype=float), cmap=HEAT_MAP, norm=norm, edgecolors="white", linewidth=0.5
         )
-        axis.set_xticks(np.arange(len(xs)) + 0.5, [_number(x) for x in xs], rotation=45 if len(xs) > 5 else 0)
-        axis.set_yticks(np.arange(len(ys)) + 0.5, [_number(y) for y in ys])
-        title = method if not row_name else f"{method}, {_panel_title(row_name, row)}"
+        axis.set_xticks(
+            np.arange(len(xs)) + 0.5, [tick_label(x) for x in xs], rotation=45 if len(xs) > 5 else 0
+        )
+        axis.set_yticks(np.arange(len(ys)) + 0.5, [tick_label(y) for y in ys])
+        title = method if not row_name else f"{method}, {panel_title(row_name, row)}"
         axis.set_title(title, fontsize=10)
     figure.supxlabel(LABELS.get(x_name, x_name), fontsize=11)
     figure.supylabel(LABELS.get(y_name, y_name), fontsize=11)

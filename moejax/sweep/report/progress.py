@@ -29,6 +29,7 @@ class SweepProgress:
         self._notes = 0
 
     def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
+        """Show the counts so far, in the bar or, without one, in an occasional line."""
         if self._first is None:
             self._first = (trials_done, work_done)
         counts = f"{trials_done:,}/{trials_known:,} trials"
@@ -47,6 +48,7 @@ class SweepProgress:
             self._console.print(f"{counts}{when}")
 
     def note(self, line: str) -> None:
+        """Print a line on an event; after MAX_NOTES lines, no more are shown."""
         self._notes += 1
         if self._notes <= MAX_NOTES:
             self._console.print(Text(line, style="yellow"), soft_wrap=True)

@@ -108,9 +108,11 @@ def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool)
             )
         )
     for setting, methods in settings:
-        if in_one_column:
-            setting = [", ".join(f"{name}={value}" for name, value in zip(names, setting, strict=True))]
-        screen.add_row(*setting, *("\n".join(lines) for lines in zip(*methods, strict=True)))
+        pairs = (f"{name}={value}" for name, value in zip(names, setting, strict=True))
+        screen.add_row(
+            *([", ".join(pairs)] if in_one_column else setting),
+            *("\n".join(lines) for lines in zip(*methods, strict=True)),
+        )
     return screen
 
 

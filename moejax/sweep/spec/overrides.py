@@ -52,10 +52,10 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> froze
     for override in overrides:
         key, equals, text = override.partition("=")
         key, text = key.strip(), text.strip()
-        override = shorten(override, LONGEST_SHOWN)
+        shown = shorten(override, LONGEST_SHOWN)
         if not equals or not key or not text:
-            raise SpecError(f"--set {override}: expected KEY=VALUE, for example --set trials=50")
-        value = _parse(text, f"--set {override}")
+            raise SpecError(f"--set {shown}: expected KEY=VALUE, for example --set trials=50")
+        value = _parse(text, f"--set {shown}")
         group, _, rest = key.partition(".")
         if group == "precision" and rest:
             document.pop("trials", None)
@@ -76,9 +76,9 @@ def apply_overrides(document: dict[str, Any], overrides: Sequence[str]) -> froze
         elif name in FIELDS:
             _set_field(document, name, value, as_axis=name != key)
         elif name == METHOD_FIELD:
-            raise SpecError(f"--set {override}: methods are a list: --set methods={text}")
+            raise SpecError(f"--set {shown}: methods are a list: --set methods={text}")
         else:
-            raise SpecError(f"--set {override}: unknown key; {nearest(name, [*FIELDS, *_PLAIN])}")
+            raise SpecError(f"--set {shown}: unknown key; {nearest(name, [*FIELDS, *_PLAIN])}")
         replaced.add(name)
     return frozenset(replaced)
 

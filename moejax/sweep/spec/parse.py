@@ -62,10 +62,10 @@ LONGEST_NAME = 200
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A checked spec. Values have their fields' types; the order is the file's.
+    r"""A checked spec. Values have their fields' types; the order is the file's.
 
     Examples:
-        >>> spec = moejax.sweep.parse_spec('methods = ["spectral"]\\ntrials = 5\\n[grid]\\ndim = [4, 8]')
+        >>> spec = moejax.sweep.parse_spec('methods = ["spectral"]\ntrials = 5\n[grid]\ndim = [4, 8]')
         >>> [cell["dim"] for cell in spec.settings()], spec.swept
         ([4, 8], ('dim',))
     """
@@ -165,7 +165,7 @@ SpecSource = Path | str | Mapping[str, Any] | Spec
 
 
 def read_spec(spec: SpecSource, overrides: Sequence[str] = ()) -> Spec:
-    """Read and check a spec.
+    r"""Read and check a spec.
 
     Args:
         spec: a TOML file (`-` is stdin), a mapping with the keys and tables of one, or a checked spec.
@@ -176,7 +176,7 @@ def read_spec(spec: SpecSource, overrides: Sequence[str] = ()) -> Spec:
 
     Examples:
         >>> from pathlib import Path
-        >>> _ = Path("small.toml").write_text('methods = ["spectral"]\\ntrials = 5')
+        >>> _ = Path("small.toml").write_text('methods = ["spectral"]\ntrials = 5')
         >>> moejax.sweep.read_spec(Path("small.toml"), ["trials=7"]).trials
         7
     """
@@ -208,7 +208,7 @@ def read_spec_text(path: Path) -> str:
 
 
 def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = ()) -> Spec:
-    """Check the text of a spec.
+    r"""Check the text of a spec.
 
     Args:
         text: TOML.
@@ -219,7 +219,7 @@ def parse_spec(text: str, path: Path | str = "SPEC", overrides: Sequence[str] = 
         SpecError: one line with file, line, field, value and the accepted values.
 
     Examples:
-        >>> moejax.sweep.parse_spec('name = "mine"\\nmethods = ["spectral"]\\ntrials = 5').name
+        >>> moejax.sweep.parse_spec('name = "mine"\nmethods = ["spectral"]\ntrials = 5').name
         'mine'
     """
     return _checked(parse_toml(text, path), text, path, overrides)
@@ -340,15 +340,14 @@ def _lists(
     if not isinstance(table, dict):
         raise places.error(f"{show(table)} is not accepted: expected a table, [{name}]", key=name)
     lists: dict[str, tuple[Any, ...]] = {}
-    for key, values in table.items():
+    for key, given in table.items():
+        values = [given] if scalars and not isinstance(given, list) else given
         if scalars and key == METHOD_FIELD:
-            lists[key] = tuple(values) if isinstance(values, list) else (values,)
+            lists[key] = tuple(values)
             if not all(isinstance(value, str) for value in lists[key]):
-                raise places.error(f"{show(values)} is not accepted: expected names", name, key, index)
+                raise places.error(f"{show(given)} is not accepted: expected names", name, key, index)
             continue
         _check_known(places, key, name, index)
-        if scalars and not isinstance(values, list):
-            values = [values]
         if not isinstance(values, list):
             raise places.error(
                 f"{show(values)} must be a list, for example [{show(values)}]", name, key, index

@@ -16,11 +16,11 @@ _KEY = re.compile(r"^\s*[\"']?([\w\-]+)[\"']?\s*(?:\.[\w.\- ]+)?=")
 
 
 class SpecError(ValueError):
-    """A spec that cannot be run; the message is one line with the place, the value and the accepted values.
+    r"""A spec that cannot be run; the message is one line with the place, the value and the accepted values.
 
     Examples:
         >>> try:
-        ...     moejax.sweep.parse_spec('methods = ["spectral"]\\ntrials = 0')
+        ...     moejax.sweep.parse_spec('methods = ["spectral"]\ntrials = 0')
         ... except moejax.sweep.SpecError as error:
         ...     print(error)
         SPEC:2: trials: 0 is not accepted: expected 1 to 1000000000

@@ -85,7 +85,33 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
     for key in table:
         if key not in PRECISION_KEYS:
             raise places.error(f"unknown key; {nearest(key, PRECISION_KEYS)}", "precision", key)
-    target = table.get("target")
+    metric, mcse, statistic = _checked_target(table.get("target"), places)
+    if "max_trials" not in table:
+        raise places.error("missing: for example max_trials = 2000", "precision", "max_trials")
+    limits = {}
+    for key in ("min_trials", "max_trials"):
+        value = table.get(key, min(DEFAULT_MIN_TRIALS, limits.get("max_trials", DEFAULT_MIN_TRIALS)))
+        trials = whole(value)
+        if trials is None or not 2 <= trials <= MAX_TRIALS:
+            raise places.error(
+                f"{show(value)} is not accepted: expected a whole number of at least 2, and at most {MAX_TRIALS}",
+                "precision",
+                key,
+            )
+        limits[key] = trials
+    if "min_trials" not in table:
+        limits["min_trials"] = min(limits["min_trials"], limits["max_trials"])
+    if limits["min_trials"] > limits["max_trials"]:
+        raise places.error(
+            f"{limits['min_trials']} is more than max_trials = {limits['max_trials']}",
+            "precision",
+            "min_trials",
+        )
+    return PrecisionRule(metric, mcse, statistic, limits["min_trials"], limits["max_trials"])
+
+
+def _checked_target(target: Any, places: Places) -> tuple[str, float, str]:
+    """The metric, the largest standard error of its estimate, and the statistic."""
     example = 'target = {metric = "recovery_error", mcse = 0.002}'
     if not isinstance(target, dict):
         raise places.error(f"expected {example}", "precision", "target")
@@ -117,25 +143,4 @@ def parse_precision(table: Mapping[str, Any], places: Places) -> PrecisionRule:
             "precision",
             "target",
         )
-    if "max_trials" not in table:
-        raise places.error("missing: for example max_trials = 2000", "precision", "max_trials")
-    limits = {}
-    for key in ("min_trials", "max_trials"):
-        value = table.get(key, min(DEFAULT_MIN_TRIALS, limits.get("max_trials", DEFAULT_MIN_TRIALS)))
-        trials = whole(value)
-        if trials is None or not 2 <= trials <= MAX_TRIALS:
-            raise places.error(
-                f"{show(value)} is not accepted: expected a whole number of at least 2, and at most {MAX_TRIALS}",
-                "precision",
-                key,
-            )
-        limits[key] = trials
-    if "min_trials" not in table:
-        limits["min_trials"] = min(limits["min_trials"], limits["max_trials"])
-    if limits["min_trials"] > limits["max_trials"]:
-        raise places.error(
-            f"{limits['min_trials']} is more than max_trials = {limits['max_trials']}",
-            "precision",
-            "min_trials",
-        )
-    return PrecisionRule(metric, number, statistic, limits["min_trials"], limits["max_trials"])
+    return metric, number, statistic

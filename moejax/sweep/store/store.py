@@ -147,7 +147,7 @@ class Store:
 
     @property
     def journal_mode(self) -> str:
-        """ "wal", or "delete" if the file system does not support WAL."""
+        """The mode of SQLite's journal: "wal", or "delete" if the file system does not support WAL."""
         return self._connection.execute("PRAGMA journal_mode").fetchone()[0]
 
     def begin_run(self, plan: Plan, provenance: Mapping[str, Any]) -> None:

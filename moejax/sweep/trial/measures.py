@@ -48,7 +48,7 @@ def metric_names() -> tuple[str, ...]:
     return METRICS + names
 
 
-def _errors_along(path: MoEParams, truth: MoEParams, fn: ScalarFunction) -> jax.Array:
+def errors_along(path: MoEParams, truth: MoEParams, fn: ScalarFunction) -> jax.Array:
     """(h, 2): recovery and gating error of parameters with leaves (h, ..); NaN if those are."""
     unused = truth.noise_std
 

@@ -19,7 +19,7 @@ from moejax.model.metrics import Metric, registered_metrics
 from moejax.moments.label_transforms import TransformKind
 from moejax.moments.spectral import SpectralTransforms
 from moejax.registry import State, registered_state
-from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, _expert_norms
+from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, norms_of_experts
 
 SMALLEST_PADDED = 256
 
@@ -169,7 +169,7 @@ def prepare(
         gating_norm=np.asarray(data.gating_norm, dtype),
         gating_angle=np.asarray(data.gating_angle, dtype),
         expert_correlation=np.asarray(data.expert_correlation, dtype),
-        expert_norms=np.asarray(_expert_norms(data), dtype),
+        expert_norms=np.asarray(norms_of_experts(data), dtype),
     )
     return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
 

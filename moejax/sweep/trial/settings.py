@@ -108,7 +108,7 @@ def _check_data(data: DataSettings) -> None:
         f"between {lowest:.3g} and 1",
         data.expert_correlation,
     )
-    norms = _expert_norms(data)
+    norms = norms_of_experts(data)
     require(
         len(norms) == data.num_experts, "expert_norms", f"one number or {data.num_experts}", data.expert_norms
     )
@@ -154,7 +154,8 @@ def _num_fitted(data: DataSettings, algorithm: AlgorithmSettings) -> int:
     return data.num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
 
 
-def _expert_norms(data: DataSettings) -> tuple[float, ...]:
+def norms_of_experts(data: DataSettings) -> tuple[float, ...]:
+    """The norm of each expert, from one number for all or from a list."""
     if isinstance(data.expert_norms, int | float):
         return (float(data.expert_norms),) * data.num_experts
     return tuple(data.expert_norms)

@@ -34,7 +34,7 @@ from moejax.model.mixture import (
 )
 from moejax.model.status import Status
 from moejax.moments.noise import estimate_noise_std
-from moejax.sweep.trial.measures import NUM_HELD_OUT, _errors_along, recovery_metrics
+from moejax.sweep.trial.measures import NUM_HELD_OUT, errors_along, recovery_metrics
 from moejax.sweep.trial.prepare import Hyperparameters, TrialSpec
 
 STATUS_REASONS = {int(status): status.words for status in Status}
@@ -126,7 +126,7 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         status=fitted.status,
         num_iterations=fitted.num_iterations,
         history=fitted.history if spec.record_history else None,
-        path=None if fitted.path is None else _errors_along(fitted.path, truth, fn),
+        path=None if fitted.path is None else errors_along(fitted.path, truth, fn),
         registered=_registered(
             spec, Recovery(truth, fitted.params, fitted.mixing_weights, held_out_x, held_out_y)
         ),
