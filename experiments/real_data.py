@@ -1,7 +1,8 @@
 """Do mixtures of linear experts predict real data better than a line, and which method fits them best?
 
-Repeated cross-validation, paired over folds: standardised by the training part, k by BIC on the training part, folds as
-weights in one compilation. The outsiders are linear regression and scikit-learn's gradient boosting, on the same folds.
+Repeated cross-validation, paired over folds: inputs and labels are standardised by the training part, k is chosen by BIC on it, and
+the folds are weights in one program. multistart has its default search, the other mixtures have `num_starts` starts. For
+comparison: linear regression and scikit-learn's gradient boosting, on the same folds.
 """
 
 import functools
@@ -17,9 +18,10 @@ from matplotlib.figure import Figure
 
 from moejax.fitting import datasets
 from moejax.fitting.whitening import input_map
-from moejax.methods import MethodConfig, Problem, get_method, lookup_method, moments_of
+from moejax.methods import MethodConfig, Problem, get_method
+from moejax.methods.preparation import choose_orders, transforms_at
 from moejax.model import get_activation, log_likelihood_per_sample, predict
-from moejax.moments import estimate_noise_std, traced_transforms
+from moejax.moments import estimate_noise_std
 from moejax.reproduce import COLOURS, Experiment, Number
 
 TARGETS = {"stock_portfolio": "annual_return"}
@@ -61,6 +63,17 @@ def standardised(values, weights):
     return (values - mean) / jnp.sqrt(weights @ (values - mean) ** 2 / total)
 
 
+def orders_for(cell, x, y):
+    """The orders of the moments, as `fit` would choose them for the whole table."""
+    labels = (y - y.mean()) / y.std()
+    fn = get_activation("linear")
+    noise_std = float(estimate_noise_std(jnp.asarray(labels), jnp.ones(len(y)), fn=fn))
+    rows = len(y) - math.ceil(len(y) / cell["folds"])
+    return choose_orders(
+        cell["model"], "linear", noise_std, num_rows=rows, dim=x.shape[1], num_experts=cell["num_experts"]
+    ).orders
+
+
 def fit_fold(key, x, y, weights, *, method, config):
     """(RMSE, log-likelihood) a held-out row and the BIC of the training part; labels in its standard deviations."""
     total, d = weights.sum(), x.shape[1]
@@ -70,10 +83,10 @@ def fit_fold(key, x, y, weights, *, method, config):
     labels = standardised(y, weights)
     fn = config.fn
     noise_std = estimate_noise_std(labels, weights, fn=fn)
-    transforms = None
-    if moments_of(method) != "none":
-        transforms = traced_transforms(fn, noise_std, config.order, "weighted", config.num_experts)
-    fitted = get_method(method)(key, Problem(z, labels, weights, noise_std, transforms), config)
+    orders = (config.order, *config.more_orders) if config.order else ()
+    transforms = transforms_at(fn, noise_std, orders, "weighted", config.num_experts)
+    first = transforms[0] if transforms else None
+    fitted = get_method(method)(key, Problem(z, labels, weights, noise_std, first, transforms[1:]), config)
     log_likelihoods = log_likelihood_per_sample(fitted.params, z, labels, fn)
     num_parameters = (2 * config.num_experts - 1) * (d + 1) + 1
     bic = num_parameters * jnp.log(total) - 2.0 * weights @ log_likelihoods
@@ -130,13 +143,15 @@ def run_cell(cell):
         return pd.DataFrame(
             {**place, "rmse": rmse, "held_out_log_likelihood": held_out, "bic": np.nan, "seconds": seconds}
         )
+    orders = orders_for(cell, x, y)
     config = MethodConfig(
         fn=get_activation("linear"),
         num_experts=cell["num_experts"],
-        order=lookup_method(cell["model"]).order or 3,
+        order=orders[0] if orders else 0,
+        more_orders=orders[1:],
         noise="shared",
         fit_intercept=True,
-        num_starts=cell["num_starts"],
+        num_starts=None if cell["model"] == "multistart" else cell["num_starts"],
         max_iterations=cell["max_iterations"],
     )
     keys = np.stack([np.array([cell["seed"], i], np.uint32) for i in range(len(weights))])

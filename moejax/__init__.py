@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from moejax import methods  # noqa: F401 - it registers the methods
+from moejax.environment import keep_compiled_programs
 from moejax.methods.method import register_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import activation_names, register_activation
@@ -37,6 +38,7 @@ __all__ = [
     "MoERegressor",
     "activation_names",
     "fit",
+    "keep_compiled_programs",
     "label_transform",
     "log_likelihood",
     "make_params",

@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 import jaxtyping
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # A call of these rooms whose arrays have not the shapes that the signature says is an error.
 jaxtyping.install_import_hook(
@@ -85,9 +86,13 @@ def single_precision():
 
 @pytest.fixture(autouse=True)
 def own_process_again():
-    """The command line sets the precision and the platform of its process: a test that calls it changes neither of the next one."""
+    """The command line sets precision, platform and cache of its process: a test that calls it changes none of the next one."""
     platforms = jax.config.values["jax_platforms"]
     yield
+    if jax.config.values["jax_compilation_cache_dir"] != str(_cache):
+        jax.config.update("jax_compilation_cache_dir", str(_cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        compilation_cache.reset_cache()
     if not jax.config.values["jax_enable_x64"]:
         jax.config.update("jax_enable_x64", True)
     if jax.config.values["jax_platforms"] != platforms:

@@ -137,3 +137,22 @@ def test_a_program_for_a_cpu_of_another_machine_has_the_cpus_blocks(monkeypatch)
     with jax.default_device(jax.devices("cpu")[0]):
         assert runs_on_cpu()
         assert block_size() == on_cpu
+
+
+def test_compiled_programs_are_kept_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "SHORTEST_KEPT", 0.0)
+    jax.jit(lambda t: t + 1.25)(jnp.ones(3))  # this process has compiled before
+    assert environment.keep_compiled_programs(tmp_path / "new" / "kept") == tmp_path / "new" / "kept"
+    jax.jit(lambda t: jnp.sin(t) * 1.75)(jnp.ones(3))
+    assert list((tmp_path / "new" / "kept").iterdir())
+
+
+def test_a_folder_that_cannot_hold_programs_is_refused_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    before = jax.config.values["jax_compilation_cache_dir"]
+    with pytest.raises(ValueError, match=r"^folder: .*file.* cannot be made \(File exists\)$"):
+        environment.keep_compiled_programs(tmp_path / "file")
+    monkeypatch.setenv("MOEJAX_CACHE_DIR", "")
+    with pytest.raises(ValueError, match=r"^folder: MOEJAX_CACHE_DIR is empty; name one$"):
+        environment.keep_compiled_programs()
+    assert jax.config.values["jax_compilation_cache_dir"] == before

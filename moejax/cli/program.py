@@ -39,6 +39,7 @@ from moejax.environment import (
     compilation_cache_folder,
     compile_without_optimisation,
     cpu_model,
+    keep_compiled_programs,
     memory_bytes,
     pin_random_numbers,
     require_devices,
@@ -174,21 +175,16 @@ def configure_jax(common: Common, default_precision: str) -> None:
 
 def keep_programs() -> None:
     """Keep compiled programs in the cache; without a cache, print a line and continue."""
-    import jax
-
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return  # the user's choice
     reason, folder = why_no_cache(), compilation_cache_folder()
     if folder is not None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason, folder = f"{folder} cannot be made ({error.strerror})", None
+            keep_compiled_programs(folder)
+        except ValueError as error:
+            reason = str(error).removeprefix("folder: ")
     if reason:
         print_error(f"{reason}: compiled programs are not kept; MOEJAX_CACHE_DIR can name another folder")
-    if folder is not None:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def own_process(place: Place) -> None:
