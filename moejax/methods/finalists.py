@@ -100,9 +100,8 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
     run = jax.tree.map(lambda leaf: leaf[best], runs)
     num_passes = search.num_passes + runs.num_steps.sum(dtype=jnp.int32)
     result = finish(run.params, run.history, num_passes, run.converged, problem, search.spectral)
-    num_starts = jnp.where(search.settled, plan.num_independent, plan.num_starts).astype(jnp.int32)
     result = result._replace(
         optima=search.values.astype(problem.x.dtype),
-        search=SearchEnd(num_starts, search.settled, *search.optima),
+        search=SearchEnd(search.num_starts, search.settled, *search.optima),
     )
     return with_path(result, config, run.path)

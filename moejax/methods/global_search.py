@@ -25,6 +25,7 @@ probability (1 - p)^N.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -166,22 +167,91 @@ def in_single_precision(sample: Problem, fn: ScalarFunction) -> Problem:
 
 
 class Rounds(NamedTuple):
-    """The state of the independent starts."""
+    """The state of the independent starts between two rounds."""
 
     number: Int[jax.Array, ""]
     """() int32 rounds made."""
     ends: Mixtures
-    """The last one began with equal experts."""
     alone: Float[jax.Array, ""]
-    """() log-likelihood of one expert: that of equal experts after the first round, in which they stay equal."""
     optima: Optima
     settled: Bool[jax.Array, ""]
-    """() bool: they suffice."""
+
+
+def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool) -> Search:
+    """The first mixtures of the population climb independently, until they suffice, or for MOST_ROUNDS rounds.
+
+    Args:
+        search: the state before.
+        config: the static choices.
+        plan: the numbers of mixtures.
+        again: if false, the first `plan.num_independent` climb, all from their starts, and one more with equal experts, for the
+            log-likelihood of one expert. If true, the first `plan.num_more`, unless the search is settled or too many optima are
+            known already.
+    """
+    sample = search.sample
+    unit, dtype = sample_scale(sample.weights).unit, sample.x.dtype
+    ridge = search_ridge(sample, config)
+    many, one = (
+        num_free_parameters(k, sample.x.shape[1], "shared", config.fit_intercept)
+        for k in (config.num_experts, 1)
+    )
+    count = plan.num_more if again else plan.num_independent
+    starts, may_begin = rows_of(search.population, slice(count)), jnp.asarray(True)
+    if again:
+        distinct = search.optima.num_distinct
+        may_begin = ~search.settled & (
+            distinct * (distinct + 1) <= math.floor(LARGEST_UNSEEN * count * (count - 1))
+        )
+    else:
+        first = rows_of(search.drawn, slice(plan.num_spectral, plan.num_spectral + 1))
+        equal = first._replace(
+            experts=jnp.broadcast_to(first.experts[:, :1], first.experts.shape),
+            expert_bias=jnp.broadcast_to(first.expert_bias[:, :1], first.expert_bias.shape),
+        )
+        starts = side_by_side(starts, equal)
+    total = starts.noise_std.shape[0]
+
+    def advance(rounds: Rounds) -> Rounds:
+        held, alone = None, rounds.alone
+        if not again:
+            # at first only the gates of the spectral starts climb, for their experts are near the truth if the model holds
+            held = (jnp.arange(total) < plan.num_spectral) & (rounds.number == 0)
+        ends = climb(rounds.ends.params, sample, config, PASSES, ridge, held)
+        if not again:
+            alone = jnp.where(rounds.number == 0, ends.values[-1], alone)
+        independent = rows_of(ends, slice(count))
+        optima = distinct_optima(independent, SAME_OPTIMUM * unit)
+        settled = (optima.unseen <= LARGEST_UNSEEN) & (optima.num_best >= FEWEST_AT_BEST)
+        if config.num_experts > 1:
+            settled &= independent.values.max() - alone >= LEAST_GAIN * unit * (many - one)
+        return Rounds(rounds.number + 1, ends, alone, optima, settled & (rounds.number > 0))
+
+    def unfinished(rounds: Rounds) -> jax.Array:
+        return may_begin & (rounds.number < MOST_ROUNDS) & ~rounds.settled
+
+    nothing = jnp.zeros((total, sample.x.shape[0]), dtype)
+    begun = Mixtures(starts, jnp.full(total, -jnp.inf, dtype), nothing)
+    rounds = Rounds(jnp.asarray(0, jnp.int32), begun, search.alone, search.optima, search.settled)
+    rounds = jax.lax.while_loop(unfinished, advance, rounds)
+    ranked = keep_best(rows_of(rounds.ends, slice(count)), count, SAME_MIXTURE * unit)
+    few = min(count, plan.num_parents)
+    climbed = search._replace(
+        population=side_by_side(ranked.params, rows_of(search.population, slice(count, None))),
+        values=search.values.at[:few].set(ranked.values[:few]),
+        num_starts=jnp.asarray(count, jnp.int32),
+        num_passes=search.num_passes + rounds.number * (total * PASSES),
+        alone=rounds.alone,
+        optima=rounds.optima,
+        settled=rounds.settled,
+    )
+    return (
+        jax.tree.map(lambda new, old: jnp.where(may_begin, new, old), climbed, search) if again else climbed
+    )
 
 
 @stage(static=("config", "plan"), fast=True)
 def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig, plan: Plan) -> Search:
-    """The sample and the starts of the search; the first starts climb until they suffice, or for MOST_ROUNDS rounds."""
+    """The sample and the starts of the search, the first of which climb alone."""
     sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
     sample = in_single_precision(search_sample(sample_key, problem), config.fn)
     from_moments, estimate, num_passes = spectral_starts(spectral_key, problem, config)
@@ -189,53 +259,27 @@ def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig
     drawn = scaled_starts(start_key, sample, config, plan.num_drawn - plan.num_spectral)
     if from_moments is not None:
         drawn = side_by_side(in_precision_of(drawn.experts, from_moments), drawn)
-    count = plan.num_independent
-    unit = sample_scale(sample.weights).unit
-    ridge = search_ridge(sample, config)
-    size = (
-        num_free_parameters(k, sample.x.shape[1], "shared", config.fit_intercept)
-        for k in (config.num_experts, 1)
+    zero, low = jnp.asarray(0, jnp.int32), jnp.full((), -jnp.inf, sample.x.dtype)
+    search = Search(
+        search_key,
+        sample,
+        drawn,
+        rows_of(drawn, slice(plan.size)),
+        jnp.broadcast_to(low, (plan.num_parents,)),
+        zero,
+        num_passes,
+        low,
+        Optima(zero, zero, -low),
+        jnp.asarray(False),
+        estimate,
     )
-    least_gain = LEAST_GAIN * unit * (next(size) - next(size))
+    return climb_alone(search, config, plan, again=False) if plan.num_independent else search
 
-    def advance(rounds: Rounds) -> Rounds:
-        # at first only the gates of the spectral starts climb, for their experts are near the truth if the model holds
-        held = (jnp.arange(count + 1) < plan.num_spectral) & (rounds.number == 0)
-        ends = climb(rounds.ends.params, sample, config, PASSES, ridge, held)
-        alone = jnp.where(rounds.number == 0, ends.values[-1], rounds.alone)
-        independent = rows_of(ends, slice(count))
-        optima = distinct_optima(independent, SAME_OPTIMUM * unit)
-        settled = (optima.unseen <= LARGEST_UNSEEN) & (optima.num_best >= FEWEST_AT_BEST)
-        if config.num_experts > 1:
-            settled &= independent.values.max() - alone >= least_gain
-        return Rounds(rounds.number + 1, ends, alone, optima, settled & (rounds.number > 0))
 
-    def unfinished(rounds: Rounds) -> jax.Array:
-        return (rounds.number < MOST_ROUNDS) & ~rounds.settled
-
-    zero, dtype = jnp.asarray(0, jnp.int32), sample.x.dtype
-    low = jnp.full((), -jnp.inf, dtype)
-    population, values = rows_of(drawn, slice(plan.size)), jnp.full(plan.num_parents, -jnp.inf, dtype)
-    optima, settled = Optima(zero, zero, jnp.ones((), dtype)), jnp.asarray(False)
-    if count:
-        one = rows_of(drawn, slice(plan.num_spectral, plan.num_spectral + 1))
-        equal = one._replace(
-            experts=jnp.broadcast_to(one.experts[:, :1], one.experts.shape),
-            expert_bias=jnp.broadcast_to(one.expert_bias[:, :1], one.expert_bias.shape),
-        )
-        begun = Mixtures(
-            side_by_side(rows_of(drawn, slice(count)), equal),
-            jnp.full(count + 1, -jnp.inf, dtype),
-            jnp.zeros((count + 1, sample.x.shape[0]), dtype),
-        )
-        rounds = jax.lax.while_loop(unfinished, advance, Rounds(zero, begun, low, optima, settled))
-        optima, settled = rounds.optima, rounds.settled
-        ranked = keep_best(rows_of(rounds.ends, slice(count)), count, SAME_MIXTURE * unit)
-        population = side_by_side(ranked.params, rows_of(population, slice(count, None)))
-        few = min(count, plan.num_parents)
-        values = values.at[:few].set(ranked.values[:few])
-        num_passes = num_passes + rounds.number * ((count + 1) * PASSES)
-    return Search(search_key, sample, drawn, population, values, num_passes, optima, settled, estimate)
+@stage(static=("config", "plan"), fast=True)
+def more_independent_starts(search: Search, *, config: MethodConfig, plan: Plan) -> Search:
+    """More starts climb alone, if they may suffice."""
+    return climb_alone(search, config, plan, again=True)
 
 
 @stage(static=("config", "plan"), fast=False)
@@ -281,7 +325,8 @@ def generations(search: Search, *, config: MethodConfig, plan: Plan) -> Search:
     begun = (jnp.asarray(0, jnp.int32), search.population, search.values)
     number, population, values = jax.lax.while_loop(unfinished, advance, begun)
     num_passes = search.num_passes + number * ((size + plan.num_newcomers) * PASSES)
-    return search._replace(population=population, values=values, num_passes=num_passes)
+    num_starts = jnp.where(search.settled, search.num_starts, plan.num_starts)
+    return search._replace(population=population, values=values, num_starts=num_starts, num_passes=num_passes)
 
 
 def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -296,6 +341,17 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     """
     plan = plan_of(problem, config)
     search = independent_starts(key, problem, config=config, plan=plan)
-    if isinstance(search.settled, Tracer) or not search.settled:
+    traced = isinstance(search.settled, Tracer)
+    if plan.num_more and (traced or may_settle(search, plan.num_more)):
+        search = more_independent_starts(search, config=config, plan=plan)
+    if traced or not search.settled:
         search = generations(search, config=config, plan=plan)
     return polished(search, problem, config=config, plan=plan)
+
+
+def may_settle(search: Search, num_starts: int) -> bool:
+    """True if a search that is not settled can be, by this many independent starts."""
+    distinct = int(search.optima.num_distinct)
+    return not search.settled and distinct * (distinct + 1) <= math.floor(
+        LARGEST_UNSEEN * num_starts * (num_starts - 1)
+    )

@@ -37,6 +37,8 @@ class Plan(NamedTuple):
     num_spectral: int
     num_independent: int
     """Starts that climb alone at first; 0 for none."""
+    num_more: int
+    """Starts that climb alone after that, the first ones among them, if these may suffice; 0 if they are no more."""
     size: int
     """Parents and kept newcomers."""
     num_parents: int
@@ -60,6 +62,7 @@ class Plan(NamedTuple):
         return cls(
             num_spectral,
             num_independent if size >= num_independent else 0,
+            MOST_INDEPENDENT if size >= MOST_INDEPENDENT > num_independent else 0,
             size,
             min(POPULATION, size // 2) if num_newcomers else size,
             num_newcomers,
@@ -92,8 +95,12 @@ class Search(NamedTuple):
     """Leaves (Plan.size, ..): the parents, best first, and the newcomers of the last generation."""
     values: Float[jax.Array, " p"]
     """(Plan.num_parents,) log-likelihoods of the parents."""
+    num_starts: Int[jax.Array, ""]
+    """() int32 starts made so far, children included."""
     num_passes: Int[jax.Array, ""]
     """() int32 passes over the sample."""
+    alone: Float[jax.Array, ""]
+    """() log-likelihood of one expert: that of equal experts after one round, in which they stay equal."""
     optima: Optima
     """The optima of the independent starts."""
     settled: Bool[jax.Array, ""]

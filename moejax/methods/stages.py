@@ -26,13 +26,15 @@ def stage(
     """
 
     def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-        options = compiled_fast() if fast else None
-        program = jax.jit(function, static_argnames=tuple(static), compiler_options=options)
+        @functools.cache  # on first use, when XLA_FLAGS are final
+        def program() -> Callable[Parameters, Result]:
+            options = compiled_fast() if fast else None
+            return jax.jit(function, static_argnames=tuple(static), compiler_options=options)
 
         @functools.wraps(function)
         def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
             traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((args, kwargs)))
-            return (function if traced else program)(*args, **kwargs)
+            return (function if traced else program())(*args, **kwargs)
 
         return run
 
