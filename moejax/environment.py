@@ -224,16 +224,10 @@ def compilation_cache_folder() -> Path | None:
 
 
 def keep_compiled_programs(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Keep the programs that this process compiles on disk, so that the next process loads them in a tenth of the time.
-
-    The command line does this by itself. The programs of one kind of CPU and one version of JAX are of no use to another, and are
-    not taken for its own.
+    """Keep the programs that this process compiles on disk, for later processes. The command line does so by itself.
 
     Args:
-        folder: where; it is made. None takes MOEJAX_CACHE_DIR, or `moejax` in the user's cache folder.
-
-    Returns:
-        The folder.
+        folder: where; it is made. None takes MOEJAX_CACHE_DIR, or `moejax` in the user's cache folder. It is returned.
 
     Raises:
         ValueError: the folder cannot be made or written, or there is none.
@@ -305,8 +299,7 @@ def _older_code_generator() -> dict[str, bool]:
 def compiled_fast() -> dict[str, bool | int]:
     """Options of `jax.jit` for a program that runs for less time than it compiles: it compiles in half the time.
 
-    It runs a fifth longer, or up to twice as long where arrays are small. Options that XLA_FLAGS name are left to the user. The
-    options of a CPU do nothing elsewhere.
+    It runs a fifth longer, up to twice as long where arrays are small. Options that XLA_FLAGS name are left to the user.
     """
     given = os.environ.get("XLA_FLAGS", "")
     options = {"xla_backend_optimization_level": 1} | _older_code_generator()
@@ -316,8 +309,7 @@ def compiled_fast() -> dict[str, bool | int]:
 def compile_without_optimisation() -> None:
     """Make XLA compile fast and run slowly, in this process and those that it starts, unless XLA_FLAGS choose otherwise.
 
-    LLVM does not optimise: a trial compiles in a third of the time and runs five times as long. It must be called before JAX
-    starts its backend.
+    A trial compiles in a third of the time and runs five times as long. It must be called before JAX starts its backend.
     """
     chosen = {"xla_backend_optimization_level": 0} | _older_code_generator()
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in chosen.items())

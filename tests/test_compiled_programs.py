@@ -65,14 +65,14 @@ def config(method):
 
 @pytest.mark.parametrize("method", method_names())
 def test_a_fit_has_no_batched_calls(method):
-    assert (
-        batched(fitting._run_method.lower(jax.random.key(0), problem(method), method, config(method))) == []
-    )
+    """A method in stages is traced as a whole here."""
+    whole = fitting._compiled.lower(jax.random.key(0), problem(method), config(method), get_method(method))
+    assert batched(whole) == []
 
 
 def test_a_fit_of_several_outputs_has_no_batched_calls():
     several, of = problem("joint_em", 2), config("joint_em")
-    assert batched(fitting._run_method.lower(jax.random.key(0), several, "joint_em", of)) == []
+    assert batched(fitting._compiled.lower(jax.random.key(0), several, of, get_method("joint_em"))) == []
 
 
 @pytest.mark.parametrize("method", SIDE_BY_SIDE)

@@ -8,7 +8,7 @@ import pytest
 import moejax
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import LabelMap, activation_range, fitted_labels, is_linear, labels_note
-from moejax.fitting.result import FitResult, _Fitted
+from moejax.fitting.result import FitResult, FittedInOwnUnits
 from moejax.fitting.whitening import input_map, params_in_input_units
 from moejax.likelihood.information import covariance, standard_errors
 from moejax.model.activations import get_activation
@@ -141,7 +141,7 @@ def made(fit_intercept):
     """A result of `fit` in the units of z, without a fit."""
     z, params, _ = drawn(fit_intercept)
     inputs = input_map(z, np.ones(len(z)), centre=fit_intercept)._replace(mean=np.zeros(2), matrix=np.eye(2))
-    fitted = _Fitted(params, None, DataUnits(inputs, LabelMap(0.0, 1.0)), "shared", fit_intercept)
+    fitted = FittedInOwnUnits(params, None, DataUnits(inputs, LabelMap(0.0, 1.0)), "shared", fit_intercept)
     host = params._replace(**{name: np.asarray(leaf) for name, leaf in params._asdict().items()})
     return FitResult(host, 0.0, np.zeros(0), {}, "ok", _fitted=fitted)
 
