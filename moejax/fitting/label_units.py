@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.environment import compiled_fast
+from moejax.fitting.padding import padded
 from moejax.model.activations import ScalarFunction, activation_facts, values_on_host
 from moejax.model.gaussian import gaussian_grid
 from moejax.moments.noise import estimate_noise_std, estimate_relative_noise
@@ -163,14 +164,19 @@ def _noise_std(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> np.nda
     if activation_facts(fn).constant:
         share = weights / weights.sum()
         return np.sqrt(share @ (y - share @ y) ** 2)
-    dtype = jnp.result_type(float)
-    return np.asarray(_estimated(jnp.asarray(y, dtype), jnp.asarray(weights, dtype), fn), float)
+    weights, y = _for_a_program(weights, y)
+    return np.asarray(_estimated(y, weights, fn), float)
 
 
 def _relative_noise(y: np.ndarray, weights: np.ndarray, fn: ScalarFunction) -> float:
     """sigma / rho from labels with E[y^2] = 1."""
+    weights, y = _for_a_program(weights, y)
+    return float(_estimated_ratio(y, weights, fn, _second_moment(fn)))
+
+
+def _for_a_program(weights: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     dtype = jnp.result_type(float)
-    return float(_estimated_ratio(jnp.asarray(y, dtype), jnp.asarray(weights, dtype), fn, _second_moment(fn)))
+    return tuple(np.asarray(a, dtype) for a in padded(weights, y))
 
 
 @functools.lru_cache(maxsize=64)

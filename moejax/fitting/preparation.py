@@ -12,6 +12,7 @@ from moejax.checks import require
 from moejax.fitting.arguments import log_density_of, require_density_at
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import FittedLabels, fitted_labels
+from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
 from moejax.fitting.whitening import input_map
 from moejax.methods.method import (
@@ -172,9 +173,10 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
         ridge=options.ridge,
         chunk_size=options.chunk_size,
     )
+    padded_weights, z, y = padded(sample.weights, z, y)
     # converted on the host: each jnp.asarray with a dtype would be a program
     x, y, weights, level = jax.device_put(
-        [np.asarray(a, dtype) for a in (z, y, sample.weights, labels.noise_std)]
+        [np.asarray(a, dtype) for a in (z, y, padded_weights, labels.noise_std)]
     )
     problem = Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:])
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
