@@ -18,7 +18,7 @@ jaxtyping.install_import_hook(
     ["moejax.model", "moejax.moments", "moejax.likelihood", "moejax.methods"], "array_shapes.checked"
 )
 
-from moejax.environment import compile_without_optimisation
+from moejax.environment import compile_fast_everywhere
 from moejax.methods import search_plan
 from moejax.registry import registrations_undone
 from moejax.sweep.plan import plugins
@@ -32,7 +32,7 @@ OWN_FLAGS = (
 os.environ["XLA_FLAGS"] = f"{OWN_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 # Nearly all of the suite's time goes to compilation. Processes that tests start inherit the flags, and those of the caller win:
 # XLA_FLAGS=--xla_backend_optimization_level=2 (and --xla_cpu_use_fusion_emitters=true) tests the programs that users get.
-compile_without_optimisation()
+compile_fast_everywhere(level=0)
 
 # Started by nohup, or in the background of a script, a process ignores these; what it starts does too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -169,7 +169,7 @@ def test_names_in_every_face_exist():
 
 def test_only_the_command_line_changes_its_process():
     """Environment, XLA flags and platform; the others put back what they change for a while."""
-    door = {"use_single_thread", "compile_without_optimisation"}
+    door = {"use_single_thread", "compile_fast_everywhere"}
     puts_back = {"sweep/execution/dask_cluster.py", "sweep/report/pictures.py", "environment.py"}
     changing = re.compile(
         r"os\.environ(\[[^]]+\] = |\.(update|pop|setdefault|clear)\()|update\(.jax_platforms"

@@ -7,6 +7,7 @@ cache are set here, before any computation, and recorded with the results.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform as host_platform
 import re
@@ -37,7 +38,7 @@ from moejax.environment import (
     available_cores,
     cache_folder,
     compilation_cache_folder,
-    compile_without_optimisation,
+    compile_fast_everywhere,
     cpu_model,
     keep_compiled_programs,
     memory_bytes,
@@ -197,11 +198,11 @@ def own_process(place: Place) -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-def _own_quick_process(place: Place) -> None:
-    """Do the same for a run whose time is nearly all compilation."""
+def _own_process_of_many_programs(place: Place, level: int) -> None:
+    """Do the same for a run of many programs with few trials each; see `compile_fast_everywhere`."""
     own_process(place)
     if not place.accelerated:
-        compile_without_optimisation()
+        compile_fast_everywhere(level)
 
 
 def _print_json(value: Any) -> None:
@@ -249,7 +250,8 @@ def _run_reproduce(command: Reproduce) -> None:
 
     options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
     common = options.pop("common")
-    prepare = _own_quick_process if command.quick else own_process
+    # the time of a quick run is nearly all compilation, that of a whole one half
+    prepare = functools.partial(_own_process_of_many_programs, level=0 if command.quick else 1)
     reproduce(**options, quiet=common.quiet, as_json=common.json, own_process=prepare)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from test_sweep_fake_core import command, environment, run, write_inputs
 
-from moejax.environment import compile_without_optimisation, single_threaded_environment
+from moejax.environment import compile_fast_everywhere, single_threaded_environment
 from moejax.sweep import load
 from moejax.sweep.execution.certificates import make_certificates
 from moejax.sweep.execution.dask_cluster import cluster_executor, slurm_job_script
@@ -139,8 +139,8 @@ def test_a_bad_slurm_file_is_one_line(tmp_path, text, message):
 def test_flags_of_the_user_come_after_those_that_compile_fast(monkeypatch):
     """XLA takes the last of two equal flags."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=2")
-    compile_without_optimisation()
-    compile_without_optimisation()
+    compile_fast_everywhere(level=0)
+    compile_fast_everywhere(level=0)
     flags = single_threaded_environment()["XLA_FLAGS"].split()
     assert flags[0] == "--xla_backend_optimization_level=0"
     assert flags.index("--xla_backend_optimization_level=2") > 0
