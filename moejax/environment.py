@@ -308,8 +308,8 @@ def compiled_fast() -> dict[str, bool | int]:
 def compile_fast_everywhere(level: int) -> None:
     """Make XLA compile fast, in this process and those that it starts, unless XLA_FLAGS choose otherwise.
 
-    With level 1, a trial compiles in half the time and runs a quarter longer; with 0, in a third, and runs five times as long. To be
-    called before JAX starts its backend.
+    With level 1, a trial compiles in half the time and runs a quarter longer; with 0, in a third, and runs five times as long. Call
+    it before JAX starts its backend.
     """
     options = {"xla_backend_optimization_level": level} | _older_code_generator()
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())

@@ -191,10 +191,8 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
     sample = search.sample
     unit, dtype = sample_scale(sample.weights).unit, sample.x.dtype
     ridge = search_ridge(sample, config)
-    many, one = (
-        num_free_parameters(k, sample.x.shape[1], "shared", config.fit_intercept)
-        for k in (config.num_experts, 1)
-    )
+    sizes = (sample.x.shape[1], "shared", config.fit_intercept, math.prod(sample.y.shape[1:]))
+    more_parameters = num_free_parameters(config.num_experts, *sizes) - num_free_parameters(1, *sizes)
     count = plan.num_more if again else plan.num_independent
     starts, may_begin = rows_of(search.population, slice(count)), jnp.asarray(True)
     if again:
@@ -223,7 +221,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
         optima = distinct_optima(independent, SAME_OPTIMUM * unit)
         settled = (optima.unseen <= LARGEST_UNSEEN) & (optima.num_best >= FEWEST_AT_BEST)
         if config.num_experts > 1:
-            settled &= independent.values.max() - alone >= LEAST_GAIN * unit * (many - one)
+            settled &= independent.values.max() - alone >= LEAST_GAIN * unit * more_parameters
         return Rounds(rounds.number + 1, ends, alone, optima, settled & (rounds.number > 0))
 
     def unfinished(rounds: Rounds) -> jax.Array:
