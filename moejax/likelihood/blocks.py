@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from moejax.environment import runs_on_cpu
 from moejax.model.mixture import with_stand_ins
+from moejax.model.sums import in_parts, sum_over_parts
 
 BLOCK_SIZE = 2048
 """Samples in a block on a CPU: pairs of 10 inputs and two dozen coefficients then fill its second-level cache."""
@@ -45,24 +46,15 @@ def sample_blocks(
     """
     if block_size is None:
         block_size = BLOCK_SIZE if runs_on_cpu() else ACCELERATOR_BLOCK_SIZE
-    n = x.shape[0]
-    block_size = max(min(block_size, n), 1)
-    num_blocks = -(-n // block_size)
-
-    def filled_up(a: jax.Array) -> jax.Array:
-        return jnp.pad(a, [(0, num_blocks * block_size - n)] + [(0, 0)] * (a.ndim - 1))
-
-    def blocks(a: jax.Array) -> jax.Array:
-        return a.reshape(num_blocks, block_size, *a.shape[1:])
-
-    x, y, weights = filled_up(x), filled_up(y), filled_up(weights)
+    block_size = max(min(block_size, x.shape[0]), 1)
+    # whole blocks first, so that rows which fill the last one become copies too
+    x, y, weights = (in_parts(a, block_size).reshape(-1, *a.shape[1:]) for a in (x, y, weights))
     x, y = with_stand_ins(weights, x, y)
     design = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) if fit_intercept else x
-    in_block = blocks(weights > 0).any(axis=1)
-    num_used = jnp.max(jnp.where(in_block, jnp.arange(1, num_blocks + 1, dtype=jnp.int32), 0))
-    return SampleBlocks(
-        blocks(design).transpose(0, 2, 1), blocks(y).swapaxes(1, -1), blocks(weights), num_used
-    )
+    design, y, weights = (in_parts(a, block_size) for a in (design, y, weights))
+    in_block = (weights > 0).any(axis=1)
+    num_used = jnp.max(jnp.where(in_block, jnp.arange(1, in_block.size + 1, dtype=jnp.int32), 0))
+    return SampleBlocks(design.transpose(0, 2, 1), y.swapaxes(1, -1), weights, num_used)
 
 
 class SampleScale(NamedTuple):
@@ -92,13 +84,4 @@ def sample_scale(weights: Float[jax.Array, " n"]) -> SampleScale:
 
 def sum_over_blocks(sums_of: Callable[..., Any], blocks: SampleBlocks) -> Any:
     """The sum over the used blocks of `sums_of(design (D, B), y (B,), weights (B,))`, a pytree."""
-
-    def of_block(index: jax.Array | int) -> Any:
-        return sums_of(blocks.design[index], blocks.y[index], blocks.weights[index])
-
-    if blocks.y.shape[0] == 1:
-        return of_block(0)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_block, 0))
-    return jax.lax.fori_loop(
-        0, blocks.num_used, lambda index, total: jax.tree.map(jnp.add, total, of_block(index)), zeros
-    )
+    return sum_over_parts(sums_of, (blocks.design, blocks.y, blocks.weights), blocks.num_used)

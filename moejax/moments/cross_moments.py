@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from moejax.model.sums import in_parts, sum_over_parts
+
 
 class RawMoments(NamedTuple):
     """Weighted sums over samples; adding two of them merges two parts of a data set."""
@@ -159,7 +161,7 @@ def whitened_moment(
 
 
 def streamed_sum(sums_of: Callable[..., Any], *arrays: jax.Array | None, chunk_size: int | None) -> Any:
-    """`sums_of(*arrays)`, a pytree of sums over the leading axis, or the same added up over chunks by a scan.
+    """`sums_of(*arrays)`, a pytree of sums over the leading axis, or the same added up over chunks.
 
     The last chunk is padded with zeros, so one of the arrays should be the samples' weights.
 
@@ -171,16 +173,4 @@ def streamed_sum(sums_of: Callable[..., Any], *arrays: jax.Array | None, chunk_s
     n = next(a.shape[0] for a in arrays if a is not None)
     if chunk_size is None or chunk_size >= n:
         return sums_of(*arrays)
-    num_chunks = -(-n // chunk_size)
-
-    def chunks(a: jax.Array) -> jax.Array:
-        padding = [(0, num_chunks * chunk_size - n)] + [(0, 0)] * (a.ndim - 1)
-        return jnp.pad(a, padding).reshape(num_chunks, chunk_size, *a.shape[1:])
-
-    def add(total: Any, chunk: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, sums_of(*chunk)), None
-
-    chunked = jax.tree.map(chunks, arrays)
-    shapes = jax.eval_shape(lambda parts: sums_of(*parts), jax.tree.map(lambda a: a[0], chunked))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.scan(add, zeros, chunked)[0]
+    return sum_over_parts(sums_of, jax.tree.map(lambda a: in_parts(a, chunk_size), arrays))

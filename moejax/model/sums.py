@@ -1,0 +1,35 @@
+"""Sums over samples, in parts that fit in a cache or in a device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+
+def in_parts(array: Float[jax.Array, "n ..."], part_size: int) -> Float[jax.Array, "b part ..."]:
+    """(b, part_size, ..) from (n, ..); the last part is filled up with zeros."""
+    num_parts = -(-array.shape[0] // part_size)
+    padding = [(0, num_parts * part_size - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
+    return jnp.pad(array, padding).reshape(num_parts, part_size, *array.shape[1:])
+
+
+def sum_over_parts(
+    sums_of: Callable[..., Any], parts: tuple[Any, ...], num_used: Int[jax.Array, ""] | int | None = None
+) -> Any:
+    """The sum of `sums_of(*part)`, a pytree, over the first `num_used` parts: the leading axis of all leaves; None for all."""
+    num_parts = jax.tree.leaves(parts)[0].shape[0]
+
+    def of_part(index: jax.Array | int) -> Any:
+        return sums_of(*jax.tree.map(lambda leaf: leaf[index], parts))
+
+    if num_parts == 1:
+        return of_part(0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_part, 0))
+    last = num_parts if num_used is None else num_used
+    return jax.lax.fori_loop(
+        0, last, lambda index, total: jax.tree.map(jnp.add, total, of_part(index)), zeros
+    )
