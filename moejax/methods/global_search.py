@@ -68,8 +68,10 @@ SEARCH_RIDGE = 1e-6
 """Ridge on the gates during the search, per sample, if the fit's own is smaller."""
 SMALLEST_RIDGE = 1e-9
 """Ridge of the last generation, per sample, if the fit's own is smaller: EM without a polish needs some ridge."""
-MOST_ROUNDS = 6
-"""Rounds of PASSES passes in which they may arrive at their optima."""
+ROUND_PASSES = 10
+"""EM passes of a round of the independent starts."""
+MOST_ROUNDS = 9
+"""Rounds in which they may arrive at their optima."""
 SAME_OPTIMUM = 1.0
 """`SAME_MIXTURE` for the ends of independent starts, which count as one optimum only if they have arrived at it."""
 LARGEST_UNSEEN = 0.01
@@ -214,7 +216,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
         if not again:
             # at first only the gates of the spectral starts climb, for their experts are near the truth if the model holds
             held = (jnp.arange(total) < plan.num_spectral) & (rounds.number == 0)
-        ends = climb(rounds.ends.params, sample, config, PASSES, ridge, held)
+        ends = climb(rounds.ends.params, sample, config, ROUND_PASSES, ridge, held)
         if not again:
             alone = jnp.where(rounds.number == 0, ends.values[-1], alone)
         independent = rows_of(ends, slice(count))
@@ -237,7 +239,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
         population=side_by_side(ranked.params, rows_of(search.population, slice(count, None))),
         values=search.values.at[:few].set(ranked.values[:few]),
         num_starts=jnp.asarray(count, jnp.int32),
-        num_passes=search.num_passes + rounds.number * (total * PASSES),
+        num_passes=search.num_passes + rounds.number * (total * ROUND_PASSES),
         alone=rounds.alone,
         optima=rounds.optima,
         settled=rounds.settled,
