@@ -306,6 +306,27 @@ def test_labels_that_the_model_made_settle_the_search(monkeypatch):
 
 
 @pytest.mark.slow
+def test_more_starts_climb_where_the_first_do_not_suffice(monkeypatch):
+    """One optimum leaves 2 / (21 x 20) of all starts unseen with the first 21 starts; two leave 6 / (47 x 46) with 47."""
+    monkeypatch.setattr(multistart, "LARGEST_UNSEEN", 0.003)
+    x, y = planted(0)
+    given = Problem(jnp.asarray(x), jnp.asarray(y), jnp.ones(len(y)), jnp.asarray(0.2), None)
+    config = dataclasses.replace(CONFIG, fit_intercept=False)
+    plan = search_plan.plan_of(given, config)
+    jax.clear_caches()
+    search = multistart.independent_starts(jax.random.key(0), given, config=config, plan=plan)
+    assert not search.settled
+    assert multistart.may_settle(search, plan.num_more)
+    search = multistart.more_independent_starts(search, config=config, plan=plan)
+    jax.clear_caches()
+    assert search.settled
+    assert int(search.num_starts) == 47
+    distinct = int(search.optima.num_distinct)
+    assert distinct in (1, 2)
+    np.testing.assert_allclose(search.optima.unseen, distinct * (distinct + 1) / (47 * 46), rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_many_optima_do_not_settle_the_search(problem):
     result = jax.jit(get_method("multistart"), static_argnums=2)(jax.random.key(0), problem, CONFIG)
     assert not result.search.settled
