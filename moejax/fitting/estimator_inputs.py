@@ -119,7 +119,11 @@ def least_squares_fit(
     sigma = max(spread, smallest) if noise_std is None else float(noise_std) / unit
     none = np.zeros_like(coefficients)[None]
     fitted = MoEParams(coefficients[None], none, np.full(1, sigma), np.full(1, mean), np.zeros(1))
-    value = -0.5 * (spread / sigma) ** 2 - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
+    with np.errstate(over="ignore"):
+        squares = float(
+            np.square(np.divide(spread, sigma))
+        )  # infinite for a noise that is tiny beside the labels' spread
+    value = -0.5 * squares - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
     found = input_findings(inputs)
     diagnostics = {"num_passes": 1, **found, "notes": input_notes(found)}
     with np.errstate(over="ignore", invalid="ignore"):

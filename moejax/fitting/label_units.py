@@ -36,6 +36,8 @@ _UNBOUNDED = 1e3
 """Values of this size, for such arguments, count as no bound."""
 OUTSIDE_RANGE = 0.01
 """Share of the labels' variance outside the range of g from which a fit reports it."""
+LARGEST_RATIO = 1e150
+"""A known noise that is more times the labels' spread counts as this many: its square is finite."""
 
 
 class LabelMap(NamedTuple):
@@ -126,8 +128,9 @@ def fitted_labels(
     square = 1.0 if linear else float(_second_moment(fn))
     if known is not None:
         # rho^2 E[g^2] = 1 - sigma^2, in units of the labels' spread
-        signal = max(1.0 - float(known / scale) ** 2, 1e-300)
-        ratio = float(known / scale) * math.sqrt(square / signal)
+        relative = min(float(known) / float(scale), LARGEST_RATIO)
+        signal = max(1.0 - relative**2, 1e-300)
+        ratio = relative * math.sqrt(square / signal)
     elif linear:
         signal = 0.5 * float(share @ ((standard**2 - 1.0) * (np.sum(z**2, axis=1) - z.shape[1])))
         # if labels are nearly all noise, so is the trace, which may be negative

@@ -131,7 +131,7 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
     )
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
-    _require_representable(y[sample.weights > 0], labels, np.dtype(dtype))
+    _require_representable(y[sample.weights > 0], labels, noise_std, np.dtype(dtype))
     orders, reason = (
         Orders((), "no moments: several outputs")
         if several
@@ -182,12 +182,15 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
-def _require_representable(y: np.ndarray, labels: FittedLabels, dtype: np.dtype) -> None:
+def _require_representable(
+    y: np.ndarray, labels: FittedLabels, given: np.ndarray | None, dtype: np.dtype
+) -> None:
     """Refuse fitted labels, or a noise, whose squares overflow or vanish in the precision of the computation.
 
     Args:
         y: (n,) or (n, m) fitted labels with weight.
         labels: their unit and noise.
+        given: () or (m,) the noise in the user's units, if it is known.
         dtype: floating dtype of the computation.
 
     Raises:
@@ -204,7 +207,8 @@ def _require_representable(y: np.ndarray, labels: FittedLabels, dtype: np.dtype)
     noise_std = np.asarray(labels.noise_std)
     if np.any((noise_std < least) | (noise_std > most)):
         unit = float(np.max(labels.map.scale))
+        level = float(np.min(noise_std)) * unit if given is None else float(np.min(given))
         raise ValueError(
             f"noise_std: expected {least * unit:.0e} to {most * unit:.0e} for these labels in {dtype}, "
-            f"got {float(np.min(noise_std)) * unit:.3g}"
+            f"got {level:.3g}"
         )

@@ -228,3 +228,24 @@ def test_unequal_reliabilities_count_as_their_effective_number():
     assert kind == "reliability"
     assert resolved.sum() == pytest.approx(1.0 / (0.5**2 + 2 * 0.25**2))
     np.testing.assert_allclose(resolved / resolved.sum(), weights)
+
+
+@pytest.mark.parametrize("noise_std", [1e308, 1e200])
+@pytest.mark.parametrize("num_experts", [1, 2])
+def test_a_known_noise_beyond_all_squares_is_one_line(noise_std, num_experts):
+    """Its ratio to the labels' spread has no finite square: the noise is refused, not the arithmetic."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 2)), 1e-3 * rng.normal(size=60)
+    options = {"num_experts": num_experts, "noise_std": noise_std, "method": "joint_em"}
+    with pytest.raises(ValueError, match=r"^noise_std: expected .* got 1e\+\d+$"):
+        moejax.fit(jax.random.key(0), x, y, **options)
+
+
+def test_one_expert_and_a_known_noise_without_a_finite_square(recwarn):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 2)), rng.normal(size=60)
+    for noise_std in (1e-200, 1e200):
+        model = moejax.MoERegressor(num_experts=1, noise_std=noise_std).fit(x, y)
+        line = np.linalg.lstsq(np.column_stack([x, np.ones(60)]), y, rcond=None)[0]
+        np.testing.assert_allclose(model.predict(x), x @ line[:2] + line[2], rtol=1e-6, atol=1e-9)
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
