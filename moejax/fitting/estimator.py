@@ -44,6 +44,7 @@ from moejax.fitting.estimator_inputs import (
     supported_size,
 )
 from moejax.fitting.label_units import is_linear, labels_note
+from moejax.fitting.padding import padded_size
 from moejax.fitting.pipeline import fit_sample
 from moejax.fitting.predictive import expected_log_density, root_mean_square
 from moejax.fitting.preparation import Sample, rescaled_weights
@@ -54,8 +55,6 @@ from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
 from moejax.model.mixture import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
 from moejax.moments.label_transforms import TransformKind
-
-_SMALLEST_SHAPE = 64
 
 
 def _several_experts(estimator: MoERegressor) -> bool:
@@ -323,12 +322,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         """A fit to the inputs, or to their leading directions if the samples support only these."""
         num_experts, inputs, is_reduced = support
         x = (sample.x - inputs.mean) @ inputs.matrix if is_reduced else sample.x
-        padding = _padded(len(x)) - len(x)  # few shapes need few compilations; padding has weight zero
-        x, y = (np.pad(a, [(0, padding)] + [(0, 0)] * (a.ndim - 1), mode="edge") for a in (x, sample.y))
-        padded = Sample(x, y, np.pad(sample.weights, (0, padding)), sample.precision)
         seed = checked_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         with self._in_precision():
-            result = fit_sample(jax.random.key(seed), padded, num_experts, noise_std, options)
+            result = fit_sample(jax.random.key(seed), sample._replace(x=x), num_experts, noise_std, options)
         if is_reduced:
             params = params_in_input_units(result.params, inputs.mean, inputs.matrix)
             result = dataclasses.replace(result, params=params, standard_errors=None)
@@ -346,7 +342,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         x = checked_inputs(X, "X")
         self._columns(X, reset=False)
-        padded = np.pad(x, [(0, _padded(len(x)) - len(x)), (0, 0)])
+        padded = np.pad(x, [(0, padded_size(len(x)) - len(x)), (0, 0)])  # few shapes need few programs
         # always in double precision: inputs and biases may have offsets that cancel
         with jax.enable_x64(True):
             params = jax.tree.map(jnp.asarray, self.params_)
@@ -380,8 +376,3 @@ def _log_normal(residual: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
 def _gates_and_means(params: MoEParams, x: jax.Array, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
     with jax.default_matmul_precision("highest"):
         return jax.nn.log_softmax(gate_logits(params, x), axis=1), expert_means(params, x, fn)
-
-
-def _padded(count: int) -> int:
-    """The next power of two."""
-    return max(_SMALLEST_SHAPE, 1 << (count - 1).bit_length())

@@ -80,7 +80,7 @@ FEWEST_AT_BEST = 3
 """It ends so only if this many starts, spectral or random, reached the best optimum."""
 LEAST_GAIN = 10.0
 """And only if the best is better than one expert alone by this many nats for each further parameter. With less, the data have
-optima of nearly equal likelihood, of which some draw few starts (measured: none with more than 11, some with 4 or less)."""
+optima of nearly equal likelihood, of which some draw few starts."""
 LARGEST_LABEL = 1e15
 """Labels beyond this size, whose squares have no sum in single precision, are cut to it in the search."""
 
@@ -151,7 +151,7 @@ def spectral_starts(
 
 
 def in_single_precision(sample: Problem, fn: ScalarFunction) -> Problem:
-    """The sample in single precision, in which the search takes half the time; as it is if g of such numbers is none.
+    """The sample in single precision, in which the search takes less time; as it is if g of such numbers is none.
 
     The search compares log-likelihoods that differ by tenths of a nat, and its best mixtures are polished in the precision of the
     data.
@@ -187,8 +187,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
         config: the static choices.
         plan: the numbers of mixtures.
         again: if false, the first `plan.num_independent` climb, all from their starts, and one more with equal experts, for the
-            log-likelihood of one expert. If true, the first `plan.num_more`, unless the search is settled or too many optima are
-            known already.
+            log-likelihood of one expert. If true, the first `plan.num_more`, if `search.more_may_suffice`.
     """
     sample = search.sample
     unit, dtype = sample_scale(sample.weights).unit, sample.x.dtype
@@ -198,10 +197,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
     count = plan.num_more if again else plan.num_independent
     starts, may_begin = rows_of(search.population, slice(count)), jnp.asarray(True)
     if again:
-        distinct = search.optima.num_distinct
-        may_begin = ~search.settled & (
-            distinct * (distinct + 1) <= math.floor(LARGEST_UNSEEN * count * (count - 1))
-        )
+        may_begin = search.more_may_suffice
     else:
         first = rows_of(search.drawn, slice(plan.num_spectral, plan.num_spectral + 1))
         equal = first._replace(
@@ -210,6 +206,11 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
         )
         starts = side_by_side(starts, equal)
     total = starts.noise_std.shape[0]
+
+    def gains_enough(ends: Mixtures, alone: jax.Array) -> jax.Array:
+        if config.num_experts == 1:
+            return jnp.asarray(True)
+        return ends.values.max() - alone >= LEAST_GAIN * unit * more_parameters
 
     def advance(rounds: Rounds) -> Rounds:
         held, alone = None, rounds.alone
@@ -222,8 +223,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
         independent = rows_of(ends, slice(count))
         optima = distinct_optima(independent, SAME_OPTIMUM * unit)
         settled = (optima.unseen <= LARGEST_UNSEEN) & (optima.num_best >= FEWEST_AT_BEST)
-        if config.num_experts > 1:
-            settled &= independent.values.max() - alone >= LEAST_GAIN * unit * more_parameters
+        settled &= gains_enough(independent, alone)
         return Rounds(rounds.number + 1, ends, alone, optima, settled & (rounds.number > 0))
 
     def unfinished(rounds: Rounds) -> jax.Array:
@@ -233,7 +233,9 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
     begun = Mixtures(starts, jnp.full(total, -jnp.inf, dtype), nothing)
     rounds = Rounds(jnp.asarray(0, jnp.int32), begun, search.alone, search.optima, search.settled)
     rounds = jax.lax.while_loop(unfinished, advance, rounds)
-    ranked = keep_best(rows_of(rounds.ends, slice(count)), count, SAME_MIXTURE * unit)
+    ends = rows_of(rounds.ends, slice(count))
+    ranked = keep_best(ends, count, SAME_MIXTURE * unit)
+    distinct, most = rounds.optima.num_distinct, LARGEST_UNSEEN * plan.num_more * (plan.num_more - 1)
     few = min(count, plan.num_parents)
     climbed = search._replace(
         population=side_by_side(ranked.params, rows_of(search.population, slice(count, None))),
@@ -243,6 +245,9 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
         alone=rounds.alone,
         optima=rounds.optima,
         settled=rounds.settled,
+        more_may_suffice=~rounds.settled
+        & (distinct * (distinct + 1) <= math.floor(most))
+        & gains_enough(ends, rounds.alone),
     )
     return (
         jax.tree.map(lambda new, old: jnp.where(may_begin, new, old), climbed, search) if again else climbed
@@ -270,6 +275,7 @@ def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig
         num_passes,
         low,
         Optima(zero, zero, -low),
+        jnp.asarray(False),
         jnp.asarray(False),
         estimate,
     )
@@ -342,16 +348,8 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     plan = plan_of(problem, config)
     search = independent_starts(key, problem, config=config, plan=plan)
     traced = isinstance(search.settled, Tracer)
-    if plan.num_more and (traced or may_settle(search, plan.num_more)):
+    if plan.num_more and (traced or search.more_may_suffice):
         search = more_independent_starts(search, config=config, plan=plan)
     if traced or not search.settled:
         search = generations(search, config=config, plan=plan)
     return polished(search, problem, config=config, plan=plan)
-
-
-def may_settle(search: Search, num_starts: int) -> bool:
-    """True if a search that is not settled can be, by this many independent starts."""
-    distinct = int(search.optima.num_distinct)
-    return not search.settled and distinct * (distinct + 1) <= math.floor(
-        LARGEST_UNSEEN * num_starts * (num_starts - 1)
-    )

@@ -87,7 +87,7 @@ class SearchEnd(NamedTuple):
     num_best: Int[jax.Array, ""]
     """() int32 independent starts that reached the best of these."""
     unseen: Float[jax.Array, ""]
-    """() the expected share of all starts that lead to an optimum which none of these reached."""
+    """() the expected share of all starts that lead to an optimum which none of these reached; infinite if none climbed alone."""
 
 
 class MethodResult(NamedTuple):

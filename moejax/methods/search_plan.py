@@ -105,6 +105,8 @@ class Search(NamedTuple):
     """The optima of the independent starts."""
     settled: Bool[jax.Array, ""]
     """() bool: the independent starts suffice."""
+    more_may_suffice: Bool[jax.Array, ""]
+    """() bool: they do not, but `Plan.num_more` of them may, if no further optimum appears."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics."""
 

@@ -316,7 +316,7 @@ def test_more_starts_climb_where_the_first_do_not_suffice(monkeypatch):
     jax.clear_caches()
     search = multistart.independent_starts(jax.random.key(0), given, config=config, plan=plan)
     assert not search.settled
-    assert multistart.may_settle(search, plan.num_more)
+    assert search.more_may_suffice
     search = multistart.more_independent_starts(search, config=config, plan=plan)
     jax.clear_caches()
     assert search.settled
