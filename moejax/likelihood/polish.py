@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from moejax.likelihood.blocks import sample_blocks, sample_scale
+from moejax.likelihood.blocks import SampleScale, sample_blocks, sample_scale
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature
 from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.likelihood.scan import frozen_scan
@@ -95,14 +95,91 @@ def damped_step(curvature: Curvature, damping: Float[jax.Array, ""]) -> DampedSt
     return DampedStep(delta, promised, ladder[tried - 1], found)
 
 
-class _Ascent(NamedTuple):
+class Ascent(NamedTuple):
     """The state of a polish: the current point, and the step that the next pass tries."""
 
     free: Float[jax.Array, " P"]
+    """(P,) the best point so far."""
     now: Curvature
+    """The derivatives of the penalised log-likelihood there."""
     damping: Float[jax.Array, ""]
+    """() mu of the next step."""
     step: DampedStep
+    """The step from the best point that the next pass tries."""
     passes: Int[jax.Array, ""]
+    """() int32 passes over the data so far."""
+
+
+class AscentRules(NamedTuple):
+    """When a polish keeps a step, and when it ends."""
+
+    tolerance: Float[jax.Array, ""]
+    """() nats: it ends if the predicted gain of the next step is less."""
+    widest: Float[jax.Array, ""]
+    """() half-width over which the derivatives of a g with kinks are averaged in the first pass; 0 for a g without."""
+    slack: Float[jax.Array, ""] | float = 0.0
+    """() nats that a step may lose and still be kept: the rounding error of the log-likelihood."""
+
+    def width(self, passes: Int[jax.Array, ""]) -> Float[jax.Array, ""]:
+        """The half-width of the pass after so many."""
+        shrunk = self.widest * KINK_RATE ** passes.astype(self.widest.dtype)
+        return jnp.maximum(shrunk, self.widest / KINK_RANGE)
+
+
+def ascent_rules(
+    params: MoEParams, scale: SampleScale, fn: ScalarFunction, tolerance: float, slack: float = 0.0
+) -> AscentRules:
+    """The rules of a polish that starts at `params`.
+
+    Args:
+        params: the start.
+        scale: the size of the sample.
+        fn: g.
+        tolerance: in nats, multiplied by the mean weight if that is below one.
+        slack: as in `AscentRules`.
+    """
+    widest = params.noise_std.min() * jnp.sqrt(params.experts.size / scale.num_samples)
+    widest = widest if activation_facts(fn).kinked else jnp.zeros_like(widest)
+    return AscentRules(jnp.asarray(tolerance, widest.dtype) * scale.unit, widest, slack)
+
+
+def first_ascent(free: Float[jax.Array, " P"]) -> Ascent:
+    """The state before the first pass, which evaluates the start `free` (P,)."""
+    square, zero = jnp.zeros((free.shape[0],) * 2, free.dtype), jnp.zeros((), free.dtype)
+    nowhere = Curvature(jnp.full_like(zero, -jnp.inf), jnp.zeros_like(free), square, square)
+    no_step = DampedStep(jnp.zeros_like(free), zero, zero, jnp.asarray(False))
+    return Ascent(free, nowhere, zero, no_step, jnp.asarray(0, jnp.int32))
+
+
+def ascend(state: Ascent, candidate: Curvature, rules: AscentRules) -> tuple[Ascent, Bool[jax.Array, ""]]:
+    """One pass of a polish: keep or refuse the step, and choose the next one.
+
+    Args:
+        state: before the pass.
+        candidate: the penalised log-likelihood and its derivatives at `state.free + state.step.delta`, averaged over
+            `rules.width(state.passes)` for a g with kinks.
+        rules: when to keep the step, and when to end.
+
+    Returns:
+        The next state, and () bool: the ascent has converged.
+    """
+    free, now, damping, (step, promised, used, found), count = state
+    gain = candidate.log_likelihood - now.log_likelihood
+    accept = (
+        gain >= -rules.slack
+    )  # true at the first pass too, which only evaluates the start: its gain is infinite
+    # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
+    good = found & accept & (gain >= 0.5 * promised)
+    damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
+    damping = jnp.where(count == 0, DAMPING_AT_START, jnp.clip(damping, 1e-6, 1e8))
+    free = jnp.where(accept, free + step, free)
+    now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
+    step = damped_step(now, damping)
+    settled = rules.width(count) <= rules.widest / KINK_RANGE
+    # the distance to the maximum is the next step's predicted gain; after a failure the damped step predicts less
+    short = (accept | (promised < rules.tolerance)) & (step.promised < rules.tolerance)
+    done = settled & step.found & short & jnp.isfinite(now.log_likelihood)
+    return Ascent(free, now, damping, step, count + 1), done
 
 
 def polish(
@@ -135,53 +212,25 @@ def polish(
             the mean weight is below one, the tolerance is multiplied by it (see `blocks.SampleScale`).
         record_path: keep every point.
     """
-    scale = sample_scale(weights)
-    tolerance_here = jnp.asarray(tolerance, x.dtype) * scale.unit
+    rules = ascent_rules(params, sample_scale(weights), fn, tolerance)
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     kinked = activation_facts(fn).kinked
 
-    def curvature_at(free: jax.Array, width: jax.Array) -> Curvature:
-        at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
-        return likelihood_curvature(
+    def advance(state: Ascent) -> tuple[Ascent, tuple[jax.Array, jax.Array | None], jax.Array]:
+        at = params_from_free(state.free + state.step.delta, params, noise=noise, fit_intercept=fit_intercept)
+        candidate = likelihood_curvature(
             at,
             blocks,
             fn=fn,
             noise=noise,
             fit_intercept=fit_intercept,
             ridge=ridge,
-            width=width if kinked else None,
+            width=rules.width(state.passes) if kinked else None,
         )
+        state, done = ascend(state, candidate, rules)
+        return state, (state.now.log_likelihood, state.free if record_path else None), done
 
-    def advance(state: _Ascent) -> tuple[_Ascent, tuple[jax.Array, jax.Array | None], jax.Array]:
-        free, now, damping, (step, promised, used, found), count = state
-        width = jnp.maximum(widest * KINK_RATE ** count.astype(x.dtype), widest / KINK_RANGE)
-        candidate = curvature_at(free + step, width)
-        gain = candidate.log_likelihood - now.log_likelihood
-        accept = gain >= 0  # true at the first pass too, which only evaluates the start: its gain is infinite
-        # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
-        good = found & accept & (gain >= 0.5 * promised)
-        damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
-        damping = jnp.where(count == 0, DAMPING_AT_START, jnp.clip(damping, 1e-6, 1e8))
-        free = jnp.where(accept, free + step, free)
-        now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
-        step = damped_step(now, damping)
-        settled = (width <= widest / KINK_RANGE) if kinked else True
-        # the distance to the maximum is the next step's predicted gain; after a failure the damped step predicts less
-        short = (accept | (promised < tolerance_here)) & (step.promised < tolerance_here)
-        done = settled & step.found & short
-        done &= jnp.isfinite(now.log_likelihood)
-        return (
-            _Ascent(free, now, damping, step, count + 1),
-            (now.log_likelihood, free if record_path else None),
-            done,
-        )
-
-    free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
-    widest = params.noise_std.min() * jnp.sqrt(params.experts.size / scale.num_samples)
-    square, zero = jnp.zeros((free.shape[0],) * 2, x.dtype), jnp.zeros((), x.dtype)
-    nowhere = Curvature(jnp.full_like(zero, -jnp.inf), jnp.zeros_like(free), square, square)
-    no_step = DampedStep(jnp.zeros_like(free), zero, zero, jnp.asarray(False))
-    start = _Ascent(free, nowhere, zero, no_step, jnp.asarray(0, jnp.int32))
+    start = first_ascent(free_parameters(params, noise=noise, fit_intercept=fit_intercept))
     end, (history, path), count, done = frozen_scan(advance, start, num_steps)
 
     def params_at(free: jax.Array) -> MoEParams:
