@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from moejax.fitting.estimator import MoERegressor
     from moejax.fitting.pipeline import fit
     from moejax.fitting.result import FitResult
+    from moejax.fitting.streaming.files import FileSource
+    from moejax.fitting.streaming.source import ArraySource
 
 take_for_built_in()
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "ArraySource",
+    "FileSource",
     "FitOptions",
     "FitResult",
     "LabelTransform",
@@ -54,6 +58,8 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = {
+    "ArraySource": "moejax.fitting.streaming.source",
+    "FileSource": "moejax.fitting.streaming.files",
     "FitResult": "moejax.fitting.result",
     "MoERegressor": "moejax.fitting.estimator",
     "fit": "moejax.fitting.pipeline",

@@ -98,11 +98,11 @@ def text_columns(path: Path, separator: str | None, decimal: str | None) -> tupl
         ValueError: the text cannot be cut into rows of as many fields as the header, or can be in several ways.
         OSError: the file cannot be read.
     """
-    text, notes = _decoded(path, _content(path))
+    text, notes = decoded(path, _content(path))
     try:
-        separator = _sniffed_separator(path, text) if separator is None else separator
+        separator = sniffed_separator(path, text) if separator is None else separator
         if decimal is None:
-            decimal = _sniffed_decimal(path, text, separator)
+            decimal = sniffed_decimal(path, text, separator)
             notes += ["the comma was read as the decimal sign"] if decimal == "," else []
         require(decimal != separator, "decimal", "another sign than the separator", decimal)
         rows = _rows(text, separator)
@@ -130,7 +130,7 @@ def _content(path: Path) -> bytes:
         raise ValueError(f"{path}: not a whole gzip file: {brief_text(error)}") from error
 
 
-def _decoded(path: Path, content: bytes) -> tuple[str, list[str]]:
+def decoded(path: Path, content: bytes) -> tuple[str, list[str]]:
     """The text with Python's line ends, and a note if the encoding is a guess."""
     notes = []
     try:
@@ -177,7 +177,7 @@ def _checked_rows(
         yield fields[:width]
 
 
-def _sniffed_separator(path: Path, text: str) -> str:
+def sniffed_separator(path: Path, text: str) -> str:
     """The separator that cuts the header and the first rows into equally many fields, more than one.
 
     If none does, it is the one that cuts the header into most fields; the rows are then refused with the reason.
@@ -197,7 +197,7 @@ def _sniffed_separator(path: Path, text: str) -> str:
     return agreeing[0] if agreeing else max(SEPARATORS, key=fields_of_header.__getitem__)
 
 
-def _sniffed_decimal(path: Path, text: str, separator: str) -> str:
+def sniffed_decimal(path: Path, text: str, separator: str) -> str:
     """The comma if it stands in numbers where no number has a point; else the point.
 
     Raises:

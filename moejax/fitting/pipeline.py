@@ -8,8 +8,9 @@ on the host in double precision, in the units of the data.
 from __future__ import annotations
 
 import dataclasses
-import functools
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,35 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.checks import require
-from moejax.environment import compiled_fast
 from moejax.fitting.arguments import checked_options, noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import checked_arrays, input_precision
-from moejax.fitting.diagnostics import collapse_status, diagnose
-from moejax.fitting.label_units import labels_note
-from moejax.fitting.preparation import Sample, TooManyExpertsError, prepare, rescaled_weights
-from moejax.fitting.result import FitResult, FittedInOwnUnits
-from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
-from moejax.fitting.uncertainty import uncertainty
+from moejax.fitting.estimation import fit_each, fit_sample
+from moejax.fitting.preparation import Sample, rescaled_weights
+from moejax.fitting.result import FitResult
+from moejax.fitting.streaming.fit import fit_source
+from moejax.fitting.streaming.source import Source
 from moejax.likelihood.information import CovarianceKind
-from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import EstimatedNoise, FitOptions, Start, WeightsAre
-from moejax.model.activations import ActivationLike, ScalarFunction, activation_name
+from moejax.model.activations import ActivationLike, activation_name
 from moejax.model.inputs import LogDensity
-from moejax.model.mixture import MoEParams, log_joint, weighted_sum, with_stand_ins
-from moejax.model.status import Status
+from moejax.model.mixture import with_stand_ins
 from moejax.moments.label_transforms import TransformKind
-
-LARGEST_SHORTFALL = 0.5
-"""An estimate at most this many nats below a maximum counts as the maximum: one standard error in one direction."""
 
 
 def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, explained there
     key: jax.Array,
-    x: Any,
-    y: Any,
+    x: Any = None,
+    y: Any = None,
     *,
     num_experts: int | str | Sequence[int],
+    source: Source | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     activation: ActivationLike = FitOptions.activation,
     noise_std: float | None = None,
     noise: EstimatedNoise = FitOptions.noise,
@@ -81,6 +76,11 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         y: (n,) labels, or (n, m), in the units of g's values.
         num_experts: k; for a method of moments, up to the rank of the inputs. For several (a range or list), or "auto" for 1 to 6,
             each that the data admit is fitted, and the result is the one with the least BIC among those with status "ok".
+        source: instead of x, y and weights, rows that are read in batches for every pass over the data, such as
+            `moejax.FileSource` or `moejax.ArraySource`: memory for a few batches suffices. The method, one that ends at a maximum
+            of the likelihood, runs on a random subsample, and a few Newton passes over all rows climb from there. Everything
+            about the estimate is that of all rows; the diagnostics of the sample are those of the subsample, counts scaled up.
+        checkpoint: with a source, a file from which the same call continues after a kill; it is removed at the end.
         noise_std: sigma if it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
             the moments and then jointly with the other parameters.
         weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are ignored and may hold any values.
@@ -120,7 +120,31 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         covariance=covariance,
         log_density=log_density,
     )
-    return _fit(key, x, y, num_experts, noise_std, weights, options)
+    if source is None:
+        require(checkpoint is None, "checkpoint", "None without a source", checkpoint)
+        return _fit(key, x, y, num_experts, noise_std, weights, options)
+    for name, given in (("x", x), ("y", y), ("weights", weights)):
+        require(given is None, name, "None with a source, which has it", type(given).__name__)
+    place = None if checkpoint is None else Path(checkpoint)
+    return fit_rows(
+        key, source, num_experts=num_experts, noise_std=noise_std, options=options, checkpoint=place
+    )
+
+
+def fit_rows(
+    key: jax.Array,
+    source: Source,
+    *,
+    num_experts: int | str | Sequence[int],
+    noise_std: float | None,
+    options: FitOptions,
+    **how: Any,
+) -> FitResult:
+    """`fit` of a source, with its options in one object; `how` are the other arguments of `fit_source`."""
+    given, options = options, checked_options(options)
+    chosen, key, levels = number_of_experts(num_experts), prng_key(key), noise_levels(noise_std, ())
+    result = fit_source(key, source, chosen, levels, options, **how)
+    return dataclasses.replace(result, settings=_settings(key, given, options, chosen, levels))
 
 
 def _fit(
@@ -132,7 +156,7 @@ def _fit(
     weights: Any,
     options: FitOptions,
 ) -> FitResult:
-    """`fit` with its options in one object."""
+    """`fit` of arrays, with its options in one object."""
     given, options = options, checked_options(options)
     chosen = number_of_experts(num_experts)
     key = prng_key(key)
@@ -147,152 +171,38 @@ def _fit(
     resolved, kind = rescaled_weights(arrays[2], options.weights_are)
     x_kept, y_kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
     sample = Sample(x_kept, y_kept, resolved, input_precision(x))
+    if isinstance(chosen, int):
+        result = fit_sample(key, sample, chosen, levels, options)
+    else:
+        result = fit_each(
+            chosen,
+            lambda k: fit_sample(key, sample, k, levels, options),
+            dim=sample.x.shape[1],
+            num_rows=float(sample.weights.sum()),
+            num_outputs=sample.y.shape[1] if sample.several_outputs else 1,
+            noise="known" if levels is not None else options.noise,
+            fit_intercept=options.fit_intercept,
+        )
+    settings = _settings(key, given, options, chosen, levels) | {"weights_are": kind}
+    return dataclasses.replace(result, settings=settings)
+
+
+def _settings(
+    key: jax.Array,
+    given: FitOptions,
+    options: FitOptions,
+    num_experts: int | str | Sequence[int],
+    levels: np.ndarray | None,
+) -> dict[str, Any]:
+    """Every option of a fit by name, as plain values."""
     density = given.log_density
-    settings = vars(options) | {
-        "num_experts": chosen if isinstance(chosen, int | str) else list(chosen),
+    return vars(options) | {
+        "num_experts": num_experts if isinstance(num_experts, int | str) else list(num_experts),
         "activation": activation_name(given.activation),
         "noise_std": None if levels is None else levels.tolist(),
-        "weights_are": kind,
         "log_density": density if isinstance(density, str) or density is None else repr(density),
         "key": np.asarray(
             jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
         ).tolist(),
         "precision": str(jnp.result_type(float)),
     }
-    if isinstance(chosen, int):
-        result = fit_sample(key, sample, chosen, levels, options)
-    else:
-        result = _fit_several(key, sample, chosen, levels, options)
-    return dataclasses.replace(result, settings=settings)
-
-
-def fit_sample(
-    key: jax.Array, sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions
-) -> FitResult:
-    """A fit of one number of experts to a sample.
-
-    Args:
-        key: PRNG key.
-        sample: the checked sample.
-        num_experts: k.
-        noise_std: () or (m,) if it is known.
-        options: the checked options.
-
-    Raises:
-        TooManyExpertsError, ValueError: as in `fit`.
-    """
-    problem, config, units, order_reason = prepare(sample, num_experts, noise_std, options)
-    result = _run_method(key, problem, options.method, config)
-    value, posterior = _evaluate(result.params, problem, config.fn)
-    # a density of the fitted labels is the density of y times the unit
-    per_sample = float(np.sum(np.log(np.broadcast_to(units.labels.scale, sample.y.shape[1:]))))
-    offset = float(sample.weights.sum()) * per_sample
-    history = np.asarray(result.history, np.float64) - offset
-    known = None
-    if not sample.several_outputs:
-        known = uncertainty(result.params, problem, options.covariance, config)
-    diagnostics = {
-        "activation": activation_name(options.activation),
-        "method": options.method,
-        "noise": config.noise,
-        "fit_intercept": config.fit_intercept,
-        "order": config.order or None,
-        "order_choice": order_reason,
-        "moment_noise_std": (np.asarray(problem.noise_std, np.float64) * units.labels.scale).tolist(),
-        "mixing_weights": np.asarray(result.mixing_weights).tolist(),
-        "num_passes": int(result.num_iterations),
-        **diagnose(result, problem, np.asarray(posterior, np.float64), units, config, known),
-    }
-    if "optima" in diagnostics:
-        diagnostics["optima"] = [value - offset for value in diagnostics["optima"]]
-    note = labels_note(sample.y, sample.weights, config.fn, diagnostics["activation"])
-    if note is not None:
-        diagnostics["notes"].insert(0, note)
-    status = Status(int(result.status)).words
-    collapsed = diagnostics["collapsed_experts"]
-    if collapsed:
-        status = collapse_status(collapsed)
-    at_maximum = known is not None and not collapsed and float(known.shortfall) < LARGEST_SHORTFALL
-    if known is not None and not collapsed and not at_maximum:
-        diagnostics["notes"].append(
-            "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
-        )
-    covariance = known.covariance if known is not None and at_maximum else None
-    kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
-    fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.fit_intercept)
-    return FitResult(
-        units.params(result.params),
-        float(value) - offset,
-        history[np.isfinite(history)],
-        diagnostics,
-        status,
-        fitted.errors(units),
-        _fitted=fitted,
-    )
-
-
-def _fit_several(
-    key: jax.Array,
-    sample: Sample,
-    num_experts: str | Sequence[int],
-    noise_std: np.ndarray | None,
-    options: FitOptions,
-) -> FitResult:
-    """A fit for each number of experts that the data admit; the one with the least BIC, with the table of all.
-
-    Raises:
-        ValueError: the data admit none.
-    """
-    noise = "known" if noise_std is not None else options.noise
-    num_outputs = sample.y.shape[1] if sample.several_outputs else 1
-    results: dict[int, FitResult] = {}
-    refusals: list[TooManyExpertsError] = []
-    rows = []
-    for k in numbers_to_try(num_experts):
-        try:
-            results[k] = result = fit_sample(key, sample, k, noise_std, options)
-        except TooManyExpertsError as error:
-            refusals.append(error)
-            rows.append(left_out(k, str(error)))
-            continue
-        rank = sample.x.shape[1] - result.diagnostics["collinear_directions_dropped"]
-        num_parameters = num_free_parameters(k, rank, noise, options.fit_intercept, num_outputs=num_outputs)
-        rows.append(
-            criteria(
-                k,
-                result.log_likelihood,
-                num_parameters,
-                result.diagnostics["classification_entropy"],
-                float(sample.weights.sum()),
-                result.diagnostics.get("second_moment_eigenvalues"),
-                result.status,
-            )
-        )
-    if not results:
-        raise refusals[0]
-    table = selection_table(rows)
-    return dataclasses.replace(
-        results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
-    )
-
-
-def _run_method(key: jax.Array, problem: Problem, method: str, config: MethodConfig) -> MethodResult:
-    registered = lookup_method(method)
-    with jax.default_matmul_precision("highest"):
-        if registered.staged:
-            return registered.method(key, problem, config)
-        return _compiled(key, problem, config, registered.method)
-
-
-@functools.partial(jax.jit, static_argnames=("method", "config"), compiler_options=compiled_fast())
-def _compiled(key: jax.Array, problem: Problem, config: MethodConfig, method: Method) -> MethodResult:
-    return method(key, problem, config)
-
-
-@functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
-def _evaluate(params: MoEParams, problem: Problem, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
-    """() log-likelihood and (n, k) responsibilities."""
-    with jax.default_matmul_precision("highest"):
-        joint = log_joint(params, problem.x, problem.y, fn)
-    value = weighted_sum(jax.nn.logsumexp(joint, axis=1), problem.weights)
-    return value, jax.nn.softmax(joint, axis=1)

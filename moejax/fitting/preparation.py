@@ -14,7 +14,7 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
-from moejax.fitting.whitening import input_map
+from moejax.fitting.whitening import InputMap, input_map
 from moejax.methods.method import (
     MethodConfig,
     Problem,
@@ -86,8 +86,21 @@ class Prepared(NamedTuple):
     order_reason: str
 
 
-def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions) -> Prepared:
+def prepare(
+    sample: Sample,
+    num_experts: int,
+    noise_std: np.ndarray | None,
+    options: FitOptions,
+    inputs: InputMap | None = None,
+) -> Prepared:
     """Inputs and labels in the units of the fit, and the label transforms of its moments.
+
+    Args:
+        sample: the checked sample.
+        num_experts: k.
+        noise_std: () or (m,) if it is known.
+        options: the checked options.
+        inputs: the whitening, if it is that of more rows than the sample's; None finds it.
 
     Raises:
         TooManyExpertsError: k is more than the data admit; ValueError: data and options that contradict each other.
@@ -101,7 +114,8 @@ def prepare(sample: Sample, num_experts: int, noise_std: np.ndarray | None, opti
     require_slopes(method, activation, polish=options.polish)
     if density is not None:
         require_density_at(density, sample.x[0])
-    inputs = input_map(sample.x, sample.weights, centre=intercept, precision=sample.precision)
+    if inputs is None:
+        inputs = input_map(sample.x, sample.weights, centre=intercept, precision=sample.precision)
     used, rank = int((sample.weights > 0).sum()), inputs.matrix.shape[1]
     require(rank > 0, "x", "a column that varies", "constant columns only")
     if num_experts > rank and moments_of(method) == "required":

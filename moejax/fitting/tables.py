@@ -21,10 +21,11 @@ from moejax.registry import nearest
 SEPARATOR_WORDS = {"tab": "\t", r"\t": "\t"}
 """Separators by words, which are easier to write in a shell."""
 DECIMALS = (".", ",")
-_TEXT_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+TEXT_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")
 """An empty name, or the name that pandas gave to a column without one when it read and wrote the file before."""
-_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+"""The name under which pandas writes an index without one into a Parquet file."""
 
 
 class Dataset(NamedTuple):
@@ -136,7 +137,7 @@ def _named_columns(
     good = decimal is None or (isinstance(decimal, str) and decimal in DECIMALS)
     require(good, "decimal", "'.' or ','", decimal)
     name = path.name.lower()
-    if name.endswith(_TEXT_SUFFIXES):
+    if name.endswith(TEXT_SUFFIXES):
         columns, notes = text_columns(path, separator, decimal)
     elif name.endswith(".parquet"):
         given = separator if separator is not None else decimal
@@ -213,10 +214,10 @@ def _parquet_columns(path: Path) -> tuple[list[Column], list[str]]:
         raise ValueError(f"{path}: not a readable parquet table: {brief_text(error)}") from error
     columns, notes = [], []
     for name, cells in fields:
-        if _UNNAMED_INDEX.fullmatch(name):
+        if UNNAMED_INDEX.fullmatch(name):
             notes.append("the index has no name: it was left out")
         else:
-            columns.append(_parquet_column(path, name, cells))
+            columns.append(parquet_column(path, name, cells))
     columns += _counting_levels(metadata, table.num_rows)
     return columns, notes
 
@@ -237,7 +238,7 @@ def _counting_levels(metadata: Any, num_rows: int) -> list[Column]:
     return found
 
 
-def _parquet_column(path: Path, name: str, cells: pyarrow.ChunkedArray) -> Column:
+def parquet_column(path: Path, name: str, cells: pyarrow.ChunkedArray) -> Column:
     """A column of numbers, truth values or text.
 
     Raises:

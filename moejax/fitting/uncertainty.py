@@ -11,7 +11,13 @@ import jax.numpy as jnp
 from moejax.environment import compiled_fast
 from moejax.likelihood.blocks import sample_blocks, sample_scale
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature, penalised
-from moejax.likelihood.information import Covariance, CovarianceKind, covariance, inverse_of_information
+from moejax.likelihood.information import (
+    Covariance,
+    CovarianceKind,
+    inverse_of_information,
+    observed_information,
+    score_outer_products,
+)
 from moejax.likelihood.predictors import gate_centring, predictors_of
 from moejax.methods.method import MethodConfig, Problem
 from moejax.model.activations import activation_facts
@@ -67,29 +73,50 @@ def ridge_effect(params: MoEParams, curvature: Curvature, config: MethodConfig) 
     return RidgeEffect(cost, shares)
 
 
+def uncertainty_of(
+    params: MoEParams,
+    without_ridge: Curvature,
+    observed: jax.Array,
+    score_products: jax.Array | None,
+    mean_weight: jax.Array | float,
+    config: MethodConfig,
+) -> Uncertainty:
+    """The uncertainty of an estimate, from sums over the sample.
+
+    Args:
+        params: the estimate.
+        without_ridge: the log-likelihood and its derivatives there.
+        observed: (P, P) the observed information; for a g with kinks, with averaged derivatives (`observed_information`).
+        score_products: (P, P) those of `score_outer_products`, for the sandwich; None for the inverse of the information.
+        mean_weight: () that of the sample (`SampleScale`).
+        config: configuration of the fit.
+    """
+    predictors = predictors_of(params, fit_intercept=config.fit_intercept)
+    curvature = penalised(without_ridge, predictors, config.num_experts, config.ridge)
+    of = bread = inverse_of_information(observed)
+    shortfall = 0.5 * curvature.gradient @ bread.matrix @ curvature.gradient
+    if score_products is not None:
+        of = bread._replace(matrix=bread.matrix @ score_products @ bread.matrix)
+        shortfall = shortfall / mean_weight
+    return Uncertainty(of, shortfall, ridge_effect(params, curvature, config))
+
+
 @functools.partial(jax.jit, static_argnames=("kind", "config"), compiler_options=compiled_fast())
 def uncertainty(
     params: MoEParams, problem: Problem, kind: CovarianceKind, config: MethodConfig
 ) -> Uncertainty:
-    """The uncertainty of an estimate with one output; `kind` as in `covariance`."""
+    """The uncertainty of an estimate with one output, from its sample; `kind` as in `covariance`."""
     free: dict[str, Any] = {"noise": config.noise, "fit_intercept": config.fit_intercept}
     x, y, weights, fn = problem.x, problem.y, problem.weights, config.fn
+    scale = sample_scale(weights)
     with jax.default_matmul_precision("highest"):
         blocks = sample_blocks(x, y, weights, fit_intercept=config.fit_intercept)
         without_ridge = likelihood_curvature(params, blocks, fn=fn, **free)
-        predictors = predictors_of(params, fit_intercept=config.fit_intercept)
-        curvature = penalised(without_ridge, predictors, config.num_experts, config.ridge)
-        if activation_facts(
-            fn
-        ).kinked:  # derivatives averaged over the kink, for which there is another pass over the data
-            observed = covariance(params, x, y, fn, weights=weights, **free)
-        else:
-            observed = inverse_of_information(without_ridge.observed)
-        of = (
-            observed
-            if kind == "observed"
-            else covariance(params, x, y, fn, weights=weights, kind=kind, **free)
-        )
-        shortfall = 0.5 * curvature.gradient @ observed.matrix @ curvature.gradient
-        shortfall = shortfall / (1.0 if kind == "observed" else sample_scale(weights).mean_weight)
-        return Uncertainty(of, shortfall, ridge_effect(params, curvature, config))
+        observed = without_ridge.observed
+        if activation_facts(fn).kinked:  # derivatives averaged over the kink, from another pass over the data
+            size = scale.num_samples if kind == "observed" else scale.effective
+            observed = observed_information(params, x, y, weights, fn, num_samples=size, **free)
+        products = None
+        if kind == "sandwich":
+            products = score_outer_products(params, x, y, weights**2, fn, **free)
+        return uncertainty_of(params, without_ridge, observed, products, scale.mean_weight, config)

@@ -45,21 +45,35 @@ _SPREAD_RANGE = (1e-280, 1e280)
 """Range of a column's spread; outside, its coefficients are not representable in double precision."""
 
 
-def input_map(
-    x: np.ndarray, weights: np.ndarray, *, centre: bool, precision: float = float(np.finfo(float).eps)
-) -> InputMap:
-    """The whitening of the inputs, by the principal directions of the (centred) sample in units of its columns' spreads.
+class InputMoments(NamedTuple):
+    """What the whitening needs to know of a sample of inputs."""
 
-    A direction is dropped only if its variation is at most the rounding of the numbers themselves: a few units in the last
-    place of the columns that take part (FLOAT_TOLERANCE, STORED_TOLERANCE). Integers and amounts of money that differ by one step
-    are not rounded, and are kept.
+    origin: np.ndarray
+    """(d,) a point near the inputs, from which they are measured; zero if they are not centred."""
+    size: np.ndarray
+    """(d,) largest distance from the origin."""
+    largest: np.ndarray
+    """(d,) largest absolute value."""
+    mean: np.ndarray
+    """(d,) the mean's distance from the origin, in units of `steps`."""
+    triangle: np.ndarray
+    """(d, d) upper triangular R: R'R is the second moment about the mean (about zero if not centred), in units of `steps`."""
+    effective: float
+    """(sum w)^2 / sum w^2, the effective number of rows."""
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(d,) `size`, or one for a column that does not vary."""
+        return np.where(self.size > 0, self.size, 1.0)
+
+
+def input_moments(x: np.ndarray, weights: np.ndarray, *, centre: bool) -> InputMoments:
+    """The moments of inputs x (n, d), finite, with weights (n,).
 
     Args:
-        x: (n, d) finite.
-        weights: (n,).
-        centre: subtract the mean, which the intercepts of a fit can absorb. A constant column is then dropped; if false, it
-            is treated like other columns.
-        precision: relative precision of the numbers in x: the machine epsilon of the type in which they were given.
+        x: (n, d).
+        weights: (n,); rows of weight zero are ignored.
+        centre: measure from the mean.
 
     Raises:
         ValueError: a column's values are so large or small that its coefficients are not representable.
@@ -71,6 +85,25 @@ def input_map(
     origin = x[0] if centre else np.zeros(d)
     with np.errstate(over="ignore"):
         size = np.abs(x - origin).max(axis=0)
+    require_range(size, largest)
+    scaled = (x - origin) / np.where(size > 0, size, 1.0)
+    mean = share @ scaled
+    middle = mean if centre else np.zeros(d)
+    triangle = np.asarray(np.linalg.qr((scaled - middle) * np.sqrt(share)[:, None], mode="r"))
+    triangle = np.pad(triangle, [(0, d - len(triangle)), (0, 0)])
+    return InputMoments(origin, size, largest, mean, triangle, 1.0 / float(share @ share))
+
+
+def require_range(size: np.ndarray, largest: np.ndarray) -> None:
+    """Refuse columns whose coefficients double precision cannot represent.
+
+    Args:
+        size: (d,) largest distances from the origin.
+        largest: (d,) largest absolute values.
+
+    Raises:
+        ValueError: there is such a column.
+    """
     bad = ~np.isfinite(size) | ((size > 0) & ((size < _SPREAD_RANGE[0]) | (largest > _SPREAD_RANGE[1])))
     if bad.any():
         column = int(np.argmax(bad))
@@ -78,17 +111,35 @@ def input_map(
             f"x: expected columns that vary by {_SPREAD_RANGE[0]:.0e} to {_SPREAD_RANGE[1]:.0e}, column {column} "
             f"has values to {largest[column]:.3g} that vary by {size[column]:.3g}"
         )
-    steps = np.where(size > 0, size, 1.0)
-    scaled = (x - origin) / steps
-    middle = share @ scaled if centre else np.zeros(d)
-    scaled = scaled - middle
-    spread = np.sqrt(share @ scaled**2)
+
+
+def input_map(
+    x: np.ndarray, weights: np.ndarray, *, centre: bool, precision: float = float(np.finfo(float).eps)
+) -> InputMap:
+    """The whitening of the inputs x (n, d) with weights (n,): `map_of_moments` of their `input_moments`."""
+    return map_of_moments(input_moments(x, weights, centre=centre), centre=centre, precision=precision)
+
+
+def map_of_moments(moments: InputMoments, *, centre: bool, precision: float) -> InputMap:
+    """The whitening, by the principal directions of the (centred) sample in units of its columns' spreads.
+
+    A direction is dropped only if its variation is at most the rounding of the numbers themselves: a few units in the last
+    place of the columns that take part (FLOAT_TOLERANCE, STORED_TOLERANCE). Integers and amounts of money that differ by one step
+    are not rounded, and are kept.
+
+    Args:
+        moments: of the inputs.
+        centre: subtract the mean, which the intercepts of a fit can absorb. A constant column is then dropped; if false, it
+            is treated like other columns.
+        precision: relative precision of the numbers in x: the machine epsilon of the type in which they were given.
+    """
+    steps, d = moments.steps, len(moments.size)
+    spread = np.linalg.norm(moments.triangle, axis=0)
     relative = max(FLOAT_TOLERANCE * float(np.finfo(float).eps), STORED_TOLERANCE * precision)
-    mean, rounding = origin + steps * middle, relative * largest / steps
+    mean, rounding = moments.origin + steps * moments.mean, relative * moments.largest / steps
     varies = spread > (rounding if centre else 0.0)
     columns = np.flatnonzero(varies)
-    scaled = scaled[:, varies] / spread[varies]
-    triangle = np.asarray(np.linalg.qr(scaled * np.sqrt(share)[:, None], mode="r"))
+    triangle = np.asarray(np.linalg.qr(moments.triangle[:, varies] / spread[varies], mode="r"))
     _, values, directions = np.linalg.svd(triangle, full_matrices=True)
     values, vectors = np.append(values, np.zeros(len(columns) - len(values))), directions.T
     # rounding errors r_i of the columns give a direction v the variance sum v_i^2 r_i^2
@@ -96,11 +147,7 @@ def input_map(
     most = values.max(initial=0.0)
     kept = values > np.maximum(of_rounding, FLOAT_TOLERANCE * np.finfo(float).eps * most)
     deviations = steps[varies] * spread[varies]
-    if (
-        kept.all()
-        and varies.all()
-        and _is_standard(triangle, mean if centre else share @ x, deviations, share, centre)
-    ):
+    if kept.all() and varies.all() and _is_standard(triangle, mean, deviations, moments.effective, centre):
         return InputMap(np.zeros(d), np.eye(d), 0, True)
     matrix = np.zeros((d, int(kept.sum())))
     inside = vectors[:, kept] / values[kept]
@@ -121,7 +168,7 @@ def input_map(
 
 
 def _is_standard(
-    triangle: np.ndarray, mean: np.ndarray, deviations: np.ndarray, share: np.ndarray, centred: bool
+    triangle: np.ndarray, mean: np.ndarray, deviations: np.ndarray, effective: float, centred: bool
 ) -> bool:
     """True if mean and second moment of the inputs are those of N(0, I), to sampling error.
 
@@ -129,7 +176,7 @@ def _is_standard(
         triangle: (d, d) R with R'R the correlations (second moments in units of the deviations).
         mean: (d,).
         deviations: (d,), root mean squares if the inputs were not centred.
-        share: (n,) weights that sum to one.
+        effective: number of rows.
         centred: true if the deviations are from the mean.
     """
     if not 0.1 < deviations.min() <= deviations.max() < 10.0:
@@ -139,7 +186,7 @@ def _is_standard(
         second = second + np.outer(mean, mean)
     eye = np.eye(len(mean))
     deviation = np.abs(second - eye) / np.sqrt(1.0 + eye)
-    return max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS * math.sqrt(share @ share)
+    return max(np.abs(mean).max(), deviation.max()) < _STANDARD_ERRORS / math.sqrt(effective)
 
 
 def _columns_of(directions: np.ndarray, columns: np.ndarray) -> tuple[tuple[int, ...], ...]:

@@ -1,0 +1,198 @@
+"""From a prepared problem to a result: the method is run, and its estimate described in the units of the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from moejax.environment import compiled_fast
+from moejax.fitting.diagnostics import collapse_status, diagnose
+from moejax.fitting.label_units import labels_note
+from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
+from moejax.fitting.result import FitResult, FittedInOwnUnits
+from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
+from moejax.fitting.uncertainty import Uncertainty, uncertainty
+from moejax.likelihood.predictors import num_free_parameters
+from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
+from moejax.methods.options import FitOptions
+from moejax.model.activations import ScalarFunction, activation_name
+from moejax.model.mixture import MoEParams, NoiseModel, log_joint, weighted_sum
+from moejax.model.status import Status
+
+LARGEST_SHORTFALL = 0.5
+"""An estimate at most this many nats below a maximum counts as the maximum: one standard error in one direction."""
+
+
+def fit_sample(
+    key: jax.Array, sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions
+) -> FitResult:
+    """A fit of one number of experts to a sample.
+
+    Args:
+        key: PRNG key.
+        sample: the checked sample.
+        num_experts: k.
+        noise_std: () or (m,) if it is known.
+        options: the checked options.
+
+    Raises:
+        TooManyExpertsError, ValueError: as in `fit`.
+    """
+    prepared = prepare(sample, num_experts, noise_std, options)
+    problem, config = prepared.problem, prepared.config
+    result = run_method(key, problem, options.method, config)
+    value, posterior = evaluate(result.params, problem, config.fn)
+    known = None
+    if not sample.several_outputs:
+        known = uncertainty(result.params, problem, options.covariance, config)
+    return described(Estimate(result, value, posterior, known), prepared, sample, options)
+
+
+class Estimate(NamedTuple):
+    """An estimate in the units of the fit."""
+
+    result: MethodResult
+    log_likelihood: jax.Array | float
+    """() nats, of all rows."""
+    posterior: jax.Array
+    """(n, k) responsibilities in the problem's sample."""
+    uncertainty: Uncertainty | None
+    """None for several outputs."""
+
+
+def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: FitOptions) -> FitResult:
+    """The estimate in the units of the data, with its diagnostics.
+
+    Args:
+        estimate: in the units of the fit.
+        prepared: the problem that it solves.
+        sample: the sample in the units of the data; its weights sum to the number of rows that the log-likelihood counts.
+        options: the checked options.
+    """
+    problem, config, units, order_reason = prepared
+    result, value, posterior, known = estimate
+    # a density of the fitted labels is the density of y times the unit
+    per_sample = float(np.sum(np.log(np.broadcast_to(units.labels.scale, sample.y.shape[1:]))))
+    offset = float(sample.weights.sum()) * per_sample
+    history = np.asarray(result.history, np.float64) - offset
+    diagnostics = {
+        "activation": activation_name(options.activation),
+        "method": options.method,
+        "noise": config.noise,
+        "fit_intercept": config.fit_intercept,
+        "order": config.order or None,
+        "order_choice": order_reason,
+        "moment_noise_std": (np.asarray(problem.noise_std, np.float64) * units.labels.scale).tolist(),
+        "mixing_weights": np.asarray(result.mixing_weights).tolist(),
+        "num_passes": int(result.num_iterations),
+        **diagnose(result, problem, np.asarray(posterior, np.float64), units, config, known),
+    }
+    if "optima" in diagnostics:
+        diagnostics["optima"] = [value - offset for value in diagnostics["optima"]]
+    note = labels_note(sample.y, sample.weights, config.fn, diagnostics["activation"])
+    if note is not None:
+        diagnostics["notes"].insert(0, note)
+    status = Status(int(result.status)).words
+    collapsed = diagnostics["collapsed_experts"]
+    if collapsed:
+        status = collapse_status(collapsed)
+    at_maximum = known is not None and not collapsed and float(known.shortfall) < LARGEST_SHORTFALL
+    if known is not None and not collapsed and not at_maximum:
+        diagnostics["notes"].append(
+            "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
+        )
+    covariance = known.covariance if known is not None and at_maximum else None
+    kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
+    fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.fit_intercept)
+    return FitResult(
+        units.params(result.params),
+        float(value) - offset,
+        history[np.isfinite(history)],
+        diagnostics,
+        status,
+        fitted.errors(units),
+        _fitted=fitted,
+    )
+
+
+def fit_each(
+    num_experts: str | Sequence[int],
+    fit_one: Callable[[int], FitResult],
+    *,
+    dim: int,
+    num_rows: float,
+    num_outputs: int,
+    noise: NoiseModel,
+    fit_intercept: bool,
+) -> FitResult:
+    """A fit for each number of experts that the data admit; the one with the least BIC, with the table of all.
+
+    Args:
+        num_experts: the numbers to try, or "auto".
+        fit_one: fits one number of experts.
+        dim: d.
+        num_rows: rows, as BIC counts them.
+        num_outputs: m.
+        noise: the noise model.
+        fit_intercept: if true, biases are fitted.
+
+    Raises:
+        ValueError: the data admit none.
+    """
+    results: dict[int, FitResult] = {}
+    refusals: list[TooManyExpertsError] = []
+    rows = []
+    for k in numbers_to_try(num_experts):
+        try:
+            results[k] = result = fit_one(k)
+        except TooManyExpertsError as error:
+            refusals.append(error)
+            rows.append(left_out(k, str(error)))
+            continue
+        rank = dim - result.diagnostics["collinear_directions_dropped"]
+        num_parameters = num_free_parameters(k, rank, noise, fit_intercept, num_outputs=num_outputs)
+        rows.append(
+            criteria(
+                k,
+                result.log_likelihood,
+                num_parameters,
+                result.diagnostics["classification_entropy"],
+                num_rows,
+                result.diagnostics.get("second_moment_eigenvalues"),
+                result.status,
+            )
+        )
+    if not results:
+        raise refusals[0]
+    table = selection_table(rows)
+    return dataclasses.replace(
+        results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
+    )
+
+
+def run_method(key: jax.Array, problem: Problem, method: str, config: MethodConfig) -> MethodResult:
+    """The method by name, as one compiled program or in its compiled stages."""
+    registered = lookup_method(method)
+    with jax.default_matmul_precision("highest"):
+        if registered.staged:
+            return registered.method(key, problem, config)
+        return _compiled(key, problem, config, registered.method)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "config"), compiler_options=compiled_fast())
+def _compiled(key: jax.Array, problem: Problem, config: MethodConfig, method: Method) -> MethodResult:
+    return method(key, problem, config)
+
+
+@functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
+def evaluate(params: MoEParams, problem: Problem, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
+    """() log-likelihood and (n, k) responsibilities."""
+    with jax.default_matmul_precision("highest"):
+        joint = log_joint(params, problem.x, problem.y, fn)
+    value = weighted_sum(jax.nn.logsumexp(joint, axis=1), problem.weights)
+    return value, jax.nn.softmax(joint, axis=1)

@@ -1,0 +1,343 @@
+"""A fit of rows that do not fit in memory.
+
+One pass surveys the rows and draws a random subsample. The whole method runs on the subsample. From its estimate, damped Newton
+steps on the log-likelihood of all rows (`moejax.likelihood.polish`) climb to the maximum. The estimate of a subsample of m of n
+rows is off by the order of 1 / sqrt(m), and each Newton step about squares the error: a handful of passes suffices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.checks import require
+from moejax.fitting.estimation import Estimate, described, evaluate, fit_each, run_method
+from moejax.fitting.preparation import Prepared, Sample, prepare
+from moejax.fitting.result import FitResult
+from moejax.fitting.streaming.checkpoint import Checkpoint
+from moejax.fitting.streaming.runners import Runner, Task, gathered, own_share, run_here
+from moejax.fitting.streaming.source import Source
+from moejax.fitting.streaming.sums import LikelihoodTask, Sums, Wanted, on_host
+from moejax.fitting.streaming.survey import Chosen, Survey, SurveyTask, moments_of_survey, num_chosen
+from moejax.fitting.uncertainty import Uncertainty, uncertainty_of
+from moejax.fitting.whitening import map_of_moments
+from moejax.likelihood.blocks import SampleScale
+from moejax.likelihood.derivatives import Curvature, penalised
+from moejax.likelihood.polish import Ascent, AscentRules, ascend, ascent_rules, first_ascent
+from moejax.likelihood.predictors import free_parameters, params_from_free, predictors_of
+from moejax.methods.method import MethodConfig
+from moejax.methods.options import FitOptions
+from moejax.model.activations import activation_facts
+from moejax.model.mixture import HostParams, MoEParams, mean_gates
+from moejax.model.status import Status
+
+METHODS = ("multistart", "spectral_em", "joint_em")
+"""Methods that end at a maximum of the likelihood, as the passes over all rows do."""
+MOST_PASSES = 50
+"""Passes of Newton's method over all rows, at most."""
+TOLERANCE = 1e-4
+"""It has converged if the next step promises fewer nats, as in `polish`."""
+
+
+class PassProgress(NamedTuple):
+    """How far a pass over the rows is."""
+
+    name: str
+    """What the pass is for."""
+    rows_done: int
+    """Rows that it has read."""
+    rows: int | None
+    """Rows of the source; None if they are not counted yet."""
+
+
+Observer = Callable[[PassProgress], None]
+
+
+class _Passes:
+    """Passes over the rows of a source, each summed partition by partition, and continued after a kill."""
+
+    def __init__(self, source: Source, runner: Runner, checkpoint: Checkpoint, observer: Observer):
+        self.source, self.checkpoint = source, checkpoint
+        self._runner, self._observer = runner, observer
+        counts = [source.rows_of(partition) for partition in source.partitions]
+        self.rows = None if None in counts else sum(count for count in counts if count is not None)
+
+    def total(self, key: str, name: str, task: Task, like: Any) -> Any:
+        """The sum of a task over all rows.
+
+        Args:
+            key: of the pass in the checkpoint.
+            name: of the pass for the observer.
+            task: the sum over a partition.
+            like: a tree of the sum's structure.
+
+        Raises:
+            ValueError: a row is bad; OSError: a file cannot be read.
+        """
+        kept = self.checkpoint.get(key, (np.zeros(0), 0, like))
+        done, rows, total = ([], 0, None) if kept is None else (kept[0].tolist(), int(kept[1]), kept[2])
+        counted = rows
+
+        def on_rows(more: int) -> None:
+            nonlocal counted
+            counted += more
+            self._observer(PassProgress(name, counted, self.rows))
+
+        pending = [index for index in own_share(len(self.source.partitions)) if index not in set(done)]
+        error = None
+        try:
+            for index, part in self._runner(task, self.source, pending, on_rows):
+                total, done = task.merge(total, part), [*done, index]
+                if total is not None:
+                    self.checkpoint.put(key, (np.asarray(done), counted, total), at_once=False)
+        except (ValueError, OSError) as raised:  # raised below, in every process
+            error = raised
+        except KeyboardInterrupt:
+            self.checkpoint.write()
+            raise
+        answers = gathered((error, total))
+        for failed, _ in answers:
+            if failed is not None:
+                raise failed
+        return functools.reduce(task.merge, (part for _, part in answers))
+
+
+def fit_source(
+    key: jax.Array,
+    source: Source,
+    num_experts: int | str | Sequence[int],
+    noise_std: np.ndarray | None,
+    options: FitOptions,
+    *,
+    checkpoint: Path | None = None,
+    runner: Runner = run_here,
+    observer: Observer = lambda progress: None,
+) -> FitResult:
+    """Fit a source whose rows are read again for every pass.
+
+    Args:
+        key: PRNG key of the subsample and of the method.
+        source: the rows.
+        num_experts: k, or several, as in `fit`.
+        noise_std: () sigma if it is known.
+        options: the checked options.
+        checkpoint: file from which the same fit continues after a kill; it is removed at the end. None for no file.
+        runner: who reads the partitions; they must be the same in all processes of `jax.distributed`.
+        observer: called after every batch.
+
+    Raises:
+        ValueError: a bad row (the message names its place), or what `fit` refuses; OSError: a file cannot be read.
+    """
+    require(options.method in METHODS, "method", f"{' or '.join(METHODS)} for a source", options.method)
+    require(
+        checkpoint is None or jax.process_count() == 1,
+        "checkpoint",
+        "None with several processes",
+        str(checkpoint),
+    )
+    identity = {
+        "source": source.identity,
+        "num_experts": num_experts,
+        "noise_std": None if noise_std is None else noise_std.tolist(),
+        "options": repr(options),
+        "key": _key_data(key),
+        "precision": str(jnp.result_type(float)),
+    }
+    kept = Checkpoint(checkpoint, identity)
+    passes = _Passes(source, runner, kept, observer)
+    surveyed = _surveyed(key, passes)
+    survey, origin = surveyed
+    passes.rows = survey.num_rows + survey.num_skipped
+    factor, sample = _subsample(survey, options, source.precision)
+    centre = options.fit_intercept
+    inputs = map_of_moments(
+        moments_of_survey(survey, origin, centre=centre), centre=centre, precision=source.precision
+    )
+
+    def fit_one(k: int) -> FitResult:
+        prepared = prepare(sample, k, noise_std, options, inputs)
+        estimate = _estimate(key, passes, prepared, survey, factor, options)
+        # counts and the like are those of the subsample, for as many rows as there are
+        ratio = survey.weight_sum * factor / sample.weights.sum()
+        problem = prepared.problem._replace(weights=prepared.problem.weights * ratio)
+        everything = sample._replace(weights=sample.weights * ratio)
+        result = described(estimate, prepared._replace(problem=problem), everything, options)
+        found = {
+            "num_rows": survey.num_rows,
+            "skipped_rows": survey.num_skipped,
+            "subsample_rows": len(sample.y),
+        }
+        return dataclasses.replace(result, diagnostics=found | result.diagnostics)
+
+    if isinstance(num_experts, int):
+        result = fit_one(num_experts)
+    else:
+        result = fit_each(
+            num_experts,
+            fit_one,
+            dim=len(origin),
+            num_rows=survey.weight_sum * factor,
+            num_outputs=1,
+            noise=options.noise if noise_std is None else "known",
+            fit_intercept=centre,
+        )
+    kept.remove()
+    return result
+
+
+def _key_data(key: jax.Array) -> list[int]:
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return np.asarray(data).tolist()
+
+
+def _surveyed(key: jax.Array, passes: _Passes) -> tuple[Survey, np.ndarray]:
+    """The survey of all rows, and the point from which it measures the inputs."""
+    dim = len(passes.source.input_names)
+    like = Survey(0, 0, 0.0, 0.0, True, 0, 0, 0.0, 0.0, 0, Chosen(0, 0, 0, 0))
+    whole = passes.checkpoint.get("survey", (0, like))
+    if whole is None:
+        origin = _first_row(passes.source, dim)
+        task = SurveyTask(origin, num_chosen(dim), tuple(_key_data(key)))
+        survey = passes.total("survey of rows", "reading and checking the rows", task, like)
+        require(survey is not None and survey.num_rows > 0, "source", "rows with weight", "none")
+        passes.checkpoint.drop("survey of rows")
+        passes.checkpoint.put("survey", (origin, survey), at_once=True)
+        whole = origin, survey
+    origin, survey = whole
+    numbers = (survey.num_rows, survey.num_skipped, survey.weight_sum, survey.weight_squares)
+    rows, skipped, total, squares = (
+        number.item() if hasattr(number, "item") else number for number in numbers
+    )
+    survey = survey._replace(num_rows=rows, num_skipped=skipped, weight_sum=total, weight_squares=squares)
+    return survey._replace(whole_weights=bool(survey.whole_weights)), origin
+
+
+def _first_row(source: Source, dim: int) -> np.ndarray:
+    """(d,) the inputs of the first row with weight."""
+    for partition in source.partitions:
+        for batch in source.batches(partition, 256):
+            if len(batch.y):
+                return batch.x[0]
+    return np.zeros(dim)
+
+
+def _subsample(survey: Survey, options: FitOptions, precision: float) -> tuple[float, Sample]:
+    """The number of equal rows for which a weight of one stands, and the subsample with weights in that unit."""
+    are = options.weights_are or ("counts" if survey.whole_weights else "reliability")
+    factor = 1.0 if are == "counts" else survey.weight_sum / survey.weight_squares
+    chosen = survey.chosen
+    return factor, Sample(chosen.x, chosen.y, chosen.weights * factor, precision)
+
+
+def _estimate(
+    key: jax.Array,
+    passes: _Passes,
+    prepared: Prepared,
+    survey: Survey,
+    factor: float,
+    options: FitOptions,
+) -> Estimate:
+    """The maximum of the likelihood of all rows that is nearest to the subsample's estimate."""
+    problem, config, units, _ = prepared
+    result = run_method(key, problem, options.method, config)
+    start = on_host(result.params)
+    scale = SampleScale(
+        np.float64(survey.weight_squares / survey.weight_sum * factor), np.float64(survey.effective)
+    )
+    kinked = activation_facts(config.fn).kinked
+
+    def sums_at(number: int, params: HostParams, width: float, *, score_products: bool = False) -> Sums:
+        wanted = Wanted(config.fn, config.noise, config.fit_intercept, kinked, score_products)
+        task = LikelihoodTask(units, factor, params, width, wanted, str(jnp.result_type(float)))
+        like = Sums(Curvature(0, 0, 0, 0), 0 if score_products else None)
+        place = f"k={config.num_experts}, pass {number}"
+        sums = passes.total(place, place, task, like)
+        passes.checkpoint.drop(place)
+        return sums
+
+    climb = _climb(passes.checkpoint, start, scale, config, sums_at)
+    with jax.enable_x64(True):
+        params = _params_at(climb.ascent.free, start, config)
+        size = scale.num_samples if options.covariance == "observed" else scale.effective
+        now = _with_ridge(climb.ascent.now, params, config, -config.ridge)
+        observed, products = now.observed, None
+        if kinked or options.covariance == "sandwich":
+            width = float(np.min(params.noise_std) * np.sqrt(params.experts.size / size))
+            last = sums_at(climb.passes, params, width, score_products=options.covariance == "sandwich")
+            observed, products = last.curvature.observed, last.score_products
+        known: Uncertainty = _uncertainty(params, now, observed, products, scale.mean_weight, config)
+    dtype = problem.x.dtype
+    here = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
+    _, posterior = evaluate(here, problem, config.fn)
+    status = result.status if not np.isfinite(now.log_likelihood) else Status.OK if climb.converged else None
+    result = result._replace(
+        params=params,
+        mixing_weights=mean_gates(here, problem.x, problem.weights),
+        history=np.asarray(climb.history),
+        num_iterations=np.asarray(climb.passes + 1),
+        status=np.asarray(Status.NOT_CONVERGED if status is None else status),
+        path=None,
+    )
+    return Estimate(result, float(now.log_likelihood), posterior, known)
+
+
+class _Climb(NamedTuple):
+    """The end of an ascent over all rows."""
+
+    ascent: Ascent
+    history: list[float]
+    """Penalised log-likelihood after each pass."""
+    passes: int
+    converged: bool
+
+
+def _climb(
+    checkpoint: Checkpoint,
+    start: HostParams,
+    scale: SampleScale,
+    config: MethodConfig,
+    sums_at: Callable[[int, HostParams, float], Sums],
+) -> _Climb:
+    """Newton's method from `start`, on the log-likelihood of all rows less the ridge."""
+    rounding = float(jnp.finfo(jnp.result_type(float)).eps)
+    place = f"k={config.num_experts}, ascent"
+    with jax.enable_x64(True):
+        free = free_parameters(start, noise=config.noise, fit_intercept=config.fit_intercept)
+        state, history, converged = first_ascent(jnp.asarray(free)), [], False
+        rules = ascent_rules(start, scale, config.fn, TOLERANCE)
+        kept = checkpoint.get(place, (state, np.zeros(0), False))
+        if kept is not None:
+            state, history, converged = kept[0], kept[1].tolist(), bool(kept[2])
+        while not converged and len(history) < MOST_PASSES:
+            params = _params_at(state.free + state.step.delta, start, config)
+            sums = sums_at(len(history), params, float(rules.width(jnp.asarray(state.passes))))
+            if not np.isfinite(sums.curvature.log_likelihood) and not history:
+                break
+            slack = rounding * abs(float(sums.curvature.log_likelihood))
+            candidate = _with_ridge(sums.curvature, params, config, config.ridge)
+            state, done = _ascend(state, candidate, rules._replace(slack=slack))
+            converged = bool(done)
+            history.append(float(state.now.log_likelihood))
+            checkpoint.put(place, (state, np.asarray(history), converged), at_once=True)
+    return _Climb(state, history, len(history), converged)
+
+
+def _params_at(free: Any, like: HostParams, config: MethodConfig) -> HostParams:
+    at = params_from_free(jnp.asarray(free), like, noise=config.noise, fit_intercept=config.fit_intercept)
+    return on_host(at)
+
+
+def _with_ridge(curvature: Curvature, params: MoEParams, config: MethodConfig, ridge: float) -> Curvature:
+    predictors = predictors_of(params, fit_intercept=config.fit_intercept)
+    return penalised(jax.tree.map(jnp.asarray, curvature), predictors, config.num_experts, ridge)
+
+
+_ascend: Callable[[Ascent, Curvature, AscentRules], tuple[Ascent, jax.Array]] = jax.jit(ascend)
+_uncertainty = jax.jit(uncertainty_of, static_argnames="config")
