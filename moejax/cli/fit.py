@@ -15,6 +15,7 @@ import pandas as pd
 
 import moejax
 from moejax.cli.activations import load_function
+from moejax.cli.fit_rows import fit_in_batches, reads_in_batches
 from moejax.cli.fit_tables import print_fit
 from moejax.cli.fit_units import UNIT_NAMES, data_units, standardised_units, summary_in_units
 from moejax.cli.options import Fit
@@ -27,7 +28,8 @@ from moejax.fitting.result import FitResult
 from moejax.fitting.selection import CRITERIA
 from moejax.fitting.tables import Dataset, read_table
 from moejax.methods.method import get_method
-from moejax.model.activations import ScalarFunction, get_activation
+from moejax.methods.options import FitOptions
+from moejax.model.activations import ScalarFunction, activation_names, get_activation
 from moejax.model.mixture import predict, responsibilities
 
 
@@ -42,25 +44,37 @@ def fit_command(command: Fit) -> dict[str, Any]:
     whole_number(command.seed, "--seed", -(2**63), 2**63 - 1)
     get_method(command.method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
-    table = _read(command)
+    options = FitOptions(
+        activation=activation if activation in activation_names() else fn,
+        noise=command.noise,
+        fit_intercept=command.fit_intercept,
+        method=command.method,
+        standardise=command.standardise,
+        num_starts=command.num_starts,
+        covariance=command.covariance,
+        max_iterations=command.max_iterations,
+    )
+    num_experts = parse_num_experts(command.num_experts)
+    in_batches = reads_in_batches(command)
+    if command.skip_bad_rows and not in_batches:
+        raise ValueError("--skip-bad-rows: goes with rows that are read in batches: a folder, or --stream")
+    table = None if in_batches else _read(command)
     with contextlib.ExitStack() as held:
         scratch = None if out is None else held.enter_context(folder_for_results(out, "--out"))
-        with make_notes(quiet=quiet).status(f"fitting {command.num_experts} experts by {command.method} ..."):
-            result = fit(
-                jax.random.key(command.seed),
-                table.x,
-                table.y,
-                num_experts=parse_num_experts(command.num_experts),
-                activation=fn,
-                noise_std=command.noise_std,
-                noise=command.noise,
-                fit_intercept=command.fit_intercept,
-                method=command.method,
-                standardise=command.standardise,
-                num_starts=command.num_starts,
-                covariance=command.covariance,
-                max_iterations=command.max_iterations,
-            )
+        if table is None:
+            table, result = fit_in_batches(command, num_experts, options)
+        else:
+            with make_notes(quiet=quiet).status(
+                f"fitting {command.num_experts} experts by {command.method} ..."
+            ):
+                result = fit(
+                    jax.random.key(command.seed),
+                    table.x,
+                    table.y,
+                    num_experts=num_experts,
+                    noise_std=command.noise_std,
+                    **vars(options),
+                )
         with jax.enable_x64(True):  # inputs and biases may have offsets that cancel
             predicted = np.asarray(predict(result.params, table.x, fn))
             posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
@@ -124,7 +138,7 @@ def _summary(
         **in_units[shown],
         "units": shown,
         "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
-        "num_samples": len(table.y),
+        "num_samples": result.diagnostics.get("num_rows", len(table.y)),
         "num_inputs": table.x.shape[1],
         "status": result.status,
         "data_notes": list(table.notes),

@@ -51,10 +51,11 @@ def standardised_units(table: Dataset, fn: ScalarFunction, intercept: bool) -> U
 def summary_in_units(
     table: Dataset, result: FitResult, posterior: np.ndarray, predicted: np.ndarray, units: Units
 ) -> dict[str, Any]:
-    """Likelihood, error and experts in some units."""
+    """Likelihood, error and experts in some units; the table may be a random subsample of the rows that were fitted."""
+    num_rows = result.diagnostics.get("num_rows", len(table.y))
     params, errors = result.in_units(units.input_mean, units.input_std, units.target_mean, units.target_std)
     y = (table.y - units.target_mean) / units.target_std
-    value = result.log_likelihood + len(y) * math.log(units.target_std)
+    value = result.log_likelihood + num_rows * math.log(units.target_std)
     effective = posterior.sum(axis=0)
 
     def by_input(row: np.ndarray) -> dict[str, float]:
@@ -66,7 +67,7 @@ def summary_in_units(
             {
                 "expert": i + 1,
                 "share": float(effective[i] / effective.sum()),
-                "effective_samples": float(effective[i]),
+                "effective_samples": float(effective[i]) * num_rows / len(y),
                 "noise_std": float(params.noise_std[i]),
                 "bias": float(params.expert_bias[i]),
                 "mean_target": float(posterior[:, i] @ y / effective[i]),
@@ -85,7 +86,7 @@ def summary_in_units(
             }
     return {
         "log_likelihood": value,
-        "log_likelihood_per_sample": value / len(y),
+        "log_likelihood_per_sample": value / num_rows,
         "rmse": float(np.sqrt(np.mean((predicted - table.y) ** 2))) / units.target_std,
         "experts": experts,
         "scaling": {

@@ -44,7 +44,8 @@ class Fit:
     """Fit a mixture of experts to a CSV or Parquet file, or to a data set by name."""
 
     data: Positional[Annotated[Path | None, arg(metavar="[DATA]", help_behavior_hint="")]] = None
-    """A .csv, .tsv (also .gz) or .parquet file with a header; every column but the target is an input."""
+    """A .csv, .tsv (also .gz) or .parquet file with a header, or a folder of such files, which is read in batches; every column
+    but the target is an input."""
     target: OptionalText = None
     """Column to explain; with --dataset, one of its targets if it has several."""
     separator: OptionalText = None
@@ -75,6 +76,14 @@ class Fit:
     """Random starts; default: the method's own number."""
     max_iterations: int = FitOptions.max_iterations
     """Budget of passes of the method's last stage."""
+    stream: bool = False
+    """Read a file in batches, as a folder is: memory for a few batches suffices, and a killed command continues."""
+    skip_bad_rows: bool = False
+    """Of rows that are read in batches, leave out and count those with a cell that is no number; default: refuse the first."""
+    cluster: OptionalText = None
+    """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler whose workers read the batches, or slurm:FILE.toml."""
+    security: OptionalPath = None
+    """TOML file with the certificates for --cluster; docs/security.md explains how to make it."""
     seed: int = 0
     """Seed of the random starts."""
     out: OptionalPath = None

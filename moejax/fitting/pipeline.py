@@ -23,7 +23,7 @@ from moejax.fitting.array_checks import checked_arrays, input_precision
 from moejax.fitting.estimation import fit_each, fit_sample
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
-from moejax.fitting.streaming.fit import fit_source
+from moejax.fitting.streaming.fit import SourceFit, fit_source
 from moejax.fitting.streaming.source import Source
 from moejax.likelihood.information import CovarianceKind
 from moejax.methods.options import EstimatedNoise, FitOptions, Start, WeightsAre
@@ -126,9 +126,10 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     for name, given in (("x", x), ("y", y), ("weights", weights)):
         require(given is None, name, "None with a source, which has it", type(given).__name__)
     place = None if checkpoint is None else Path(checkpoint)
-    return fit_rows(
+    fitted = fit_rows(
         key, source, num_experts=num_experts, noise_std=noise_std, options=options, checkpoint=place
     )
+    return fitted.result
 
 
 def fit_rows(
@@ -139,12 +140,13 @@ def fit_rows(
     noise_std: float | None,
     options: FitOptions,
     **how: Any,
-) -> FitResult:
+) -> SourceFit:
     """`fit` of a source, with its options in one object; `how` are the other arguments of `fit_source`."""
     given, options = options, checked_options(options)
     chosen, key, levels = number_of_experts(num_experts), prng_key(key), noise_levels(noise_std, ())
-    result = fit_source(key, source, chosen, levels, options, **how)
-    return dataclasses.replace(result, settings=_settings(key, given, options, chosen, levels))
+    fitted = fit_source(key, source, chosen, levels, options, **how)
+    settings = _settings(key, given, options, chosen, levels)
+    return fitted._replace(result=dataclasses.replace(fitted.result, settings=settings))
 
 
 def _fit(

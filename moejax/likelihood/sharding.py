@@ -13,7 +13,7 @@ ROWS = "rows"
 """The axis of the mesh along which the rows are cut."""
 
 
-def sum_over_devices(sums_of: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+def sum_over_devices(sums_of: Callable[..., Any], devices: Sequence[Any]) -> Callable[..., Any]:
     """A compiled function (shared, x, y, weights) -> the sum over all rows of `sums_of(shared, x, y, weights)`, a pytree.
 
     Each device sums its equal part of the rows, and one `psum` adds the parts: the result is the same on all of them.
@@ -36,7 +36,7 @@ def sum_over_devices(sums_of: Callable[..., Any], devices: Sequence[jax.Device])
     return jax.jit(over_all)
 
 
-def placement_of_rows(devices: Sequence[jax.Device]) -> Any:
+def placement_of_rows(devices: Sequence[Any]) -> Any:
     """Where `jax.device_put` places arrays (n, ..) so that each device has an equal part of the rows."""
     if len(devices) == 1:
         return devices[0]

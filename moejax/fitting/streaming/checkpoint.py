@@ -76,7 +76,7 @@ class Checkpoint:
 
         def save(path: Path) -> None:
             with path.open("wb") as file:
-                np.savez(file, **{_IDENTITY: np.asarray(self._identity)}, **self._kept)
+                np.savez(file, allow_pickle=False, **{_IDENTITY: np.asarray(self._identity)} | self._kept)
 
         write_whole(self._file, save)
         self._written = time.monotonic()

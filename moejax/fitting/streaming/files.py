@@ -2,63 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
-import pyarrow.compute
-import pyarrow.csv
 import pyarrow.parquet
 
 from moejax.checks import brief, brief_text, require
-from moejax.fitting.delimited_text import Column, column_of, decoded, sniffed_decimal, sniffed_separator
-from moejax.fitting.streaming.source import ROWS_IN_PARTITION, Batch
-from moejax.fitting.tables import SEPARATOR_WORDS, TEXT_SUFFIXES, UNNAMED_INDEX, parquet_column
+from moejax.fitting.delimited_text import Column
+from moejax.fitting.streaming.source import ROWS_IN_PARTITION, Batch, all_finite
+from moejax.fitting.streaming.text_rows import Dialect, Header, text_header, text_pieces
+from moejax.fitting.tables import TEXT_SUFFIXES, UNNAMED_INDEX, parquet_column
 from moejax.registry import nearest
-
-BYTES_TO_SNIFF = 2**18
-"""Bytes at the start of a text file from which its separator and decimal sign are found."""
-BYTES_AT_ONCE = 2**23
-"""Bytes of a text file that are cut into cells at once."""
 
 
 class FilePartition(NamedTuple):
     """Some row groups of a Parquet file, or a whole text file."""
 
     file: str
-    groups: tuple[int, ...] | None
-    """Row groups; None for a text file."""
+    groups: tuple[int, ...]
+    """Row groups; empty for a text file."""
+    dialect: Dialect | None
+    """That of a text file; None for Parquet."""
     first_row: int
     """Number of the first row in its file, from 1."""
     num_rows: int | None
     """None for a text file, whose rows are counted as they are read."""
-
-
-class Dialect(NamedTuple):
-    """How the text of a file is cut into numbers."""
-
-    separator: str
-    decimal: str
-
-
-class Header(NamedTuple):
-    """What is known of a file before its rows are read."""
-
-    names: tuple[str, ...]
-    """Columns with names, in the file's order."""
-    left_out: tuple[str, ...]
-    """Columns that are not read, because they have no name."""
-    dialect: Dialect | None
-    """None for Parquet."""
-    precision: float
-    """Machine epsilon of the coarsest column."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,24 +78,31 @@ class FileSource:
     def __post_init__(self):
         """Find the files, and compare their columns."""
         object.__setattr__(self, "path", Path(self.path))
-        if self.inputs is not None:
-            object.__setattr__(self, "inputs", tuple(self.inputs))
-        names = self.headers[0].names
-        wanted = [self.target, *(self.inputs or ()), *([] if self.weights is None else [self.weights])]
+        names, all_inputs = self.headers[0].names, self.inputs is None
+        if self.inputs is None:
+            inputs = tuple(name for name in names if name not in (self.target, self.weights))
+        else:
+            inputs = tuple(self.inputs)
+        object.__setattr__(self, "inputs", inputs)
+        wanted = [self.target, *inputs, *([] if self.weights is None else [self.weights])]
         for name in wanted:
             if name not in names:
                 raise ValueError(f"{self.files[0]}: no column {brief(name)}; {nearest(name, names)}")
         repeated = [name for name in wanted if wanted.count(name) > 1]
         require(not repeated, "target, inputs, weights", "different columns", repeated[:1])
         for file, header in zip(self.files, self.headers, strict=True):
-            missing = [name for name in (*wanted, *self.input_names) if name not in header.names]
+            missing = [name for name in wanted if name not in header.names]
             if missing:
                 raise ValueError(f"{file}: no column {brief(missing[0])}, which {self.files[0]} has")
             more = [name for name in header.names if name not in names]
-            if more and self.inputs is None:
+            if more and all_inputs:
                 raise ValueError(f"{file}: column {brief(more[0])}, which {self.files[0]} does not have")
-        if not self.input_names:
+        if not inputs:
             raise ValueError(f"{self.files[0]}: expected input columns beside {brief(self.target)}, got none")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The options alone: a worker gets a partition with every task, and needs no list of them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @functools.cached_property
     def files(self) -> tuple[Path, ...]:
@@ -147,16 +128,15 @@ class FileSource:
     def headers(self) -> tuple[Header, ...]:
         """What is known of each file before its rows are read."""
         return tuple(
-            _text_header(file, self.separator, self.decimal) if _is_text(file) else _parquet_header(file)
+            text_header(file, self.separator, self.decimal) if _is_text(file) else _parquet_header(file)
             for file in self.files
         )
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """The columns of the inputs."""
-        if self.inputs is not None:
-            return self.inputs
-        return tuple(name for name in self.headers[0].names if name not in (self.target, self.weights))
+        assert self.inputs is not None  # set when the source was made
+        return self.inputs
 
     @property
     def target_name(self) -> str:
@@ -178,13 +158,21 @@ class FileSource:
         """Machine epsilon of the coarsest column."""
         return max(header.precision for header in self.headers)
 
-    @functools.cached_property
+    @property
     def partitions(self) -> Sequence[FilePartition]:
         """Row groups of Parquet files, about `ROWS_IN_PARTITION` rows in each, and whole text files."""
+        return self._partitions
+
+    @functools.cached_property
+    def _partitions(self) -> tuple[FilePartition, ...]:
         return tuple(
             part
-            for file in self.files
-            for part in ([FilePartition(str(file), None, 1, None)] if _is_text(file) else _row_groups(file))
+            for file, header in zip(self.files, self.headers, strict=True)
+            for part in (
+                _row_groups(file)
+                if header.dialect is None
+                else [FilePartition(str(file), (), header.dialect, 1, None)]
+            )
         )
 
     @property
@@ -206,12 +194,10 @@ class FileSource:
         """
         file = Path(partition.file)
         names = [*self.input_names, self.target, *([] if self.weights is None else [self.weights])]
-        if partition.groups is None:
-            header = self.headers[self.files.index(file)]
-            assert header.dialect is not None
-            pieces = _text_pieces(file, header.dialect, names, rows_at_once, self.skip_bad_rows)
-        else:
+        if partition.dialect is None:
             pieces = _parquet_pieces(file, partition.groups, names, rows_at_once)
+        else:
+            pieces = text_pieces(file, partition.dialect, names, rows_at_once, self.skip_bad_rows)
         row = partition.first_row
         for columns, already_skipped in pieces:
             if columns:
@@ -223,7 +209,7 @@ class FileSource:
 
     def _batch(self, file: Path, first_row: int, columns: Sequence[Column], skipped: int) -> Batch:
         values = np.stack([column.numbers for column in columns], axis=1)
-        good = np.isfinite(values).all(axis=1)
+        good = np.ones(len(values), bool) if all_finite(values) else np.isfinite(values).all(axis=1)
         if self.weights is not None:
             good &= values[:, -1] >= 0
         if not good.all() and not self.skip_bad_rows:
@@ -297,11 +283,11 @@ def _row_groups(file: Path) -> list[FilePartition]:
     for group in range(metadata.num_row_groups):
         more = metadata.row_group(group).num_rows
         if groups and rows + more > ROWS_IN_PARTITION:
-            parts.append(FilePartition(str(file), tuple(groups), first, rows))
+            parts.append(FilePartition(str(file), tuple(groups), None, first, rows))
             groups, first, rows = [], first + rows, 0
         groups.append(group)
         rows += more
-    return [*parts, FilePartition(str(file), tuple(groups), first, rows)] if rows else parts
+    return [*parts, FilePartition(str(file), tuple(groups), None, first, rows)] if rows else parts
 
 
 def _parquet_pieces(
@@ -320,96 +306,3 @@ def _parquet_pieces(
                 )
     except pyarrow.ArrowException as error:
         raise ValueError(f"{file}: not a readable parquet table: {brief_text(error)}") from error
-
-
-def _text_header(file: Path, separator: str | None, decimal: str | None) -> Header:
-    separator = SEPARATOR_WORDS.get(separator, separator) if isinstance(separator, str) else separator
-    file.open("rb").close()
-    try:
-        with pyarrow.input_stream(str(file), compression="detect") as stream:
-            head = stream.read(BYTES_TO_SNIFF)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable csv table: {brief_text(error)}") from error
-    if len(head) == BYTES_TO_SNIFF:  # the last line may be cut, inside a letter too
-        head = head[: head.rfind(b"\n") + 1]
-    text, notes = decoded(file, head)
-    if notes or head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{file}: expected text in UTF-8 to read in batches; save it so")
-    separator = sniffed_separator(file, text) if separator is None else separator
-    decimal = sniffed_decimal(file, text, separator) if decimal is None else decimal
-    first, _ = column_names(text, separator)
-    if not first:
-        raise ValueError(f"{file}: not a readable csv table: it has no header")
-    for name in first[1:]:
-        if not name:
-            raise ValueError(
-                f"{file}: column {first.index('', 1) + 1} has no name; give it one in the header"
-            )
-        if first.count(name) > 1:
-            raise ValueError(f"{file}: column {brief(name)} is there twice; name them apart")
-    left_out = tuple(name for name in first[:1] if not name)
-    names = tuple(name for name in first if name)
-    return Header(names, left_out, Dialect(separator, decimal), float(np.finfo(np.float64).eps))
-
-
-def column_names(text: str, separator: str) -> tuple[list[str], int]:
-    """The cells of the first line that is not blank, and the number of lines up to its end."""
-    rows = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
-    for row in rows:
-        if row:
-            return [name.strip() for name in row], rows.line_num
-    return [], 0
-
-
-def _text_pieces(
-    file: Path, dialect: Dialect, names: Sequence[str], rows_at_once: int, skip: bool
-) -> Iterator[tuple[list[Column], int]]:
-    """Columns of some rows, and the number of rows with too many or too few cells that were left out among them."""
-    dropped: list[Any] = []
-
-    def invalid(row: Any) -> str:
-        dropped.append(row)
-        return "skip" if skip else "error"
-
-    with pyarrow.input_stream(str(file), compression="detect") as stream:
-        head = stream.read(BYTES_TO_SNIFF).decode("utf-8-sig", errors="replace")
-    found, lines = column_names(head, dialect.separator)
-    types = dict.fromkeys(found, pyarrow.string())
-    try:
-        with pyarrow.csv.open_csv(
-            file,
-            pyarrow.csv.ReadOptions(
-                use_threads=False, block_size=BYTES_AT_ONCE, skip_rows=lines, column_names=found
-            ),
-            pyarrow.csv.ParseOptions(delimiter=dialect.separator, invalid_row_handler=invalid),
-            pyarrow.csv.ConvertOptions(
-                column_types=types, include_columns=list(names), strings_can_be_null=False
-            ),
-        ) as reader:
-            for read in reader:
-                for first in range(0, max(read.num_rows, 1), rows_at_once):
-                    part = read.slice(first, rows_at_once)
-                    skipped, dropped[:] = len(dropped), []
-                    columns = [_text_column(name, part.column(name), dialect.decimal) for name in names]
-                    yield columns, skipped
-    except pyarrow.ArrowException as error:
-        if dropped and not skip:
-            row = dropped[-1]
-            raise ValueError(
-                f"{file}: row {row.number - 1 if row.number else '?'}: expected {row.expected_columns} fields as in the header, "
-                f"got {row.actual_columns} (bad rows can be left out: skip_bad_rows, --skip-bad-rows)"
-            ) from error
-        raise ValueError(f"{file}: not a readable csv table: {brief_text(error)}") from error
-    if dropped:
-        yield [], len(dropped)
-
-
-def _text_column(name: str, cells: pyarrow.Array, decimal: str) -> Column:
-    """The numbers of cells of text: by Arrow where all are plain numbers, else by the rules of `column_of`."""
-    if decimal == ".":
-        try:
-            numbers = pyarrow.compute.cast(pyarrow.compute.utf8_trim_whitespace(cells), pyarrow.float64())
-            return Column(name, np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64))
-        except pyarrow.ArrowInvalid:
-            return column_of(name, cells.to_pylist(), decimal)
-    return column_of(name, cells.to_pylist(), decimal)

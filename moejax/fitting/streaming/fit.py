@@ -24,8 +24,16 @@ from moejax.fitting.result import FitResult
 from moejax.fitting.streaming.checkpoint import Checkpoint
 from moejax.fitting.streaming.runners import Runner, Task, gathered, own_share, run_here
 from moejax.fitting.streaming.source import Source
-from moejax.fitting.streaming.sums import LikelihoodTask, Sums, Wanted, on_host
-from moejax.fitting.streaming.survey import Chosen, Survey, SurveyTask, moments_of_survey, num_chosen
+from moejax.fitting.streaming.sums import LikelihoodTask, Sums, Wanted
+from moejax.fitting.streaming.survey import (
+    Survey,
+    SurveyTask,
+    empty_survey,
+    largest_key,
+    moments_of_survey,
+    num_chosen,
+    smallest,
+)
 from moejax.fitting.uncertainty import Uncertainty, uncertainty_of
 from moejax.fitting.whitening import map_of_moments
 from moejax.likelihood.blocks import SampleScale
@@ -35,7 +43,7 @@ from moejax.likelihood.predictors import free_parameters, params_from_free, pred
 from moejax.methods.method import MethodConfig
 from moejax.methods.options import FitOptions
 from moejax.model.activations import activation_facts
-from moejax.model.mixture import HostParams, MoEParams, mean_gates
+from moejax.model.mixture import MoEParams, mean_gates
 from moejax.model.status import Status
 
 METHODS = ("multistart", "spectral_em", "joint_em")
@@ -58,6 +66,14 @@ class PassProgress(NamedTuple):
 
 
 Observer = Callable[[PassProgress], None]
+
+
+class SourceFit(NamedTuple):
+    """A fit of a source, and its subsample."""
+
+    result: FitResult
+    sample: Sample
+    """The random rows on which the method was run."""
 
 
 class _Passes:
@@ -90,6 +106,7 @@ class _Passes:
             counted += more
             self._observer(PassProgress(name, counted, self.rows))
 
+        self._observer(PassProgress(name, counted, self.rows))
         pending = [index for index in own_share(len(self.source.partitions)) if index not in set(done)]
         error = None
         try:
@@ -119,7 +136,7 @@ def fit_source(
     checkpoint: Path | None = None,
     runner: Runner = run_here,
     observer: Observer = lambda progress: None,
-) -> FitResult:
+) -> SourceFit:
     """Fit a source whose rows are read again for every pass.
 
     Args:
@@ -189,7 +206,7 @@ def fit_source(
             fit_intercept=centre,
         )
     kept.remove()
-    return result
+    return SourceFit(result, sample)
 
 
 def _key_data(key: jax.Array) -> list[int]:
@@ -200,23 +217,23 @@ def _key_data(key: jax.Array) -> list[int]:
 def _surveyed(key: jax.Array, passes: _Passes) -> tuple[Survey, np.ndarray]:
     """The survey of all rows, and the point from which it measures the inputs."""
     dim = len(passes.source.input_names)
-    like = Survey(0, 0, 0.0, 0.0, True, 0, 0, 0.0, 0.0, 0, Chosen(0, 0, 0, 0))
-    whole = passes.checkpoint.get("survey", (0, like))
-    if whole is None:
+    like = empty_survey(dim)
+    kept = passes.checkpoint.get("survey", (like.low, like))
+    if kept is not None:
+        origin, survey = kept
+    else:
         origin = _first_row(passes.source, dim)
-        task = SurveyTask(origin, num_chosen(dim), tuple(_key_data(key)))
+        count = num_chosen(dim)
+        task = SurveyTask(origin, count, largest_key(count, passes.rows), tuple(_key_data(key)))
         survey = passes.total("survey of rows", "reading and checking the rows", task, like)
-        require(survey is not None and survey.num_rows > 0, "source", "rows with weight", "none")
+        if survey is None or not survey.num_rows:
+            raise ValueError("source: expected rows with weight, got none")
+        survey = survey._replace(chosen=smallest(survey.chosen, count))
         passes.checkpoint.drop("survey of rows")
         passes.checkpoint.put("survey", (origin, survey), at_once=True)
-        whole = origin, survey
-    origin, survey = whole
-    numbers = (survey.num_rows, survey.num_skipped, survey.weight_sum, survey.weight_squares)
-    rows, skipped, total, squares = (
-        number.item() if hasattr(number, "item") else number for number in numbers
-    )
-    survey = survey._replace(num_rows=rows, num_skipped=skipped, weight_sum=total, weight_squares=squares)
-    return survey._replace(whole_weights=bool(survey.whole_weights)), origin
+    counts = {name: int(getattr(survey, name)) for name in ("num_rows", "num_skipped")}
+    sums = {name: float(getattr(survey, name)) for name in ("weight_sum", "weight_squares")}
+    return survey._replace(**counts, **sums, whole_weights=bool(survey.whole_weights)), origin
 
 
 def _first_row(source: Source, dim: int) -> np.ndarray:
@@ -247,16 +264,19 @@ def _estimate(
     """The maximum of the likelihood of all rows that is nearest to the subsample's estimate."""
     problem, config, units, _ = prepared
     result = run_method(key, problem, options.method, config)
-    start = on_host(result.params)
-    scale = SampleScale(
-        np.float64(survey.weight_squares / survey.weight_sum * factor), np.float64(survey.effective)
-    )
-    kinked = activation_facts(config.fn).kinked
+    start = _in_double_precision(result.params)
+    with jax.enable_x64(True):
+        scale = SampleScale(
+            jnp.asarray(survey.weight_squares / survey.weight_sum * factor), jnp.asarray(survey.effective)
+        )
+    kinked, precision = activation_facts(config.fn).kinked, str(jnp.result_type(float))
 
-    def sums_at(number: int, params: HostParams, width: float, *, score_products: bool = False) -> Sums:
-        wanted = Wanted(config.fn, config.noise, config.fit_intercept, kinked, score_products)
-        task = LikelihoodTask(units, factor, params, width, wanted, str(jnp.result_type(float)))
-        like = Sums(Curvature(0, 0, 0, 0), 0 if score_products else None)
+    def sums_at(number: int, params: MoEParams, width: float, *, score_products: bool = False) -> Sums:
+        wanted = Wanted(options.activation, config.noise, config.fit_intercept, kinked, score_products)
+        at = MoEParams(*(np.asarray(leaf) for leaf in params))
+        task = LikelihoodTask(units, factor, at, width, wanted, precision)
+        some = jnp.zeros(())
+        like = Sums(Curvature(some, some, some, some), some if score_products else None)
         place = f"k={config.num_experts}, pass {number}"
         sums = passes.total(place, place, task, like)
         passes.checkpoint.drop(place)
@@ -300,10 +320,10 @@ class _Climb(NamedTuple):
 
 def _climb(
     checkpoint: Checkpoint,
-    start: HostParams,
+    start: MoEParams,
     scale: SampleScale,
     config: MethodConfig,
-    sums_at: Callable[[int, HostParams, float], Sums],
+    sums_at: Callable[[int, MoEParams, float], Sums],
 ) -> _Climb:
     """Newton's method from `start`, on the log-likelihood of all rows less the ridge."""
     rounding = float(jnp.finfo(jnp.result_type(float)).eps)
@@ -329,9 +349,13 @@ def _climb(
     return _Climb(state, history, len(history), converged)
 
 
-def _params_at(free: Any, like: HostParams, config: MethodConfig) -> HostParams:
-    at = params_from_free(jnp.asarray(free), like, noise=config.noise, fit_intercept=config.fit_intercept)
-    return on_host(at)
+def _params_at(free: jax.Array, like: MoEParams, config: MethodConfig) -> MoEParams:
+    return params_from_free(free, like, noise=config.noise, fit_intercept=config.fit_intercept)
+
+
+def _in_double_precision(params: MoEParams) -> MoEParams:
+    with jax.enable_x64(True):
+        return MoEParams(*(jnp.asarray(np.asarray(leaf, np.float64)) for leaf in params))
 
 
 def _with_ridge(curvature: Curvature, params: MoEParams, config: MethodConfig, ridge: float) -> Curvature:

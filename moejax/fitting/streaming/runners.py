@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from moejax.environment import available_cores
 from moejax.fitting.streaming.source import Source
@@ -82,8 +83,9 @@ def run_here(
     for thread in threads:
         thread.start()
     try:
-        for _ in indices:
-            yield _next(ended)
+        with threadpool_limits(1, "blas"):  # the lanes use the cores already
+            for _ in indices:
+                yield _next(ended)
     finally:
         stop.set()
         for thread in threads:

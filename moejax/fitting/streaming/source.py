@@ -84,6 +84,12 @@ class Source(Protocol):
         ...
 
 
+def all_finite(values: np.ndarray) -> bool:
+    """True if all numbers are finite; if their sum is, they are, which takes a tenth of the time to find out."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+
+
 def batch_size(dim: int, num_devices: int = 1) -> int:
     """Rows of a batch of d inputs for each device: a multiple of 256."""
     rows = min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // (dim + 1))
@@ -194,8 +200,8 @@ class ArraySource:
             ValueError: a number is not finite; the message names its row.
         """
         numbers = np.asarray(getattr(self, name)[rows], np.float64)
-        bad = ~np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
-        if bad.any():
+        if not all_finite(numbers):
+            bad = ~np.isfinite(numbers).reshape(len(numbers), -1).all(axis=1)
             row = int(np.argmax(bad))
             raise ValueError(
                 f"{name}[{rows.start + row}]: expected finite numbers, got {numbers[row].tolist()}"

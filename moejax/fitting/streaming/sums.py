@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moejax.fitting.data_units import DataUnits
@@ -19,8 +18,8 @@ from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature
 from moejax.likelihood.information import score_outer_products
 from moejax.likelihood.sharding import placement_of_rows, sum_over_devices
-from moejax.model.activations import ScalarFunction
-from moejax.model.mixture import HostParams, MoEParams, NoiseModel
+from moejax.model.activations import ActivationLike, get_activation
+from moejax.model.mixture import HostParams, NoiseModel
 
 _ONE_AT_A_TIME = threading.Lock()
 """Two programs that both run on several devices, started at once, could wait for each other."""
@@ -39,7 +38,8 @@ class Sums(NamedTuple):
 class Wanted:
     """The static choices of a program that sums over a batch."""
 
-    fn: ScalarFunction
+    activation: ActivationLike
+    """By its name where it has one, so that another process finds the same function."""
     noise: NoiseModel
     fit_intercept: bool
     averaged: bool
@@ -49,12 +49,13 @@ class Wanted:
 
 def _sums_of(wanted: Wanted, shared: Any, x: jax.Array, y: jax.Array, weights: jax.Array) -> Sums:
     params, width = shared
+    fn = get_activation(wanted.activation)
     with jax.default_matmul_precision("highest"):
         blocks = sample_blocks(x, y, weights, fit_intercept=wanted.fit_intercept)
         curvature = likelihood_curvature(
             params,
             blocks,
-            fn=wanted.fn,
+            fn=fn,
             noise=wanted.noise,
             fit_intercept=wanted.fit_intercept,
             width=width if wanted.averaged else None,
@@ -62,13 +63,13 @@ def _sums_of(wanted: Wanted, shared: Any, x: jax.Array, y: jax.Array, weights: j
         if not wanted.score_products:
             return Sums(curvature, None)
         products = score_outer_products(
-            params, x, y, weights**2, wanted.fn, noise=wanted.noise, fit_intercept=wanted.fit_intercept
+            params, x, y, weights**2, fn, noise=wanted.noise, fit_intercept=wanted.fit_intercept
         )
         return Sums(curvature, products)
 
 
 @functools.lru_cache(maxsize=32)
-def _program(wanted: Wanted, devices: tuple[jax.Device, ...]) -> Callable[..., Sums]:
+def _program(wanted: Wanted, devices: tuple[Any, ...]) -> Callable[..., Sums]:
     return sum_over_devices(functools.partial(_sums_of, wanted), devices)
 
 
@@ -105,7 +106,7 @@ class LikelihoodTask:
             on_rows(len(batch.y) + batch.skipped)
         return total
 
-    def _of_batch(self, batch: Batch, rows_at_once: int, devices: tuple[jax.Device, ...]) -> Sums:
+    def _of_batch(self, batch: Batch, rows_at_once: int, devices: tuple[Any, ...]) -> Sums:
         inputs, labels = self.units
         z = batch.x if inputs.identity else (batch.x - inputs.mean) @ inputs.matrix
         more = rows_at_once - len(z)
@@ -127,8 +128,3 @@ class LikelihoodTask:
         if first is None or second is None:
             return second if first is None else first
         return jax.tree.map(np.add, first, second)
-
-
-def on_host(params: MoEParams) -> HostParams:
-    """Parameters as NumPy arrays in double precision."""
-    return MoEParams(*(np.asarray(jnp.asarray(leaf), np.float64) for leaf in params))

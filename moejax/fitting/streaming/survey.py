@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moejax.fitting.streaming.source import Source, batch_size
+from moejax.fitting.streaming.source import Batch, Source, batch_size
 from moejax.fitting.whitening import InputMoments, require_range
 
 ROWS_CHOSEN = 100_000
 """Rows of the subsample on which the whole method is run: its estimate is then so near to that of all rows that a few Newton
 steps suffice."""
+ROWS_IN_CACHE = 4096
 NUMBERS_CHOSEN = 2**25
 """Numbers of the subsample, at most."""
 
@@ -70,11 +72,13 @@ class SurveyTask:
     Args:
         origin: (d,) a point near the inputs, from which they are measured.
         num_chosen: rows of the subsample.
+        largest_key: rows with larger keys are not kept: enough others have smaller ones (`largest_key`).
         seed: of the keys.
     """
 
     origin: np.ndarray
     num_chosen: int
+    largest_key: float
     seed: tuple[int, ...]
 
     def __call__(
@@ -87,29 +91,24 @@ class SurveyTask:
         """
         random = np.random.default_rng([*self.seed, index])
         survey = None
-        skipped = 0
         for batch in source.batches(partition, batch_size(len(self.origin))):
-            skipped += batch.skipped
+            keys = random.random(len(batch.y))
+            survey = self.merge(survey, self._of_batch(batch, keys))
             on_rows(len(batch.y) + batch.skipped)
-            if len(batch.y):
-                keys = random.random(len(batch.y))
-                bound = None if survey is None else survey.chosen.keys
-                kept = (
-                    slice(None)
-                    if bound is None or len(bound) < self.num_chosen
-                    else np.flatnonzero(keys < bound[-1])
-                )
-                chosen = Chosen(keys[kept], batch.x[kept], batch.y[kept], batch.weights[kept])
-                survey = self.merge(survey, self._of_batch(batch.x, batch.y, batch.weights, chosen))
-        if survey is not None:
-            return survey._replace(num_skipped=skipped)
-        return _nothing(len(self.origin), skipped) if skipped else None
+        return survey
 
-    def _of_batch(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, chosen: Chosen) -> Survey:
-        design = np.column_stack([np.ones(len(y)), x - self.origin]) * np.sqrt(weights)[:, None]
+    def _of_batch(self, batch: Batch, keys: np.ndarray) -> Survey:
+        x, y, weights = batch.x, batch.y, batch.weights
+        if not len(y):
+            return empty_survey(len(self.origin), batch.skipped)
+        kept = np.flatnonzero(keys < self.largest_key)
+        design = np.empty((len(y), x.shape[1] + 1))
+        design[:, 0] = 1.0
+        np.subtract(x, self.origin, out=design[:, 1:])
+        design *= np.sqrt(weights)[:, None]
         return Survey(
             len(y),
-            0,
+            batch.skipped,
             float(weights.sum()),
             float(weights @ weights),
             bool((weights == np.round(weights)).all()),
@@ -118,20 +117,14 @@ class SurveyTask:
             float(y.min()),
             float(y.max()),
             triangle_of(design),
-            self._smallest(chosen),
+            Chosen(keys[kept], x[kept], y[kept], weights[kept]),
         )
-
-    def _smallest(self, chosen: Chosen) -> Chosen:
-        order = np.argsort(chosen.keys, kind="stable")[: self.num_chosen]
-        return Chosen(*(leaf[order] for leaf in chosen))
 
     def merge(self, first: Survey | None, second: Survey | None) -> Survey | None:
         """The survey of the rows of both."""
         if first is None or second is None:
             return second if first is None else first
-        together = Chosen(
-            *(np.concatenate(leaves) for leaves in zip(first.chosen, second.chosen, strict=True))
-        )
+        chosen = Chosen(*(np.concatenate(leaves) for leaves in zip(first.chosen, second.chosen, strict=True)))
         return Survey(
             first.num_rows + second.num_rows,
             first.num_skipped + second.num_skipped,
@@ -143,11 +136,24 @@ class SurveyTask:
             min(first.y_low, second.y_low),
             max(first.y_high, second.y_high),
             triangle_of(np.concatenate([first.triangle, second.triangle])),
-            self._smallest(together),
+            smallest(chosen, self.num_chosen) if len(chosen.keys) > 2 * self.num_chosen else chosen,
         )
 
 
-def _nothing(dim: int, skipped: int) -> Survey:
+def largest_key(num_chosen: int, num_rows: int | None) -> float:
+    """A bound on uniform keys which `num_chosen` of `num_rows` fall below, but for a chance of 1e-9; 1 for an unknown number."""
+    if num_rows is None or not num_rows:
+        return 1.0
+    return min((num_chosen + 6.0 * math.sqrt(num_chosen)) / num_rows, 1.0)
+
+
+def smallest(chosen: Chosen, count: int) -> Chosen:
+    """The rows with the smallest keys, in the order of their keys."""
+    order = np.argsort(chosen.keys, kind="stable")[:count]
+    return Chosen(*(leaf[order] for leaf in chosen))
+
+
+def empty_survey(dim: int, skipped: int = 0) -> Survey:
     """The survey of no row but skipped ones."""
     chosen = Chosen(np.zeros(0), np.zeros((0, dim)), np.zeros(0), np.zeros(0))
     none, all_ = np.full(dim, np.inf), np.full(dim, -np.inf)
@@ -157,9 +163,18 @@ def _nothing(dim: int, skipped: int) -> Survey:
 
 
 def triangle_of(rows: np.ndarray) -> np.ndarray:
-    """(p, p) upper triangular R with R'R = rows' rows, from (n, p): zero rows below if n < p."""
+    """(p, p) upper triangular R with R'R = rows' rows, from (n, p); rows of zeros fill it up if n < p.
+
+    Blocks of rows that fit in a cache are reduced to a triangle each, and the triangles together to one.
+    """
+    n, p = rows.shape
+    block = max(ROWS_IN_CACHE, 2 * p)
+    if n > 2 * block:
+        whole = n // block * block
+        triangles = np.asarray(np.linalg.qr(rows[:whole].reshape(-1, block, p), mode="r"))
+        rows = np.concatenate([triangles.reshape(-1, p), rows[whole:]])
     triangle = np.asarray(np.linalg.qr(rows, mode="r"))
-    return np.pad(triangle, [(0, rows.shape[1] - len(triangle)), (0, 0)])
+    return np.pad(triangle, [(0, p - len(triangle)), (0, 0)])
 
 
 def moments_of_survey(survey: Survey, origin: np.ndarray, *, centre: bool) -> InputMoments:

@@ -1,0 +1,152 @@
+"""A fit of more rows than fit in memory: `python benchmarks/large_fit.py [--rows 1e8] [--dim 10] [--experts 3] [--folder DIR]`.
+
+Writes a synthetic Parquet dataset (float32, 2^20 rows a file) in several processes' time but one batch's memory, then fits it with
+`moejax fit FOLDER --target y` in a process of its own, and prints: seconds of writing and of reading alone; seconds of each pass over all rows and
+their ratio to reading; the peak memory of the fit; the error E of the experts and the log-likelihood against the truth's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import tyro
+
+import moejax
+
+ROWS_IN_FILE = 2**20
+NOISE_STD = 0.3
+GATING_NORM = 2.0
+
+
+@dataclasses.dataclass
+class Arguments:
+    """Sizes of the data."""
+
+    rows: float = 1e8
+    dim: int = 10
+    experts: int = 3
+    activation: str = "linear"
+    method: str = "spectral_em"
+    folder: Path | None = None
+    """Where the data lie; a folder that has them already is used again. Default: a temporary one."""
+    seed: int = 0
+
+
+def truth_of(arguments: Arguments) -> tuple[np.ndarray, np.ndarray]:
+    """(k, d) orthonormal experts and (k, d) gates orthogonal to them, the last gate zero."""
+    k, d = arguments.experts, arguments.dim
+    basis = np.linalg.qr(np.random.default_rng(arguments.seed).normal(size=(d, d)))[0].T
+    gating = np.zeros((k, d))
+    gating[:-1] = GATING_NORM * basis[k : 2 * k - 1]
+    return basis[:k], gating
+
+
+def write(folder: Path, arguments: Arguments) -> None:
+    """Write the files that are not there yet; the log-likelihood of the truth goes into truth.json."""
+    experts, gating = truth_of(arguments)
+    rows, total = int(arguments.rows), 0.0
+    for number, first in enumerate(range(0, rows, ROWS_IN_FILE)):
+        n = min(ROWS_IN_FILE, rows - first)
+        random = np.random.default_rng([arguments.seed, number])
+        x = random.standard_normal((n, arguments.dim), np.float32)
+        logits = x @ gating.T.astype(np.float32)
+        chosen = np.argmax(logits + random.gumbel(size=logits.shape).astype(np.float32), axis=1)
+        means = x @ experts.T.astype(np.float32)
+        y = (means[np.arange(n), chosen] + NOISE_STD * random.standard_normal(n)).astype(np.float32)
+        joint = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        joint = joint - 0.5 * ((y[:, None] - means) / NOISE_STD) ** 2 - np.log(NOISE_STD * np.sqrt(2 * np.pi))
+        total += float(np.logaddexp.reduce(joint, axis=1).astype(np.float64).sum())
+        columns = {f"x{j + 1}": x[:, j] for j in range(arguments.dim)} | {"y": y}
+        pyarrow.parquet.write_table(
+            pyarrow.table(columns),
+            folder / f"part-{number:05d}.parquet",
+            row_group_size=2**18,
+            compression="none",
+            use_dictionary=False,
+        )
+    (folder / "_truth.json").write_text(json.dumps({"rows": rows, "log_likelihood": total}))
+
+
+def seconds_to_read(folder: Path) -> float:
+    """Read every column of every file once, in batches, on one thread."""
+    started = time.perf_counter()
+    for file in sorted(folder.glob("*.parquet")):
+        with pyarrow.parquet.ParquetFile(file, memory_map=True) as opened:
+            for batch in opened.iter_batches(2**16, use_threads=False):
+                for column in batch.columns:
+                    column.to_numpy()
+    return time.perf_counter() - started
+
+
+FIT = """
+import json, resource, sys, time
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from moejax.fitting.pipeline import fit_rows
+from moejax import FileSource, FitOptions
+folder, experts, activation, method, seed = json.loads(sys.argv[1])
+passes, last, begun = [], None, time.perf_counter()
+def observe(progress):
+    global last, begun
+    if progress.name != last:
+        last, begun = progress.name, time.perf_counter()
+        passes.append([last, 0.0])
+    passes[-1][1] = time.perf_counter() - begun
+started = time.perf_counter()
+options = FitOptions(activation=activation, method=method, fit_intercept=True)
+result = fit_rows(jax.random.key(seed), FileSource(folder, "y"), num_experts=experts, noise_std=None, options=options, observer=observe).result
+print(json.dumps({
+    "seconds": time.perf_counter() - started, "passes": passes, "status": result.status, "log_likelihood": result.log_likelihood,
+    "experts": result.params.experts.tolist(), "errors": result.standard_errors.experts.tolist(), "rows": result.diagnostics["num_rows"],
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+"""
+
+
+def main() -> None:
+    """Write, read, fit, print."""
+    arguments = tyro.cli(Arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = folder / "_truth.json"
+        if not facts.exists() or json.loads(facts.read_text())["rows"] != int(arguments.rows):
+            started = time.perf_counter()
+            write(folder, arguments)
+            print(f"written in {time.perf_counter() - started:.0f} s", flush=True)
+        size = sum(file.stat().st_size for file in folder.glob("*.parquet"))
+        reading = seconds_to_read(folder)
+        print(
+            f"{arguments.rows:.3g} rows, d = {arguments.dim}: {size / 1e9:.2f} GB, read once in {reading:.1f} s",
+            flush=True,
+        )
+        given = json.dumps(
+            [str(folder), arguments.experts, arguments.activation, arguments.method, arguments.seed]
+        )
+        done = subprocess.run([sys.executable, "-c", FIT, given], check=True, capture_output=True, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        for name, seconds in found["passes"]:
+            print(
+                f"  {name:30s} {seconds:7.1f} s  {seconds / reading:5.2f} x reading  {found['rows'] / seconds / 1e6:5.2f} M rows/s"
+            )
+        experts, _ = truth_of(arguments)
+        true = json.loads(facts.read_text())["log_likelihood"]
+        error = float(moejax.recovery_error(experts, np.asarray(found["experts"])))
+        print(
+            f"status {found['status']}, {found['seconds']:.0f} s in all, peak memory {found['peak'] / 1e9:.2f} GB (this process "
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB); E = {error:.2e}, mean standard error of a coefficient "
+            f"{np.mean(found['errors']):.2e}; log-likelihood {found['log_likelihood']:.1f}, {found['log_likelihood'] - true:+.1f} nats against the truth's"
+        )
+
+
+if __name__ == "__main__":
+    main()
