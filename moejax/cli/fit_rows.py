@@ -175,12 +175,12 @@ def _cluster(command: Fit, note: Callable[[str], None]) -> Iterator[ClusterRunne
     from moejax.sweep.plan.chunks import WorkerSettings
 
     assert command.cluster is not None
-    warning = unencrypted_warning(command.cluster)
-    if warning is not None:
-        note(warning)
     precise = bool(jax.config.values["jax_enable_x64"])
     admission = Admission.of(WorkerSettings(precise, jax.config.values["jax_compilation_cache_dir"]))
     executor = cluster_executor(command.cluster, command.security, admission)
+    warning = unencrypted_warning(command.cluster)
+    if warning is not None:
+        note(warning)
     try:
         yield ClusterRunner(executor, note)
     finally:

@@ -131,11 +131,7 @@ def _named_columns(
     path: Path, separator: str | None, decimal: str | None
 ) -> tuple[list[Column], tuple[str, ...]]:
     """The columns that have a name, each once, and notes on the file; their cells may be no numbers yet."""
-    separator = SEPARATOR_WORDS.get(separator, separator) if isinstance(separator, str) else separator
-    good = separator is None or (isinstance(separator, str) and separator in SEPARATORS)
-    require(good, "separator", "comma, semicolon, tab or bar", separator)
-    good = decimal is None or (isinstance(decimal, str) and decimal in DECIMALS)
-    require(good, "decimal", "'.' or ','", decimal)
+    separator = checked_dialect(separator, decimal)
     name = path.name.lower()
     if name.endswith(TEXT_SUFFIXES):
         columns, notes = text_columns(path, separator, decimal)
@@ -151,6 +147,20 @@ def _named_columns(
     if not columns:
         raise ValueError(f"{path}: expected columns with a name, got none")
     return columns, (*notes, *left_out)
+
+
+def checked_dialect(separator: str | None, decimal: str | None) -> str | None:
+    """The separator as a sign; "tab" is one.
+
+    Raises:
+        ValueError: it, or the decimal sign, is none that is read.
+    """
+    separator = SEPARATOR_WORDS.get(separator, separator) if isinstance(separator, str) else separator
+    good = separator is None or (isinstance(separator, str) and separator in SEPARATORS)
+    require(good, "separator", "comma, semicolon, tab or bar", separator)
+    good = decimal is None or (isinstance(decimal, str) and decimal in DECIMALS)
+    require(good, "decimal", "'.' or ','", decimal)
+    return separator
 
 
 def _without_unnamed(path: Path, columns: list[Column]) -> tuple[list[Column], list[str]]:

@@ -17,7 +17,7 @@ from moejax.checks import brief, brief_text, require
 from moejax.fitting.delimited_text import Column
 from moejax.fitting.streaming.source import ROWS_IN_PARTITION, Batch, all_finite
 from moejax.fitting.streaming.text_rows import Dialect, Header, text_header, text_pieces
-from moejax.fitting.tables import TEXT_SUFFIXES, UNNAMED_INDEX, parquet_column
+from moejax.fitting.tables import TEXT_SUFFIXES, UNNAMED_INDEX, checked_dialect, parquet_column
 from moejax.registry import nearest
 
 
@@ -78,6 +78,10 @@ class FileSource:
     def __post_init__(self):
         """Find the files, and compare their columns."""
         object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "separator", checked_dialect(self.separator, self.decimal))
+        given = self.separator if self.separator is not None else self.decimal
+        if not all(map(_is_text, self.files)):
+            require(given is None, "separator, decimal", "none for a Parquet file", given)
         names, all_inputs = self.headers[0].names, self.inputs is None
         if self.inputs is None:
             inputs = tuple(name for name in names if name not in (self.target, self.weights))

@@ -334,7 +334,8 @@ def _climb(
         rules = ascent_rules(start, scale, config.fn, TOLERANCE)
         kept = checkpoint.get(place, (state, np.zeros(0), False))
         if kept is not None:
-            state, history, converged = kept[0], kept[1].tolist(), bool(kept[2])
+            state = jax.tree.map(jnp.asarray, kept[0])
+            history, converged = kept[1].tolist(), bool(kept[2])
         while not converged and len(history) < MOST_PASSES:
             params = _params_at(state.free + state.step.delta, start, config)
             sums = sums_at(len(history), params, float(rules.width(jnp.asarray(state.passes))))

@@ -15,7 +15,6 @@ import pyarrow.csv
 
 from moejax.checks import brief, brief_text
 from moejax.fitting.delimited_text import Column, column_of, decoded, sniffed_decimal, sniffed_separator
-from moejax.fitting.tables import SEPARATOR_WORDS
 
 BYTES_TO_SNIFF = 2**18
 """Bytes at the start of a text file from which its separator and decimal sign are found."""
@@ -49,7 +48,6 @@ def text_header(file: Path, separator: str | None, decimal: str | None) -> Heade
     Raises:
         ValueError: no text in UTF-8, no header, or a separator or decimal sign that is not clear; OSError: it cannot be read.
     """
-    separator = SEPARATOR_WORDS.get(separator, separator) if isinstance(separator, str) else separator
     file.open("rb").close()
     try:
         with pyarrow.input_stream(str(file), compression="detect") as stream:
