@@ -117,22 +117,7 @@ def prepare(
     if inputs is None:
         inputs = input_map(sample.x, sample.weights, centre=intercept, precision=sample.precision)
     used, rank = int((sample.weights > 0).sum()), inputs.matrix.shape[1]
-    require(rank > 0, "x", "a column that varies", "constant columns only")
-    if num_experts > rank and moments_of(method) == "required":
-        raise TooManyExpertsError(
-            f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
-        )
-    needed = num_rows_needed(num_experts, rank, intercept)
-    effective = float(sample.weights.sum())  # for reliabilities, equal rows with the same information
-    if min(used, effective * (1 + 1e-9)) < needed:
-        got = (
-            f"{used}"
-            if used <= effective * (1 + 1e-9)
-            else f"{used} that say as much as {effective:.3g} equal ones"
-        )
-        raise TooManyExpertsError(
-            f"x: expected at least {needed} rows with weight for k = {num_experts} experts of {rank} inputs, got {got}"
-        )
+    _require_rows(sample, used, rank, num_experts, method, intercept)
     z = (sample.x - inputs.mean) @ inputs.matrix
     labels = fitted_labels(
         z,
@@ -194,6 +179,32 @@ def prepare(
     )
     problem = Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:])
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
+
+
+def _require_rows(
+    sample: Sample, used: int, rank: int, num_experts: int, method: str, intercept: bool
+) -> None:
+    """Refuse a number of experts that the rows, or the rank of the inputs, do not admit.
+
+    Raises:
+        TooManyExpertsError: k is too large; ValueError: no input varies.
+    """
+    require(rank > 0, "x", "a column that varies", "constant columns only")
+    if num_experts > rank and moments_of(method) == "required":
+        raise TooManyExpertsError(
+            f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
+        )
+    needed = num_rows_needed(num_experts, rank, intercept)
+    effective = float(sample.weights.sum())  # for reliabilities, equal rows with the same information
+    if min(used, effective * (1 + 1e-9)) < needed:
+        got = (
+            f"{used}"
+            if used <= effective * (1 + 1e-9)
+            else f"{used} that say as much as {effective:.3g} equal ones"
+        )
+        raise TooManyExpertsError(
+            f"x: expected at least {needed} rows with weight for k = {num_experts} experts of {rank} inputs, got {got}"
+        )
 
 
 def _require_representable(
