@@ -1,15 +1,14 @@
 """A fit of more rows than fit in memory: `python benchmarks/large_fit.py [--rows 1e8] [--dim 10] [--experts 3] [--folder DIR]`.
 
-Writes a synthetic Parquet dataset (float32, 2^20 rows a file) in several processes' time but one batch's memory, then fits it with
-`moejax fit FOLDER --target y` in a process of its own, and prints: seconds of writing and of reading alone; seconds of each pass over all rows and
-their ratio to reading; the peak memory of the fit; the error E of the experts and the log-likelihood against the truth's.
+It writes a synthetic Parquet dataset (float32, 2^20 rows a file), unless the folder has it, reads it once, and fits it in a process
+of its own. Printed are the seconds of reading alone, the seconds of each pass over all rows and their ratio to reading, the peak
+memory of the fit, the error E of the experts, and the log-likelihood against the truth's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -90,25 +89,29 @@ def seconds_to_read(folder: Path) -> float:
 
 FIT = """
 import json, resource, sys, time
-import jax, numpy as np
+import jax
 jax.config.update("jax_enable_x64", True)
-from moejax.fitting.pipeline import fit_rows
 from moejax import FileSource, FitOptions
+from moejax.fitting.pipeline import fit_rows
 folder, experts, activation, method, seed = json.loads(sys.argv[1])
-passes, last, begun = [], None, time.perf_counter()
+passes, begun = [], time.perf_counter()
 def observe(progress):
-    global last, begun
-    if progress.name != last:
-        last, begun = progress.name, time.perf_counter()
-        passes.append([last, 0.0])
+    global begun
+    if not passes or progress.name != passes[-1][0]:
+        begun = time.perf_counter()
+        passes.append([progress.name, 0.0])
     passes[-1][1] = time.perf_counter() - begun
 started = time.perf_counter()
-options = FitOptions(activation=activation, method=method, fit_intercept=True)
-result = fit_rows(jax.random.key(seed), FileSource(folder, "y"), num_experts=experts, noise_std=None, options=options, observer=observe).result
+result = fit_rows(
+    jax.random.key(seed), FileSource(folder, "y"), num_experts=experts, noise_std=None, observer=observe,
+    options=FitOptions(activation=activation, method=method, fit_intercept=True),
+).result
 print(json.dumps({
-    "seconds": time.perf_counter() - started, "passes": passes, "status": result.status, "log_likelihood": result.log_likelihood,
-    "experts": result.params.experts.tolist(), "errors": result.standard_errors.experts.tolist(), "rows": result.diagnostics["num_rows"],
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    "seconds": time.perf_counter() - started, "passes": passes, "status": result.status,
+    "log_likelihood": result.log_likelihood, "experts": result.params.experts.tolist(),
+    "errors": result.standard_errors.experts.tolist(), "rows": result.diagnostics["num_rows"],
+    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
 """
 
 
@@ -142,9 +145,9 @@ def main() -> None:
         true = json.loads(facts.read_text())["log_likelihood"]
         error = float(moejax.recovery_error(experts, np.asarray(found["experts"])))
         print(
-            f"status {found['status']}, {found['seconds']:.0f} s in all, peak memory {found['peak'] / 1e9:.2f} GB (this process "
-            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB); E = {error:.2e}, mean standard error of a coefficient "
-            f"{np.mean(found['errors']):.2e}; log-likelihood {found['log_likelihood']:.1f}, {found['log_likelihood'] - true:+.1f} nats against the truth's"
+            f"status {found['status']}, {found['seconds']:.0f} s in all, peak memory {found['peak'] / 1e9:.2f} GB; E = {error:.2e}, "
+            f"mean standard error of a coefficient {np.mean(found['errors']):.2e}; log-likelihood {found['log_likelihood']:.1f}, "
+            f"{found['log_likelihood'] - true:+.1f} nats against the truth's"
         )
 
 
