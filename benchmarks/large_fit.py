@@ -145,7 +145,8 @@ def main() -> None:
         true = json.loads(facts.read_text())["log_likelihood"]
         error = float(moejax.recovery_error(experts, np.asarray(found["experts"])))
         print(
-            f"status {found['status']}, {found['seconds']:.0f} s in all, peak memory {found['peak'] / 1e9:.2f} GB; E = {error:.2e}, "
+            f"status {found['status']}, {found['seconds']:.0f} s in all, peak memory {found['peak'] / 1e9:.2f} GB; "
+            f"E = {error:.2e}; "
             f"mean standard error of a coefficient {np.mean(found['errors']):.2e}; log-likelihood {found['log_likelihood']:.1f}, "
             f"{found['log_likelihood'] - true:+.1f} nats against the truth's"
         )

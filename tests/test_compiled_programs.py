@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax.fitting import estimation as fitting
 from moejax.fitting import label_units
-from moejax.fitting import pipeline as fitting
 from moejax.fitting.estimator import _gates_and_means
+from moejax.fitting.streaming.sums import Wanted, batch_program
 from moejax.fitting.uncertainty import uncertainty
 from moejax.methods import MethodConfig, Problem, get_method, lookup_method, method_names, zero_gates
 from moejax.model.activations import get_activation
@@ -39,6 +40,7 @@ def lapack_calls(text):
 
 def batched(lowered):
     text = lowered.as_text()
+    assert "callback" not in text  # a program that calls the host does not run on a TPU, and stops a GPU
     calls = lapack_calls(text)
     assert len(calls) == text.count("custom_call @lapack_")
     return sorted({name for name, rank in calls if rank > 2})
@@ -103,10 +105,22 @@ def test_the_other_programs_of_a_fit_and_of_the_estimator_have_no_batched_calls(
     params = zero_gates(jnp.ones((K, D)), jnp.asarray(0.1))
     assert batched(uncertainty.lower(params, given, "observed", of)) == []
     assert batched(uncertainty.lower(params, given, "sandwich", of)) == []
-    assert batched(fitting._evaluate.lower(params, given, FN)) == []
+    assert batched(fitting.evaluate.lower(params, given, FN)) == []
     assert batched(_gates_and_means.lower(params, given.x, FN)) == []
     assert batched(label_units._estimated.lower(given.y, given.weights, FN)) == []
     assert batched(label_units._estimated_ratio.lower(given.y, given.weights, FN, 0.5)) == []
+
+
+def test_the_sums_over_a_batch_have_no_batched_calls():
+    wanted = Wanted("relu", "shared", fit_intercept=True, averaged=True, score_products=True)
+    shared = (zero_gates(jnp.ones((K, D)), jnp.asarray(0.1)), jnp.asarray(0.1))
+    program = batch_program(wanted, tuple(jax.local_devices()))
+    assert batched(program.lower(shared, jnp.ones((N, D)), jnp.ones(N), jnp.ones(N))) == []
+
+
+def test_a_call_of_the_host_would_be_found():
+    with pytest.raises(AssertionError):
+        batched(jax.jit(lambda x: jax.pure_callback(np.sin, x, x)).lower(jnp.ones(())))
 
 
 def test_the_lowered_text_shows_the_calls_that_are_compiled():

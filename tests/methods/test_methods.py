@@ -120,7 +120,7 @@ def test_fit_and_a_trial_decompose_the_same_tensors(name, num_samples, method, e
     def run(key, problem, method, config):
         raise AskedError(config, problem)
 
-    monkeypatch.setattr("moejax.fitting.pipeline._run_method", run)
+    monkeypatch.setattr("moejax.fitting.estimation.run_method", run)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(num_samples, 4))
     y = np.asarray(moejax.model.activations.get_activation(name)(x[:, 0])) + 0.1 * rng.normal(

@@ -69,7 +69,8 @@ def _sums_of(wanted: Wanted, shared: Any, x: jax.Array, y: jax.Array, weights: j
 
 
 @functools.lru_cache(maxsize=32)
-def _program(wanted: Wanted, devices: tuple[Any, ...]) -> Callable[..., Sums]:
+def batch_program(wanted: Wanted, devices: tuple[Any, ...]) -> Callable[..., Sums]:
+    """The program ((params, width), x, y, weights) -> `Sums` of a batch, whose rows lie on these devices in equal parts."""
     return sum_over_devices(functools.partial(_sums_of, wanted), devices)
 
 
@@ -120,7 +121,7 @@ class LikelihoodTask:
             one_at_a_time = _ONE_AT_A_TIME if len(devices) > 1 else contextlib.nullcontext()
             with one_at_a_time:
                 placed = jax.device_put(arrays, placement_of_rows(devices))
-                sums = _program(self.wanted, devices)(shared, *placed)
+                sums = batch_program(self.wanted, devices)(shared, *placed)
                 return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), sums)
 
     def merge(self, first: Sums | None, second: Sums | None) -> Sums | None:
