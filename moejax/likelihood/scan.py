@@ -1,4 +1,4 @@
-"""Scans with a fixed budget, in which a finished lane no longer changes."""
+"""Loops with a fixed budget, in which a finished lane no longer changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from jaxtyping import Bool, Int
 def frozen_scan(
     advance: Callable[[Any], tuple[Any, Any, jax.Array]], state: Any, num_steps: int
 ) -> tuple[Any, Any, Int[jax.Array, ""], Bool[jax.Array, ""]]:
-    """Scan `advance` for a fixed budget; a lane that is done freezes, while the others continue.
+    """Repeat `advance` until it is done, or for a fixed budget; a lane that is done freezes, while the others continue.
+
+    Side by side (vmap), the loop ends when its last lane does.
 
     Args:
         advance: state -> (new state, floating values to record, () bool done).
@@ -24,18 +26,21 @@ def frozen_scan(
         The last state; (num_steps, ..) values, NaN once frozen; () int32 steps made; () bool done.
     """
 
-    def body(carry: Any, _: None) -> tuple[Any, Any]:
-        def go(carry: Any) -> tuple[Any, Any]:
-            state, _, count = carry
-            state, value, done = advance(state)
-            return (state, done, count + 1), value
+    def unfinished(carry: Any) -> jax.Array:
+        _, _, count, done = carry
+        return (count < num_steps) & ~done
 
-        def stay(carry: Any) -> tuple[Any, Any]:
-            return carry, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), value_like)
+    def step(carry: Any) -> Any:
+        state, history, count, _ = carry
+        state, value, done = advance(state)
+        history = jax.tree.map(
+            lambda kept, new: jax.lax.dynamic_update_index_in_dim(kept, new, count, 0), history, value
+        )
+        return state, history, count + 1, done
 
-        return jax.lax.cond(carry[1], stay, go, carry)
+    def unrecorded(leaf: Any) -> jax.Array:
+        return jnp.full((num_steps, *leaf.shape), jnp.nan, leaf.dtype)
 
-    value_like = jax.eval_shape(advance, state)[1]
-    start = (state, jnp.asarray(False), jnp.asarray(0, jnp.int32))
-    (state, done, count), history = jax.lax.scan(body, start, length=num_steps)
-    return state, history, count, done
+    history = jax.tree.map(unrecorded, jax.eval_shape(advance, state)[1])
+    start = (state, history, jnp.asarray(0, jnp.int32), jnp.asarray(False))
+    return jax.lax.while_loop(unfinished, step, start)
