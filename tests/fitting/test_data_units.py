@@ -1,5 +1,6 @@
 """Units of labels, and parameters and errors carried into the user's units, against closed forms and a direct fit."""
 
+import compiled_model
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,7 +94,7 @@ def test_labels_outside_a_range_are_said_and_noise_is_not():
 def drawn(fit_intercept):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(300, 2))
-    params = moejax.make_params(
+    params = compiled_model.make_params(
         np.array([[1.0, -0.5], [0.2, 0.8]]),
         np.array([[0.7, 0.3], [0.0, 0.0]]),
         0.4,
@@ -200,7 +201,7 @@ def test_a_fit_is_the_same_in_any_units(single_precision):
         with jax.enable_x64(True):
             x = jnp.asarray(x_scale * z + x_shift)
             labels = jnp.asarray(y_scale * y + y_shift)
-            again = float(moejax.log_likelihood(other.params, x, labels, "linear"))
+            again = float(compiled_model.log_likelihood(other.params, x, labels, "linear"))
         assert again == pytest.approx(other.log_likelihood, abs=0.05)
 
 

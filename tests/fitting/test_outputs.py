@@ -7,12 +7,13 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from compiled_model import predict, responsibilities, sample_labels
 from sklearn.linear_model import LinearRegression
 
 import moejax
 from moejax.likelihood.em import joint_em
 from moejax.methods import MethodConfig, Problem, random_starts
-from moejax.model.mixture import MoEParams, predict, responsibilities, sample_labels
+from moejax.model.mixture import MoEParams
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import log_likelihood, make_params, responsibilities, sample
 from scipy import optimize, special, stats
 from sklearn.linear_model import LogisticRegression
 
-from moejax import log_likelihood, make_params, responsibilities, sample
 from moejax.likelihood.em import RIDGE, gating_em, joint_em
 from moejax.likelihood.scan import frozen_scan
 from moejax.model.activations import get_activation

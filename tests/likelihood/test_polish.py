@@ -7,15 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import align, log_likelihood, make_params, responsibilities, sample
 from scipy import optimize
 
-from moejax import log_likelihood, make_params, responsibilities, sample
 from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.derivatives import likelihood_curvature
 from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.model.activations import get_activation
-from moejax.model.metrics import align
 
 D, K, N = 3, 2, 400
 MODELS = list(itertools.product(["known", "shared", "per_expert"], [False, True]))

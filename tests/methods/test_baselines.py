@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import log_likelihood, random_params, recovery_error, sample
 
-from moejax import log_likelihood, recovery_error
 from moejax.likelihood.blocks import sample_blocks
 from moejax.methods import (
     MOMENT_PASSES,
@@ -29,8 +29,7 @@ from moejax.methods.gradient_descent import (
 )
 from moejax.methods.joint_em import clusterwise_regression
 from moejax.model.activations import get_activation
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.mixture import sample
+from moejax.model.instances import InstanceScales
 from moejax.model.status import Status
 from moejax.moments.cross_moments import second_moment, whitened_moment
 from moejax.moments.spectral import host_transforms

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import log_likelihood, random_params, sample
 
 import moejax
-from moejax import log_likelihood
 from moejax.likelihood.polish import polish
 from moejax.methods import (
     MethodConfig,
@@ -17,8 +17,7 @@ from moejax.methods import (
     register_method,
 )
 from moejax.model.activations import get_activation
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.mixture import sample
+from moejax.model.instances import InstanceScales
 from moejax.model.status import Status
 from moejax.moments.spectral import host_transforms
 from moejax.sweep.trial.prepare import static_spec

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import align, make_params, match_experts, recovery_error, sample
 
-from moejax import recovery_error
 from moejax.methods import MethodConfig, Problem, get_method
 from moejax.methods.residual_passes import GATING_STEPS, conditional_means, residual_estimate, residual_labels
 from moejax.model.activations import get_activation
-from moejax.model.metrics import align, match_experts
-from moejax.model.mixture import MoEParams, make_params, sample
+from moejax.model.mixture import MoEParams
 from moejax.model.status import Status
 from moejax.moments.spectral import (
     SpectralLabels,

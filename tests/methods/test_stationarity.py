@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import make_params, predict, sample
 
-from moejax import make_params, sample
 from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.methods import MethodConfig, Problem, get_method
 from moejax.methods.gradient_descent import standard_labels
 from moejax.methods.stationarity import squared_error_curvature
 from moejax.model.activations import get_activation
-from moejax.model.mixture import predict
 from moejax.model.status import Status
 
 D, K, N = 3, 2, 600

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import align, gating_error, make_params, match_experts, permute_experts, recovery_error
 from scipy.optimize import linear_sum_assignment
 
-from moejax import make_params, recovery_error
-from moejax.model.metrics import align, bottleneck_assignment, expert_distances, gating_error, match_experts
-from moejax.model.mixture import permute_experts
+from moejax.model.metrics import bottleneck_assignment, expert_distances
 
 bottleneck = jax.jit(bottleneck_assignment)
 error = jax.jit(recovery_error, static_argnames="even")

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import make_params, recovery_error, sample_labels
 
-from moejax import fit, recovery_error
+from moejax import fit
 from moejax.model.inputs import get_input_distribution, get_log_density, normal, normal_mixture
-from moejax.model.mixture import make_params, sample_labels
 from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
 from moejax.moments.score_tensors import (
     AffineLogDensity,

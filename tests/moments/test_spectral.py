@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import match_experts, random_params, recovery_error, sample
 
-from moejax import recovery_error
 from moejax.model.activations import get_activation
 from moejax.model.inputs import get_log_density, normal
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.metrics import match_experts
-from moejax.model.mixture import sample
+from moejax.model.instances import InstanceScales
 from moejax.model.status import Status
 from moejax.moments.orders import predicted_mse
 from moejax.moments.spectral import (
