@@ -3,6 +3,8 @@
 JAX compiles every single operation that it runs outside a program, for every shape, and most of the suite's time is compilation.
 """
 
+import functools
+
 import jax
 
 from moejax.model import instances, metrics, mixture
@@ -21,3 +23,13 @@ align = jax.jit(metrics.align, static_argnames="even")
 match_experts = jax.jit(metrics.match_experts, static_argnames="even")
 recovery_error = jax.jit(metrics.recovery_error, static_argnames="even")
 gating_error = jax.jit(metrics.gating_error)
+
+
+def results_on_the_host(program):
+    """The program with results as NumPy arrays, which a test may index and add without compiling anything."""
+
+    @functools.wraps(program)
+    def called(*arguments, **options):
+        return jax.device_get(program(*arguments, **options))
+
+    return called

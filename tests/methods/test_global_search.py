@@ -64,12 +64,17 @@ def optima(problem):
     return np.nanmax(np.asarray(climb(starts)), axis=1)
 
 
-@pytest.mark.slow
-def test_reaches_the_best_of_many_random_starts(problem, optima):
-    assert np.median(optima) < optima.max() - 2.0, "the problem is too easy to show anything"
+@pytest.fixture(scope="module")
+def searched(problem):
+    """Results of two seeds."""
     run = jax.jit(get_method("multistart"), static_argnums=2)
-    for seed in range(2):
-        result = run(jax.random.key(seed), problem, CONFIG)
+    return [run(jax.random.key(seed), problem, CONFIG) for seed in range(2)]
+
+
+@pytest.mark.slow
+def test_reaches_the_best_of_many_random_starts(searched, optima):
+    assert np.median(optima) < optima.max() - 2.0, "the problem is too easy to show anything"
+    for result in searched:
         assert np.nanmax(result.history) > optima.max() - 0.05
         assert int(result.status) == 0
 
@@ -341,8 +346,8 @@ def test_more_starts_climb_where_the_first_do_not_suffice(monkeypatch):
 
 
 @pytest.mark.slow
-def test_many_optima_do_not_settle_the_search(problem):
-    result = jax.jit(get_method("multistart"), static_argnums=2)(jax.random.key(0), problem, CONFIG)
+def test_many_optima_do_not_settle_the_search(searched):
+    result = searched[0]
     assert not result.search.settled
     assert int(result.search.num_distinct) > 2
 
