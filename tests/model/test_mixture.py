@@ -2,6 +2,7 @@
 
 import decimal
 import functools
+import inspect
 import math
 
 import compiled_model
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from moejax import make_params, responsibilities
+from moejax import log_likelihood, make_params, predict, responsibilities, sample
 from moejax.model.instances import InstanceScales, random_params
 from moejax.model.mixture import (
     log_likelihood_per_sample,
@@ -254,3 +255,45 @@ def test_unit_rows():
 def test_noise_is_positive(noise_std):
     with pytest.raises(ValueError, match="noise_std: expected positive numbers"):
         make_params(np.eye(2), np.eye(2), jnp.asarray(noise_std))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": (N, D + 1)}, rf"x: expected the shape \({N}, {D}\), got \({N}, {D + 1}\)"),
+        ({"x": (D,)}, rf"x: expected two axes, \(n, {D}\), got \({D},\)"),
+        ({"y": (N + 1,)}, rf"y: expected the shape \({N},\), got \({N + 1},\)"),
+        ({"y": (N, 1)}, rf"y: expected the shape \({N},\), got \({N}, 1\)"),
+        ({"weights": (1,)}, rf"weights: expected the shape \({N},\), got \(1,\)"),
+        ({"gating": (K + 1, D)}, rf"params\.gating: expected the shape \({K}, {D}\), got \({K + 1}, {D}\)"),
+        ({"noise_std": (1,)}, rf"params\.noise_std: expected the shape \({K},\), got \(1,\)"),
+        ({"experts": (D,)}, rf"params\.experts: expected \(k, d\), or \(k, m, d\), got \({D},\)"),
+    ],
+)
+def test_shapes_that_do_not_belong_together_are_one_line(params, changes, words):
+    """Also while JAX traces the function."""
+    shapes = {"x": (N, D), "y": (N,), "weights": (N,)} | changes
+    arrays = {name: np.ones(shape) for name, shape in shapes.items()}
+    given = params._replace(**{name: arrays[name] for name in arrays if name in params._fields})
+    x, y, weights = (arrays[name] for name in ("x", "y", "weights"))
+    # without the tests' own checks of shapes, which come first
+    plain = {f.__name__: inspect.unwrap(f) for f in (log_likelihood, responsibilities, predict, sample)}
+    calls = {
+        "log_likelihood": lambda: plain["log_likelihood"](given, x, y, "tanh", weights),
+        "responsibilities": lambda: plain["responsibilities"](given, x, y, "tanh"),
+        "predict": lambda: plain["predict"](given, x, "tanh"),
+        "sample": lambda: plain["sample"](jax.random.key(0), given, "tanh", N),
+    }
+    (changed,) = changes
+    readers = {"weights": ["log_likelihood"], "y": ["log_likelihood", "responsibilities"]}
+    readers["x"] = [*readers["y"], "predict"]
+    for name in readers.get(changed, list(calls)):
+        for call in (calls[name], jax.jit(calls[name])):
+            with pytest.raises(ValueError, match=words):
+                call()
+
+
+def test_a_number_of_samples_is_a_whole_number(params):
+    for wrong in (2.5, -1, "many"):
+        with pytest.raises(ValueError, match="num_samples: expected a whole number of at least 0, got"):
+            sample(jax.random.key(0), params, "tanh", wrong)
