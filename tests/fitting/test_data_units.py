@@ -101,8 +101,8 @@ def drawn(fit_intercept):
         np.array([0.5, -1.0]) * fit_intercept,
         np.array([0.3, 0.0]) * fit_intercept,
     )
-    y, _ = moejax.model.mixture.sample_labels(jax.random.key(0), params, "linear", jnp.asarray(z))
-    return z, params, np.asarray(y, np.float64)
+    y, _ = compiled_model.sample_labels(jax.random.key(0), params, "linear", z)
+    return z, jax.device_get(params), np.asarray(y, np.float64)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -117,7 +117,7 @@ def test_errors_are_those_of_the_delta_method(noise, fit_intercept):
     )
     units = DataUnits(inputs, LabelMap(11.0 * fit_intercept, 2.5))
     free = {"noise": noise, "fit_intercept": fit_intercept}
-    of = covariance(params, jnp.asarray(z), jnp.asarray(y), "linear", **free)
+    of = jax.device_get(jax.jit(lambda *a: covariance(*a, "linear", **free))(params, z, y))
 
     def in_units(p):
         scaled = p._replace(
@@ -130,7 +130,7 @@ def test_errors_are_those_of_the_delta_method(noise, fit_intercept):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), units.params(params), in_units(params)
     )
-    expected = standard_errors(of, params, **free, transform=in_units)
+    expected = jax.jit(lambda *a: standard_errors(*a, **free, transform=in_units))(of, params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12),
         units.errors(of, params, **free),
