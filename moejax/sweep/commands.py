@@ -71,7 +71,7 @@ def run(
 
     Args:
         spec: a TOML file, a mapping with its keys and tables, or a checked `Spec`.
-        out: the run folder; default runs/<name of the spec>.
+        out: the run folder; default runs/NAME, with the name of the spec.
         dry_run: run and write nothing, and return a table of the compiled programs.
         workers: number of processes; 1 is this process. Default: one per core, or one per GPU; a script then needs
             `if __name__ == "__main__":`.
@@ -85,7 +85,9 @@ def run(
         The table of `moejax.sweep.load`.
 
     Raises:
-        ValueError: the spec or an option. OSError: the folder, the store or the cluster. NoResultError: every trial failed.
+        ValueError: the spec or an option.
+        OSError: the folder, the store or the cluster.
+        NoResultError: every trial failed.
 
     Examples:
         >>> spec = {"methods": ["joint_em"], "trials": 2, "grid": {"num_samples": [100, 200, 500]}}
