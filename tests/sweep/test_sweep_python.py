@@ -130,7 +130,7 @@ def test_what_cannot_be_run_is_one_line(tmp_path, monkeypatch, spec, options, wo
 def test_a_checked_spec_takes_no_overrides(fake):  # noqa: F811
     with pytest.raises(SpecError, match="overrides: expected a path or a mapping"):
         moejax.sweep.run(read_spec(fake[0]), overrides={"trials": 3})
-    with pytest.raises(TypeError, match="worker_timout"):
+    with pytest.raises(ValueError, match="worker_timout"):
         moejax.sweep.run(fake[0], worker_timout=3.0)
 
 
