@@ -26,6 +26,6 @@ EXPERIMENT = Experiment(
         "{spectral_em_6} to {spectral_em_40} for spectral_em and from {joint_em_6} to {joint_em_40} for joint EM from one"
         " random start."
     ),
-    shows_not="It does not show what happens when n grows with d: that is the phase diagram.",
+    shows_not="It does not show samples that grow with d; the phase diagram does.",
     figure=figure,
 )

@@ -31,8 +31,8 @@ EXPERIMENT = Experiment(
         "spectral_em, and {spectral_linear} and {spectral_tanh} for moments alone."
     ),
     shows_not=(
-        "It does not show what more random starts would buy, or more than the hundred passes that each method has here: "
-        "that is the experiment restarts."
+        "It does not show the effect of more random starts, nor of more than the hundred passes that each method has "
+        "here; the experiment restarts does."
     ),
     figure=figure,
 )

@@ -111,8 +111,8 @@ EXPERIMENT = Experiment(
         "{spectral_em_few} and joint EM {joint_em_few}."
     ),
     shows_not=(
-        "It does not show several random starts of joint EM or of the gradient methods, the search with more than the 8 "
-        "random starts that it has here, nor another dimension: all maps are at one d."
+        "It does not show joint EM or the gradient methods from several random starts, nor the search from more than 8 "
+        "random starts, nor other dimensions: all maps have the same d."
     ),
     figure=figure,
 )

@@ -109,17 +109,20 @@ def registered_names_again():
 
 LONG_FILES = (
     "test_sweep_run.py",
-    "test_reproduce.py",
-    "test_information.py",
     "test_global_search.py",
-    "test_trial.py",
+    "test_reproduce.py",
     "test_estimator.py",
+    "test_trial.py",
+    "test_information.py",
     "test_pipeline.py",
-    "test_sweep_security.py",
+    "test_tutorials.py",
+    "test_compiled_programs.py",
     "test_sweep_plugins.py",
     "test_sweep_cluster.py",
+    "test_sweep_security.py",
     "test_readme.py",
-    "test_data_units.py",
+    "test_residual_passes.py",
+    "test_baselines.py",
 )
 """They come first: a process that began one of them last would keep the other waiting (`--no-loadscope-reorder`)."""
 

@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 DOCS = "docs/"
 _LINK = re.compile(r"(\]\()([^)\s#]+)([^)\s]*\))")
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', flags=re.DOTALL)
+_BEFORE_PUNCTUATION = re.compile(
+    r'(<math\b[^>]*display="inline"(?:(?!</math>).)*</math>[,.;:)]+)', flags=re.DOTALL
+)
 _LOADED = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=\"?((?:https?:)?//[^\" >]+)")
 
 
@@ -74,7 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Formulas as MathML."""
+    """Formulas as MathML; a comma stays in the line of its formula."""
 
     def drawn(match: re.Match[str]) -> str:
         formula = html.unescape(match[2])
@@ -83,7 +86,9 @@ def on_page_content(html_text: str, page: Page, config: MkDocsConfig, files: Fil
             raise PluginError(f"{page.file.src_uri}: not understood: {formula}")
         return mathml
 
-    return _FORMULA.sub(drawn, html_text)
+    return _BEFORE_PUNCTUATION.sub(
+        r'<span class="with-punctuation">\1</span>', _FORMULA.sub(drawn, html_text)
+    )
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

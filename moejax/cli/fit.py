@@ -31,6 +31,7 @@ from moejax.methods.method import get_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import ScalarFunction, activation_names, get_activation
 from moejax.model.mixture import predict, responsibilities
+from moejax.sweep.plan.plugins import run_plugins
 
 
 def fit_command(command: Fit) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def fit_command(command: Fit) -> dict[str, Any]:
     out, quiet = command.out, command.common.quiet or command.common.json
     activation = command.activation
     whole_number(command.seed, "--seed", -(2**63), 2**63 - 1)
+    run_plugins(command.plugin)  # before the names that it registers are looked up
     get_method(command.method)
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     options = FitOptions(
@@ -152,6 +154,7 @@ def _summary(
             "num_experts": len(result.params.noise_std),
             "num_experts_tried": command.num_experts,
             "activation": command.activation,
+            "plugins": [str(path) for path in command.plugin],
             "seed": command.seed,
             "data_dir": None if command.data_dir is None else str(command.data_dir),
             "moejax": moejax.__version__,

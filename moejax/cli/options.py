@@ -70,6 +70,8 @@ class Fit:
     """Biases in experts and gates."""
     standardise: bool = True
     """Scale labels for the fit (homogeneous activations), and print coefficients per standard deviation; the files hold both."""
+    plugin: UseAppendAction[tuple[Path, ...]] = ()
+    """A Python file that registers activations or methods of your own; may be given several times."""
     covariance: Literal["observed", "sandwich"] = FitOptions.covariance
     """Kind of the standard errors: "observed" assumes that the model is true, "sandwich" does not."""
     num_starts: OptionalInt = FitOptions.num_starts

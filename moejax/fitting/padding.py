@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-SMALLEST_PADDED = 64
+FEWEST_ROWS = 64
+"""Rows of the smallest program. Trials have a size of their own (`moejax.sweep.trial`): there one program serves many cells."""
 
 
 def padded_size(num_rows: int) -> int:
-    """The next of SMALLEST_PADDED and m 2^e, m = 8 .. 15: at most an eighth more than num_rows, if that is larger."""
-    if num_rows <= SMALLEST_PADDED:
-        return SMALLEST_PADDED
+    """The next of FEWEST_ROWS and m 2^e, m = 8 .. 15: at most an eighth more than num_rows, if that is larger."""
+    if num_rows <= FEWEST_ROWS:
+        return FEWEST_ROWS
     step = 2 ** ((num_rows - 1).bit_length() - 4)
     return -(-num_rows // step) * step
 

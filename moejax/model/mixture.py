@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Generic, Literal, NamedTuple, TypeAlias, overload
+from typing import Generic, Literal, NamedTuple, SupportsIndex, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float, Int
 
+from moejax.checks import require
 from moejax.model.activations import ActivationLike, apply_activation, get_activation
 from moejax.model.gaussian import AnyArray, Array, standard_normal
+from moejax.model.shapes import require_shapes
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
@@ -164,7 +166,7 @@ def log_likelihood(
 ) -> Float[jax.Array, ""]:
     """Return the log-likelihood of a sample, sum_j weights_j log p(y_j | x_j), () in nats.
 
-    It can be traced by JAX and therefore leaves the check of shapes to JAX; the same holds for `responsibilities` and `predict`.
+    It can be traced by JAX and therefore checks shapes, not values; the same holds for `responsibilities` and `predict`.
 
     Args:
         params: the mixture, k experts in d dimensions.
@@ -173,11 +175,15 @@ def log_likelihood(
         activation: g, a registered name or a scalar JAX function.
         weights: (n,); None for ones. A row of weight zero may hold any values.
 
+    Raises:
+        ValueError: the shapes do not belong together.
+
     Examples:
         >>> one = moejax.make_params([[1.0]], [[0.0]], noise_std=1.0)  # y ~ N(x, 1)
         >>> round(float(moejax.log_likelihood(one, jnp.ones((2, 1)), jnp.ones(2), "linear")), 4)
         -1.8379
     """
+    require_shapes(params, x, y, weights)
     if weights is not None:
         x, y = with_stand_ins(weights, x, y)
     return weighted_sum(log_likelihood_per_sample(params, x, y, activation), weights)
@@ -194,11 +200,15 @@ def responsibilities(
         y: (n,), or (n, m).
         activation: g, a registered name or a scalar JAX function.
 
+    Raises:
+        ValueError: the shapes do not belong together.
+
     Examples:
         >>> params = moejax.make_params([[1.0], [-1.0]], [[0.0], [0.0]], noise_std=0.1)
         >>> moejax.responsibilities(params, jnp.ones((1, 1)), jnp.ones(1), "linear").round(3).tolist()
         [[1.0, 0.0]]
     """
+    require_shapes(params, x, y)
     means, logits = _means_and_logits(params, x, activation)
     log_gates = jax.nn.log_softmax(logits, axis=0).T
     return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
@@ -265,11 +275,15 @@ def predict(
         x: (n, d).
         activation: g, a registered name or a scalar JAX function.
 
+    Raises:
+        ValueError: the shapes do not belong together.
+
     Examples:
         >>> params = moejax.make_params([[1.0], [3.0]], [[0.0], [0.0]], noise_std=0.1)
         >>> moejax.predict(params, jnp.ones((1, 1)), "linear").tolist()
         [2.0]
     """
+    require_shapes(params, x)
     means, logits = _means_and_logits(params, x, activation)
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
 
@@ -324,12 +338,18 @@ def sample(
     Returns:
         x (n, d) ~ N(0, I); y (n,), or (n, m); z (n,) int32, the expert that made each y.
 
+    Raises:
+        ValueError: the shapes of the parameters do not belong together, or num_samples is no number of samples.
+
     Examples:
         >>> params = moejax.make_params(jnp.eye(3)[:2], jnp.zeros((2, 3)), noise_std=0.1)
         >>> x, y, z = moejax.sample(jax.random.key(0), params, "relu", 5)
         >>> x.shape, y.shape, z.shape
         ((5, 3), (5,), (5,))
     """
+    require_shapes(params)
+    is_number = isinstance(num_samples, SupportsIndex) and num_samples >= 0
+    require(is_number, "num_samples", "a whole number of at least 0", num_samples)
     x_key, label_key = jax.random.split(key)
     x = standard_normal(x_key, (num_samples, params.experts.shape[-1]), params.experts.dtype)
     y, z = sample_labels(label_key, params, activation, x)

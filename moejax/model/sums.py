@@ -10,17 +10,27 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 
-def in_parts(array: Float[jax.Array, "n ..."], part_size: int) -> Float[jax.Array, "b part ..."]:
-    """(b, part_size, ..) from (n, ..); the last part is filled up with zeros."""
-    num_parts = -(-array.shape[0] // part_size)
-    padding = [(0, num_parts * part_size - array.shape[0])] + [(0, 0)] * (array.ndim - 1)
-    return jnp.pad(array, padding).reshape(num_parts, part_size, *array.shape[1:])
+def in_parts(arrays: Any, part_size: int | None) -> Any:
+    """Leaves (b, part_size, ..) from leaves (n, ..); the last part is filled up with zeros. None, or n and more: one part of n."""
+    num_rows = jax.tree.leaves(arrays)[0].shape[0]
+    part_size = max(num_rows if part_size is None else min(part_size, num_rows), 1)
+    num_parts = -(-num_rows // part_size)
+
+    def cut(array: Float[jax.Array, "n ..."]) -> Float[jax.Array, "b part ..."]:
+        padding = [(0, num_parts * part_size - num_rows)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, padding).reshape(num_parts, part_size, *array.shape[1:])
+
+    return jax.tree.map(cut, arrays)
 
 
 def sum_over_parts(
     sums_of: Callable[..., Any], parts: tuple[Any, ...], num_used: Int[jax.Array, ""] | int | None = None
 ) -> Any:
-    """The sum of `sums_of(*part)`, a pytree, over the first `num_used` parts: the leading axis of all leaves; None for all."""
+    """The sum of `sums_of(*part)`, a pytree, over the first `num_used` parts: the leading axis of all leaves; None for all.
+
+    `in_parts` makes the parts; a part that is None is passed on. The zeros that fill the last part must add nothing, so one of the
+    arrays should be the samples' weights.
+    """
     num_parts = jax.tree.leaves(parts)[0].shape[0]
 
     def of_part(index: jax.Array | int) -> Any:

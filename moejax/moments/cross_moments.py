@@ -7,13 +7,12 @@ Contracted with a whitening W (d, k), with p = W'x and M = W'W, the third and fo
     S_3(W,W,W) = p(x)p(x)p - sym_3(p (x) M),   S_4(W,W,W,W) = p^{(x)4} - sym_6(p(x)p(x)M) + sym_3(M(x)M).
 
 Every moment is a weighted sum over samples divided by the sum of the weights: sums over chunks, devices and machines
-add up (`streamed_sum`).
+add up (`moejax.model.sums`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -80,7 +79,7 @@ def _streamed_power_sums(
     def sums_of(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> RawMoments:
         return power_sums(x if whitening is None else x @ whitening, labels, weights, orders)
 
-    return streamed_sum(sums_of, x, labels, weights, chunk_size=chunk_size)
+    return sum_over_parts(sums_of, in_parts((x, labels, weights), chunk_size))
 
 
 def symmetrised_product(
@@ -158,19 +157,3 @@ def whitened_moment(
     if order == 4:
         moment = moment + sums.zeroth * symmetrised_product(metric, metric)
     return moment / sums.total_weight
-
-
-def streamed_sum(sums_of: Callable[..., Any], *arrays: jax.Array | None, chunk_size: int | None) -> Any:
-    """`sums_of(*arrays)`, a pytree of sums over the leading axis, or the same added up over chunks.
-
-    The last chunk is padded with zeros, so one of the arrays should be the samples' weights.
-
-    Args:
-        sums_of: maps arrays with a leading axis of samples to a pytree of sums.
-        arrays: each (n, ...); a None is passed on.
-        chunk_size: samples in a chunk; None, or n and more, takes all at once.
-    """
-    n = next(a.shape[0] for a in arrays if a is not None)
-    if chunk_size is None or chunk_size >= n:
-        return sums_of(*arrays)
-    return sum_over_parts(sums_of, jax.tree.map(lambda a: in_parts(a, chunk_size), arrays))

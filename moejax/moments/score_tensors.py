@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moejax.model.inputs import LogDensity
-from moejax.moments.cross_moments import streamed_sum
+from moejax.model.sums import in_parts, sum_over_parts
 
 _BLOCK_NUMBERS = 2**20
 """Most numbers (samples times tangents times inputs) that a block of samples may hold."""
@@ -141,7 +141,7 @@ def _score_moment(
         moment = score_tensor_sum(x, labels, directions, order=order, log_density=log_density)
         return _ScoreSums(weights.sum(), moment)
 
-    sums = streamed_sum(sums_of, x, labels, weights, chunk_size=block_size)
+    sums = sum_over_parts(sums_of, in_parts((x, labels, weights), block_size))
     return sums.moment / sums.total_weight
 
 

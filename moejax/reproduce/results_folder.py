@@ -144,8 +144,8 @@ def write_gallery(folder: Path, experiments: Sequence[ExperimentFile]) -> None:
     lines = [
         "# Results",
         "",
-        "Made by `moejax reproduce`; this page too. Every number is followed by its Monte Carlo standard error and comes from",
-        "the table that is named beside it; `claims.json` says which rows.",
+        "`moejax reproduce` makes this page and its figures. A number of the text is followed by its Monte Carlo standard error,",
+        "if it has one. It comes from the table under it, and `claims.json` names the rows.",
         "",
     ]
     for experiment in experiments:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from moejax.checks import NoResultError
 from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
+from moejax.registry import nearest
 from moejax.sweep.execution.location import OwnProcess, Place, worker_settings
 from moejax.sweep.execution.signals import exit_status, stopped_by_signals
 from moejax.sweep.execution.worker import configure
@@ -69,7 +71,7 @@ def run(
 
     Args:
         spec: a TOML file, a mapping with its keys and tables, or a checked `Spec`.
-        out: the run folder; default runs/<name of the spec>.
+        out: the run folder; default runs/NAME, with the name of the spec.
         dry_run: run and write nothing, and return a table of the compiled programs.
         workers: number of processes; 1 is this process. Default: one per core, or one per GPU; a script then needs
             `if __name__ == "__main__":`.
@@ -83,7 +85,9 @@ def run(
         The table of `moejax.sweep.load`.
 
     Raises:
-        ValueError: the spec or an option. OSError: the folder, the store or the cluster. NoResultError: every trial failed.
+        ValueError: the spec or an option.
+        OSError: the folder, the store or the cluster.
+        NoResultError: every trial failed.
 
     Examples:
         >>> spec = {"methods": ["joint_em"], "trials": 2, "grid": {"num_samples": [100, 200, 500]}}
@@ -97,6 +101,7 @@ def run(
     from moejax.sweep.execution.dask_cluster import log_levels_kept
     from moejax.sweep.store.read import load
 
+    _refuse_unknown(options)
     texts = override_texts(overrides) if isinstance(overrides, Mapping) else tuple(overrides)
     given = SweepOptions(out, workers, texts, [Path(plugin) for plugin in plugins], **options)
     with stopped_by_signals(), pinned_random_numbers(), log_levels_kept():
@@ -105,6 +110,16 @@ def run(
             return pd.DataFrame(_programs(planned.sweep.plan))
         planned.refuse_if_nothing_worked(planned.execute(make_notes(quiet=quiet), quiet))
     return load(planned.sweep.folder)
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Refuse an option that `run` does not have; it names four of `SweepOptions` among its own arguments."""
+    own = [name for name, kind in inspect.signature(run).parameters.items() if kind.kind is kind.KEYWORD_ONLY]
+    others = [field.name for field in dataclasses.fields(SweepOptions)]
+    others = [name for name in others if name not in ("out", "workers", "set", "plugin")]
+    for name in options:
+        if name not in others:
+            raise ValueError(f"{name}: unknown option of moejax.sweep.run; {nearest(name, own + others)}")
 
 
 def sweep(

@@ -158,6 +158,35 @@ def test_fit_of_a_file_as_json(capsys, tmp_path):
     assert set(document["experts"][0]["coefficients"]) == {"left", "right"}
 
 
+PLUGIN = """
+import dataclasses
+import jax.numpy as jnp
+import moejax
+from moejax.methods import get_method
+
+def three_passes(key, problem, config):
+    return get_method("joint_em")(key, problem, dataclasses.replace(config, max_iterations=3))
+
+moejax.register_activation("doubled", lambda t: 2.0 * t)
+moejax.register_method("three_passes", three_passes, moments="none")
+"""
+
+
+@pytest.mark.slow
+def test_fit_takes_an_activation_and_a_method_of_a_plugin(capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    x = np.random.default_rng(0).normal(size=200)
+    pd.DataFrame({"x": x, "y": 3.0 * x}).to_csv(tmp_path / "data.csv", index=False)
+    plugin = ["--plugin", str(tmp_path / "mine.py")]
+    options = ["--target", "y", "--num-experts", "1", "--activation", "doubled", "--method", "three_passes"]
+    document = json.loads(run(capsys, "fit", str(tmp_path / "data.csv"), *options, *plugin, "--json"))
+    slope = document["in_units"]["data"]["experts"][0]["coefficients"]["x"]
+    assert slope == pytest.approx(1.5, rel=1e-6)  # g(1.5 x) = 3 x
+    assert document["settings"]["plugins"] == plugin[1:]
+    missing = refused(capsys, "fit", str(tmp_path / "data.csv"), *options, "--plugin", "nowhere.py")
+    assert "plugin nowhere.py" in missing
+
+
 @pytest.mark.slow
 def test_fit_of_a_file_with_other_separators_and_a_constant_column(capsys, tmp_path):
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """Units of labels, and parameters and errors carried into the user's units, against closed forms and a direct fit."""
 
+import compiled_model
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,15 +94,15 @@ def test_labels_outside_a_range_are_said_and_noise_is_not():
 def drawn(fit_intercept):
     rng = np.random.default_rng(0)
     z = rng.normal(size=(300, 2))
-    params = moejax.make_params(
+    params = compiled_model.make_params(
         np.array([[1.0, -0.5], [0.2, 0.8]]),
         np.array([[0.7, 0.3], [0.0, 0.0]]),
         0.4,
         np.array([0.5, -1.0]) * fit_intercept,
         np.array([0.3, 0.0]) * fit_intercept,
     )
-    y, _ = moejax.model.mixture.sample_labels(jax.random.key(0), params, "linear", jnp.asarray(z))
-    return z, params, np.asarray(y, np.float64)
+    y, _ = compiled_model.sample_labels(jax.random.key(0), params, "linear", z)
+    return z, jax.device_get(params), np.asarray(y, np.float64)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -116,7 +117,7 @@ def test_errors_are_those_of_the_delta_method(noise, fit_intercept):
     )
     units = DataUnits(inputs, LabelMap(11.0 * fit_intercept, 2.5))
     free = {"noise": noise, "fit_intercept": fit_intercept}
-    of = covariance(params, jnp.asarray(z), jnp.asarray(y), "linear", **free)
+    of = jax.device_get(jax.jit(lambda *a: covariance(*a, "linear", **free))(params, z, y))
 
     def in_units(p):
         scaled = p._replace(
@@ -129,7 +130,7 @@ def test_errors_are_those_of_the_delta_method(noise, fit_intercept):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), units.params(params), in_units(params)
     )
-    expected = standard_errors(of, params, **free, transform=in_units)
+    expected = jax.jit(lambda *a: standard_errors(*a, **free, transform=in_units))(of, params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12),
         units.errors(of, params, **free),
@@ -200,7 +201,7 @@ def test_a_fit_is_the_same_in_any_units(single_precision):
         with jax.enable_x64(True):
             x = jnp.asarray(x_scale * z + x_shift)
             labels = jnp.asarray(y_scale * y + y_shift)
-            again = float(moejax.log_likelihood(other.params, x, labels, "linear"))
+            again = float(compiled_model.log_likelihood(other.params, x, labels, "linear"))
         assert again == pytest.approx(other.log_likelihood, abs=0.05)
 
 

@@ -1,5 +1,6 @@
 """What a fit says in words, on data that break one assumption each."""
 
+import compiled_model
 import jax
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ QUICK = {"num_experts": 2, "fit_intercept": True, "method": "spectral_em", "nois
 
 
 def sample(n=3000, *, gate=(0.0, 0.0, 1.5), second=(0.0, 1.0, 0.0)):
-    truth = moejax.make_params(np.array([[1.0, 0.0, 0.0], second]), np.array([gate, (0.0, 0.0, 0.0)]), 0.1)
-    x, y, _ = moejax.sample(jax.random.key(0), truth, "linear", n)
+    truth = compiled_model.make_params(
+        np.array([[1.0, 0.0, 0.0], second]), np.array([gate, (0.0, 0.0, 0.0)]), 0.1
+    )
+    x, y, _ = compiled_model.sample(jax.random.key(0), truth, "linear", n)
     return np.asarray(x), np.asarray(y)
 
 

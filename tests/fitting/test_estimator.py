@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 
+import compiled_model
 import jax
 import numpy as np
 import pandas as pd
@@ -23,7 +24,6 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
-import moejax
 from moejax import MoERegressor
 
 COEFFICIENTS = np.array([[30.0, 0.0, -0.2], [-10.0, 4.0, 0.1]])
@@ -173,13 +173,13 @@ def test_a_target_in_the_range_of_an_activation(bounded, data):
 def test_data_of_the_model_are_predicted_as_well_as_by_the_truth(activation):
     """Labels are not centred for an activation that does not take up a shift; a homogeneous one takes up any scale."""
     experts, gates = np.eye(4)[:2], np.array([[0.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    truth = moejax.make_params(experts, gates, 0.1)
-    x, y, _ = moejax.sample(jax.random.key(0), truth, activation, 1500)
-    new, expected, _ = moejax.sample(jax.random.key(9), truth, activation, 4000)
+    truth = compiled_model.make_params(experts, gates, 0.1)
+    x, y, _ = compiled_model.sample(jax.random.key(0), truth, activation, 1500)
+    new, expected, _ = compiled_model.sample(jax.random.key(9), truth, activation, 4000)
     scale = 1.0 if activation == "sigmoid" else 50.0
     model = MoERegressor(2, activation, method="joint_em", num_starts=8, random_state=0)
     score = model.fit(x, scale * y).score(new, scale * expected)
-    oracle = sklearn.metrics.r2_score(expected, moejax.predict(truth, new, activation))
+    oracle = sklearn.metrics.r2_score(expected, compiled_model.predict(truth, new, activation))
     assert score > oracle - 0.01
     assert oracle > LinearRegression().fit(x, y).score(new, expected) + 0.1
 

@@ -1,5 +1,6 @@
 """fit(): against scikit-learn and scipy, invariances, and one clear line for every bad input."""
 
+import compiled_model
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from compiled_model import random_params
 from sklearn.linear_model import LinearRegression
 
 import moejax
-from moejax.model.instances import InstanceScales, random_params
+from moejax.model.instances import InstanceScales
 
 DIM, NUM_EXPERTS, NOISE_STD = 5, 2, 0.1
 WITH_INTERCEPTS = {
@@ -31,7 +33,7 @@ def truth():
 
 @pytest.fixture(scope="module")
 def data(truth):
-    x, y, _ = moejax.sample(jax.random.key(1), truth, "tanh", 3000)
+    x, y, _ = compiled_model.sample(jax.random.key(1), truth, "tanh", 3000)
     return np.asarray(x), np.asarray(y)
 
 
@@ -53,7 +55,7 @@ def scipy_log_likelihood(params, x, y, g):
 @pytest.mark.slow
 def test_recovers_the_truth_and_its_noise(fitted, truth):
     assert fitted.status == "ok"
-    assert moejax.recovery_error(truth.experts, fitted.params.experts) < 1e-3
+    assert compiled_model.recovery_error(truth.experts, fitted.params.experts) < 1e-3
     # the standard error of sigma is sigma / sqrt(2 n) = 0.0013
     np.testing.assert_allclose(fitted.params.noise_std, NOISE_STD, atol=5 * 0.0013)
     assert np.all(np.asarray(fitted.params.gating)[-1] == 0)
@@ -105,7 +107,7 @@ def test_units_and_correlations_of_the_inputs_do_not_matter(data, fitted):
     result, plain = (moejax.fit(jax.random.key(2), inputs, y, **WITH_INTERCEPTS) for inputs in (shifted, x))
     assert abs(result.log_likelihood - plain.log_likelihood) < 0.01
     back = np.asarray(result.params.experts) @ mixing.T
-    assert float(moejax.recovery_error(jnp.asarray(back), plain.params.experts)) < 1e-6
+    assert float(compiled_model.recovery_error(jnp.asarray(back), plain.params.experts)) < 1e-6
 
 
 @pytest.mark.slow
@@ -140,7 +142,7 @@ def test_row_order_rotation_chunks_and_zero_weights_change_rounding_only(data):
         "padded": moejax.fit(key, padded_x, padded_y, weights=weights, **options).params.experts,
     }
     for name, experts in variants.items():
-        distance = float(moejax.recovery_error(jnp.asarray(base), jnp.asarray(experts)))
+        distance = float(compiled_model.recovery_error(jnp.asarray(base), jnp.asarray(experts)))
         assert distance < 1e-16, (name, distance)  # half a squared distance: vectors agree to 1e-8
 
 
@@ -169,7 +171,7 @@ def test_what_stands_in_rows_without_weight_is_not_looked_at():
 
 @pytest.mark.slow
 def test_even_activation_by_order_four(truth):
-    x, y, _ = moejax.sample(jax.random.key(5), truth, "abs", 4000)
+    x, y, _ = compiled_model.sample(jax.random.key(5), truth, "abs", 4000)
     result = moejax.fit(
         jax.random.key(6),
         x,
@@ -180,7 +182,7 @@ def test_even_activation_by_order_four(truth):
         method="spectral_em",
     )
     assert result.diagnostics["order"] == 4
-    assert moejax.recovery_error(truth.experts, result.params.experts, even=True) < 1e-3
+    assert compiled_model.recovery_error(truth.experts, result.params.experts, even=True) < 1e-3
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import functools
 
+import compiled_model
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +59,7 @@ def estimate(truth, x, y, ridge):
 @pytest.mark.slow
 def test_the_default_interval_of_a_sharp_gate_holds_the_truth_at_a_million_rows():
     """A prior that grew with the sample excluded it in every sample; by chance two of four 95% intervals miss once in 70 times."""
-    truth = moejax.make_params(
+    truth = compiled_model.make_params(
         np.array([[0.0, 1.0], [0.0, -1.0]]), np.array([[40.0, 0.0], [0.0, 0.0]]), 0.1, np.array([8.0, -8.0])
     )
     held = []

@@ -1,10 +1,12 @@
 """Information criteria against scipy and scikit-learn, and what `fit` says of several numbers of experts."""
 
+import compiled_model
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from compiled_model import responsibilities
 from sklearn.linear_model import LinearRegression
 
 import moejax
@@ -16,7 +18,6 @@ from moejax.fitting.selection import (
     numbers_to_try,
     selection_table,
 )
-from moejax.model.mixture import responsibilities
 
 
 def test_criteria_are_their_definitions():
@@ -81,8 +82,8 @@ def test_what_the_data_do_not_admit_is_left_out_and_said():
 @pytest.mark.slow
 def test_fit_finds_the_number_of_experts():
     experts = np.array([[1.0, 0.0, 0.0], [-0.5, 0.8, 0.0]])
-    truth = moejax.make_params(experts, np.array([[0.0, 0.0, 1.5], [0.0, 0.0, 0.0]]), 0.2)
-    x, y, _ = moejax.sample(jax.random.key(0), truth, "linear", 400)
+    truth = compiled_model.make_params(experts, np.array([[0.0, 0.0, 1.5], [0.0, 0.0, 0.0]]), 0.2)
+    x, y, _ = compiled_model.sample(jax.random.key(0), truth, "linear", 400)
     x, y = np.asarray(x), np.asarray(y)
     result = moejax.fit(
         jax.random.key(1), x, y, num_experts=range(1, 3), fit_intercept=True, method="spectral_em"
@@ -99,4 +100,4 @@ def test_fit_finds_the_number_of_experts():
     entropy = scipy.stats.entropy(np.asarray(posterior), axis=1).sum()
     assert table.loc[2, "icl"] - table.loc[2, "bic"] == pytest.approx(2 * entropy, rel=1e-6)
     assert (np.diff(table["log_likelihood"]) > -1e-6).all()  # a larger model is no worse
-    assert moejax.recovery_error(jnp.asarray(experts), result.params.experts) < 1e-2
+    assert compiled_model.recovery_error(jnp.asarray(experts), result.params.experts) < 1e-2

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import log_likelihood, make_params, responsibilities, results_on_the_host, sample
 from scipy import optimize, special, stats
 from sklearn.linear_model import LogisticRegression
 
-from moejax import log_likelihood, make_params, responsibilities, sample
 from moejax.likelihood.em import RIDGE, gating_em, joint_em
 from moejax.likelihood.scan import frozen_scan
 from moejax.model.activations import get_activation
@@ -22,19 +22,16 @@ def drawn(name):
     rng = np.random.default_rng(0)
     experts = np.linalg.qr(rng.normal(size=(D, D)))[0][:K]
     gating = rng.normal(size=(K, D))
-    params = make_params(
-        jnp.asarray(experts), jnp.asarray(gating), 0.3, gating_bias=jnp.asarray([0.4, -0.2, 0.0])
-    )
+    params = make_params(experts, gating, 0.3, gating_bias=np.asarray([0.4, -0.2, 0.0]))
     x, y, _ = sample(jax.random.key(0), params, name, N)
-    return params, x, y
+    return jax.device_get((params, x, y))
 
 
 def zero_gates(params):
-    return params._replace(
-        gating=jnp.zeros_like(params.gating), gating_bias=jnp.zeros_like(params.gating_bias)
-    )
+    return params._replace(gating=np.zeros_like(params.gating), gating_bias=np.zeros_like(params.gating_bias))
 
 
+@results_on_the_host
 @functools.partial(jax.jit, static_argnames=("name", "num_steps", "fit_intercept", "noise"))
 def run_gating(
     params,
@@ -62,6 +59,7 @@ def run_gating(
     )
 
 
+@results_on_the_host
 @functools.partial(jax.jit, static_argnames=("name", "num_steps", "fit_intercept", "noise"))
 def run_joint(
     params, x, y, weights, tolerance, name="tanh", num_steps=40, fit_intercept=True, noise="shared"
@@ -79,7 +77,7 @@ def run_joint(
     )
 
 
-NEVER = jnp.asarray(-1.0)  # a tolerance that no gain falls below
+NEVER = -1.0  # a tolerance that no gain falls below
 
 
 def values_of(run):
@@ -98,14 +96,14 @@ def centred_penalty(gates):
 
 
 def random_weights():
-    return jnp.asarray(np.random.default_rng(1).uniform(0.0, 2.0, N))
+    return np.random.default_rng(1).uniform(0.0, 2.0, N)
 
 
 @pytest.mark.slow
 def test_gating_em_never_lowers_the_likelihood_and_reaches_scipys_maximum():
     params, x, y = drawn("tanh")
     weights = random_weights()
-    run = run_gating(zero_gates(params), x, y, weights, jnp.asarray(1e-13), num_steps=400)
+    run = run_gating(zero_gates(params), x, y, weights, 1e-13, num_steps=400)
     history = values_of(run)
     assert np.diff(history).min() > -1e-9 * abs(history[-1])
     assert float(run.log_likelihood) == pytest.approx(
@@ -142,17 +140,15 @@ def test_m_steps_with_fixed_responsibilities_reach_the_logistic_regression():
     gates = np.array([[1.0, -0.5, 0.2], [-0.3, 0.8, 0.5], [0.0, 0.0, 0.0]])
     labels = np.array([rng.choice(K, p=p) for p in special.softmax(x @ gates.T, axis=1)])
     counts = rng.integers(1, 4, N)
-    params = make_params(
-        jnp.zeros((K, D)), jnp.zeros((K, D)), 0.05, expert_bias=jnp.asarray([-3.0, 0.0, 3.0])
-    )
+    params = make_params(np.zeros((K, D)), np.zeros((K, D)), 0.05, expert_bias=np.asarray([-3.0, 0.0, 3.0]))
     y = np.array([-3.0, 0.0, 3.0])[labels]
     ridge = 1e-3
     run = run_gating(
         params,
-        jnp.asarray(x),
-        jnp.asarray(y),
-        jnp.asarray(counts, jnp.float64),
-        jnp.asarray(1e-12),
+        x,
+        y,
+        counts.astype(float),
+        1e-12,
         name="linear",
         ridge=ridge,
     )
@@ -176,10 +172,10 @@ def test_m_steps_with_fixed_responsibilities_reach_the_logistic_regression():
     # and, with next to no penalty, scikit-learn's
     free = run_gating(
         params,
-        jnp.asarray(x),
-        jnp.asarray(y),
-        jnp.asarray(counts, jnp.float64),
-        jnp.asarray(1e-12),
+        x,
+        y,
+        counts.astype(float),
+        1e-12,
         name="linear",
         ridge=1e-9,
     )
@@ -190,9 +186,9 @@ def test_m_steps_with_fixed_responsibilities_reach_the_logistic_regression():
 
 def test_separable_gates_stay_finite():
     x = np.random.default_rng(3).normal(size=(N, D))
-    params = make_params(jnp.zeros((2, D)), jnp.zeros((2, D)), 0.05, expert_bias=jnp.asarray([-3.0, 3.0]))
+    params = make_params(np.zeros((2, D)), np.zeros((2, D)), 0.05, expert_bias=np.asarray([-3.0, 3.0]))
     y = jnp.asarray(np.where(x[:, 0] > 0, 3.0, -3.0))
-    run = run_gating(params, jnp.asarray(x), y, jnp.ones(N), NEVER, name="linear", num_steps=100)
+    run = run_gating(params, x, y, np.ones(N), NEVER, name="linear", num_steps=100)
     history = np.asarray(run.history)
     assert np.all(np.isfinite(run.params.gating))
     assert np.diff(history).min() > -1e-9
@@ -204,7 +200,7 @@ def test_separable_gates_stay_finite():
 def test_joint_em_never_lowers_the_likelihood(noise):
     params, x, y = drawn("relu")
     rng = np.random.default_rng(4)
-    start = zero_gates(params)._replace(experts=params.experts + 0.4 * jnp.asarray(rng.normal(size=(K, D))))
+    start = zero_gates(params)._replace(experts=params.experts + 0.4 * rng.normal(size=(K, D)))
     weights = random_weights()
     run = run_joint(start, x, y, weights, NEVER, name="relu", noise=noise)
     history = np.asarray(run.history)
@@ -227,7 +223,7 @@ def test_joint_em_ends_where_the_gradient_of_the_likelihood_vanishes(name):
     """The history alone proves little: it is that of the best point so far."""
     params, x, y = drawn(name)
     start = zero_gates(params)._replace(experts=params.experts + 0.2)
-    run = run_joint(start, x, y, jnp.ones(N), jnp.asarray(1e-12), name=name, num_steps=4000)
+    run = run_joint(start, x, y, np.ones(N), 1e-12, name=name, num_steps=4000)
     assert bool(run.converged)
 
     def objective(free):
@@ -235,12 +231,13 @@ def test_joint_em_ends_where_the_gradient_of_the_likelihood_vanishes(name):
         penalty = 0.5 * jnp.sum((gates - gates.mean(axis=0, keepdims=True)) ** 2)
         return log_likelihood(free, x, y, name) - RIDGE * penalty
 
-    before, after = (jax.jit(jax.grad(objective))(at) for at in (start, run.params))
+    compiled_slope = jax.jit(jax.grad(objective))
+    before, after = (jax.device_get(compiled_slope(at)) for at in (start, run.params))
     before, after = (at._replace(noise_std=at.noise_std.sum(keepdims=True)) for at in (before, after))
-    largest = max(float(jnp.abs(leaf).max()) for leaf in before)
+    largest = max(np.abs(leaf).max() for leaf in before)
     assert largest > 100
     for leaf in after:
-        assert float(jnp.abs(leaf).max()) < 1e-4 * largest
+        assert np.abs(leaf).max() < 1e-4 * largest
 
 
 @pytest.mark.slow
@@ -266,7 +263,7 @@ def test_one_joint_step_of_linear_experts_is_weighted_least_squares(noise):
     )
     np.testing.assert_allclose(np.asarray(run.params.noise_std) ** 2, expected, rtol=1e-9)
     assert float(run.history[0]) == pytest.approx(
-        float(log_likelihood(start, x, jnp.asarray(y), "linear", weights))
+        float(log_likelihood(start, x, y, "linear", weights))
         - RIDGE * centred_penalty(np.c_[start.gating, start.gating_bias])[0]
     )
 
@@ -274,8 +271,8 @@ def test_one_joint_step_of_linear_experts_is_weighted_least_squares(noise):
 def test_an_expert_without_support_stays_finite():
     """relu experts turned away from all of the data have no slope at all."""
     params, x, y = drawn("relu")
-    start = zero_gates(params)._replace(expert_bias=jnp.asarray([0.0, 0.0, -100.0]))
-    run = run_joint(start, x, y, jnp.ones(N), NEVER, name="relu")
+    start = zero_gates(params)._replace(expert_bias=np.asarray([0.0, 0.0, -100.0]))
+    run = run_joint(start, x, y, np.ones(N), NEVER, name="relu")
     assert all(np.all(np.isfinite(leaf)) for leaf in run.params)
     assert np.diff(np.asarray(run.history)).min() > -1e-9 * N
 
@@ -286,10 +283,8 @@ def test_whole_weights_are_repetitions():
     counts[: N // 3], counts[N // 3 : N // 2] = 2.0, 1.0
     rows = np.repeat(np.arange(N), counts.astype(int))
     rows, ones = np.append(rows, np.zeros(N - rows.size, int)), np.arange(N) < rows.size
-    weighted = run_joint(zero_gates(params), x, y, jnp.asarray(counts), NEVER, name="relu")
-    repeated = run_joint(
-        zero_gates(params), x[rows], y[rows], jnp.asarray(ones, jnp.float64), NEVER, name="relu"
-    )
+    weighted = run_joint(zero_gates(params), x, y, counts, NEVER, name="relu")
+    repeated = run_joint(zero_gates(params), x[rows], y[rows], ones.astype(float), NEVER, name="relu")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), weighted, repeated)
 
 
@@ -300,7 +295,7 @@ def test_a_converged_lane_freezes_and_its_neighbours_go_on():
     def run(start):
         return frozen_scan(advance, start, 10)
 
-    state, history, count, done = jax.vmap(run)(jnp.asarray([1.0, 1e6]))
+    state, history, count, done = jax.device_get(jax.jit(jax.vmap(run))(np.asarray([1.0, 1e6])))
     # the step from 0.125 is done, and the state that it made stays
     assert int(count[0]) == 4
     assert float(state[0]) == pytest.approx(1 / 16)
@@ -316,28 +311,28 @@ def test_saturated_gates_reach_the_same_optimum(norm):
     params, x, y = drawn("tanh")
     rng = np.random.default_rng(8)
     far = rng.normal(size=(K, D))
-    far = jnp.asarray(norm * (far - far[-1:]) / np.linalg.norm(far, axis=1, keepdims=True))
-    run = run_gating(
-        zero_gates(params)._replace(gating=far), x, y, jnp.ones(N), jnp.asarray(1e-13), num_steps=400
-    )
+    far = norm * (far - far[-1:]) / np.linalg.norm(far, axis=1, keepdims=True)
+    run = run_gating(zero_gates(params)._replace(gating=far), x, y, np.ones(N), 1e-13, num_steps=400)
     history = values_of(run)
     assert np.diff(history).min() >= 0
-    from_zero = run_gating(zero_gates(params), x, y, jnp.ones(N), jnp.asarray(1e-13), num_steps=400)
+    from_zero = run_gating(zero_gates(params), x, y, np.ones(N), 1e-13, num_steps=400)
     assert float(run.log_likelihood) == pytest.approx(float(from_zero.log_likelihood), abs=1e-4)
 
 
 def test_what_weighs_nothing_may_be_anything():
     params, x, y = drawn("tanh")
-    weights = jnp.ones(N).at[5].set(0.0)
+    weights = (np.arange(N) != 5).astype(float)
     clean = run_joint(zero_gates(params), x, y, weights, NEVER)
-    dirty = run_joint(zero_gates(params), x.at[5].set(jnp.nan), y.at[5].set(jnp.inf), weights, NEVER)
+    unused = weights == 0
+    junk = np.where(unused[:, None], np.nan, x), np.where(unused, np.inf, y)
+    dirty = run_joint(zero_gates(params), *junk, weights, NEVER)
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
 def test_one_expert_needs_no_gates():
-    x = jnp.asarray(np.random.default_rng(7).normal(size=(N, D)))
-    y = x @ jnp.asarray([1.0, 2.0, 3.0]) + 0.5
-    start = make_params(jnp.zeros((1, D)), jnp.zeros((1, D)), 1.0)
-    run = run_joint(start, x, y, jnp.ones(N), NEVER, name="linear", num_steps=3)
+    x = np.random.default_rng(7).normal(size=(N, D))
+    y = x @ np.asarray([1.0, 2.0, 3.0]) + 0.5
+    start = make_params(np.zeros((1, D)), np.zeros((1, D)), 1.0)
+    run = run_joint(start, x, y, np.ones(N), NEVER, name="linear", num_steps=3)
     np.testing.assert_allclose(run.params.experts[0], [1.0, 2.0, 3.0], atol=1e-9)
     assert float(run.params.expert_bias[0]) == pytest.approx(0.5)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import log_likelihood, random_params, recovery_error, sample
 
-from moejax import log_likelihood, recovery_error
 from moejax.likelihood.blocks import sample_blocks
 from moejax.methods import (
     MOMENT_PASSES,
@@ -29,8 +29,7 @@ from moejax.methods.gradient_descent import (
 )
 from moejax.methods.joint_em import clusterwise_regression
 from moejax.model.activations import get_activation
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.mixture import sample
+from moejax.model.instances import InstanceScales
 from moejax.model.status import Status
 from moejax.moments.cross_moments import second_moment, whitened_moment
 from moejax.moments.spectral import host_transforms
@@ -45,10 +44,10 @@ PASSES = 100
 
 @pytest.fixture(scope="module")
 def problem():
-    scales = InstanceScales(*(jnp.asarray(v) for v in (NOISE, 1.0, 90.0, 0.0)), jnp.ones(K))
+    scales = InstanceScales(*(jnp.asarray(v) for v in (NOISE, 1.0, 90.0, 0.0)), jnp.asarray(np.ones(K)))
     truth = random_params(jax.random.key(0), scales, D)
     x, y, _ = sample(jax.random.key(1), truth, "tanh", N)
-    weights = (jnp.arange(N) < N - 100).astype(x.dtype)
+    weights = jnp.asarray((np.arange(N) < N - 100).astype(float))
     transforms = jax.tree.map(jnp.asarray, host_transforms("tanh", NOISE, 4, "weighted", K))
     return truth, Problem(x, y, weights, jnp.asarray(NOISE), transforms)
 
@@ -64,7 +63,7 @@ def compiled(name, **changes):
 
 
 def run(name, problem, **changes):
-    return compiled(name, **changes)(jax.random.key(2), problem)
+    return jax.device_get(compiled(name, **changes)(jax.random.key(2), problem))
 
 
 EXPECTED_PASSES = {
@@ -84,7 +83,7 @@ def test_an_easy_instance_is_recovered_and_the_passes_are_counted(problem, name)
     assert float(recovery_error(truth.experts, result.params.experts)) < (
         0.2 if name == "gated_losses" else 0.01
     )
-    assert float(jnp.abs(result.params.gating[-1]).max()) == 0.0
+    assert not np.any(result.params.gating[-1])
     np.testing.assert_allclose(result.params.noise_std, NOISE, rtol=1e-12)
     assert result.num_iterations.dtype == jnp.int32
     if name in EXPECTED_PASSES:
@@ -102,13 +101,11 @@ def test_an_easy_instance_is_recovered_and_the_passes_are_counted(problem, name)
 def test_what_has_no_weight_has_no_influence_and_a_bad_sample_is_a_status(problem):
     _, data = problem
     result = run("gradient_nll", data)
-    without = data.weights == 0
-    junk = data._replace(
-        x=jnp.where(without[:, None], jnp.nan, data.x), y=jnp.where(without, jnp.inf, data.y)
-    )
+    without = np.asarray(data.weights) == 0
+    junk = data._replace(x=np.where(without[:, None], np.nan, data.x), y=np.where(without, np.inf, data.y))
     again = run("gradient_nll", junk)
     np.testing.assert_allclose(again.params.experts, result.params.experts, rtol=1e-9)
-    broken = run("gradient_nll", data._replace(y=data.y.at[0].set(jnp.nan)))
+    broken = run("gradient_nll", data._replace(y=np.append(np.nan, np.asarray(data.y)[1:])))
     assert int(broken.status) == Status.NOT_FINITE
 
 
@@ -117,7 +114,7 @@ def test_the_gated_losses_say_when_the_second_moment_has_no_k_positive_direction
     _, data = problem
     # -l2 turns every eigenvalue of T2 around
     second = data.transforms.second
-    turned = second._replace(values=-second.values)
+    turned = second._replace(values=-np.asarray(second.values))
     result = run("gated_losses", data._replace(transforms=data.transforms._replace(second=turned)))
     assert int(result.status) == Status.RANK_DEFICIENT
 
@@ -151,14 +148,16 @@ def test_every_leaf_has_the_precision_of_the_sample(problem, name, precision):
 def test_losses_are_those_of_the_model(problem):
     truth, data = problem
     fn = get_activation("tanh")
-    values = negative_log_likelihood(fn)(truth, data.x, data.y)
+    values = np.asarray(jax.jit(negative_log_likelihood(fn))(truth, data.x, data.y))
     total = log_likelihood(truth, data.x, data.y, fn, data.weights)
-    assert float(values @ data.weights) == pytest.approx(-float(total), rel=1e-12)
+    assert float(values @ np.asarray(data.weights)) == pytest.approx(-float(total), rel=1e-12)
     x, y = np.asarray(data.x), np.asarray(data.y)
     logits = x @ np.asarray(truth.gating).T
     gates = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = (y - (gates * np.tanh(x @ np.asarray(truth.experts).T)).sum(axis=1)) ** 2
-    np.testing.assert_allclose(squared_error(fn)(truth, data.x, data.y), expected, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(
+        jax.jit(squared_error(fn))(truth, data.x, data.y), expected, rtol=1e-9, atol=1e-14
+    )
 
 
 def test_descent_is_adam_with_a_cosine_decay():
@@ -173,16 +172,13 @@ def test_descent_is_adam_with_a_cosine_decay():
     def constrain(free, share):
         return free, jnp.ones(3).at[2].set((share >= free_from / passes).astype(free.dtype))
 
-    batches = sample_blocks(jnp.asarray(x), jnp.asarray(y), jnp.ones(6), fit_intercept=False, block_size=6)
-    run = descend(
-        jax.random.key(0),
-        jnp.asarray(starts),
-        jnp.asarray(rates),
-        batches,
-        objective=objective,
-        constrain=constrain,
-        num_passes=passes,
-    )
+    @jax.jit
+    def descended(key, starts, rates, x, y):
+        batches = sample_blocks(x, y, jnp.ones(6), fit_intercept=False, block_size=6)
+        options = {"objective": objective, "constrain": constrain, "num_passes": passes}
+        return descend(key, starts, rates, batches, **options)
+
+    run = descended(jax.random.key(0), starts, rates, x, y)
     first, second, free = np.zeros((2, 3)), np.zeros((2, 3)), starts.copy()
     path = []
     for t in range(passes):
@@ -222,12 +218,15 @@ def test_the_gated_loss_is_that_of_dense_tensors():
     expected = products.sum() - np.trace(products) - mu * np.trace(products)
     expected += penalty * ((np.einsum("ab,ia,ib->i", t2, u, u) - 1) ** 2).sum()
     expected += delta / 2 * (u**2).sum()
-    xs, ls, w = jnp.asarray(x), (jnp.asarray(l2), jnp.asarray(l4)), jnp.asarray(basis)
-    moments = GatedLossMoments(
-        w.T @ second_moment(xs, ls[0]) @ w, whitened_moment(xs, ls[1], w, order=4), w.T @ w
-    )
-    value = gated_loss(jnp.asarray(coordinates), moments, mu=mu, penalty=penalty, delta=delta)
-    assert float(value) == pytest.approx(expected, rel=1e-10)
+
+    @jax.jit
+    def loss(x, l2, l4, w, coordinates):
+        moments = GatedLossMoments(
+            w.T @ second_moment(x, l2) @ w, whitened_moment(x, l4, w, order=4), w.T @ w
+        )
+        return gated_loss(coordinates, moments, mu=mu, penalty=penalty, delta=delta)
+
+    assert float(loss(x, l2, l4, basis, coordinates)) == pytest.approx(expected, rel=1e-10)
 
 
 def test_the_gated_loss_of_the_population_has_its_minima_at_the_scaled_dual_basis():
@@ -283,9 +282,9 @@ def test_clusterwise_regression_is_least_squares_on_the_samples_nearest_to_each_
         losses.append(loss)
         experts, last = after, experts
     assert np.all(np.diff(losses) <= 0)
-    found, residual = clusterwise_regression(
-        *(jnp.asarray(v) for v in (start, x, y, weights)), fn=get_activation("linear"), num_steps=4
-    )
+    found, residual = jax.jit(
+        functools.partial(clusterwise_regression, fn=get_activation("linear"), num_steps=4)
+    )(start, x, y, weights)
     np.testing.assert_allclose(found, last, rtol=1e-8)
     assert float(residual) == pytest.approx(np.sqrt(losses[-1] / weights.sum()), rel=1e-9)
 

@@ -1,12 +1,14 @@
 """The registry of methods, and what the built-in ones end with."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import log_likelihood, random_params, sample
 
 import moejax
-from moejax import log_likelihood
 from moejax.likelihood.polish import polish
 from moejax.methods import (
     MethodConfig,
@@ -17,8 +19,7 @@ from moejax.methods import (
     register_method,
 )
 from moejax.model.activations import get_activation
-from moejax.model.instances import InstanceScales, random_params
-from moejax.model.mixture import sample
+from moejax.model.instances import InstanceScales
 from moejax.model.status import Status
 from moejax.moments.spectral import host_transforms
 from moejax.sweep.trial.prepare import static_spec
@@ -29,11 +30,11 @@ D, K, N, NOISE = 4, 2, 2000, 0.1
 
 @pytest.fixture(scope="module")
 def problem():
-    scales = InstanceScales(*(jnp.asarray(v) for v in (NOISE, 1.0, 90.0, 0.0)), jnp.ones(K))
+    scales = InstanceScales(*(jnp.asarray(v) for v in (NOISE, 1.0, 90.0, 0.0)), jnp.asarray(np.ones(K)))
     params = random_params(jax.random.key(0), scales, D)
     x, y, _ = sample(jax.random.key(1), params, "tanh", N)
     transforms = jax.tree.map(jnp.asarray, host_transforms("tanh", NOISE, 3, "weighted", K))
-    return params, Problem(x, y, jnp.ones(N), jnp.asarray(NOISE), transforms)
+    return params, Problem(x, y, jnp.asarray(np.ones(N)), jnp.asarray(NOISE), transforms)
 
 
 def run(name, problem, **changes):
@@ -44,7 +45,8 @@ def run(name, problem, **changes):
 @pytest.fixture(scope="module")
 def at_truth(problem):
     truth, data = problem
-    return polish(truth, data.x, data.y, data.weights, fn=get_activation("tanh"), num_steps=30)
+    compiled = jax.jit(functools.partial(polish, fn=get_activation("tanh"), num_steps=30))
+    return compiled(truth, data.x, data.y, data.weights)
 
 
 @pytest.mark.slow
@@ -55,8 +57,8 @@ def test_spectral_em_reaches_the_maximum_next_to_the_truth(problem, at_truth):
     value = float(log_likelihood(result.params, data.x, data.y, "tanh"))
     # the ridge on the gates costs next to nothing
     assert value == pytest.approx(float(at_truth.log_likelihood), abs=0.05)
-    assert float(result.mixing_weights.sum()) == pytest.approx(1.0)
-    assert float(jnp.abs(result.params.gating[-1]).max()) == 0.0
+    assert float(np.sum(result.mixing_weights)) == pytest.approx(1.0)
+    assert not np.any(np.asarray(result.params.gating)[-1])
     assert np.ptp(np.asarray(result.params.noise_std)) == 0.0
 
 
@@ -66,7 +68,7 @@ def test_without_the_polish_it_is_the_algorithm_as_published(problem):
     np.testing.assert_allclose(result.params.noise_std, NOISE, rtol=1e-12)
     np.testing.assert_allclose(result.params.expert_bias, 0.0)
     np.testing.assert_array_equal(result.params.experts, result.spectral.experts)
-    assert float(jnp.abs(result.params.gating).max()) > 0.1
+    assert np.abs(result.params.gating).max() > 0.1
 
 
 @pytest.mark.slow

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import align, make_params, match_experts, recovery_error, results_on_the_host, sample
+from scipy import special
 
-from moejax import recovery_error
 from moejax.methods import MethodConfig, Problem, get_method
 from moejax.methods.residual_passes import GATING_STEPS, conditional_means, residual_estimate, residual_labels
 from moejax.model.activations import get_activation
-from moejax.model.metrics import align, match_experts
-from moejax.model.mixture import MoEParams, make_params, sample
+from moejax.model.mixture import MoEParams
 from moejax.model.status import Status
 from moejax.moments.spectral import (
     SpectralLabels,
@@ -33,6 +33,7 @@ def transforms_of(name, order=3, noise_std=NOISE, kind="weighted"):
     return jax.tree.map(jnp.asarray, host_transforms(name, noise_std, order, kind, K))
 
 
+@functools.cache
 def truth() -> MoEParams:
     """Experts that are not orthogonal, and a gate that is not orthogonal to them."""
     experts = np.zeros((K, D))
@@ -73,12 +74,12 @@ def test_conditional_means_are_the_expected_labels(name, kind):
 def test_residual_labels_are_labels_less_their_expectation(chunk_size):
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(150, D)), rng.normal(size=150)
-    params = truth()._replace(expert_bias=jnp.asarray([0.2, -0.4]), gating_bias=jnp.asarray([0.5, 0.0]))
+    params = truth()._replace(expert_bias=np.asarray([0.2, -0.4]), gating_bias=np.asarray([0.5, 0.0]))
     transforms = transforms_of("softplus", 4)
     labels = jax.jit(functools.partial(residual_labels, fn=get_activation("softplus"), chunk_size=chunk_size))
-    got = labels(params, jnp.asarray(x), jnp.asarray(y), transforms, jnp.asarray(1.0))
-    plain = labels(params, jnp.asarray(x), jnp.asarray(y), transforms, jnp.asarray(0.0))
-    gate = 1 / (1 + np.exp(-(x @ np.asarray(params.gating[0]) + 0.5)))
+    got = jax.device_get(labels(params, x, y, transforms, 1.0))
+    plain = jax.device_get(labels(params, x, y, transforms, 0.0))
+    gate = 1 / (1 + np.exp(-(x @ np.asarray(params.gating)[0] + 0.5)))
     means = np.log1p(np.exp(x @ np.asarray(params.experts).T + np.asarray(params.expert_bias)))
     assert transforms.first is not None
     for transform, before, after in zip(
@@ -94,21 +95,22 @@ def test_residual_labels_are_labels_less_their_expectation(chunk_size):
 def test_added_part_is_a_sum_of_tensor_powers():
     rng = np.random.default_rng(2)
     experts, mixing, w = rng.normal(size=(K, D)), rng.uniform(size=K), rng.normal(size=(D, 3))
-    part, a = TensorPart(jnp.asarray(experts), jnp.asarray(mixing)), experts @ w
-    np.testing.assert_allclose(part.contracted(None, 1), mixing @ experts)
-    np.testing.assert_allclose(part.contracted(None, 2), np.einsum("i,ia,ib->ab", mixing, experts, experts))
+    part, a = TensorPart(experts, mixing), experts @ w
+    contracted = jax.jit(TensorPart.contracted, static_argnums=2)
+    np.testing.assert_allclose(contracted(part, None, 1), mixing @ experts)
+    np.testing.assert_allclose(contracted(part, None, 2), np.einsum("i,ia,ib->ab", mixing, experts, experts))
     expected = np.einsum("i,ia,ib,ic,id->abcd", mixing, a, a, a, a)
-    np.testing.assert_allclose(part.contracted(jnp.asarray(w), 4), expected)
+    np.testing.assert_allclose(contracted(part, w, 4), expected)
 
 
 @pytest.mark.parametrize("order", [3, 4])
 def test_labels_without_a_residual_give_back_the_experts(order):
-    experts = truth().experts.at[1].multiply(-1.0)
+    experts = jnp.asarray(np.asarray(truth().experts) * [[1.0], [-1.0]])
     part = TensorPart(experts, jnp.asarray([0.7, 0.3]))
-    zeros = jnp.zeros(40)
+    zeros = jnp.asarray(np.zeros(40))
     labels = SpectralLabels(zeros, zeros, zeros if order == 4 else None)
     found = jax.jit(lambda x: estimate_from_labels(KEY, x, labels, None, part, num_experts=K, order=order))(
-        jnp.ones((40, D))
+        np.ones((40, D))
     )
     same = np.asarray(match_experts(experts, found.experts))
     np.testing.assert_allclose(np.asarray(found.experts)[same], experts, atol=1e-9)
@@ -118,9 +120,10 @@ def test_labels_without_a_residual_give_back_the_experts(order):
 @functools.cache
 def drawn(name, n=40_000):
     x, y, _ = sample(jax.random.key(1), truth(), name, n)
-    return x, y, jnp.ones(n)
+    return x, y, jnp.asarray(np.ones(n))
 
 
+@results_on_the_host
 @functools.partial(jax.jit, static_argnames=("name", "num_passes", "order", "noise", "chunk_size"))
 def estimate(
     x, y, weights, transforms, noise_std, name, num_passes=3, order=3, noise="shared", chunk_size=None
@@ -155,9 +158,9 @@ def test_passes_remove_the_bias_of_gates_that_are_not_orthogonal():
     np.testing.assert_array_equal(found.params.experts, found.experts[found.best_pass])
     np.testing.assert_allclose(np.linalg.norm(found.params.experts, axis=1), 1.0)
     fitted = align(truth(), found.params)
-    assert float(jnp.linalg.norm(fitted.gating - truth().gating)) < 0.4
+    assert np.linalg.norm(np.asarray(fitted.gating) - truth().gating) < 0.4
     np.testing.assert_allclose(fitted.noise_std, NOISE, rtol=0.05)
-    gates = np.asarray(jax.nn.softmax(x @ truth().gating.T, axis=1)).mean(axis=0)
+    gates = special.softmax(np.asarray(x) @ np.asarray(truth().gating).T, axis=1).mean(axis=0)
     same = np.asarray(match_experts(truth().experts, found.params.experts))
     np.testing.assert_allclose(np.asarray(found.mixing_weights)[same], gates, atol=0.01)
     assert bool(found.converged)
@@ -168,8 +171,8 @@ def test_passes_remove_the_bias_of_gates_that_are_not_orthogonal():
 def test_the_method_restores_a_known_noise_and_takes_padding():
     x, y, weights = drawn("relu", 4000)
     junk = [
-        jnp.concatenate([a, jnp.full((96, *a.shape[1:]), fill)])
-        for a, fill in ((x, jnp.nan), (y, jnp.inf), (weights, 0.0))
+        np.concatenate([a, np.full((96, *a.shape[1:]), fill)])
+        for a, fill in ((x, np.nan), (y, np.inf), (weights, 0.0))
     ]
     config = MethodConfig(get_activation("relu"), K, 3, noise="known", num_residual_passes=1, chunk_size=1000)
     results = [
@@ -182,8 +185,8 @@ def test_the_method_restores_a_known_noise_and_takes_padding():
         np.testing.assert_array_equal(result.params.noise_std, NOISE)
         assert int(result.status) in (Status.OK, Status.NOT_CONVERGED)
         assert result.history.shape == (2 * GATING_STEPS,)
-        assert float(jnp.abs(result.params.gating[0]).max()) > 0.1
-        assert float(result.mixing_weights.sum()) == pytest.approx(1.0)
+        assert np.abs(np.asarray(result.params.gating)[0]).max() > 0.1
+        assert float(np.sum(result.mixing_weights)) == pytest.approx(1.0)
     # `spectral` with that option is the same method, and samples without weight change nothing
     np.testing.assert_allclose(results[0].params.experts, results[1].params.experts, atol=1e-6)
     np.testing.assert_allclose(results[0].params.gating, results[1].params.gating, atol=1e-5)
@@ -197,10 +200,10 @@ def test_order_four_has_residual_passes_with_signs():
 
 
 def test_the_noise_of_each_expert_is_found():
-    params = truth()._replace(noise_std=jnp.asarray([0.1, 0.5]))
+    params = truth()._replace(noise_std=np.asarray([0.1, 0.5]))
     x, y, _ = sample(jax.random.key(4), params, "tanh", 100_000)
     transforms = transforms_of("tanh", noise_std=0.3)
-    found = estimate(x, y, jnp.ones(100_000), transforms, jnp.asarray(0.3), "tanh", 5, noise="per_expert")
+    found = estimate(x, y, np.ones(100_000), transforms, jnp.asarray(0.3), "tanh", 5, noise="per_expert")
     fitted = align(params, found.params)
     np.testing.assert_allclose(fitted.noise_std, params.noise_std, rtol=0.03)
     errors = [float(recovery_error(params.experts, experts)) for experts in found.experts]

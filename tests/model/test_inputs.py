@@ -1,5 +1,7 @@
 """Input distributions: moments in standard errors, and the registry."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +20,13 @@ from moejax.model.inputs import (
 N, D = 40_000, 3
 
 
+def compiled(sampler):
+    return jax.jit(sampler, static_argnums=(1, 2, 3))
+
+
+@functools.cache
 def drawn(name):
-    return np.asarray(get_input_distribution(name)(jax.random.key(0), N, D, jnp.float64))
+    return np.asarray(compiled(get_input_distribution(name))(jax.random.key(0), N, D, jnp.float64))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,7 @@ SHIFTED_COVARIANCE = 0.5 ** np.abs(np.subtract.outer(np.arange(D), np.arange(D))
     ],
 )
 def test_mean_and_covariance(sampler, mean, covariance):
-    x = np.asarray(sampler(jax.random.key(1), N, D, jnp.float64))
+    x = np.asarray(compiled(sampler)(jax.random.key(1), N, D, jnp.float64))
     assert np.all(np.abs(x.mean(axis=0) - mean) < 4.5 * x.std(axis=0) / N**0.5)
     products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
     assert np.all(np.abs(products.mean(axis=0) - covariance) < 4.5 * products.std(axis=0) / N**0.5)
@@ -94,12 +101,12 @@ def test_log_densities():
             assert log_density is None
             continue
         np.testing.assert_allclose(
-            jax.vmap(log_density)(jnp.asarray(x)), scipy_density(name)(x), rtol=1e-12, err_msg=name
+            jax.jit(jax.vmap(log_density))(x), scipy_density(name)(x), rtol=1e-12, err_msg=name
         )
     mixture = normal_mixture([1.0, 3.0], [MEAN, -MEAN], [np.eye(D), COVARIANCE])
     parts = [scipy.stats.multivariate_normal(m, c) for m, c in ((MEAN, np.eye(D)), (-MEAN, COVARIANCE))]
     expected = np.log(0.25 * parts[0].pdf(x) + 0.75 * parts[1].pdf(x))
-    np.testing.assert_allclose(jax.vmap(mixture.log_density)(jnp.asarray(x)), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.vmap(mixture.log_density))(x), expected, rtol=1e-12)
 
 
 def test_what_is_no_distribution_is_refused():

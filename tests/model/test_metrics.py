@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import align, gating_error, make_params, match_experts, permute_experts, recovery_error
 from scipy.optimize import linear_sum_assignment
 
-from moejax import make_params, recovery_error
-from moejax.model.metrics import align, bottleneck_assignment, expert_distances, gating_error, match_experts
-from moejax.model.mixture import permute_experts
+from moejax.model.metrics import bottleneck_assignment, expert_distances
 
 bottleneck = jax.jit(bottleneck_assignment)
-error = jax.jit(recovery_error, static_argnames="even")
+distances = jax.jit(expert_distances, static_argnames="even")
 
 
 def brute_force(true, estimated, even):
@@ -36,9 +35,7 @@ def test_recovery_error_is_the_bottleneck(k, even):
         signs = rng.choice([-1.0, 1.0], size=(k, 1)) if even else 1.0
         estimated = signs * (true + noise * rng.normal(size=(k, 4)))[rng.permutation(k)]
         expected = brute_force(true, estimated, even)
-        assert float(error(jnp.asarray(true), jnp.asarray(estimated), even=even)) == pytest.approx(
-            expected, abs=1e-12
-        )
+        assert float(recovery_error(true, estimated, even=even)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_bottleneck_assignment_is_an_assignment_that_reaches_its_value():
@@ -72,23 +69,23 @@ def test_bottleneck_differs_from_the_sum_optimal_matching():
 @pytest.mark.slow
 def test_tiny_errors_keep_relative_accuracy():
     for dtype, size, tolerance in (
-        (jnp.float64, 1e-12, 1e-3),
-        (jnp.float32, 1e-9, 1e-2),
-        (jnp.float32, 1e-12, 0.25),
+        (np.float64, 1e-12, 1e-3),
+        (np.float32, 1e-9, 1e-2),
+        (np.float32, 1e-12, 0.25),
     ):
         # 1 - cos(angle) = size where the tangent vector is sqrt(2 size) long
         true = np.eye(2, 4)
         estimated = true.copy()
         estimated[:, 2] = (2 * size) ** 0.5
-        got = recovery_error(jnp.asarray(true, dtype), jnp.asarray(estimated, dtype))
+        got = recovery_error(true.astype(dtype), estimated.astype(dtype))
         assert got.dtype == dtype
         assert float(got) == pytest.approx(size, rel=tolerance)
-    assert float(recovery_error(jnp.eye(3), 7.0 * jnp.eye(3)[jnp.asarray([2, 0, 1])])) == 0.0
+    assert float(recovery_error(np.eye(3), 7.0 * np.eye(3)[[2, 0, 1]])) == 0.0
 
 
 def test_not_finite_estimates_are_the_worst():
-    estimated = jnp.eye(2).at[0, 0].set(jnp.nan)
-    assert float(recovery_error(jnp.eye(2), estimated)) == np.inf
+    estimated = np.diag([np.nan, 1.0])
+    assert float(recovery_error(np.eye(2), estimated)) == np.inf
 
 
 def test_shapes_that_differ_are_refused():
@@ -100,10 +97,8 @@ def test_distance_is_one_minus_cosine():
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(3, 4)), rng.normal(size=(2, 4))
     cosines = (a / np.linalg.norm(a, axis=1)[:, None]) @ (b / np.linalg.norm(b, axis=1)[:, None]).T
-    np.testing.assert_allclose(expert_distances(jnp.asarray(a), jnp.asarray(b)), 1 - cosines, atol=1e-14)
-    np.testing.assert_allclose(
-        expert_distances(jnp.asarray(a), jnp.asarray(b), even=True), 1 - np.abs(cosines), atol=1e-14
-    )
+    np.testing.assert_allclose(distances(a, b), 1 - cosines, atol=1e-14)
+    np.testing.assert_allclose(distances(a, b, even=True), 1 - np.abs(cosines), atol=1e-14)
 
 
 def random_mixture(rng, k=3, d=4):
@@ -114,7 +109,7 @@ def random_mixture(rng, k=3, d=4):
         rng.normal(size=k),
         rng.normal(size=k),
     )
-    return make_params(*(jnp.asarray(a) for a in arrays))
+    return jax.device_get(make_params(*arrays))
 
 
 @pytest.mark.slow
@@ -122,9 +117,9 @@ def test_matching_maximises_the_sum_of_cosines():
     rng = np.random.default_rng(2)
     for _ in range(5):
         a, b = rng.normal(size=(4, 3)), rng.normal(size=(4, 3))
-        distance = np.asarray(expert_distances(jnp.asarray(a), jnp.asarray(b)))
+        distance = np.asarray(distances(a, b))
         rows, columns = linear_sum_assignment(distance)
-        found = np.asarray(match_experts(jnp.asarray(a), jnp.asarray(b)))
+        found = np.asarray(match_experts(a, b))
         assert distance[np.arange(4), found].sum() == pytest.approx(distance[rows, columns].sum())
 
 
@@ -134,9 +129,9 @@ def test_alignment_undoes_order_gauge_and_signs(even):
     rng = np.random.default_rng(3)
     truth = random_mixture(rng)
     for permutation in itertools.permutations(range(3)):
-        estimate = permute_experts(truth, jnp.asarray(permutation))
+        estimate = jax.device_get(permute_experts(truth, np.asarray(permutation)))
         if even:
-            signs = jnp.asarray([1.0, -1.0, -1.0])
+            signs = np.asarray([1.0, -1.0, -1.0])
             estimate = estimate._replace(
                 experts=signs[:, None] * estimate.experts, expert_bias=signs * estimate.expert_bias
             )
@@ -148,11 +143,11 @@ def test_alignment_undoes_order_gauge_and_signs(even):
 def test_gating_error_is_relative_to_the_gates_but_not_below_one():
     rng = np.random.default_rng(4)
     truth = random_mixture(rng)
-    moved = truth._replace(gating=truth.gating.at[0, 0].add(0.3))
-    size = float(jnp.linalg.norm(truth.gating))
+    move = np.zeros_like(truth.gating)
+    move[0, 0] = 0.3
+    moved = truth._replace(gating=truth.gating + move)
+    size = np.linalg.norm(truth.gating)
     assert size > 1
     assert float(gating_error(truth, moved)) == pytest.approx(0.3 / size)
     small = truth._replace(gating=0.01 * truth.gating)
-    assert float(gating_error(small, small._replace(gating=small.gating.at[0, 0].add(0.3)))) == pytest.approx(
-        0.3
-    )
+    assert float(gating_error(small, small._replace(gating=small.gating + move))) == pytest.approx(0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import tomllib
@@ -129,5 +130,18 @@ def test_what_cannot_be_run_is_one_line(tmp_path, monkeypatch, spec, options, wo
 def test_a_checked_spec_takes_no_overrides(fake):  # noqa: F811
     with pytest.raises(SpecError, match="overrides: expected a path or a mapping"):
         moejax.sweep.run(read_spec(fake[0]), overrides={"trials": 3})
-    with pytest.raises(TypeError, match="worker_timout"):
+    with pytest.raises(ValueError, match="worker_timout"):
         moejax.sweep.run(fake[0], worker_timout=3.0)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("retry_faild", "did you mean retry_failed?"),
+        ("plugin", "did you mean plugins?"),
+        ("set", "known: out, dry_run, workers, overrides, plugins, quiet, cluster, "),
+    ],
+)
+def test_an_unknown_option_is_one_line_with_the_nearest_names(option, hint):
+    with pytest.raises(ValueError, match=f"^{option}: unknown option of moejax.sweep.run; {re.escape(hint)}"):
+        moejax.sweep.run({}, **{option: 1})

@@ -495,16 +495,29 @@ def test_programs_are_dropped_where_memory_maps_run_out():
     np.testing.assert_array_equal(program(np.ones(3)), 2.0)
 
 
+MANY = ["trials=167"]  # 12 cells: 2,004 trials
+
+
+@pytest.fixture(scope="module")
+def quiet_run(tmp_path_factory):
+    """The run folder of a sweep by one worker that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("quiet")
+    toml, plugin = write_inputs(folder)
+    done = run(command(toml, plugin, folder / "run", workers=1, set=MANY))
+    assert done.returncode == 0, done.stderr
+    assert "on 1 worker" in done.stdout
+    return folder / "run"
+
+
 @pytest.mark.slow
-def test_one_worker_and_two_give_equal_rows(fake, tmp_path):
+def test_one_worker_and_two_give_equal_rows(fake, tmp_path, quiet_run):
     toml, plugin = fake
-    for workers in (1, 2):
-        done = run(command(toml, plugin, tmp_path / str(workers), workers=workers))
-        assert done.returncode == 0, done.stderr
-        assert f"on {workers} worker" in done.stdout
+    done = run(command(toml, plugin, tmp_path / "run", workers=2, set=MANY))
+    assert done.returncode == 0, done.stderr
+    assert "on 2 workers" in done.stdout
     use_plugins([read_plugin(plugin)])
-    pd.testing.assert_frame_equal(load(tmp_path / "1"), load(tmp_path / "2"), check_exact=True)
-    assert load_timings(tmp_path / "2")["process"].nunique() == 2
+    pd.testing.assert_frame_equal(load(quiet_run), load(tmp_path / "run"), check_exact=True)
+    assert load_timings(tmp_path / "run")["process"].nunique() == 2
 
 
 @pytest.mark.slow
@@ -583,12 +596,11 @@ def test_ctrl_c_ends_with_a_line_that_says_how_to_resume(fake, tmp_path):
     assert 0 < kept < 4800
 
 
-def kill_and_resume(fake, tmp_path: Path, kills: int, workers: int) -> None:
+def kill_and_resume(fake, tmp_path: Path, quiet_run: Path, kills: int, workers: int) -> None:
     """Kill -9 the coordinator at random moments; the table equals, byte for byte, that of a quiet run."""
     toml, plugin = fake
-    overrides = ["trials=167"]  # 12 cells: 2,004 trials
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    arguments = command(toml, plugin, out, workers=workers, set=overrides)
+    out = tmp_path / "run"
+    arguments = command(toml, plugin, out, workers=workers, set=MANY)
     moments = random.Random(20)
     before = committed(out)
     for _ in range(kills):
@@ -606,21 +618,21 @@ def kill_and_resume(fake, tmp_path: Path, kills: int, workers: int) -> None:
         assert (kept["chunk"] == kept["chunk_after"]).all()  # no committed row was computed again
         before = after
     assert len(before) < 2004
-    for folder in (out, whole):
-        done = run(command(toml, plugin, folder, workers=workers, set=overrides))
-        assert done.returncode == 0, done.stderr
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
     use_plugins([read_plugin(plugin)])
-    for folder in (out, whole):
-        commands.export(folder, folder / "table.csv", quiet=True)
-    assert (out / "table.csv").read_bytes() == (whole / "table.csv").read_bytes()
+    tables = tmp_path / "table.csv", tmp_path / "quiet-table.csv"
+    for folder, table in zip((out, quiet_run), tables, strict=True):
+        commands.export(folder, table, quiet=True)
+    assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
 @pytest.mark.slow
-def test_killed_coordinators_resume(fake, tmp_path):
+def test_killed_coordinators_resume(fake, tmp_path, quiet_run):
     # the suite has minutes, so a few; MOEJAX_KILLS=30 for the whole trial
-    kill_and_resume(fake, tmp_path, kills=int(os.environ.get("MOEJAX_KILLS", "4")), workers=1)
+    kill_and_resume(fake, tmp_path, quiet_run, kills=int(os.environ.get("MOEJAX_KILLS", "4")), workers=1)
 
 
 @pytest.mark.slow
-def test_kills_with_worker_processes(fake, tmp_path):
-    kill_and_resume(fake, tmp_path, kills=2, workers=2)
+def test_kills_with_worker_processes(fake, tmp_path, quiet_run):
+    kill_and_resume(fake, tmp_path, quiet_run, kills=2, workers=2)

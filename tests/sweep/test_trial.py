@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_model import make_params
 
-from moejax import make_params
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.activations import register_activation
 from moejax.sweep.trial.measures import METRICS, NUM_HELD_OUT, recovery_metrics

@@ -237,7 +237,8 @@ def load_arrays(folder: Path | str, name: str = "history") -> dict[tuple[str, in
         An empty dict if the sweep did not record that name. `load(folder, result_hash=True)` has the keys.
 
     Raises:
-        ValueError: another name. StoreError: there is no store, or it cannot be read.
+        ValueError: another name.
+        StoreError: there is no store, or it cannot be read.
 
     Examples:
         >>> histories = moejax.sweep.load_arrays("runs/quickstart", "history")  # empty without record = ["history"]
@@ -293,7 +294,8 @@ def export_table(folder: Path | str, file: Path | str) -> int:
         file: FILE.csv, FILE.csv.gz or FILE.parquet; `-` is CSV on stdout.
 
     Raises:
-        ValueError: the name has another ending. StoreError: the store or the file cannot be used.
+        ValueError: the name has another ending.
+        StoreError: the store or the file cannot be used.
 
     Examples:
         >>> moejax.sweep.export_table("runs/quickstart", "table.csv") == len(moejax.sweep.load("runs/quickstart"))
