@@ -173,10 +173,12 @@ def _cluster(command: Fit, note: Callable[[str], None]) -> Iterator[ClusterRunne
     from moejax.sweep.execution.dask_executor import Admission
     from moejax.sweep.execution.security import unencrypted_warning
     from moejax.sweep.plan.chunks import WorkerSettings
+    from moejax.sweep.plan.plugins import run_plugins
 
     assert command.cluster is not None
     precise = bool(jax.config.values["jax_enable_x64"])
-    admission = Admission.of(WorkerSettings(precise, jax.config.values["jax_compilation_cache_dir"]))
+    cache, plugins = jax.config.values["jax_compilation_cache_dir"], run_plugins(command.plugin)
+    admission = Admission.of(WorkerSettings(precise, cache, plugins))
     executor = cluster_executor(command.cluster, command.security, admission)
     warning = unencrypted_warning(command.cluster)
     if warning is not None:
