@@ -280,7 +280,7 @@ def joint_em(
     are kept, and the run is that of `gating_em`.
 
     With `before_polish`, the experts are kept while the gates' own step promises `tolerance` or more, and the run ends with a step
-    that promises less. No pass evaluates that step: the first pass of the polish does. `history` and `log_likelihood` are without it.
+    that promises less. No pass evaluates that step, but the first of the polish. `history` and `log_likelihood` are without it.
     """
     return _run(
         params,

@@ -138,10 +138,10 @@ def polish(
         ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
         tolerance: in nats; converged if the predicted gain of the next step is less. 1e-4 is a hundredth of a standard error. If
             the mean weight is below one, the tolerance is multiplied by it (see `blocks.SampleScale`).
-        economical: if true, the second derivatives are those of an earlier pass as long as the predicted gains fall by FALL from pass
-            to pass, and the run ends with a step that no pass evaluates. That step is taken when the gain predicted for the step
-            after it is below the tolerance, if the gains fall once more by the same factor. `curvature` is that of the point before,
-            and `log_likelihood` has the predicted gain added.
+        economical: if true, a pass makes the first derivatives only, as long as the predicted gains fall to a share FALL or less
+            from pass to pass; and the run ends with a step that no pass evaluates. It is taken when the gain predicted for the step
+            after it would be below the tolerance if the gains fell once more by the same factor. `curvature` is then that of
+            earlier points, and `log_likelihood` has the gain that the last step predicts.
         record_path: keep every point.
     """
     scale = sample_scale(weights)

@@ -11,7 +11,7 @@ from scipy import optimize
 
 from moejax import log_likelihood, make_params, responsibilities, sample
 from moejax.likelihood.blocks import sample_blocks
-from moejax.likelihood.derivatives import likelihood_curvature
+from moejax.likelihood.derivatives import likelihood_curvature, likelihood_gradient
 from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.model.activations import get_activation
@@ -104,6 +104,48 @@ def test_curvature_is_that_of_automatic_differentiation(noise, fit_intercept):
     assert np.linalg.eigvalsh(np.asarray(got.complete)).min() > -1e-9
 
 
+@pytest.mark.parametrize("num_experts", [1, 2])
+@pytest.mark.parametrize(("noise", "fit_intercept"), FAST)
+def test_the_gradient_of_a_cheap_pass_is_that_of_automatic_differentiation(noise, fit_intercept, num_experts):
+    params, x, y = drawn("tanh", k=num_experts)
+    params = params._replace(experts=params.experts + 0.2)
+    weights, ridge = random_weights(), 0.7
+    blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept, block_size=150)
+    got = likelihood_gradient(
+        params,
+        blocks,
+        fn=get_activation("tanh"),
+        noise=noise,
+        fit_intercept=fit_intercept,
+        ridge=ridge,
+    )
+
+    def value(free):
+        at = params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
+        gates = jnp.concatenate([at.gating, at.gating_bias[:, None]], axis=1)
+        gates = gates if fit_intercept else gates[:, :-1]
+        penalty = 0.5 * jnp.sum((gates - gates.mean(axis=0, keepdims=True)) ** 2)
+        return log_likelihood(at, x, y, "tanh", weights) - ridge * penalty
+
+    free = free_parameters(params, noise=noise, fit_intercept=fit_intercept)
+    for mine, expected in zip(got, jax.value_and_grad(value)(free), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-9, atol=1e-9 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", ["linear", "tanh"])
+def test_an_economical_polish_ends_at_a_stationary_point(name):
+    """The last step is not evaluated; the likelihood, its gradient and its Hessian by JAX say that it was a good one."""
+    params, x, y = drawn(name)
+    start, ones = perturbed(params, 0.05, 1), jnp.ones(N)
+    ended = run(start, x, y, ones, name=name, economical=True)
+    assert bool(ended.converged)
+    value = float(log_likelihood(ended.params, x, y, name))
+    assert float(ended.log_likelihood) == pytest.approx(value, abs=1e-4)
+    assert value >= np.nanmax(ended.history) - 1e-6
+    _, gradient, hessian, _ = differentiated(ended.params, x, y, ones, jnp.asarray(0.0), name, "shared", True)
+    assert 0.5 * gradient @ np.linalg.solve(np.asarray(hessian), gradient) < 1e-4  # nats to the maximum
+
+
 @pytest.mark.parametrize(("noise", "fit_intercept"), MODELS)
 def test_free_parameters_round_trip(noise, fit_intercept):
     params, _, _ = drawn("tanh")
@@ -117,8 +159,19 @@ def test_free_parameters_round_trip(noise, fit_intercept):
     np.testing.assert_allclose(again, free + 0.1, rtol=1e-13)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "noise", "fit_intercept", "num_steps"))
-def run(params, x, y, weights, name="tanh", noise="shared", fit_intercept=True, ridge=0.0, num_steps=60):
+@functools.partial(jax.jit, static_argnames=("name", "noise", "fit_intercept", "num_steps", "economical"))
+def run(
+    params,
+    x,
+    y,
+    weights,
+    name="tanh",
+    noise="shared",
+    fit_intercept=True,
+    ridge=0.0,
+    num_steps=60,
+    economical=False,
+):
     fn = get_activation(name)
     return polish(
         params,
@@ -130,6 +183,7 @@ def run(params, x, y, weights, name="tanh", noise="shared", fit_intercept=True, 
         fit_intercept=fit_intercept,
         ridge=ridge,
         num_steps=num_steps,
+        economical=economical,
     )
 
 
