@@ -5,8 +5,8 @@ float32, through the command line. The steady state is from the end of each work
 to the end of its last but one. Aim: 100 trials a second on two cores, 85% of it inside the compiled program.
 
 With --stages, it prints the processor milliseconds of each stage of such a trial, the passes of stages that go over the data, and
-the ratio of the whole trial to its first stage, in which it draws its sample. Each stage is a program of its own, which is given the
-result of the stage before; the process has one thread and a worker's settings. A number is the mean over trials of the median
+the ratio of the whole trial to its first stage, in which it draws its sample. Each stage is a program of its own, which is given
+the result of the stage before; the process has one thread and a worker's settings. A number is the mean over trials of the median
 over repetitions. The stages add up to more than the whole trial, which transposes the sample only once. Aim: a ratio of 4 for
 linear and of 7 for relu.
 """
