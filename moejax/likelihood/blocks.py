@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from moejax.environment import runs_on_cpu
 from moejax.model.mixture import with_stand_ins
-from moejax.model.sums import in_parts, sum_over_parts
+from moejax.model.sums import in_parts, num_used_parts, sum_over_parts
 
 BLOCK_SIZE = 2048
 """Samples in a block on a CPU: pairs of 10 inputs and two dozen coefficients then fill its second-level cache."""
@@ -52,9 +52,7 @@ def sample_blocks(
     x, y = with_stand_ins(weights, x, y)
     design = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) if fit_intercept else x
     design, y, weights = (in_parts(a, block_size) for a in (design, y, weights))
-    in_block = (weights > 0).any(axis=1)
-    num_used = jnp.max(jnp.where(in_block, jnp.arange(1, in_block.size + 1, dtype=jnp.int32), 0))
-    return SampleBlocks(design.transpose(0, 2, 1), y.swapaxes(1, -1), weights, num_used)
+    return SampleBlocks(design.transpose(0, 2, 1), y.swapaxes(1, -1), weights, num_used_parts(weights))
 
 
 class SampleScale(NamedTuple):

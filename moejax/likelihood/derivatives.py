@@ -45,7 +45,7 @@ class PredictorDerivatives(NamedTuple):
     noise_gradient: Float[jax.Array, "k n"]
     """(k, n)"""
     observed: Float[jax.Array, "k*(2*k-1) n"]
-    """(k (2k - 1), n) minus the Hessian in the predictors, its upper triangle."""
+    """(k (2k - 1), n) minus the Hessian in the predictors, its upper triangle, in the order of `_predictor_pairs`."""
     observed_cross: Float[jax.Array, "2*k-1 k n"]
     """(2k - 1, k, n) minus the mixed derivatives in predictors and s."""
     observed_noise: Float[jax.Array, "k k n"]
@@ -56,6 +56,18 @@ class PredictorDerivatives(NamedTuple):
     """(k (k - 1) / 2, n) complete-data information of v, diag P - P P', its upper triangle."""
     complete_noise: Float[jax.Array, "k n"]
     """(k, n) complete-data information of s, 2 r."""
+
+
+def _predictor_pairs(num_experts: int) -> np.ndarray:
+    """(k (2k - 1), 2) int: the unordered pairs (s, t), s <= t, of predictors.
+
+    First (u_i, u_i), (u_i, v_i) and (v_i, v_j), whose second derivatives have more than the product of two scores; then the others.
+    """
+    k = num_experts
+    gates = k + np.stack(np.triu_indices(k - 1), axis=1)
+    first = [(i, i) for i in range(k)] + [(i, k + i) for i in range(k - 1)] + [tuple(pair) for pair in gates]
+    pairs = [tuple(pair) for pair in np.stack(np.triu_indices(2 * k - 1), axis=1)]
+    return np.array([*first, *(pair for pair in pairs if pair not in first)])
 
 
 def predictor_derivatives(
@@ -89,19 +101,14 @@ def predictor_derivatives(
 
     # a a', a r' and r r' are one outer product; the other terms are at u_i u_i and u_i v_i, and the gates' own at v v'
     score = jnp.concatenate([a, r_free])
-    rows, columns = np.triu_indices(2 * k - 1)
-    special = jnp.concatenate([r * (slope**2 - error * second * inverse - d**2), -a[: k - 1], -r_free])
+    rows, columns = _predictor_pairs(k).T
     gate_rows, gate_columns = np.triu_indices(k - 1)
     on_diagonal = (gate_rows == gate_columns).astype(y.dtype)[:, None]
     complete_gates = p_free[gate_rows] * (on_diagonal - p_free[gate_columns])
-    where_special = [(i, i) for i in range(k)] + [(i, k + i) for i in range(k - 1)]
-    where_special += [(k + i, k + i) for i in range(k - 1)]
-    where_special += list(zip(k + gate_rows, k + gate_columns, strict=True))
-    placement = np.array(
-        [[(s, t) == pair for pair in where_special] for s, t in zip(rows, columns, strict=True)]
-    )
+    special = [r * (slope**2 - error * second * inverse - d**2), -a[: k - 1]]
+    special = jnp.concatenate([*special, complete_gates - on_diagonal * r_free[gate_rows]])
     observed = score[rows] * score[columns]
-    observed = observed + placement.astype(y.dtype) @ jnp.concatenate([special, complete_gates])
+    observed = jnp.concatenate([observed[: special.shape[0]] + special, observed[special.shape[0] :]])
 
     eye = jnp.eye(k, dtype=y.dtype)[:, :, None]
     us = eye * (a * (2.0 - q))[:, None] + a[:, None] * b[None]
@@ -166,7 +173,8 @@ def likelihood_curvature(
         sums_of, blocks
     )
     num_pairs = k * (2 * k - 1)
-    observed = block_matrix(grams[:num_pairs])
+    rows, columns = _predictor_pairs(k).T
+    observed = block_matrix(grams[np.lexsort((columns, rows))])
     gate_information = [block_matrix(grams[num_pairs + k :])] if k > 1 else []
     complete = jax.scipy.linalg.block_diag(*grams[num_pairs : num_pairs + k], *gate_information)
     gradient = gradient.reshape(-1)

@@ -12,7 +12,7 @@ which at mu = 1 cannot fail, and the experts' step is divided by 1 + mu. With ev
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +104,11 @@ def _log_sum_and_shares(
     return largest + jnp.log(total), terms / total[None]
 
 
+def _chosen(condition: Bool[jax.Array, ""], one: Any, other: Any) -> Any:
+    """The pytree `one` if the condition is true, else `other`."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
 class _Climb(NamedTuple):
     """The state of a run: the best point, its E-step, and the candidate that the next pass evaluates."""
 
@@ -130,6 +135,7 @@ def _run(
     experts_free: bool,
     hold_noise: Bool[jax.Array, ""] | bool = False,
     hold_experts: Bool[jax.Array, ""] | bool = False,
+    before_polish: bool = False,
     record_path: bool = False,
 ) -> EMRun:
     k = params.experts.shape[0]
@@ -150,10 +156,8 @@ def _run(
         gain = objective - state.objective
         # the likelihood gains at least the required part; the first pass gains infinitely; False if not finite
         accept = gain >= PROMISE_KEPT * jnp.maximum(promised, 0.0)
-        best, sums, objective = jax.tree.map(
-            lambda new, old: jnp.where(accept, new, old),
-            (point, sums, objective),
-            (state.best, state.sums, state.objective),
+        best, sums, objective = _chosen(
+            accept, (point, sums, objective), (state.best, state.sums, state.objective)
         )
         damping = jnp.where(
             accept,
@@ -177,11 +181,16 @@ def _run(
             noise=noise,
             hold_noise=hold_noise,
             hold_experts=hold_experts,
+            gates_first=total_tolerance if before_polish else jnp.inf,
         )
+        done = flat & (gain < total_tolerance)
+        if before_polish:
+            last = accept & (candidate.promised < total_tolerance)
+            best, done = _chosen(last, candidate.point, best), done | last
         return (
             _Climb(best, sums, objective, candidate, damping, caution),
             (objective, best if record_path else None),
-            flat & (gain < total_tolerance),
+            done,
         )
 
     start = Point(predictors_of(params, fit_intercept=fit_intercept), params.noise_std)
@@ -261,6 +270,7 @@ def joint_em(
     tolerance: float = 1e-8,
     hold_noise: Bool[jax.Array, ""] | bool = False,
     hold_experts: Bool[jax.Array, ""] | bool = False,
+    before_polish: bool = False,
     record_path: bool = False,
 ) -> EMRun:
     """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.
@@ -268,6 +278,9 @@ def joint_em(
     The experts' M-step is a Gauss-Newton step on their weighted squared error: for a linear g, weighted least squares.
     If `hold_noise` () is true, the noise is kept; unlike noise="known" it may be traced. If `hold_experts` () is true, the experts
     are kept, and the run is that of `gating_em`.
+
+    With `before_polish`, the experts are kept while the gates' own step promises `tolerance` or more, and the run ends with a step
+    that promises less. No pass evaluates that step, but the first of the polish. `history` and `log_likelihood` are without it.
     """
     return _run(
         params,
@@ -283,5 +296,6 @@ def joint_em(
         experts_free=True,
         hold_noise=hold_noise,
         hold_experts=hold_experts,
+        before_polish=before_polish,
         record_path=record_path,
     )

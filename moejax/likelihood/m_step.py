@@ -78,6 +78,7 @@ def maximisation(
     noise: NoiseModel,
     hold_noise: Bool[jax.Array, ""] | bool = False,
     hold_experts: Bool[jax.Array, ""] | bool = False,
+    gates_first: Float[jax.Array, ""] | float = jnp.inf,
 ) -> MStep:
     """The M-step from the sums of an E-step, damped.
 
@@ -91,6 +92,7 @@ def maximisation(
         noise: which noise is updated.
         hold_noise: () bool, traced: if true, the noise is not updated.
         hold_experts: () bool, traced: if true, the experts are not updated.
+        gates_first: () nats: the experts are not updated if the step of the gates promises this gain or more.
     """
     (rows, offsets), noise_std = point
     k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]
@@ -104,6 +106,7 @@ def maximisation(
         step, shortened = _trusted_step(hessian, gradient, bound, jnp.maximum(damping, caution), total)
         gates = gates + step.reshape(k - 1, size)
         promised = step @ gradient - 0.5 * step @ hessian @ step
+    hold_experts |= promised >= gates_first
     squares = sums.squares
     if sums.expert_gradient is not None and sums.expert_information is not None:
         step = _least_squares(sums.expert_information, sums.expert_gradient) / (1.0 + damping)

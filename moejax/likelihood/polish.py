@@ -49,10 +49,10 @@ class PolishRun(NamedTuple):
     """Leaves (num_steps, ..): parameters at each entry of `history`; NaN after convergence."""
 
 
-KINK_RATE, KINK_RANGE = 0.6, 32.0
+KINK_RATE, KINK_RANGE = 0.125, 8.0
 """The derivatives of a g with kinks are averaged over a width. It begins at the standard error of a linear predictor and shrinks by
 KINK_RATE each pass, by KINK_RANGE in all. A wide average steps over the many small local maxima that kinks make; a narrow one
-settles in one of them."""
+settles in one of them. These maxima differ by thousandths of a nat."""
 DAMPING_AT_START = 1e-2
 _DAMPING_LADDER = np.array([1.0, 10.0, 100.0, 1000.0])
 
@@ -119,6 +119,9 @@ class AscentRules(NamedTuple):
     """() half-width over which the derivatives of a g with kinks are averaged in the first pass; 0 for a g without."""
     slack: Float[jax.Array, ""] | float = 0.0
     """() nats that a step may lose and still be kept: the rounding error of the log-likelihood."""
+    economical: bool = False
+    """True if the last step is not evaluated: it is made if the gain predicted for the step after it, from the fall of the
+    predicted gains so far, is below the tolerance."""
 
     def width(self, passes: Int[jax.Array, ""]) -> Float[jax.Array, ""]:
         """The half-width of the pass after so many."""
@@ -127,7 +130,7 @@ class AscentRules(NamedTuple):
 
 
 def ascent_rules(
-    params: MoEParams, scale: SampleScale, fn: ScalarFunction, tolerance: float, slack: float = 0.0
+    params: MoEParams, scale: SampleScale, fn: ScalarFunction, tolerance: float, *, economical: bool = False
 ) -> AscentRules:
     """The rules of a polish that starts at `params`.
 
@@ -136,11 +139,11 @@ def ascent_rules(
         scale: the size of the sample.
         fn: g.
         tolerance: in nats, multiplied by the mean weight if that is below one.
-        slack: as in `AscentRules`.
+        economical: as in `AscentRules`.
     """
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / scale.num_samples)
     widest = widest if activation_facts(fn).kinked else jnp.zeros_like(widest)
-    return AscentRules(jnp.asarray(tolerance, widest.dtype) * scale.unit, widest, slack)
+    return AscentRules(jnp.asarray(tolerance, widest.dtype) * scale.unit, widest, economical=economical)
 
 
 def first_ascent(free: Float[jax.Array, " P"]) -> Ascent:
@@ -165,9 +168,8 @@ def ascend(state: Ascent, candidate: Curvature, rules: AscentRules) -> tuple[Asc
     """
     free, now, damping, (step, promised, used, found), count = state
     gain = candidate.log_likelihood - now.log_likelihood
-    accept = (
-        gain >= -rules.slack
-    )  # true at the first pass too, which only evaluates the start: its gain is infinite
+    # true at the first pass too, which only evaluates the start: its gain is infinite
+    accept = gain >= -rules.slack
     # trust the quadratic model as far as it has just been right (Marquardt's rule with the gain ratio)
     good = found & accept & (gain >= 0.5 * promised)
     damping = jnp.where(good, used * 0.1, jnp.where(found & accept, used, used * 10.0))
@@ -178,6 +180,8 @@ def ascend(state: Ascent, candidate: Curvature, rules: AscentRules) -> tuple[Asc
     settled = rules.width(count) <= rules.widest / KINK_RANGE
     # the distance to the maximum is the next step's predicted gain; after a failure the damped step predicts less
     short = (accept | (promised < rules.tolerance)) & (step.promised < rules.tolerance)
+    # near the maximum the predicted gains fall at least as fast again from one step to the next
+    short |= rules.economical & good & (step.promised**2 < rules.tolerance * promised)
     done = settled & step.found & short & jnp.isfinite(now.log_likelihood)
     return Ascent(free, now, damping, step, count + 1), done
 
@@ -194,6 +198,7 @@ def polish(
     fit_intercept: bool = False,
     ridge: float = 0.0,
     tolerance: float = 1e-4,
+    economical: bool = False,
     record_path: bool = False,
 ) -> PolishRun:
     """Damped Newton ascent of the observed log-likelihood; it never decreases.
@@ -210,9 +215,11 @@ def polish(
         ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
         tolerance: in nats; converged if the predicted gain of the next step is less. 1e-4 is a hundredth of a standard error. If
             the mean weight is below one, the tolerance is multiplied by it (see `blocks.SampleScale`).
+        economical: if true, the run ends with a step that no pass evaluates (`AscentRules`). `curvature` is then that of the point
+            before it, and `log_likelihood` has the gain that the step predicts.
         record_path: keep every point.
     """
-    rules = ascent_rules(params, sample_scale(weights), fn, tolerance)
+    rules = ascent_rules(params, sample_scale(weights), fn, tolerance, economical=economical)
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     kinked = activation_facts(fn).kinked
 
@@ -232,9 +239,13 @@ def polish(
 
     start = first_ascent(free_parameters(params, noise=noise, fit_intercept=fit_intercept))
     end, (history, path), count, done = frozen_scan(advance, start, num_steps)
+    log_likelihood = end.now.log_likelihood
+    if economical:
+        end = end._replace(free=jnp.where(done, end.free + end.step.delta, end.free))
+        log_likelihood = jnp.where(done, log_likelihood + end.step.promised, log_likelihood)
 
     def params_at(free: jax.Array) -> MoEParams:
         return params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
 
     path = None if path is None else jax.vmap(params_at)(path)
-    return PolishRun(params_at(end.free), end.now.log_likelihood, history, count, done, end.now, path)
+    return PolishRun(params_at(end.free), log_likelihood, history, count, done, end.now, path)

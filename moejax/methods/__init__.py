@@ -1,11 +1,11 @@
 """The methods: each is a registered function from a sample to an estimate."""
 
 from moejax.methods.from_moments import (
-    GATING_STEPS,
-    GATING_TOLERANCE,
-    JOINT_STEPS,
-    JOINT_TOLERANCE,
+    EM_STEPS,
+    EM_TOLERANCE,
     MOMENT_PASSES,
+    em_before_polish,
+    polish_from,
     spectral,
     spectral_em,
     spectral_residual,
@@ -37,10 +37,8 @@ from moejax.methods.method import (
 from moejax.methods.starts import label_mean, label_spread, random_starts, zero_gates
 
 __all__ = [
-    "GATING_STEPS",
-    "GATING_TOLERANCE",
-    "JOINT_STEPS",
-    "JOINT_TOLERANCE",
+    "EM_STEPS",
+    "EM_TOLERANCE",
     "MOMENT_PASSES",
     "STARTS",
     "Method",
@@ -52,6 +50,7 @@ __all__ = [
     "SearchEnd",
     "Slopes",
     "Start",
+    "em_before_polish",
     "finish",
     "gated_losses",
     "get_method",
@@ -64,6 +63,7 @@ __all__ = [
     "method_names",
     "moments_of",
     "multistart",
+    "polish_from",
     "random_starts",
     "register_method",
     "require_slopes",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from moejax.likelihood.em import gating_em, joint_em
-from moejax.likelihood.polish import polish
+from moejax.likelihood.em import EMRun, gating_em, joint_em
+from moejax.likelihood.polish import PolishRun, polish
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
 from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
 from moejax.methods.starts import zero_gates
+from moejax.model.mixture import MoEParams
 from moejax.model.status import Status
 from moejax.moments.spectral import spectral_estimate
 
@@ -81,10 +82,8 @@ def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) ->
     )
 
 
-GATING_STEPS = 20
-GATING_TOLERANCE = 2e-2
-JOINT_STEPS = 10
-JOINT_TOLERANCE = 2e-2
+EM_STEPS = 30
+EM_TOLERANCE = 2e-2
 """EM steps between the moments and the polish, and the gain in nats per sample below which they stop. They only need to enter the
 region where Newton's method converges."""
 
@@ -94,33 +93,65 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
 
     With `config.polish` False, the algorithm of Makkuva et al. 2019 as published: the experts stay where the moments put
     them and gating EM runs at the given noise. With the polish, the noise is inflated by its M-step while the experts are
-    still inexact. A few joint EM steps come before Newton; a known noise is restored before the polish.
+    still inexact. The experts join EM once the gates' own step promises little; a known noise is restored before the polish.
     """
     start = spectral(key, problem, config)
-    data = (problem.x, problem.y, problem.weights)
-    common = {
-        "fn": config.fn,
-        "fit_intercept": config.fit_intercept,
-        "ridge": config.ridge,
-        "record_path": config.record_path,
-    }
     if not config.polish:
-        run = gating_em(start.params, *data, num_steps=config.max_iterations, noise=config.noise, **common)
+        run = gating_em(
+            start.params,
+            problem.x,
+            problem.y,
+            problem.weights,
+            fn=config.fn,
+            num_steps=config.max_iterations,
+            fit_intercept=config.fit_intercept,
+            noise=config.noise,
+            ridge=config.ridge,
+            record_path=config.record_path,
+        )
         num_steps = MOMENT_PASSES + run.num_steps
         result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
         return with_path(result, config, run.path)
-    inflated = "shared" if config.noise == "known" else config.noise
-    gates = gating_em(
-        start.params, *data, num_steps=GATING_STEPS, noise=inflated, tolerance=GATING_TOLERANCE, **common
-    )
-    joint = joint_em(
-        gates.params, *data, num_steps=JOINT_STEPS, noise=inflated, tolerance=JOINT_TOLERANCE, **common
-    )
-    fitted = joint.params
-    if config.noise == "known":
-        fitted = fitted._replace(noise_std=jnp.full_like(fitted.noise_std, problem.noise_std))
-    run = polish(fitted, *data, num_steps=config.max_iterations, noise=config.noise, **common)
-    history = jnp.concatenate([gates.history, joint.history, run.history])
-    num_steps = MOMENT_PASSES + gates.num_steps + joint.num_steps + run.num_steps
+    joint = em_before_polish(start.params, problem, config)
+    run = polish_from(joint.params, problem, config)
+    history = jnp.concatenate([joint.history, run.history])
+    num_steps = MOMENT_PASSES + joint.num_steps + run.num_steps
     result = finish(run.params, history, num_steps, run.converged, problem, start.spectral)
-    return with_path(result, config, gates.path, joint.path, run.path)
+    return with_path(result, config, joint.path, run.path)
+
+
+def em_before_polish(params: MoEParams, problem: Problem, config: MethodConfig) -> EMRun:
+    """EM from the moments' experts: for the gates at first, then jointly, with the noise inflated even if it is known."""
+    return joint_em(
+        params,
+        problem.x,
+        problem.y,
+        problem.weights,
+        fn=config.fn,
+        num_steps=EM_STEPS,
+        fit_intercept=config.fit_intercept,
+        noise="shared" if config.noise == "known" else config.noise,
+        ridge=config.ridge,
+        tolerance=EM_TOLERANCE,
+        before_polish=True,
+        record_path=config.record_path,
+    )
+
+
+def polish_from(params: MoEParams, problem: Problem, config: MethodConfig) -> PolishRun:
+    """The polish of a method's last stage, from EM's parameters; a known noise is restored first."""
+    if config.noise == "known":
+        params = params._replace(noise_std=jnp.full_like(params.noise_std, problem.noise_std))
+    return polish(
+        params,
+        problem.x,
+        problem.y,
+        problem.weights,
+        fn=config.fn,
+        num_steps=config.max_iterations,
+        noise=config.noise,
+        fit_intercept=config.fit_intercept,
+        ridge=config.ridge,
+        economical=True,
+        record_path=config.record_path,
+    )

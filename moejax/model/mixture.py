@@ -19,6 +19,7 @@ from moejax.checks import require
 from moejax.model.activations import ActivationLike, apply_activation, get_activation
 from moejax.model.gaussian import AnyArray, Array, standard_normal
 from moejax.model.shapes import require_shapes
+from moejax.model.sums import in_parts, natural_part_size, num_used_parts, sum_over_parts
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
@@ -393,5 +394,10 @@ def mean_gates(
     params: MoEParams, x: Float[jax.Array, "n d"], weights: Float[jax.Array, " n"]
 ) -> Float[jax.Array, " k"]:
     """(k,): the weighted mean over the sample of P_i(x)."""
-    gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
-    return jnp.where(weights > 0, gates, 0) @ weights / weights.sum()
+
+    def sums_of(x: jax.Array, weights: jax.Array) -> jax.Array:
+        gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
+        return jnp.where(weights > 0, gates, 0) @ weights
+
+    parts = tuple(in_parts(a, natural_part_size(x.shape[0])) for a in (x, weights))
+    return sum_over_parts(sums_of, parts, num_used_parts(parts[1])) / weights.sum()

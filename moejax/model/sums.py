@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from moejax.environment import runs_on_cpu
+
 
 def in_parts(arrays: Any, part_size: int | None) -> Any:
     """Leaves (b, part_size, ..) from leaves (n, ..); the last part is filled up with zeros. None, or n and more: one part of n."""
@@ -43,3 +45,18 @@ def sum_over_parts(
     return jax.lax.fori_loop(
         0, last, lambda index, total: jax.tree.map(jnp.add, total, of_part(index)), zeros
     )
+
+
+PART_SIZE = 2048
+"""Samples in a part on a CPU: what is made of them then stays in its second-level cache."""
+
+
+def natural_part_size(num_samples: int) -> int:
+    """Samples in a part: PART_SIZE on a CPU, all elsewhere, where each part costs a kernel launch."""
+    return min(PART_SIZE, num_samples) if runs_on_cpu() else num_samples
+
+
+def num_used_parts(weights: Float[jax.Array, "b part"]) -> Int[jax.Array, ""]:
+    """() int32: parts up to the last that has a positive weight, from weights (b, part)."""
+    in_part = (weights > 0).any(axis=1)
+    return jnp.max(jnp.where(in_part, jnp.arange(1, in_part.size + 1, dtype=jnp.int32), 0))

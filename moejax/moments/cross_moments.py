@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from moejax.model.sums import in_parts, sum_over_parts
+from moejax.model.sums import in_parts, natural_part_size, num_used_parts, sum_over_parts
 
 
 class RawMoments(NamedTuple):
@@ -51,14 +51,15 @@ def power_sums(
     n, k = points.shape
     weighted = labels if weights is None else jnp.where(weights > 0, labels * weights, 0)
     points = points if weights is None else jnp.where(weights[:, None] > 0, points, 0)
-    pairs = (points[:, :, None] * points[:, None, :]).reshape(n, k * k) if max(orders) > 2 else points
+    rows = points.T  # with samples last, products of rows are vectorised
+    pairs = (rows[:, None] * rows[None]).reshape(k * k, n) if max(orders) > 2 else rows
 
     def power_sum(order: int) -> jax.Array:
         if order == 1:
-            return weighted @ points
-        right = points if order == 2 else pairs
-        left = pairs if order == 4 else points
-        return (left.T @ (weighted[:, None] * right)).reshape((k,) * order)
+            return rows @ weighted
+        left = rows if order == 2 else pairs
+        right = pairs if order == 4 else rows
+        return ((weighted[None] * right) @ left.T).reshape((k,) * order)
 
     total = jnp.asarray(n, points.dtype) if weights is None else weights.sum()
     return RawMoments(total, weighted.sum(), tuple(power_sum(order) for order in orders))
@@ -73,13 +74,16 @@ def _streamed_power_sums(
     chunk_size: int | None,
 ) -> RawMoments:
     chex.assert_equal_shape_prefix([x, labels], 1)
-    if chunk_size is not None and weights is None:
+    part_size = natural_part_size(x.shape[0]) if chunk_size is None else min(chunk_size, x.shape[0])
+    if weights is None:
         weights = jnp.ones(x.shape[0], x.dtype)  # so that the padding of the last chunk has weight zero
 
-    def sums_of(x: jax.Array, labels: jax.Array, weights: jax.Array | None) -> RawMoments:
-        return power_sums(x if whitening is None else x @ whitening, labels, weights, orders)
+    def sums_of(x: jax.Array, labels: jax.Array, weights: jax.Array) -> RawMoments:
+        points = x if whitening is None else (whitening.T @ x.T).T
+        return power_sums(points, labels, weights, orders)
 
-    return sum_over_parts(sums_of, in_parts((x, labels, weights), chunk_size))
+    parts = in_parts((x, labels, weights), part_size)
+    return sum_over_parts(sums_of, parts, num_used_parts(parts[2]))
 
 
 def symmetrised_product(
@@ -122,7 +126,7 @@ def second_moment(
         x: (n, d) inputs, standard normal.
         labels: (n,) order-2 transformed labels.
         weights: (n,) sample weights, zero for padding; None for ones.
-        chunk_size: stream over chunks of that many samples; None takes all at once.
+        chunk_size: stream over chunks of that many samples; None lets the device choose.
     """
     sums = _streamed_power_sums(x, labels, weights, None, (2,), chunk_size)
     moment = (sums.powers[0] - sums.zeroth * jnp.eye(x.shape[1], dtype=x.dtype)) / sums.total_weight
@@ -146,7 +150,7 @@ def whitened_moment(
         whitening: (d, k) W.
         weights: (n,) sample weights, zero for padding; None for ones.
         order: m, 3 or 4.
-        chunk_size: stream over chunks of that many samples; None takes all at once.
+        chunk_size: stream over chunks of that many samples; None lets the device choose.
     """
     chex.assert_rank(whitening, 2)
     metric = whitening.T @ whitening

@@ -336,3 +336,39 @@ def test_one_expert_needs_no_gates():
     run = run_joint(start, x, y, np.ones(N), NEVER, name="linear", num_steps=3)
     np.testing.assert_allclose(run.params.experts[0], [1.0, 2.0, 3.0], atol=1e-9)
     assert float(run.params.expert_bias[0]) == pytest.approx(0.5)
+
+
+def run_before_polish(params, x, y, tolerance, num_steps):
+    return joint_em(
+        params,
+        x,
+        y,
+        jnp.ones(N),
+        fn=get_activation("tanh"),
+        num_steps=num_steps,
+        fit_intercept=True,
+        noise="shared",
+        tolerance=tolerance,
+        before_polish=True,
+    )
+
+
+def test_before_the_polish_the_gates_climb_first_and_the_last_step_is_a_good_one():
+    params, x, y = drawn("tanh")
+    rng = np.random.default_rng(3)
+    start = zero_gates(params)._replace(experts=params.experts + 0.02 * rng.normal(size=(K, D)))
+    run = jax.jit(run_before_polish, static_argnums=4)
+    first = run(start, x, y, 2e-2, 1)
+    assert not bool(first.converged)
+    np.testing.assert_array_equal(first.params.experts, start.experts)
+    ended = run(start, x, y, 2e-2, 30)
+    assert bool(ended.converged)
+    history = values_of(ended)
+    assert np.diff(history).min() > 0
+    assert float(jnp.abs(ended.params.experts - start.experts).max()) > 1e-3
+    # the step that no pass evaluated raises the likelihood, by less than the tolerance for each sample
+    gain = float(log_likelihood(ended.params, x, y, "tanh")) - history[-1]
+    assert 0 < gain < 2e-2 * N
+    # with a tolerance that no step of the gates meets, the experts never move
+    held = run(start, x, y, -1.0, 10)
+    np.testing.assert_array_equal(held.params.experts, start.experts)

@@ -92,6 +92,24 @@ def test_moments_equal_the_dense_tensors_contracted(weighted, chunk_size):
             np.testing.assert_allclose(got, got.transpose(axes), atol=1e-12 * np.abs(got).max())
 
 
+@pytest.mark.parametrize("num_used", [3000, 5000])
+def test_parts_without_weight_are_skipped_and_change_nothing(num_used):
+    """More rows than one part holds; the sums are NumPy's."""
+    rng = np.random.default_rng(4)
+    x, labels, whitening = rng.normal(size=(5000, D)), rng.normal(size=5000), data()[3]
+    weights = np.where(np.arange(5000) < num_used, rng.uniform(0.2, 2.0, 5000), 0.0)
+    product = (weights * labels)[:, None] * x
+    expected = (product.T @ x - (weights @ labels) * np.eye(D)) / weights.sum()
+    np.testing.assert_allclose(second(x, labels, weights), expected, atol=1e-12)
+    p = x @ whitening
+    metric, low = whitening.T @ whitening, (weights * labels) @ p
+    high = np.einsum("n,na,nb,nc->abc", weights * labels, p, p, p)
+    low_part = np.einsum("a,bc->abc", low, metric)
+    low_part = low_part + low_part.transpose(1, 0, 2) + low_part.transpose(1, 2, 0)
+    got = whitened(x, labels, whitening, weights, order=3)
+    np.testing.assert_allclose(got, (high - low_part) / weights.sum(), atol=1e-11)
+
+
 @pytest.mark.parametrize("junk", [0.0, 1e30, np.nan, np.inf])
 def test_rows_of_zero_weight_change_nothing(junk):
     x, labels, weights, w = data()

@@ -10,7 +10,17 @@ from moejax.sweep.trial.prepare import (
     trial_memory_bytes,
 )
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings
-from moejax.sweep.trial.trial import SAMPLING_BLOCK, STATUS_REASONS, TrialResult, run_trial, run_trials
+from moejax.sweep.trial.trial import (
+    SAMPLING_BLOCK,
+    STATUS_REASONS,
+    TrialData,
+    TrialResult,
+    draw_trial,
+    measured,
+    posed,
+    run_trial,
+    run_trials,
+)
 
 __all__ = [
     "METRICS",
@@ -21,10 +31,14 @@ __all__ = [
     "AlgorithmSettings",
     "DataSettings",
     "Hyperparameters",
+    "TrialData",
     "TrialResult",
     "TrialSpec",
     "check_settings",
+    "draw_trial",
+    "measured",
     "metric_names",
+    "posed",
     "prepare",
     "recovery_metrics",
     "run_trial",

@@ -18,7 +18,7 @@ import numpy as np
 from moejax.checks import require
 from moejax.environment import PRNG, runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
-from moejax.methods.method import MethodConfig, Problem, get_method
+from moejax.methods.method import MethodConfig, MethodResult, Problem, get_method
 from moejax.methods.preparation import transforms_at
 from moejax.model.activations import get_activation
 from moejax.model.inputs import get_input_distribution
@@ -72,19 +72,50 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         hyperparameters: traced scales, sample size and label transforms.
         spec: static part of the trial.
     """
+    data = draw_trial(key, hyperparameters, spec=spec)
+    problem, config = posed(data, hyperparameters, spec=spec)
+    fitted = get_method(spec.method)(data.method_key, problem, config)
+    return measured(data, fitted, hyperparameters, spec=spec)
+
+
+class TrialData(NamedTuple):
+    """The mixture that a trial draws, and its samples."""
+
+    truth: MoEParams
+    method_key: jax.Array
+    """PRNG key of the method."""
+    x: jax.Array
+    """(padded n, d)"""
+    y: jax.Array
+    """(padded n,)"""
+    weights: jax.Array
+    """(padded n,) one, or zero for padding."""
+    held_out_x: jax.Array
+    """(NUM_HELD_OUT, d)"""
+    held_out_y: jax.Array
+    """(NUM_HELD_OUT,)"""
+
+
+def draw_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSpec) -> TrialData:
+    """The first stage of a trial: its random mixture and samples. Arguments as in `run_trial`."""
     instance_key, sample_key, method_key = jax.random.split(key, 3)
     scales = hyperparameters.scales
-    dtype = scales.expert_norms.dtype
     truth = random_params(instance_key, scales, spec.dim)
     x, y, held_out_x, held_out_y = _draw(sample_key, truth, hyperparameters.num_samples, spec)
     in_sample = jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples
-    weights = in_sample.astype(dtype)
+    weights = in_sample.astype(scales.expert_norms.dtype)
     x, y = with_stand_ins(weights, x, y)
+    return TrialData(truth, method_key, x, y, weights, held_out_x, held_out_y)
 
+
+def posed(
+    data: TrialData, hyperparameters: Hyperparameters, *, spec: TrialSpec
+) -> tuple[Problem, MethodConfig]:
+    """The arguments of the trial's method, with label transforms and noise level."""
     fn = get_activation(spec.fit_activation)
-    transforms, noise_std = hyperparameters.transforms, scales.noise_std
+    transforms, noise_std = hyperparameters.transforms, hyperparameters.scales.noise_std
     if spec.noise_knowledge == "estimated":
-        noise_std = estimate_noise_std(y, weights, fn=fn)
+        noise_std = estimate_noise_std(data.y, data.weights, fn=fn)
         if spec.transform is not None:
             transforms = transforms_at(fn, noise_std, spec.orders, spec.transform, spec.fit_num_experts)
     config = MethodConfig(
@@ -100,26 +131,34 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         max_iterations=spec.max_iterations,
         record_path=spec.record_path,
     )
-    problem = Problem(x, y, weights, noise_std, transforms[0] if transforms else None, transforms[1:])
-    fitted = get_method(spec.method)(method_key, problem, config)
-    blocks = sample_blocks(x, y, weights, fit_intercept=False)
+    first = transforms[0] if transforms else None
+    return Problem(data.x, data.y, data.weights, noise_std, first, transforms[1:]), config
+
+
+def measured(
+    data: TrialData, fitted: MethodResult, hyperparameters: Hyperparameters, *, spec: TrialSpec
+) -> TrialResult:
+    """The last stage of a trial: the errors of the method's result."""
+    fn, truth = get_activation(spec.fit_activation), data.truth
+    blocks = sample_blocks(data.x, data.y, data.weights, fit_intercept=False)
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         gates = jax.nn.softmax(gate_logits(truth, design.T).T, axis=0)
         return log_likelihood_per_sample(fitted.params, design.T, y, fn) @ weights, gates @ weights
 
-    total = weights.sum()
+    total = data.weights.sum()
     log_likelihood, gate_sums = sum_over_blocks(sums_of, blocks)
-    held_out = log_likelihood_per_sample(fitted.params, held_out_x, held_out_y, fn)
-    error = predict(fitted.params, held_out_x, fn) - held_out_y
+    held_out = log_likelihood_per_sample(fitted.params, data.held_out_x, data.held_out_y, fn)
+    error = predict(fitted.params, data.held_out_x, fn) - data.held_out_y
     recovery, gating, mixing = recovery_metrics(
         truth, fitted.params, gate_sums / total, fitted.mixing_weights, fn
     )
+    noise_ratio = fitted.params.noise_std / hyperparameters.scales.noise_std
     return TrialResult(
         recovery_error=recovery,
         gating_error=gating,
         mixing_error=mixing,
-        noise_error=jnp.sqrt(jnp.mean((fitted.params.noise_std / scales.noise_std - 1.0) ** 2)),
+        noise_error=jnp.sqrt(jnp.mean((noise_ratio - 1.0) ** 2)),
         log_likelihood_per_sample=log_likelihood / total,
         held_out_log_likelihood=held_out.mean(),
         predictive_rmse=jnp.sqrt(jnp.mean(error**2)),
@@ -128,7 +167,8 @@ def run_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialSp
         history=fitted.history if spec.record_history else None,
         path=None if fitted.path is None else errors_along(fitted.path, truth, fn),
         registered=_registered(
-            spec, Recovery(truth, fitted.params, fitted.mixing_weights, held_out_x, held_out_y)
+            spec,
+            Recovery(truth, fitted.params, fitted.mixing_weights, data.held_out_x, data.held_out_y),
         ),
     )
 
