@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Int
 
-from moejax.likelihood.collapse import is_collapsed, label_rounding
+from moejax.likelihood.collapse import label_rounding
 from moejax.likelihood.em import EMRun, joint_em
 from moejax.likelihood.polish import PolishRun, polish
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd, finish, with_path
-from moejax.methods.population import in_precision_of, rows_of
+from moejax.methods.population import collapsed_experts, in_precision_of, rows_of
 from moejax.methods.search_plan import Plan, Search
 from moejax.methods.stages import stage
 from moejax.model.activations import ScalarFunction
-from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsibilities, weighted_sum
+from moejax.model.mixture import MoEParams, log_likelihood_per_sample
 
 NUM_FINALISTS = 6
 RULED_OUT = 5.0
@@ -47,14 +47,7 @@ def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) ->
     rounding = label_rounding(problem.y, problem.weights)
 
     def proper(params: MoEParams) -> jax.Array:
-        posterior = responsibilities(params, problem.x, problem.y, config.fn)
-        return ~is_collapsed(
-            params.noise_std,
-            weighted_sum(posterior, problem.weights),
-            num_coefficients=problem.x.shape[1] + int(config.fit_intercept),
-            label_rounding=rounding,
-            per_expert=True,
-        ).any()
+        return ~collapsed_experts(params, problem, config, rounding).any()
 
     eligible = jax.lax.map(proper, runs.params)
     among_eligible = jnp.where(eligible, values, -jnp.inf)

@@ -192,7 +192,8 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
     sample = search.sample
     unit, dtype = sample_scale(sample.weights).unit, sample.x.dtype
     ridge = search_ridge(sample, config)
-    sizes = (sample.x.shape[1], "shared", config.fit_intercept, math.prod(sample.y.shape[1:]))
+    noise = "per_expert" if config.noise == "per_expert" else "shared"
+    sizes = (sample.x.shape[1], noise, config.fit_intercept, math.prod(sample.y.shape[1:]))
     more_parameters = num_free_parameters(config.num_experts, *sizes) - num_free_parameters(1, *sizes)
     count = plan.num_more if again else plan.num_independent
     starts, may_begin = rows_of(search.population, slice(count)), jnp.asarray(True)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.environment import runs_on_cpu
+from moejax.likelihood.collapse import is_collapsed, label_rounding
 from moejax.likelihood.em import joint_em
 from moejax.methods.method import MethodConfig, Problem
-from moejax.model.mixture import MoEParams, log_likelihood_per_sample
+from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsibilities, weighted_sum
 
 SIDE_BY_SIDE = 4
 """Mixtures in one batch of EM on a CPU: XLA splits the loops of wider ones over threads, which is slower. Else all are in one."""
@@ -46,6 +47,20 @@ def in_precision_of(array: jax.Array, params: MoEParams) -> MoEParams:
     return jax.tree.map(lambda leaf: leaf.astype(array.dtype), params)
 
 
+def collapsed_experts(
+    params: MoEParams, problem: Problem, config: MethodConfig, rounding: Float[jax.Array, " *m"]
+) -> Bool[jax.Array, " k"]:
+    """(k,): true for an expert whose own noise ran off to zero; `rounding` is that of `label_rounding`."""
+    posterior = responsibilities(params, problem.x, problem.y, config.fn)
+    return is_collapsed(
+        params.noise_std,
+        weighted_sum(posterior, problem.weights),
+        num_coefficients=problem.x.shape[1] + int(config.fit_intercept),
+        label_rounding=rounding,
+        per_expert=True,
+    )
+
+
 def climb(
     starts: MoEParams,
     problem: Problem,
@@ -56,7 +71,8 @@ def climb(
 ) -> Mixtures:
     """EM from every start, leaves (s, ..).
 
-    The noise is shared and free, known or not: a poor start explains its labels by noise first.
+    The noise is free, known or not: a poor start explains its labels by noise first. It is shared, unless the fit has one for each
+    expert; the likelihood has no bound then, and a mixture with a collapsed expert (`is_collapsed`) gets minus infinity.
 
     Args:
         starts: leaves (s, ..).
@@ -67,6 +83,8 @@ def climb(
         held: (s,) true for starts whose experts stay fixed, while gates and noise climb; None for none.
     """
     present = problem.weights > 0
+    per_expert = config.noise == "per_expert"
+    rounding = label_rounding(problem.y, problem.weights) if per_expert else None
     roots = jnp.sqrt(jnp.where(present, problem.weights, 0.0))
 
     def run(inputs: tuple[MoEParams, jax.Array | bool]) -> Mixtures:
@@ -79,11 +97,14 @@ def climb(
             fn=config.fn,
             num_steps=num_steps,
             fit_intercept=config.fit_intercept,
-            noise="shared",
+            noise="per_expert" if per_expert else "shared",
             ridge=ridge,
             hold_experts=held,
         )
-        value = jnp.where(jnp.isfinite(end.log_likelihood), end.log_likelihood, -jnp.inf)
+        good = jnp.isfinite(end.log_likelihood)
+        if rounding is not None:
+            good &= ~collapsed_experts(end.params, problem, config, rounding).any()
+        value = jnp.where(good, end.log_likelihood, -jnp.inf)
         profile = log_likelihood_per_sample(end.params, problem.x, problem.y, config.fn)
         return Mixtures(end.params, value, jnp.where(present, roots * profile, 0.0))
 
