@@ -29,11 +29,11 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.derivatives import predictor_derivatives
-from moejax.likelihood.em import EMRun, gating_em, joint_em
+from moejax.likelihood.em import gating_em
 from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import gate_centring, gate_penalty, predictors_of
 from moejax.likelihood.scan import frozen_scan
-from moejax.methods.from_moments import GATING_STEPS, GATING_TOLERANCE, JOINT_STEPS, JOINT_TOLERANCE
+from moejax.methods.from_moments import EM_STEPS, EM_TOLERANCE, em_before_polish
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
 from moejax.methods.starts import zero_gates
 from moejax.model.gaussian import standard_normal
@@ -139,10 +139,9 @@ def spectral_wide(key: jax.Array, problem: Problem, config: MethodConfig) -> Met
     moments = moments_of_many_inputs(of_moments, problem, config)
     start = zero_gates(moments.estimate.experts, problem.noise_std)
     span = moments.span
-    gates = _gating(_inside(start, span.basis), span, problem, config)
     if not config.polish:
-        return _published(of_spans, problem, config, moments, gates)
-    joint = _joint(gates.params, span, problem, config)
+        return _published(of_spans, problem, config, moments, start)
+    joint = em_before_polish(_inside(start, span.basis), problem._replace(x=span.inputs), config)
     first = _Round(
         _outside(joint.params, span.basis),
         _gradient(joint.params, span, problem, config),
@@ -152,11 +151,10 @@ def spectral_wide(key: jax.Array, problem: Problem, config: MethodConfig) -> Met
     rounds = _rounds(of_spans, first, problem, config)
     params, histories, settled = (
         rounds.end.params,
-        [gates.history, joint.history, rounds.history],
+        [joint.history, rounds.history],
         rounds.settled,
     )
-    paths = [None if run.path is None else _outside(run.path, span.basis) for run in (gates, joint)]
-    paths.append(rounds.path)
+    paths = [None if joint.path is None else _outside(joint.path, span.basis), rounds.path]
     num_passes = moments.num_passes + 1 + 2 * rounds.num_rounds
     if config.noise == "known":
         span = _span_at(of_spans, rounds.end, problem)
@@ -178,8 +176,27 @@ def spectral_wide(key: jax.Array, problem: Problem, config: MethodConfig) -> Met
         histories.append(last.history)
         paths.append(None if last.path is None else _outside(last.path, span.basis))
     history = jnp.concatenate(histories)
-    result = finish(params, history, num_passes, settled, problem, moments.estimate)
+    result = _finished(of_spans, params, history, num_passes, settled, problem, moments.estimate)
     return with_path(result, config, *paths)
+
+
+def _finished(
+    key: jax.Array,
+    params: MoEParams,
+    history: Float[jax.Array, " h"],
+    num_passes: Int[jax.Array, ""],
+    converged: Bool[jax.Array, ""],
+    problem: Problem,
+    spectral: SpectralEstimate,
+) -> MethodResult:
+    """`finish` in the span of the rows, with one more pass: the mixing weights need no copy of the inputs then."""
+    rows = _rows(params)
+    rows = _unit_or(rows, standard_normal(key, rows.shape, rows.dtype))[: problem.x.shape[1]]
+    span = span_of(rows.T, problem.x)
+    # a result that is not finite stays so
+    inside = _inside(params, span.basis)
+    result = finish(inside, history, num_passes + 1, converged, problem._replace(x=span.inputs), spectral)
+    return result._replace(params=params)
 
 
 # Rounds
@@ -252,11 +269,24 @@ def _span_at(key: jax.Array, state: _Round, problem: Problem) -> Span:
 
 
 def _published(
-    key: jax.Array, problem: Problem, config: MethodConfig, moments: Moments, gates: EMRun
+    key: jax.Array, problem: Problem, config: MethodConfig, moments: Moments, start: MoEParams
 ) -> MethodResult:
-    """The experts of the moments, and gates by EM in the span of these experts and of the gates' gradient at `gates`."""
-    start = zero_gates(moments.estimate.experts, problem.noise_std)
-    gradient = _gradient(gates.params, moments.span, problem, config)[config.num_experts :]
+    """The experts of the moments, and gates by EM in the span of these experts and of one gradient.
+
+    The gradient is that after EM for the gates in the span of the experts, with a noise that has their error.
+    """
+    span = moments.span
+    gates = gating_em(
+        _inside(start, span.basis),
+        span.inputs,
+        problem.y,
+        problem.weights,
+        num_steps=EM_STEPS,
+        noise=_inflated(config),
+        tolerance=EM_TOLERANCE,
+        **_options(config),
+    )
+    gradient = _gradient(gates.params, span, problem, config)[config.num_experts :]
     rows = jnp.concatenate([start.experts, gradient])
     rows = _unit_or(rows, standard_normal(key, rows.shape, rows.dtype))
     span = span_of(rows[: problem.x.shape[1]].T, problem.x)
@@ -271,7 +301,7 @@ def _published(
     )
     params = _outside(run.params, span.basis)._replace(experts=start.experts)
     num_passes = moments.num_passes + 2
-    result = finish(params, run.history, num_passes, run.converged, problem, moments.estimate)
+    result = _finished(key, params, run.history, num_passes, run.converged, problem, moments.estimate)
     return with_path(result, config, None if run.path is None else _outside(run.path, span.basis))
 
 
@@ -336,29 +366,3 @@ def _options(config: MethodConfig) -> dict[str, Any]:
 def _inflated(config: MethodConfig) -> NoiseModel:
     """The noise model while the experts are inexact: their error adds to a noise that is known."""
     return "shared" if config.noise == "known" else config.noise
-
-
-def _gating(params: MoEParams, span: Span, problem: Problem, config: MethodConfig) -> EMRun:
-    return gating_em(
-        params,
-        span.inputs,
-        problem.y,
-        problem.weights,
-        num_steps=GATING_STEPS,
-        noise=_inflated(config),
-        tolerance=GATING_TOLERANCE,
-        **_options(config),
-    )
-
-
-def _joint(params: MoEParams, span: Span, problem: Problem, config: MethodConfig) -> EMRun:
-    return joint_em(
-        params,
-        span.inputs,
-        problem.y,
-        problem.weights,
-        num_steps=JOINT_STEPS,
-        noise=_inflated(config),
-        tolerance=JOINT_TOLERANCE,
-        **_options(config),
-    )
