@@ -46,7 +46,7 @@ from moejax.moments.spectral import SpectralEstimate, estimate_from_eigenpairs, 
 GATE_NORM = 3.0
 """Norm of a gate under the normal prior of the ridge, for inputs of unit variance: a coordinate has variance 9 / d. Without it,
 gates separate the data if n / d is about four."""
-MOST_ROUNDS = 30
+MOST_ROUNDS = 60
 """Most rounds of conjugate directions."""
 SMALL_GAIN = 0.01
 """Gain of the last round, as a share of what noise alone gives. The squared distance from the maximum, in units of the
