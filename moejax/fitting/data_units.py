@@ -55,7 +55,7 @@ class DataUnits(NamedTuple):
         """The units if the user's inputs were (x - input_mean) / input_std and the labels (y - target_mean) / target_std."""
         inputs = self.inputs._replace(
             mean=(self.inputs.mean - input_mean) / input_std,
-            matrix=self.inputs.matrix * np.asarray(input_std)[:, None],
+            matrix=(self.inputs.matrix.T * np.asarray(input_std)).T,
         )
         labels = LabelMap((self.labels.shift - target_mean) / target_std, self.labels.scale / target_std)
         return DataUnits(inputs, labels)

@@ -14,10 +14,15 @@ from moejax.fitting.uncertainty import Uncertainty
 from moejax.fitting.whitening import InputMap
 from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
+from moejax.methods.spectral_wide import wide_ridge
 from moejax.model.activations import activation_facts
 from moejax.model.status import Status
 
 FEW_SAMPLES_PER_PARAMETER = 5.0
+ROWS_OF_CORRELATION = 1000
+"""Rows, at equal distances, from whose pairs the correlation of the inputs is estimated."""
+LARGEST_CORRELATION = 0.05
+"""Sum of an input's squared correlations with the others from which a note reports it."""
 HELD_BY_RIDGE = 1e-2
 """A gate counts as held by the ridge if the ridge provides at least this share of the information on its size."""
 _STANDARD_ERRORS = 5.0
@@ -63,14 +68,16 @@ def diagnose(
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
     norms = np.linalg.norm(params.experts, axis=-1)
     gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
+    ridge = wide_ridge(config.ridge, dim) if units.inputs.column_wise else config.ridge
     penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)
     found: dict[str, Any] = {
         **input_findings(units.inputs),
+        **(_wide_findings(x, ridge) if units.inputs.column_wise else {}),
         "input_mean": float(np.linalg.norm(weights @ x / total)),
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
-        "ridge_penalty": config.ridge * float(penalty),
+        "ridge_penalty": ridge * float(penalty),
         "expert_norms": norms.tolist(),
         "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
         "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],
@@ -100,6 +107,34 @@ def diagnose(
         found |= {"num_starts": int(result.search.num_starts), "search_end": _search_end(result.search)}
     uses_moments = problem.transforms is not None
     return found | {"notes": _notes(found, params.gating.any(), uses_moments, total, dim, k, config)}
+
+
+def _wide_findings(x: np.ndarray, ridge: float) -> dict[str, Any]:
+    """The keys of `diagnose` for a fit whose inputs z (n, d) were standardised column by column.
+
+    For independent rows with E[z z'] = C of unit diagonal, E[(z_i . z_j)^2] = tr C^2, which is d plus the sum of the squared
+    correlations. The mean over the pairs of m rows of uncorrelated normal inputs has a relative error of about 2 / m, whatever d.
+    """
+    repeats = max(len(x) // ROWS_OF_CORRELATION, 1)
+    rows = x[::repeats][:ROWS_OF_CORRELATION]
+    rows = rows / np.maximum(np.sqrt(np.mean(x**2, axis=0)), np.finfo(float).tiny)
+    products = np.triu(rows @ rows.T, 1)
+    pairs = max(len(rows) * (len(rows) - 1) // 2, 1)
+    varying = max(int(np.count_nonzero(np.abs(x).max(axis=0))), 1)
+    return {
+        "input_correlation": float(np.sum(products**2)) / (pairs * varying) - 1.0,
+        "gate_ridge": ridge,
+    }
+
+
+def _correlation_notes(found: dict[str, Any]) -> list[str]:
+    correlation = found.get("input_correlation", 0.0)
+    if correlation <= LARGEST_CORRELATION:
+        return []
+    return [
+        "the inputs are correlated (an input's squared correlations with the others sum to "
+        f"{correlation:.2g}), and this method does not whiten them"
+    ]
 
 
 def _search_end(search: SearchEnd) -> str:
@@ -197,6 +232,7 @@ def _notes(
     error = math.sqrt(8.0 / (total * dim * (dim + 2)))
     if abs(found["input_kurtosis"] - 1.0) > max(_STANDARD_ERRORS * error, 0.05):
         theory.append(f"the inputs are not normal (kurtosis {found['input_kurtosis']:.2f} of a normal one's)")
+    theory += _correlation_notes(found)
     norms = np.asarray(found["expert_norms"])
     if norms.max() > 1.2 * norms.min() or (
         not activation_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2

@@ -14,7 +14,7 @@ from moejax.environment import compiled_fast
 from moejax.fitting.diagnostics import collapse_status, diagnose
 from moejax.fitting.label_units import labels_note
 from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
-from moejax.fitting.result import FitResult, FittedInOwnUnits
+from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
 from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import Uncertainty, uncertainty
 from moejax.likelihood.predictors import num_free_parameters
@@ -48,7 +48,7 @@ def fit_sample(
     result = run_method(key, problem, options.method, config)
     value, posterior = evaluate(result.params, problem, config.fn)
     known = None
-    if not sample.several_outputs:
+    if not sample.several_outputs and not lookup_method(options.method).wide:
         known = uncertainty(result.params, problem, options.covariance, config)
     return described(Estimate(result, value, posterior, known), prepared, sample, options)
 
@@ -106,6 +106,8 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         diagnostics["notes"].append(
             "no standard errors: they are for a maximum of the likelihood, and the estimate is not at one"
         )
+    if lookup_method(options.method).wide:
+        diagnostics["notes"].append(f"no standard errors: {NO_LARGE_MATRIX}")
     covariance = known.covariance if known is not None and at_maximum else None
     kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
     fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.fit_intercept)

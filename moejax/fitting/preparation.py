@@ -14,7 +14,7 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
-from moejax.fitting.whitening import InputMap, input_map
+from moejax.fitting.whitening import InputMap, column_map, input_map
 from moejax.methods.method import (
     MethodConfig,
     Problem,
@@ -112,13 +112,20 @@ def prepare(
         able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
         raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
     require_slopes(method, activation, polish=options.polish)
+    require(
+        density is None or not registered.wide,
+        "log_density",
+        f"None for method {method!r}, whose moments are those of normal inputs",
+        options.log_density,
+    )
     if density is not None:
         require_density_at(density, sample.x[0])
     if inputs is None:
-        inputs = input_map(sample.x, sample.weights, centre=intercept, precision=sample.precision)
-    used, rank = int((sample.weights > 0).sum()), inputs.matrix.shape[1]
+        map_of = column_map if registered.wide else input_map
+        inputs = map_of(sample.x, sample.weights, centre=intercept, precision=sample.precision)
+    used, rank = int((sample.weights > 0).sum()), inputs.rank
     _require_rows(sample, used, rank, num_experts, method, intercept)
-    z = (sample.x - inputs.mean) @ inputs.matrix
+    z = inputs(sample.x)
     labels = fitted_labels(
         z,
         sample.y,

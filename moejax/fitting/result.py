@@ -32,6 +32,11 @@ class FittedInOwnUnits(NamedTuple):
         return units.errors(self.covariance, self.params, noise=self.noise, fit_intercept=self.fit_intercept)
 
 
+NO_LARGE_MATRIX = (
+    "they need the information matrix of all coefficients, which a method for many inputs does not form"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """A fitted mixture of experts, the result of `fit`.
@@ -66,6 +71,8 @@ class FitResult:
       `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1);
     - with moments: `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`,
       `tensor_eigenvalues`, `spectral_status`;
+    - from `spectral_wide`: `input_correlation` (the sum of an input's squared correlations with the others, averaged over inputs;
+      zero if they are uncorrelated), and `gate_ridge` (the ridge on the gates);
     - from `multistart`: `optima` (log-likelihoods of the best distinct optima), `optima_spread`, `num_starts` (starts made,
       children included) and `search_end` (why it ended, in words).
 
@@ -157,6 +164,8 @@ class FitResult:
             return "they are for one output"
         if self.status != "ok":
             return f"the status is {self.status!r}"
+        if "input_correlation" in self.diagnostics:
+            return NO_LARGE_MATRIX
         method = self.diagnostics.get("method", "")
         return (
             f'method {method!r} did not end at a maximum of the likelihood; method="spectral_em" ends at one'

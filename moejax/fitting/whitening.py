@@ -1,4 +1,4 @@
-"""Whitening of inputs in any units, on the host in double precision."""
+"""Whitening of inputs in any units, or standardisation column by column, on the host in double precision."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from moejax.model.mixture import HostParams, MoEParams, regauge
 
 
 class InputMap(NamedTuple):
-    """z = (x - mean) @ matrix, with E[z z'] = I over the sample."""
+    """z = (x - mean) @ matrix, with E[z z'] = I over the sample; or z = (x - mean) * matrix, with E[z_i^2] = 1."""
 
     mean: np.ndarray
     """(d,)"""
     matrix: np.ndarray
-    """(d, r), r <= d the rank of the inputs; rows of zeros for constant columns."""
+    """(d, r), r <= d the rank of the inputs; rows of zeros for constant columns. Column by column, (d,), zero for these."""
     dropped: int
     """d - r: the number of directions in which the inputs do not vary, constant columns included."""
     identity: bool
@@ -27,6 +27,20 @@ class InputMap(NamedTuple):
     """The columns that do not vary."""
     nearly_dependent: tuple[tuple[int, ...], ...] = ()
     """For each kept direction that hardly varies, the columns that take part in it."""
+
+    @property
+    def column_wise(self) -> bool:
+        """True if each column is standardised by itself."""
+        return self.matrix.ndim == 1
+
+    @property
+    def rank(self) -> int:
+        """The number of directions in which z varies."""
+        return int(np.count_nonzero(self.matrix)) if self.column_wise else self.matrix.shape[1]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """The mapped inputs, (n, r) or (n, d), of x (n, d)."""
+        return (x - self.mean) * self.matrix if self.column_wise else (x - self.mean) @ self.matrix
 
 
 FLOAT_TOLERANCE = 64.0
@@ -43,6 +57,8 @@ _STANDARD_ERRORS = 5.0
 """Sample means and covariances within this many standard errors of N(0, I) count as standard."""
 _SPREAD_RANGE = (1e-280, 1e280)
 """Range of a column's spread; outside, its coefficients are not representable in double precision."""
+_ENTRIES_AT_ONCE = 2**24
+"""Entries of the inputs that are standardised at a time."""
 
 
 class InputMoments(NamedTuple):
@@ -94,12 +110,13 @@ def input_moments(x: np.ndarray, weights: np.ndarray, *, centre: bool) -> InputM
     return InputMoments(origin, size, largest, mean, triangle, 1.0 / float(share @ share))
 
 
-def require_range(size: np.ndarray, largest: np.ndarray) -> None:
+def require_range(size: np.ndarray, largest: np.ndarray, first: int = 0) -> None:
     """Refuse columns whose coefficients double precision cannot represent.
 
     Args:
         size: (d,) largest distances from the origin.
         largest: (d,) largest absolute values.
+        first: number of the first of these columns.
 
     Raises:
         ValueError: there is such a column.
@@ -108,7 +125,7 @@ def require_range(size: np.ndarray, largest: np.ndarray) -> None:
     if bad.any():
         column = int(np.argmax(bad))
         raise ValueError(
-            f"x: expected columns that vary by {_SPREAD_RANGE[0]:.0e} to {_SPREAD_RANGE[1]:.0e}, column {column} "
+            f"x: expected columns that vary by {_SPREAD_RANGE[0]:.0e} to {_SPREAD_RANGE[1]:.0e}, column {first + column} "
             f"has values to {largest[column]:.3g} that vary by {size[column]:.3g}"
         )
 
@@ -118,6 +135,50 @@ def input_map(
 ) -> InputMap:
     """The whitening of the inputs x (n, d) with weights (n,): `map_of_moments` of their `input_moments`."""
     return map_of_moments(input_moments(x, weights, centre=centre), centre=centre, precision=precision)
+
+
+def column_map(
+    x: np.ndarray, weights: np.ndarray, *, centre: bool, precision: float = float(np.finfo(float).eps)
+) -> InputMap:
+    """The standardisation of each column of x (n, d) by itself, without a (d, d) array.
+
+    A column is constant if it varies by no more than the rounding of its numbers, as in `map_of_moments`.
+
+    Args:
+        x: (n, d), finite.
+        weights: (n,); rows of weight zero are ignored.
+        centre: subtract the mean.
+        precision: relative precision of the numbers in x.
+
+    Raises:
+        ValueError: a column's values are so large or small that its coefficients are not representable.
+    """
+    used, (n, d) = weights > 0, x.shape
+    share = weights[used] / weights[used].sum()
+    columns = max(_ENTRIES_AT_ONCE // n, 1)
+    parts = []
+    for first in range(0, d, columns):
+        part = x[:, first : first + columns][used]
+        largest = np.abs(part).max(axis=0)
+        origin = part[0] if centre else np.zeros(part.shape[1])
+        with np.errstate(over="ignore"):
+            size = np.abs(part - origin).max(axis=0)
+        require_range(size, largest, first)
+        steps = np.where(size > 0, size, 1.0)
+        scaled = (part - origin) / steps
+        mean = share @ scaled
+        spread = np.sqrt(share @ (scaled - (mean if centre else 0.0)) ** 2)
+        parts.append((largest, steps, origin + steps * mean, spread))
+    largest, steps, mean, spread = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    varies = spread > (_relative_rounding(precision) * largest / steps if centre else 0.0)
+    matrix = np.where(varies, 1.0 / (steps * np.where(varies, spread, 1.0)), 0.0)
+    constant = tuple(np.flatnonzero(~varies).tolist())
+    return InputMap(mean if centre else np.zeros(d), matrix, len(constant), False, constant=constant)
+
+
+def _relative_rounding(precision: float) -> float:
+    """The variation, relative to a column's size, that counts as rounding."""
+    return max(FLOAT_TOLERANCE * float(np.finfo(float).eps), STORED_TOLERANCE * precision)
 
 
 def map_of_moments(moments: InputMoments, *, centre: bool, precision: float) -> InputMap:
@@ -135,8 +196,8 @@ def map_of_moments(moments: InputMoments, *, centre: bool, precision: float) -> 
     """
     steps, d = moments.steps, len(moments.size)
     spread = np.linalg.norm(moments.triangle, axis=0)
-    relative = max(FLOAT_TOLERANCE * float(np.finfo(float).eps), STORED_TOLERANCE * precision)
-    mean, rounding = moments.origin + steps * moments.mean, relative * moments.largest / steps
+    mean = moments.origin + steps * moments.mean
+    rounding = _relative_rounding(precision) * moments.largest / steps
     varies = spread > (rounding if centre else 0.0)
     columns = np.flatnonzero(varies)
     triangle = np.asarray(np.linalg.qr(moments.triangle[:, varies] / spread[varies], mode="r"))
@@ -198,11 +259,14 @@ def _columns_of(directions: np.ndarray, columns: np.ndarray) -> tuple[tuple[int,
 def params_in_input_units(params: HostParams, mean: np.ndarray, matrix: np.ndarray) -> HostParams:
     """Parameters for z = (x - mean) @ matrix turned into parameters for x: a_x = matrix a_z, b_x = b_z - a_x . mean.
 
+    A matrix (d,) is the diagonal of one.
+
     Args:
         params: a mixture of k experts of r inputs z.
         mean: (d,).
-        matrix: (d, r).
+        matrix: (d, r), or (d,).
     """
-    experts, gating = params.experts @ matrix.T, params.gating @ matrix.T
+    turned = (a * matrix if matrix.ndim == 1 else a @ matrix.T for a in (params.experts, params.gating))
+    experts, gating = turned
     biases = (params.expert_bias - experts @ mean, params.gating_bias - gating @ mean)
     return regauge(MoEParams(experts, gating, params.noise_std, *biases))

@@ -34,6 +34,7 @@ from moejax.methods.method import (
     require_slopes,
     with_path,
 )
+from moejax.methods.spectral_wide import spectral_wide
 from moejax.methods.starts import label_mean, label_spread, random_starts, zero_gates
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "spectral",
     "spectral_em",
     "spectral_residual",
+    "spectral_wide",
     "with_path",
     "zero_gates",
 ]
@@ -77,6 +79,7 @@ __all__ = [
 register_method("spectral", spectral, moments="required", slopes="unused")
 register_method("spectral_residual", spectral_residual, moments="required", slopes="unused")
 register_method("spectral_em", spectral_em, moments="required", slopes="polish")
+register_method("spectral_wide", spectral_wide, moments="required", wide=True)
 register_method("joint_em", joint_em_starts, moments="none", several_outputs=True)
 register_method("gradient_nll", gradient_nll, moments="none")
 register_method("gradient_mse", gradient_mse, moments="none")

@@ -128,6 +128,7 @@ class Registered(NamedTuple):
     several_outputs: bool
     slopes: Slopes
     staged: bool
+    wide: bool = False
 
 
 _REGISTRY: Registry[Registered] = Registry("method")
@@ -142,6 +143,7 @@ def register_method(
     several_outputs: bool = False,
     slopes: Slopes = "used",
     staged: bool = False,
+    wide: bool = False,
     replace: bool = False,
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
@@ -156,6 +158,8 @@ def register_method(
         slopes: "used" if the steps of the experts need the slope of the activation (a step function is refused, because its slope
             is zero), "polish" if only the polish does, "unused" if none does.
         staged: if true, `fit` does not compile the method as a whole: it consists of compiled stages (`moejax.methods.stages`).
+        wide: if true, the method is for many inputs, and `fit` forms no d x d matrix either: it standardises the inputs column by
+            column instead of whitening them, and gives no standard errors.
         replace: if true, a built-in name may be given to `method`; your own names may always be given again.
 
     Raises:
@@ -173,7 +177,9 @@ def register_method(
         raise ValueError(f"moments: expected one of {', '.join(get_args(Moments))}, got {moments!r}")
     if slopes not in get_args(Slopes):
         raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
-    _REGISTRY.register(name, Registered(method, moments, order, several_outputs, slopes, staged), replace)
+    _REGISTRY.register(
+        name, Registered(method, moments, order, several_outputs, slopes, staged, wide), replace
+    )
     return method
 
 

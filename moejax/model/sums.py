@@ -60,3 +60,35 @@ def num_used_parts(weights: Float[jax.Array, "b part"]) -> Int[jax.Array, ""]:
     """() int32: parts up to the last that has a positive weight, from weights (b, part)."""
     in_part = (weights > 0).any(axis=1)
     return jnp.max(jnp.where(in_part, jnp.arange(1, in_part.size + 1, dtype=jnp.int32), 0))
+
+
+def sum_over_rows(sums_of: Callable[..., Any], arrays: tuple[jax.Array, ...], part_size: int) -> Any:
+    """The sum of `sums_of(*rows)`, a pytree, over consecutive parts of the leading axis; the last part may be shorter.
+
+    Unlike `in_parts`, it copies one part at a time and never the arrays.
+
+    Args:
+        sums_of: maps arrays (part, ..) to a pytree of sums.
+        arrays: each (n, ..).
+        part_size: rows in a part.
+    """
+    num_rows = arrays[0].shape[0]
+    part_size = max(min(part_size, num_rows), 1)
+    num_parts = num_rows // part_size
+
+    def of_part(index: jax.Array | int) -> Any:
+        return sums_of(
+            *(jax.lax.dynamic_slice_in_dim(array, index * part_size, part_size) for array in arrays)
+        )
+
+    if num_parts == 1:
+        total = of_part(0)
+    else:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_part, 0))
+        total = jax.lax.fori_loop(
+            0, num_parts, lambda index, sums: jax.tree.map(jnp.add, sums, of_part(index)), zeros
+        )
+    if num_parts * part_size == num_rows:
+        return total
+    rest = sums_of(*(array[num_parts * part_size :] for array in arrays))
+    return jax.tree.map(jnp.add, total, rest)

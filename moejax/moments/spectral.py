@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_facts, get_activation
 from moejax.model.inputs import LogDensity
@@ -83,8 +83,8 @@ class SpectralEstimate(NamedTuple):
     mixing_weights: Float[jax.Array, " k"]
     """(k,) estimates of E[P_i], from the second moment alone, which is less noisy than the tensor's eigenvalues; they
     need not sum to 1."""
-    second_moment_eigenvalues: Float[jax.Array, " d"]
-    """(d,) of T2, decreasing; in theory the k-th is positive and the rest are 0."""
+    second_moment_eigenvalues: Float[jax.Array, " r"]
+    """(r,) of T2, decreasing; in theory the k-th is positive and the rest are 0. r = d, or k + 1 at most if T2 is not formed."""
     decomposition: TensorDecomposition
     """Decomposition of the whitened tensor."""
     status: Int[jax.Array, ""]
@@ -202,7 +202,47 @@ def estimate_from_labels(
         moment = moment + added.contracted(None, 2)
     finite = jnp.isfinite(moment).all()
     eigenvalues, eigenvectors = eigh(jnp.where(finite, moment, jnp.eye(x.shape[1], dtype=x.dtype)))
-    top_values, basis = eigenvalues[::-1][:num_experts], eigenvectors[:, ::-1][:, :num_experts]
+    return estimate_from_eigenpairs(
+        key,
+        x,
+        labels,
+        eigenvalues[::-1],
+        eigenvectors[:, ::-1][:, :num_experts],
+        finite,
+        weights,
+        added,
+        order=order,
+        num_restarts=num_restarts,
+        num_iterations=num_iterations,
+        num_polar_iterations=num_polar_iterations,
+        chunk_size=chunk_size,
+        log_density=log_density,
+    )
+
+
+def estimate_from_eigenpairs(
+    key: jax.Array,
+    x: Float[jax.Array, "n d"],
+    labels: SpectralLabels,
+    eigenvalues: Float[jax.Array, " r"],
+    basis: Float[jax.Array, "d k"],
+    finite: Bool[jax.Array, ""] | bool = True,
+    weights: Float[jax.Array, " n"] | None = None,
+    added: TensorPart | None = None,
+    *,
+    order: int,
+    num_restarts: int = 16,
+    num_iterations: int = 30,
+    num_polar_iterations: int = 8,
+    chunk_size: int | None = None,
+    log_density: LogDensity | None = None,
+) -> SpectralEstimate:
+    """`estimate_from_labels` from the eigenvalues (r,) of T2, decreasing, and the eigenvectors (d, k) of the first k.
+
+    `finite` () bool is true if T2 is finite. The other arguments are those of `spectral_estimate`.
+    """
+    streaming = {"chunk_size": chunk_size}
+    top_values = eigenvalues[: basis.shape[1]]
     floor = 1e-3 * jnp.maximum(jnp.abs(eigenvalues).max(), jnp.finfo(x.dtype).tiny)
     scales = jnp.sqrt(jnp.maximum(jnp.abs(top_values), floor))
     whitening = basis / scales[None]
@@ -242,4 +282,4 @@ def estimate_from_labels(
     status = jnp.where(jnp.any(values <= 0), Status.TENSOR_NOT_POSITIVE, status)
     status = jnp.where(top_values[-1] <= 0, Status.RANK_DEFICIENT, status)
     status = jnp.where(finite, status, Status.NOT_FINITE).astype(jnp.int32)
-    return SpectralEstimate(experts, mixing_weights, eigenvalues[::-1], decomposition, status)
+    return SpectralEstimate(experts, mixing_weights, eigenvalues, decomposition, status)
