@@ -7,7 +7,8 @@ import pytest
 from moejax.likelihood.blocks import sample_scale
 from moejax.likelihood.predictors import weighted_gram
 from moejax.methods.starts import zero_gates
-from moejax.model.mixture import posterior, unit_rows, weighted_sum
+from moejax.model.mixture import posterior, weighted_sum
+from moejax.model.small_linear_algebra import unit_rows
 from moejax.moments.cross_moments import second_moment
 
 

@@ -23,8 +23,7 @@ from moejax.methods.method import MethodConfig, MethodResult, Problem
 from moejax.methods.starts import index_of_best, number_of_starts, zero_gates
 from moejax.methods.stationarity import likelihood_is_stationary
 from moejax.model.gaussian import standard_normal
-from moejax.model.mixture import unit_rows
-from moejax.model.small_linear_algebra import eigh, pseudo_inverse
+from moejax.model.small_linear_algebra import eigh, pseudo_inverse, unit_rows
 from moejax.model.status import Status
 from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
 

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 
 from moejax.methods.population import rows_of
 from moejax.model.gaussian import standard_normal
-from moejax.model.mixture import MoEParams, regauge, unit_rows
+from moejax.model.mixture import MoEParams, regauge
+from moejax.model.small_linear_algebra import unit_rows
 
 NOISE_OF_CHILDREN = 1.5
 """The noise of a child, relative to its parent's; with more noise, samples move to another expert more easily."""

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from moejax.methods.method import MethodConfig, Problem
 from moejax.model.gaussian import standard_normal
-from moejax.model.mixture import MoEParams, unit_rows
+from moejax.model.mixture import MoEParams
+from moejax.model.small_linear_algebra import unit_rows
 
 
 def number_of_starts(config: MethodConfig) -> int:

@@ -23,8 +23,8 @@ from moejax.model.mixture import (
     responsibilities,
     sample,
     sample_labels,
-    unit_rows,
 )
+from moejax.model.small_linear_algebra import unit_rows
 
 __all__ = [
     "SUCCESS_THRESHOLD",

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from moejax.model.gaussian import Array, standard_normal
-from moejax.model.mixture import MoEParams, unit_rows
-from moejax.model.small_linear_algebra import cholesky, orthonormal_columns
+from moejax.model.mixture import MoEParams
+from moejax.model.small_linear_algebra import cholesky, orthonormal_columns, unit_rows
 
 
 class InstanceScales(NamedTuple, Generic[Array]):

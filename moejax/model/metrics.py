@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from moejax.checks import require
 from moejax.model.activations import ScalarFunction
 from moejax.model.gaussian import AnyArray
-from moejax.model.mixture import MoEParams, permute_experts, unit_rows
+from moejax.model.mixture import MoEParams, permute_experts
+from moejax.model.small_linear_algebra import unit_rows
 from moejax.registry import Registry
 
 SUCCESS_THRESHOLD = 0.02

@@ -373,12 +373,6 @@ def sample_labels(
     return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
 
 
-def unit_rows(a: Float[jax.Array, "*rows d"]) -> Float[jax.Array, "*rows d"]:
-    """Rows divided by their Euclidean norms; a zero row stays zero."""
-    norms = jnp.linalg.norm(a, axis=-1, keepdims=True)
-    return a / jnp.where(norms > 0, norms, 1.0)
-
-
 NoiseModel = Literal["known", "shared", "per_expert"]
 
 

@@ -335,3 +335,9 @@ _EIGH = _Batched(lambda matrix: tuple(jnp.linalg.eigh(matrix)), _eigh_of_many, L
 _POLAR_FACTOR = _Batched(_polar_factor_one, _polar_factor_many, LARGEST_ROTATED)
 _PSEUDO_INVERSE = _Batched(lambda matrix: jnp.linalg.pinv(matrix), _pseudo_inverse_many, LARGEST_ROTATED)
 _ORTHONORMAL_COLUMNS = _Batched(_orthonormal_columns_one, _orthonormal_columns_many, LARGEST_FACTORISED)
+
+
+def unit_rows(a: Float[jax.Array, "*rows d"]) -> Float[jax.Array, "*rows d"]:
+    """Rows divided by their Euclidean norms; a zero row stays zero."""
+    norms = jnp.linalg.norm(a, axis=-1, keepdims=True)
+    return a / jnp.where(norms > 0, norms, 1.0)

@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_facts, get_activation
 from moejax.model.inputs import LogDensity
-from moejax.model.mixture import unit_rows
-from moejax.model.small_linear_algebra import eigh
+from moejax.model.small_linear_algebra import eigh, unit_rows
 from moejax.model.status import Status
 from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
 from moejax.moments.label_transforms import (

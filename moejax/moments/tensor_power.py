@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from moejax.model.gaussian import standard_normal
-from moejax.model.mixture import unit_rows
-from moejax.model.small_linear_algebra import polar_factor
+from moejax.model.small_linear_algebra import polar_factor, unit_rows
 from moejax.model.status import Status
 
 

@@ -72,6 +72,33 @@ def searched(problem):
 
 
 @pytest.mark.slow
+def test_a_noise_for_each_expert_reaches_the_best_of_many_random_starts(problem):
+    """The search climbs with a noise for each expert: the optima with a shared one lie in other basins."""
+    spread = np.where(np.asarray(problem.x)[:, 0] > 0, 0.05, 0.6)
+    y = np.asarray(problem.y) + spread * np.random.default_rng(0).normal(size=N)
+    given = problem._replace(y=jnp.asarray(y))
+    config = dataclasses.replace(CONFIG, noise="per_expert")
+    starts = compiled_starts(jax.random.key(1), given, config, 120, np.std(y))
+
+    @jax.jit
+    def climb_alone(starts):
+        def run(start):
+            options = {"fn": CONFIG.fn, "num_steps": 400, "fit_intercept": True, "noise": "per_expert"}
+            end = joint_em(start, given.x, given.y, given.weights, **options)
+            counts = moejax.model.mixture.responsibilities(end.params, given.x, given.y, CONFIG.fn).sum(axis=0)
+            return end.log_likelihood, (counts > D + 2).all() & (end.params.noise_std > 1e-4).all()
+
+        return jax.lax.map(run, starts)
+
+    values, proper = map(np.asarray, climb_alone(starts))
+    best = values[proper].max()
+    assert np.median(values[proper]) < best - 2.0, "the problem is too easy to show anything"
+    result = jax.jit(get_method("multistart"), static_argnums=2)(jax.random.key(0), given, config)
+    assert np.nanmax(result.history) > best - 0.05
+    assert int(result.status) == 0
+
+
+@pytest.mark.slow
 def test_reaches_the_best_of_many_random_starts(searched, optima):
     assert np.median(optima) < optima.max() - 2.0, "the problem is too easy to show anything"
     for result in searched:

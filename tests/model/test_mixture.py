@@ -18,9 +18,9 @@ from moejax.model.mixture import (
     log_likelihood_per_sample,
     posterior,
     sample_labels,
-    unit_rows,
     weighted_sum,
 )
+from moejax.model.small_linear_algebra import unit_rows
 
 D, K, N = 3, 3, 40
 
