@@ -116,6 +116,8 @@ class _Passes:
                     self.checkpoint.put(key, (np.asarray(done), counted, total), at_once=False)
         except (ValueError, OSError) as raised:  # raised below, in every process
             error = raised
+            if isinstance(raised, OSError):  # a disk or a cluster that may come back
+                self.checkpoint.write()
         except KeyboardInterrupt:
             self.checkpoint.write()
             raise
