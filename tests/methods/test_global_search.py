@@ -85,7 +85,9 @@ def test_a_noise_for_each_expert_reaches_the_best_of_many_random_starts(problem)
         def run(start):
             options = {"fn": CONFIG.fn, "num_steps": 400, "fit_intercept": True, "noise": "per_expert"}
             end = joint_em(start, given.x, given.y, given.weights, **options)
-            counts = moejax.model.mixture.responsibilities(end.params, given.x, given.y, CONFIG.fn).sum(axis=0)
+            counts = moejax.model.mixture.responsibilities(end.params, given.x, given.y, CONFIG.fn).sum(
+                axis=0
+            )
             return end.log_likelihood, (counts > D + 2).all() & (end.params.noise_std > 1e-4).all()
 
         return jax.lax.map(run, starts)
