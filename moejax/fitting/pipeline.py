@@ -125,6 +125,8 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         return _fit(key, x, y, num_experts, noise_std, weights, options)
     for name, given in (("x", x), ("y", y), ("weights", weights)):
         require(given is None, name, "None with a source, which has it", type(given).__name__)
+    is_place = checkpoint is None or isinstance(checkpoint, str | os.PathLike)
+    require(is_place, "checkpoint", "a path, or None", checkpoint)
     place = None if checkpoint is None else Path(checkpoint)
     fitted = fit_rows(
         key, source, num_experts=num_experts, noise_std=noise_std, options=options, checkpoint=place
@@ -142,6 +144,8 @@ def fit_rows(
     **how: Any,
 ) -> SourceFit:
     """`fit` of a source, with its options in one object; `how` are the other arguments of `fit_source`."""
+    good = not isinstance(source, type) and all(hasattr(source, name) for name in ("batches", "partitions"))
+    require(good, "source", "rows such as moejax.FileSource or moejax.ArraySource", source)
     given, options = options, checked_options(options)
     chosen, key, levels = number_of_experts(num_experts), prng_key(key), noise_levels(noise_std, ())
     fitted = fit_source(key, source, chosen, levels, options, **how)

@@ -152,6 +152,6 @@ def polish_from(params: MoEParams, problem: Problem, config: MethodConfig) -> Po
         noise=config.noise,
         fit_intercept=config.fit_intercept,
         ridge=config.ridge,
-        economical=True,
+        economical=config.economical,
         record_path=config.record_path,
     )

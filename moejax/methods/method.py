@@ -73,6 +73,8 @@ class MethodConfig:
     start: Start = FitOptions.start
     record_path: bool = False
     """If true, `MethodResult.path` is kept."""
+    economical: bool = False
+    """If true, as in trials, which measure their end anyway, the last step of the polish is not evaluated (see `polish`)."""
 
 
 class SearchEnd(NamedTuple):

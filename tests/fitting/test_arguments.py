@@ -397,6 +397,7 @@ def test_every_option_of_both_doors_has_a_check():
     import inspect
 
     apart = {"key", "x", "y", "weights", "num_experts", "noise_std", "self", "random_state"}
+    apart |= {"source", "checkpoint"}  # checked in test_streaming
     for door in (moejax.fit, MoERegressor.__init__):
         assert set(inspect.signature(door).parameters) - apart <= set(arguments.CHECKS)
 

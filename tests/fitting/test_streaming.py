@@ -283,6 +283,11 @@ def test_sources_that_are_refused(tmp_path, data):
         moejax.fit(KEY, *data, source=ArraySource(*data), **OPTIONS)
     with pytest.raises(ValueError, match="method: expected multistart or spectral_em or joint_em"):
         moejax.fit(KEY, source=ArraySource(*data), **(OPTIONS | {"method": "gradient_mse"}))
+    for given in ("rows.parquet", 5, ArraySource):
+        with pytest.raises(ValueError, match=r"source: expected rows such as moejax\.FileSource"):
+            moejax.fit(KEY, source=given, **OPTIONS)
+    with pytest.raises(ValueError, match="checkpoint: expected a path"):
+        moejax.fit(KEY, source=ArraySource(*data), checkpoint=5, **OPTIONS)
     with pytest.raises(ValueError, match="checkpoint: expected None without a source"):
         moejax.fit(KEY, *data, checkpoint=tmp_path / "file", **OPTIONS)
 

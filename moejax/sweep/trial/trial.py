@@ -119,6 +119,7 @@ def posed(
         if spec.transform is not None:
             transforms = transforms_at(fn, noise_std, spec.orders, spec.transform, spec.fit_num_experts)
     config = MethodConfig(
+        economical=True,
         fn=fn,
         num_experts=spec.fit_num_experts,
         order=spec.orders[0] if spec.orders else 0,
