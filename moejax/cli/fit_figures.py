@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MOST_POINTS = 3000
+"""Rows that a picture shows: more hide one another."""
+
+
 def _two_panels(height: float) -> tuple[Figure, Axes, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -38,17 +42,25 @@ def convergence_figure(
         units: units of the labels.
         path: PNG file to write.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, left, right = _two_panels(4.0)
     if history.size:
         gap = np.maximum(history.max() - history, 1e-6)
         left.semilogy(np.arange(1, history.size + 1), gap, marker="o", markersize=3.5, color=COLOURS[0])
     else:
         left.text(0.5, 0.5, "moments only: no iterations", ha="center", va="center", transform=left.transAxes)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("pass over the data")
     left.set_ylabel("log-likelihood below the final one (nats)")
     left.set_title("Convergence")
     left.grid(alpha=0.3)
-    for expert in range(int(share.max()) + 1):
+    rows, experts = None, int(share.max()) + 1
+    if len(y) > MOST_POINTS:
+        rows = f"{MOST_POINTS:,} of {len(y):,} rows"
+        shown = np.random.default_rng(0).choice(len(y), MOST_POINTS, replace=False)
+        y, predicted, share = y[shown], predicted[shown], share[shown]
+    for expert in range(experts):
         chosen = share == expert
         right.plot(
             predicted[chosen],
@@ -63,7 +75,7 @@ def convergence_figure(
     right.set_xlabel(f"predicted E[y | x] ({units})")
     right.set_ylabel(f"observed y ({units})")
     right.set_title("Labels, by their most responsible expert")
-    right.legend(fontsize=8, framealpha=0.9)
+    right.legend(title=rows, title_fontsize=8, fontsize=8, framealpha=0.9)
     right.grid(alpha=0.3)
     save_picture(figure, path)
 
