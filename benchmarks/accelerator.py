@@ -1,4 +1,4 @@
-"""What a GPU or TPU does with sweeps and fits: `python benchmarks/accelerator.py [--platform gpu] [--widths 1 64 512]`.
+"""Sweeps and fits on a GPU or TPU: `python benchmarks/accelerator.py [--platform gpu] [--widths 1 64 512]`.
 
 Printed, for pasting into docs/evidence/performance.md:
 
@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from throughput import SPEC
 
 import moejax
 from moejax.environment import available_cores
@@ -32,16 +33,6 @@ from moejax.model.instances import InstanceScales, random_params
 from moejax.moments.cross_moments import whitened_moment
 from moejax.sweep import load, load_timings
 
-SPEC = """
-name = "accelerator"
-methods = ["spectral_em"]
-trials = {trials}
-activation = "{activation}"
-dim = 10
-num_experts = 3
-num_samples = 10000
-noise_std = 0.1
-"""
 D, K = 10, 3
 
 

@@ -1,4 +1,4 @@
-"""What does it cost that a search ends with its independent starts? `python benchmarks/early_end.py [--problems 24]`.
+"""The cost of a search that ends with its independent starts: `python benchmarks/early_end.py [--problems 24]`.
 
 Each problem is a small planted mixture of linear experts, drawn anew: two or four inputs, two or three experts, 200 to 800 rows,
 noise .2 to 1. It is searched three times with one key: by the rule, by the rule without its condition on the gain

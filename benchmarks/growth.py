@@ -1,4 +1,4 @@
-"""How the cost of a pass over the data grows with n, d and k: `python benchmarks/growth.py`.
+"""The growth of the cost of a pass over the data with n, d and k: `python benchmarks/growth.py`.
 
 Processor milliseconds of one pass of joint EM (E-step and the sums of its M-step) and of one Newton pass of the polish (value,
 gradient, Hessian), linear experts with intercepts, float32, one thread; medians of several. One of n, d, k varies; the others are

@@ -71,8 +71,6 @@ def fit_in_batches(
     quiet = command.common.quiet or command.common.json
     notes = make_notes(quiet=quiet)
     checkpoint = _checkpoint(command, source)
-    if checkpoint is not None and checkpoint.exists():
-        notes.print(f"continuing from {checkpoint}", soft_wrap=True)
     with contextlib.ExitStack() as stack:
         runner = run_here if command.cluster is None else stack.enter_context(_cluster(command, notes.print))
         observer = stack.enter_context(_progress(notes, quiet))
@@ -89,12 +87,13 @@ def fit_in_batches(
                     checkpoint=checkpoint,
                     runner=runner,
                     observer=observer,
+                    note=lambda line: notes.print(line, soft_wrap=True),
                 )
         except (KeyboardInterrupt, OSError):
             if checkpoint is not None and checkpoint.exists():
                 notes.print(f"kept in {checkpoint}: the same command continues", soft_wrap=True)
             raise
-    result, sample = fitted
+    result, sample = fitted.result, fitted.sample
     found = result.diagnostics
     told = [f"parameters, likelihood and errors are those of all {found['num_rows']:,} rows"]
     if found["subsample_rows"] < found["num_rows"]:

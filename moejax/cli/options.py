@@ -81,7 +81,7 @@ class Fit:
     stream: bool = False
     """Read a file in batches, as a folder is: memory for a few batches suffices, and a killed command continues."""
     skip_bad_rows: bool = False
-    """Of rows that are read in batches, leave out and count those with a cell that is no number; default: refuse the first."""
+    """Leave out and count rows with a cell that is no number, if rows are read in batches; default: refuse the first."""
     cluster: OptionalText = None
     """tls://HOST:PORT or tcp://HOST:PORT of a Dask scheduler whose workers read the batches, or slurm:FILE.toml."""
     security: OptionalPath = None

@@ -46,6 +46,7 @@ __all__ = [
     "checked_weights",
     "flag",
     "input_precision",
+    "key_data",
     "log_density_of",
     "noise_levels",
     "number_of_experts",
@@ -210,6 +211,12 @@ def prng_key(value: Any, name: str = "key") -> Any:
             good = value.dtype == legacy.dtype and value.shape == legacy.shape
     require(good, name, "a PRNG key such as jax.random.key(0)", value)
     return value
+
+
+def key_data(key: jax.Array) -> list[int]:
+    """The numbers of a PRNG key of either kind."""
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return np.asarray(data).tolist()
 
 
 def log_density_of(value: LogDensity | str | None, name: str = "log_density") -> LogDensity | None:

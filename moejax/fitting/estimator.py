@@ -321,7 +321,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     ) -> FitResult:
         """A fit to the inputs, or to their leading directions if the samples support only these."""
         num_experts, inputs, is_reduced = support
-        x = (sample.x - inputs.mean) @ inputs.matrix if is_reduced else sample.x
+        x = inputs(sample.x) if is_reduced else sample.x
         seed = checked_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         with self._in_precision():
             result = fit_sample(jax.random.key(seed), sample._replace(x=x), num_experts, noise_std, options)

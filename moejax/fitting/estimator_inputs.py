@@ -104,7 +104,7 @@ def least_squares_fit(
 ) -> FitResult:
     """One linear expert: its maximum-likelihood estimate, in units of y and for the mapped inputs."""
     x, y, weights, _ = sample
-    z = (x - inputs.mean) @ inputs.matrix
+    z = inputs(x)
     share = weights / weights.sum()
     unit = np.abs(y).max() or 1.0
     labels = y / unit

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.checks import require
-from moejax.fitting.arguments import checked_options, noise_levels, number_of_experts, prng_key
+from moejax.fitting.arguments import checked_options, key_data, noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import checked_arrays, input_precision
 from moejax.fitting.estimation import fit_each, fit_sample
 from moejax.fitting.preparation import Sample, rescaled_weights
@@ -149,7 +149,7 @@ def fit_rows(
     given, options = options, checked_options(options)
     chosen, key, levels = number_of_experts(num_experts), prng_key(key), noise_levels(noise_std, ())
     fitted = fit_source(key, source, chosen, levels, options, **how)
-    settings = _settings(key, given, options, chosen, levels)
+    settings = _settings(key, given, options, chosen, levels) | {"weights_are": fitted.weights_are}
     return fitted._replace(result=dataclasses.replace(fitted.result, settings=settings))
 
 
@@ -207,8 +207,6 @@ def _settings(
         "activation": activation_name(given.activation),
         "noise_std": None if levels is None else levels.tolist(),
         "log_density": density if isinstance(density, str) or density is None else repr(density),
-        "key": np.asarray(
-            jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-        ).tolist(),
+        "key": key_data(key),
         "precision": str(jnp.result_type(float)),
     }

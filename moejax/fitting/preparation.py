@@ -55,6 +55,19 @@ class Sample(NamedTuple):
         return self.y.ndim == 2
 
 
+def meaning_of_weights(total: float, whole: bool, are: WeightsAre | None) -> WeightsAre:
+    """The meaning of weights with this sum: `are`, or for None counts if all are `whole` and their sum is countable.
+
+    Raises:
+        ValueError: counts of more rows than double precision can count.
+    """
+    countable = total <= LARGEST_COUNT
+    if are is None:
+        return "counts" if whole and countable else "reliability"
+    require(are != "counts" or countable, "weights", f"counts of at most {LARGEST_COUNT:.0g} rows", total)
+    return are
+
+
 def rescaled_weights(weights: np.ndarray, are: WeightsAre | None) -> tuple[np.ndarray, WeightsAre]:
     """Weights (n,) as numbers of equal rows, and the meaning that was assumed.
 
@@ -64,12 +77,7 @@ def rescaled_weights(weights: np.ndarray, are: WeightsAre | None) -> tuple[np.nd
     Raises:
         ValueError: counts of more rows than double precision can count.
     """
-    countable = float(weights.max()) * len(weights) <= LARGEST_COUNT
-    if are is None:
-        are = "counts" if countable and bool(np.all(weights == np.round(weights))) else "reliability"
-    require(
-        are != "counts" or countable, "weights", f"counts of at most {LARGEST_COUNT:.0g} rows", weights.max()
-    )
+    are = meaning_of_weights(float(weights.sum()), bool(np.all(weights == np.round(weights))), are)
     if are == "counts":
         return weights, are
     share = weights / weights.max()

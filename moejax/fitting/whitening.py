@@ -40,6 +40,8 @@ class InputMap(NamedTuple):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The mapped inputs, (n, r) or (n, d), of x (n, d)."""
+        if self.identity:
+            return x
         return (x - self.mean) * self.matrix if self.column_wise else (x - self.mean) @ self.matrix
 
 
@@ -62,7 +64,7 @@ _ENTRIES_AT_ONCE = 2**24
 
 
 class InputMoments(NamedTuple):
-    """What the whitening needs to know of a sample of inputs."""
+    """Moments of a sample of inputs, from which the whitening is made."""
 
     origin: np.ndarray
     """(d,) a point near the inputs, from which they are measured; zero if they are not centred."""

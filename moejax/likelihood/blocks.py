@@ -11,10 +11,8 @@ from jaxtyping import Float, Int
 
 from moejax.environment import runs_on_cpu
 from moejax.model.mixture import with_stand_ins
-from moejax.model.sums import in_parts, num_used_parts, sum_over_parts
+from moejax.model.sums import PART_SIZE, in_parts, num_used_parts, sum_over_parts
 
-BLOCK_SIZE = 2048
-"""Samples in a block on a CPU: pairs of 10 inputs and two dozen coefficients then fill its second-level cache."""
 ACCELERATOR_BLOCK_SIZE = 65536
 """Samples in a block on a GPU or TPU, where each block costs a kernel launch."""
 
@@ -45,7 +43,7 @@ def sample_blocks(
     Samples of weight zero, and those that fill the last block, become copies of a used one (`mixture.with_stand_ins`).
     """
     if block_size is None:
-        block_size = BLOCK_SIZE if runs_on_cpu() else ACCELERATOR_BLOCK_SIZE
+        block_size = PART_SIZE if runs_on_cpu() else ACCELERATOR_BLOCK_SIZE
     block_size = max(min(block_size, x.shape[0]), 1)
     # whole blocks first, so that rows which fill the last one become copies too
     x, y, weights = (in_parts(a, block_size).reshape(-1, *a.shape[1:]) for a in (x, y, weights))

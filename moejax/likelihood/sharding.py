@@ -37,7 +37,7 @@ def sum_over_devices(sums_of: Callable[..., Any], devices: Sequence[Any]) -> Cal
 
 
 def placement_of_rows(devices: Sequence[Any]) -> Any:
-    """Where `jax.device_put` places arrays (n, ..) so that each device has an equal part of the rows."""
+    """The placement for `jax.device_put` of arrays (n, ..), with an equal part of the rows on each device."""
     if len(devices) == 1:
         return devices[0]
     return NamedSharding(Mesh(np.asarray(devices), (ROWS,)), PartitionSpec(ROWS))

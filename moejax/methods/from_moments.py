@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from moejax.likelihood.em import EMRun, gating_em, joint_em
 from moejax.likelihood.polish import PolishRun, polish
-from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, noise_while_inexact, with_path
 from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
 from moejax.methods.starts import zero_gates
 from moejax.model.mixture import MoEParams
@@ -63,7 +63,7 @@ def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) ->
         num_experts=config.num_experts,
         order=config.order,
         num_passes=passes,
-        noise="shared" if config.noise == "known" else config.noise,
+        noise=noise_while_inexact(config),
         fit_intercept=config.fit_intercept,
         ridge=config.ridge,
         num_restarts=config.num_restarts,
@@ -130,7 +130,7 @@ def em_before_polish(params: MoEParams, problem: Problem, config: MethodConfig) 
         fn=config.fn,
         num_steps=EM_STEPS,
         fit_intercept=config.fit_intercept,
-        noise="shared" if config.noise == "known" else config.noise,
+        noise=noise_while_inexact(config),
         ridge=config.ridge,
         tolerance=EM_TOLERANCE,
         before_polish=True,

@@ -19,7 +19,7 @@ from moejax.methods.gradient_descent import (
     gradient_result,
     negative_log_likelihood,
 )
-from moejax.methods.method import MethodConfig, MethodResult, Problem
+from moejax.methods.method import MethodConfig, MethodResult, Problem, noise_while_inexact
 from moejax.methods.starts import index_of_best, number_of_starts, zero_gates
 from moejax.methods.stationarity import likelihood_is_stationary
 from moejax.model.gaussian import standard_normal
@@ -166,7 +166,7 @@ def gated_losses(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
         chunk_size=config.chunk_size,
     )
     starts = jax.tree.map(lambda leaf: leaf[None], zero_gates(found.experts, problem.noise_std))
-    noise = "shared" if config.noise == "known" else config.noise
+    noise = noise_while_inexact(config)
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, problem, config, loss=loss, noise=noise, experts_free=False)
     converged = found.converged & likelihood_is_stationary(fitted.params, problem, config, experts_free=False)

@@ -26,7 +26,7 @@ from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_block
 from moejax.likelihood.em import expectation
 from moejax.likelihood.m_step import Point, noise_m_step
 from moejax.likelihood.predictors import free_parameters, gate_penalty, params_from_free, predictors_of
-from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, noise_while_inexact, with_path
 from moejax.methods.starts import index_of_best, label_mean, label_spread, number_of_starts, random_starts
 from moejax.methods.stationarity import is_stationary, likelihood_is_stationary, squared_error_curvature
 from moejax.model.activations import ScalarFunction, activation_facts
@@ -282,7 +282,7 @@ def gradient_nll(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     start_key, fit_key = jax.random.split(key)
     standard, unit = standard_labels(problem, config)
     starts = _descent_starts(start_key, standard, config)
-    noise = "shared" if config.noise == "known" else config.noise
+    noise = noise_while_inexact(config)
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, standard, config, loss=loss, noise=noise)
     converged = likelihood_is_stationary(fitted.params, standard, config)

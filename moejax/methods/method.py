@@ -228,6 +228,11 @@ def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> No
         )
 
 
+def noise_while_inexact(config: MethodConfig) -> NoiseModel:
+    """The noise model of a stage whose experts are inexact: their error adds to the noise, so that a known one is free too."""
+    return "shared" if config.noise == "known" else config.noise
+
+
 def finish(
     params, history, num_iterations, converged, problem: Problem, spectral: SpectralEstimate | None
 ) -> MethodResult:

@@ -28,17 +28,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from moejax.likelihood.blocks import sample_scale
 from moejax.likelihood.derivatives import predictor_derivatives
 from moejax.likelihood.em import gating_em
 from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import gate_centring, gate_penalty, predictors_of
 from moejax.likelihood.scan import frozen_scan
-from moejax.methods.from_moments import EM_STEPS, EM_TOLERANCE, em_before_polish
-from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.from_moments import EM_STEPS, EM_TOLERANCE, em_before_polish, polish_from
+from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, noise_while_inexact, with_path
 from moejax.methods.starts import zero_gates
 from moejax.model.gaussian import standard_normal
-from moejax.model.mixture import MoEParams, NoiseModel
-from moejax.model.small_linear_algebra import orthonormal_columns
+from moejax.model.mixture import MoEParams
+from moejax.model.small_linear_algebra import orthonormal_columns, unit_rows
 from moejax.model.sums import sum_over_rows
 from moejax.moments.leading_subspace import leading_subspace, rows_of_part
 from moejax.moments.spectral import SpectralEstimate, estimate_from_eigenpairs, transformed_labels
@@ -158,16 +159,7 @@ def spectral_wide(key: jax.Array, problem: Problem, config: MethodConfig) -> Met
     num_passes = moments.num_passes + 1 + 2 * rounds.num_rounds
     if config.noise == "known":
         span = _span_at(of_spans, rounds.end, problem)
-        inexact = _inside(params, span.basis)
-        last = polish(
-            inexact._replace(noise_std=jnp.full_like(inexact.noise_std, problem.noise_std)),
-            span.inputs,
-            problem.y,
-            problem.weights,
-            num_steps=config.max_iterations,
-            noise="known",
-            **_options(config),
-        )
+        last = polish_from(_inside(params, span.basis), problem._replace(x=span.inputs), config)
         params, settled, num_passes = (
             _outside(last.params, span.basis),
             settled & last.converged,
@@ -215,7 +207,7 @@ class _Round(NamedTuple):
 
 
 class _Rounds(NamedTuple):
-    """What the rounds leave behind."""
+    """The end of the rounds."""
 
     end: _Round
     history: Float[jax.Array, " h"]
@@ -227,8 +219,7 @@ class _Rounds(NamedTuple):
 def _rounds(key: jax.Array, first: _Round, problem: Problem, config: MethodConfig) -> _Rounds:
     """Rounds until one gains little."""
     num_inputs = problem.x.shape[1]
-    unit = jnp.minimum(jnp.sum(problem.weights**2) / jnp.sum(problem.weights), 1.0)
-    small = SMALL_GAIN * 0.5 * first.step.size * unit
+    small = SMALL_GAIN * 0.5 * first.step.size * sample_scale(problem.weights).unit
 
     def advance(state: _Round) -> tuple[_Round, tuple[jax.Array, MoEParams | None], jax.Array]:
         span = _span_at(key, state, problem)
@@ -238,7 +229,7 @@ def _rounds(key: jax.Array, first: _Round, problem: Problem, config: MethodConfi
             problem.y,
             problem.weights,
             num_steps=POLISH_STEPS,
-            noise=_inflated(config),
+            noise=noise_while_inexact(config),
             tolerance=POLISH_TOLERANCE,
             **_options(config),
         )
@@ -282,7 +273,7 @@ def _published(
         problem.y,
         problem.weights,
         num_steps=EM_STEPS,
-        noise=_inflated(config),
+        noise=noise_while_inexact(config),
         tolerance=EM_TOLERANCE,
         **_options(config),
     )
@@ -310,8 +301,7 @@ def _published(
 
 def _unit_or(rows: Float[jax.Array, "r d"], others: Float[jax.Array, "r d"]) -> Float[jax.Array, "r d"]:
     """(r, d) rows of norm one; `others` where a row is zero."""
-    norms = jnp.sqrt(jnp.sum(rows**2, axis=1, keepdims=True))
-    return jnp.where(norms > 0, rows / jnp.where(norms > 0, norms, 1.0), others)
+    return jnp.where((rows != 0).any(axis=1, keepdims=True), unit_rows(rows), others)
 
 
 def _rows(params: MoEParams) -> Float[jax.Array, "q d"]:
@@ -361,8 +351,3 @@ def _options(config: MethodConfig) -> dict[str, Any]:
         "ridge": config.ridge,
         "record_path": config.record_path,
     }
-
-
-def _inflated(config: MethodConfig) -> NoiseModel:
-    """The noise model while the experts are inexact: their error adds to a noise that is known."""
-    return "shared" if config.noise == "known" else config.noise

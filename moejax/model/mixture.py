@@ -393,5 +393,5 @@ def mean_gates(
         gates = jax.nn.softmax(gate_logits(params, x).T, axis=0)
         return jnp.where(weights > 0, gates, 0) @ weights
 
-    parts = tuple(in_parts(a, natural_part_size(x.shape[0])) for a in (x, weights))
+    parts = in_parts((x, weights), natural_part_size(x.shape[0]))
     return sum_over_parts(sums_of, parts, num_used_parts(parts[1])) / weights.sum()

@@ -38,17 +38,19 @@ def sum_over_parts(
     def of_part(index: jax.Array | int) -> Any:
         return sums_of(*jax.tree.map(lambda leaf: leaf[index], parts))
 
-    if num_parts == 1:
-        return of_part(0)
+    return of_part(0) if num_parts == 1 else _added(of_part, num_parts if num_used is None else num_used)
+
+
+def _added(of_part: Callable[[jax.Array | int], Any], num_parts: Int[jax.Array, ""] | int) -> Any:
+    """The sum of a pytree over the first parts, one after another."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_part, 0))
-    last = num_parts if num_used is None else num_used
     return jax.lax.fori_loop(
-        0, last, lambda index, total: jax.tree.map(jnp.add, total, of_part(index)), zeros
+        0, num_parts, lambda index, total: jax.tree.map(jnp.add, total, of_part(index)), zeros
     )
 
 
 PART_SIZE = 2048
-"""Samples in a part on a CPU: what is made of them then stays in its second-level cache."""
+"""Samples in a part on a CPU: pairs of 10 inputs and two dozen coefficients of them fill its second-level cache."""
 
 
 def natural_part_size(num_samples: int) -> int:
@@ -81,13 +83,7 @@ def sum_over_rows(sums_of: Callable[..., Any], arrays: tuple[jax.Array, ...], pa
             *(jax.lax.dynamic_slice_in_dim(array, index * part_size, part_size) for array in arrays)
         )
 
-    if num_parts == 1:
-        total = of_part(0)
-    else:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_part, 0))
-        total = jax.lax.fori_loop(
-            0, num_parts, lambda index, sums: jax.tree.map(jnp.add, sums, of_part(index)), zeros
-        )
+    total = of_part(0) if num_parts == 1 else _added(of_part, num_parts)
     if num_parts * part_size == num_rows:
         return total
     rest = sums_of(*(array[num_parts * part_size :] for array in arrays))

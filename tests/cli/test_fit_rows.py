@@ -1,6 +1,5 @@
 """`moejax fit` of folders, read in batches by this process or by the workers of a Dask scheduler."""
 
-import contextlib
 import json
 import os
 import signal
@@ -11,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from dask_programs import scheduler_and_workers
 from distributed import Client
 
 from moejax.cli import program as cli
@@ -135,31 +135,6 @@ def test_ctrl_c_keeps_a_checkpoint_from_which_the_same_command_continues(
     assert f"continuing from {kept}" in "".join(done.stderr.split("\n"))
     assert_same(fitted(tmp_path / "out"), whole)
     assert not kept.exists()
-
-
-@contextlib.contextmanager
-def scheduler_and_workers(folder, count):
-    """A scheduler on the loopback interface and workers with nannies, which restart one that dies; yields the address."""
-    file = folder / "scheduler.json"
-    pages = ("--dashboard-address", "127.0.0.1:0")
-    programs = [
-        program("dask", "scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1", "--port", "0")
-    ]
-    programs += [program("dask", "worker", "--scheduler-file", str(file), "--nthreads", "1")] * count
-    started = []
-    try:
-        for number, words in enumerate(programs):
-            with open(folder / f"{number}.log", "w") as log:
-                started.append(subprocess.Popen([*words, *pages], cwd=folder, stderr=log, stdout=log))
-            deadline = time.monotonic() + 60.0
-            while not file.exists():
-                assert time.monotonic() < deadline, "the scheduler did not start"
-                time.sleep(0.1)
-        yield json.loads(file.read_text())["address"]
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait(30)
 
 
 @pytest.mark.slow

@@ -196,52 +196,6 @@ def test_a_folder_of_parquet_files(folder, in_memory):
     assert_same_fit(moejax.fit(KEY, source=rows, **OPTIONS), in_memory)
 
 
-@pytest.mark.parametrize("form", ["csv", "csv.gz", "semicolon"])
-def test_text_files(data, tmp_path, form, in_memory):
-    frame = pd.DataFrame(data[0], columns=list("abcd")).assign(target=data[1])
-    if form == "semicolon":
-        file = tmp_path / "rows.csv"
-        frame.to_csv(file, sep=";", decimal=",", index=False)
-    else:
-        file = tmp_path / f"rows.{form}"
-        frame.to_csv(file, index=True)  # a first column without a name counts the rows
-    rows = FileSource(file, target="target")
-    assert rows.input_names == tuple("abcd")
-    assert len(rows.notes) == 1
-    batches = list(rows.batches(rows.partitions[0], 700))
-    np.testing.assert_array_equal(np.concatenate([batch.x for batch in batches]), data[0])
-    np.testing.assert_array_equal(np.concatenate([batch.y for batch in batches]), data[1])
-    assert max(len(batch.y) for batch in batches) <= 700
-
-
-def written(tmp_path, rows, name="bad.csv"):
-    file = tmp_path / name
-    file.write_text("a,b,y\n" + "\n".join(rows) + "\n")
-    return file
-
-
-@pytest.mark.parametrize(
-    ("row", "line"),
-    [
-        ("1,x,2", r"bad.csv: column 'b', row 3: expected a finite number, got 'x'"),
-        ("1,,2", r"bad.csv: column 'b', row 3: expected a finite number, got an empty cell"),
-        ("1,2,nan", r"bad.csv: column 'y', row 3: expected a finite number, got "),
-        ("1,2", r"bad.csv: row 3: expected 3 fields as in the header, got 2"),
-        ("1,2,3,4", r"bad.csv: row 3: expected 3 fields as in the header, got 4"),
-        ("1_0,2,3", r"bad.csv: column 'a', row 3: expected a finite number, got '1_0'"),
-    ],
-)
-def test_a_bad_row_is_named_or_left_out_and_counted(tmp_path, row, line):
-    file = written(tmp_path, ["1,2,3", "True, 5 ,6", row, "7,8,9", row])
-    rows = FileSource(file, target="y")
-    with pytest.raises(ValueError, match=line):
-        list(rows.batches(rows.partitions[0], 100))
-    rows = FileSource(file, target="y", skip_bad_rows=True)
-    batches = list(rows.batches(rows.partitions[0], 100))
-    assert sum(batch.skipped for batch in batches) == 2
-    np.testing.assert_array_equal(np.concatenate([batch.y for batch in batches]), [3.0, 6.0, 9.0])
-
-
 def test_bad_rows_are_counted_in_the_result(data, tmp_path):
     frame = pd.DataFrame(data[0], columns=list("abcd")).assign(target=data[1])
     frame.loc[[10, 4000], "b"] = np.nan
@@ -337,8 +291,13 @@ def test_a_checkpoint_of_another_fit_is_not_used(tmp_path):
     one.put("total", (np.arange(3.0), 2), at_once=True)
     assert Checkpoint(file, {"key": 1}).get("total", (0, 0))[0].tolist() == [0.0, 1.0, 2.0]
     assert Checkpoint(file, {"key": 2}).get("total", (0, 0)) is None
-    file.write_bytes(b"something else")
-    assert Checkpoint(file, {"key": 1}).get("total", (0, 0)) is None
+    for name in ("text.npz", "arrays.npz"):
+        other = tmp_path / name
+        other.write_bytes(b"something else") if name == "text.npz" else np.savez(other, x=np.ones(3))
+        content = other.read_bytes()
+        with pytest.raises(ValueError, match="checkpoint: expected the file of an earlier fit, or a new one"):
+            Checkpoint(other, {"key": 1})
+        assert other.read_bytes() == content
 
 
 def test_a_worker_keeps_the_rows_that_it_has_read(folder, monkeypatch):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from dask_programs import scheduler_and_workers
 from test_sweep_fake_core import command, environment, run, write_inputs
 
 from moejax.environment import compile_fast_everywhere, single_threaded_environment
@@ -32,37 +28,20 @@ job_script_prologue = ["module load python"]
 """
 
 
-@contextlib.contextmanager
-def scheduler_and_worker(folder: Path, certificates: Path):
-    """A scheduler and one worker with TLS, as docs/security.md starts them; yields the scheduler's address."""
-    file = folder / "scheduler.json"
+def one_worker(folder: Path, certificates: Path):
+    """A scheduler and one worker with TLS, as docs/security.md starts them."""
 
-    def program(role: str, *options: str) -> list[str]:
-        tls = {"ca-file": "ca.pem", "cert": f"{role}.pem", "key": f"{role}-key.pem"}
-        paths = [word for name, path in tls.items() for word in (f"--tls-{name}", str(certificates / path))]
-        return [sys.executable, "-m", "dask", role, "--scheduler-file", str(file), *paths, *options]
+    def tls(role: str) -> list[str]:
+        paths = {"ca-file": "ca.pem", "cert": f"{role}.pem", "key": f"{role}-key.pem"}
+        return [word for name, path in paths.items() for word in (f"--tls-{name}", str(certificates / path))]
 
-    pages = ("--dashboard-address", "127.0.0.1:0")
-    programs = [
-        program("scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", "0", *pages),
-        program("worker", "--nthreads", "1", *pages),
-    ]
-    started = []
-    try:
-        for program in programs:
-            with open(folder / f"{program[3]}.log", "w") as log:
-                started.append(
-                    subprocess.Popen(program, env=environment(), cwd=folder, stderr=log, stdout=log)
-                )
-            deadline = time.monotonic() + 60.0
-            while not file.exists():
-                assert time.monotonic() < deadline, "the scheduler did not start"
-                time.sleep(0.1)
-        yield json.loads(file.read_text())["address"]
-    finally:
-        for process in reversed(started):
-            process.terminate()
-            process.wait(30)
+    return scheduler_and_workers(
+        folder,
+        1,
+        scheduler=("--protocol", "tls", "--host", "127.0.0.1", "--port", "0"),
+        options={role: tls(role) for role in ("scheduler", "worker")},
+        environment=environment(),
+    )
 
 
 @pytest.mark.slow
@@ -71,7 +50,7 @@ def test_a_running_scheduler_gives_the_rows_of_this_process(tmp_path):
     alone = run(command(toml, plugin, tmp_path / "alone", workers=1))
     assert alone.returncode == 0, alone.stderr
     security = str(make_certificates(tmp_path / "certificates"))
-    with scheduler_and_worker(tmp_path, tmp_path / "certificates") as address:
+    with one_worker(tmp_path, tmp_path / "certificates") as address:
         assert address.startswith("tls://")
         joined = run(
             command(toml, plugin, tmp_path / "joined", workers=None, cluster=address, security=security)

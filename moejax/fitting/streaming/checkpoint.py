@@ -1,4 +1,4 @@
-"""What a fit of a source has summed so far, in a file from which the same fit continues after a kill."""
+"""The sums that a fit of a source has made so far, in a file from which the same fit continues after a kill."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from moejax.checks import require
 from moejax.files import write_whole
 
 SAVE_SECONDS = 10.0
 """Time between two writes within a pass."""
-_IDENTITY = "identity"
+_IDENTITY = "moejax fit"
 
 
 class Checkpoint:
@@ -26,7 +27,10 @@ class Checkpoint:
 
         Args:
             file: where; None for nowhere.
-            identity: the source and the options of the fit; a file with others is replaced.
+            identity: the source and the options of the fit; the checkpoint of another fit is replaced.
+
+        Raises:
+            ValueError: the file is no checkpoint.
         """
         self._file = file
         self._identity = json.dumps(identity, sort_keys=True, default=str)
@@ -39,9 +43,10 @@ class Checkpoint:
         try:
             with np.load(file, allow_pickle=False) as stored:
                 kept = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return {}  # a file of something else: the fit begins anew
-        return kept if str(kept.pop(_IDENTITY, "")) == self._identity else {}
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            kept = {}
+        require(_IDENTITY in kept, "checkpoint", "the file of an earlier fit, or a new one", str(file))
+        return kept if str(kept.pop(_IDENTITY)) == self._identity else {}
 
     @property
     def resumed(self) -> bool:

@@ -130,7 +130,7 @@ class FileSource:
 
     @functools.cached_property
     def headers(self) -> tuple[Header, ...]:
-        """What is known of each file before its rows are read."""
+        """The header of each file."""
         return tuple(
             text_header(file, self.separator, self.decimal) if _is_text(file) else _parquet_header(file)
             for file in self.files

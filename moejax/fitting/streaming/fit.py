@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.checks import require
+from moejax.fitting.arguments import key_data
 from moejax.fitting.estimation import Estimate, described, evaluate, fit_each, run_method
-from moejax.fitting.preparation import Prepared, Sample, prepare
+from moejax.fitting.preparation import Prepared, Sample, meaning_of_weights, prepare
 from moejax.fitting.result import FitResult
 from moejax.fitting.streaming.checkpoint import Checkpoint
 from moejax.fitting.streaming.runners import Runner, Task, gathered, own_share, run_here
@@ -41,8 +42,8 @@ from moejax.likelihood.derivatives import Curvature, penalised
 from moejax.likelihood.polish import Ascent, AscentRules, ascend, ascent_rules, first_ascent
 from moejax.likelihood.predictors import free_parameters, params_from_free, predictors_of
 from moejax.methods.method import MethodConfig
-from moejax.methods.options import FitOptions
-from moejax.model.activations import activation_facts
+from moejax.methods.options import FitOptions, WeightsAre
+from moejax.model.activations import activation_facts, activation_name, get_activation, values_on_host
 from moejax.model.mixture import MoEParams, mean_gates
 from moejax.model.status import Status
 
@@ -55,10 +56,10 @@ TOLERANCE = 1e-4
 
 
 class PassProgress(NamedTuple):
-    """How far a pass over the rows is."""
+    """The state of a pass over the rows."""
 
     name: str
-    """What the pass is for."""
+    """Purpose of the pass, in words."""
     rows_done: int
     """Rows that it has read."""
     rows: int | None
@@ -74,6 +75,8 @@ class SourceFit(NamedTuple):
     result: FitResult
     sample: Sample
     """The random rows on which the method was run."""
+    weights_are: WeightsAre
+    """The meaning of the weights that was assumed."""
 
 
 class _Passes:
@@ -138,6 +141,7 @@ def fit_source(
     checkpoint: Path | None = None,
     runner: Runner = run_here,
     observer: Observer = lambda progress: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> SourceFit:
     """Fit a source whose rows are read again for every pass.
 
@@ -150,6 +154,7 @@ def fit_source(
         checkpoint: file from which the same fit continues after a kill; it is removed at the end. None for no file.
         runner: who reads the partitions; they must be the same in all processes of `jax.distributed`.
         observer: called after every batch.
+        note: called with a line if the fit continues from its checkpoint.
 
     Raises:
         ValueError: a bad row (the message names its place), or what `fit` refuses; OSError: a file cannot be read.
@@ -165,16 +170,23 @@ def fit_source(
         "source": source.identity,
         "num_experts": num_experts,
         "noise_std": None if noise_std is None else noise_std.tolist(),
-        "options": repr(options),
-        "key": _key_data(key),
+        "options": repr(dataclasses.replace(options, activation=activation_name(options.activation))),
+        # a function by its values: its address is another in every process
+        "activation": values_on_host(get_activation(options.activation), np.linspace(-3.0, 3.0, 64)).tolist(),
+        "key": key_data(key),
         "precision": str(jnp.result_type(float)),
     }
     kept = Checkpoint(checkpoint, identity)
     passes = _Passes(source, runner, kept, observer)
-    surveyed = _surveyed(key, passes)
-    survey, origin = surveyed
+    if kept.resumed:
+        note(f"continuing from {checkpoint}")
+    survey, origin = _surveyed(key, passes)
     passes.rows = survey.num_rows + survey.num_skipped
-    factor, sample = _subsample(survey, options, source.precision)
+    are = meaning_of_weights(survey.weight_sum, survey.whole_weights, options.weights_are)
+    # a weight of the fit, which counts equal rows, over the user's
+    factor = 1.0 if are == "counts" else survey.weight_sum / survey.weight_squares
+    chosen = survey.chosen
+    sample = Sample(chosen.x, chosen.y, chosen.weights * factor, source.precision)
     centre = options.fit_intercept
     inputs = map_of_moments(
         moments_of_survey(survey, origin, centre=centre), centre=centre, precision=source.precision
@@ -208,12 +220,7 @@ def fit_source(
             fit_intercept=centre,
         )
     kept.remove()
-    return SourceFit(result, sample)
-
-
-def _key_data(key: jax.Array) -> list[int]:
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return np.asarray(data).tolist()
+    return SourceFit(result, sample, are)
 
 
 def _surveyed(key: jax.Array, passes: _Passes) -> tuple[Survey, np.ndarray]:
@@ -226,7 +233,7 @@ def _surveyed(key: jax.Array, passes: _Passes) -> tuple[Survey, np.ndarray]:
     else:
         origin = _first_row(passes.source, dim)
         count = num_chosen(dim)
-        task = SurveyTask(origin, count, largest_key(count, passes.rows), tuple(_key_data(key)))
+        task = SurveyTask(origin, count, largest_key(count, passes.rows), tuple(key_data(key)))
         survey = passes.total("survey of rows", "reading and checking the rows", task, like)
         if survey is None or not survey.num_rows:
             raise ValueError("source: expected rows with weight, got none")
@@ -245,14 +252,6 @@ def _first_row(source: Source, dim: int) -> np.ndarray:
             if len(batch.y):
                 return batch.x[0]
     return np.zeros(dim)
-
-
-def _subsample(survey: Survey, options: FitOptions, precision: float) -> tuple[float, Sample]:
-    """The number of equal rows for which a weight of one stands, and the subsample with weights in that unit."""
-    are = options.weights_are or ("counts" if survey.whole_weights else "reliability")
-    factor = 1.0 if are == "counts" else survey.weight_sum / survey.weight_squares
-    chosen = survey.chosen
-    return factor, Sample(chosen.x, chosen.y, chosen.weights * factor, precision)
 
 
 def _estimate(
@@ -298,13 +297,15 @@ def _estimate(
     dtype = problem.x.dtype
     here = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     _, posterior = evaluate(here, problem, config.fn)
-    status = result.status if not np.isfinite(now.log_likelihood) else Status.OK if climb.converged else None
+    status = Status.OK if climb.converged else Status.NOT_CONVERGED
+    if not np.isfinite(now.log_likelihood):
+        status = Status.NOT_FINITE
     result = result._replace(
         params=params,
         mixing_weights=mean_gates(here, problem.x, problem.weights),
         history=np.asarray(climb.history),
         num_iterations=np.asarray(climb.passes + 1),
-        status=np.asarray(Status.NOT_CONVERGED if status is None else status),
+        status=np.asarray(status),
         path=None,
     )
     return Estimate(result, float(now.log_likelihood), posterior, known)

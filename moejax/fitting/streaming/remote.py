@@ -18,7 +18,7 @@ _GUARD = threading.Lock()
 
 
 class RemoteTask(NamedTuple):
-    """What a worker is sent."""
+    """The message to a worker."""
 
     task: Task
     source: Source
@@ -30,7 +30,7 @@ class RemoteTask(NamedTuple):
 
 
 class RemoteSum(NamedTuple):
-    """What a worker sends back."""
+    """The answer of a worker."""
 
     total: Any
     rows: int

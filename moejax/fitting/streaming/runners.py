@@ -16,11 +16,11 @@ from moejax.environment import available_cores
 from moejax.fitting.streaming.source import Source
 
 WAIT_SECONDS = 0.2
-"""How long the main thread waits at a time, so that it hears Ctrl-C."""
+"""Seconds that the main thread waits at a time, so that it hears Ctrl-C."""
 
 
 class Task(Protocol):
-    """What is summed over rows; it can be pickled."""
+    """A sum over rows; it can be pickled."""
 
     def __call__(self, source: Source, index: int, partition: Any, on_rows: Callable[[int], None]) -> Any:
         """The sum over a partition; None if it has no row. `on_rows` is called with the number of rows of each batch."""

@@ -53,7 +53,7 @@ class Source(Protocol):
 
     @property
     def partitions(self) -> Sequence[Any]:
-        """What `batches` accepts; together they hold every row once."""
+        """The arguments of `batches`; together they hold every row once."""
         ...
 
     @property

@@ -109,7 +109,7 @@ class LikelihoodTask:
 
     def _of_batch(self, batch: Batch, rows_at_once: int, devices: tuple[Any, ...]) -> Sums:
         inputs, labels = self.units
-        z = batch.x if inputs.identity else (batch.x - inputs.mean) @ inputs.matrix
+        z = inputs(batch.x)
         more = rows_at_once - len(z)
         with jax.enable_x64(self.precision == "float64"):
             dtype = np.dtype(self.precision)

@@ -15,9 +15,10 @@ from moejax.fitting.whitening import InputMoments, require_range
 ROWS_CHOSEN = 100_000
 """Rows of the subsample on which the whole method is run: its estimate is then so near to that of all rows that a few Newton
 steps suffice."""
-ROWS_IN_CACHE = 4096
 NUMBERS_CHOSEN = 2**25
 """Numbers of the subsample, at most."""
+ROWS_IN_CACHE = 4096
+"""Rows of a block of `triangle_of`."""
 
 
 class Chosen(NamedTuple):
@@ -34,7 +35,7 @@ class Chosen(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What one pass finds out about the rows; weights are in the user's own units."""
+    """The findings of one pass over the rows; weights are in the user's own units."""
 
     num_rows: int
     """Rows with weight."""
@@ -48,8 +49,6 @@ class Survey(NamedTuple):
     """(d,) smallest value of each input."""
     high: np.ndarray
     """(d,) largest."""
-    y_low: float
-    y_high: float
     triangle: np.ndarray
     """(d + 1, d + 1) upper triangular R: R'R is the sum of w [1, x - origin] [1, x - origin]'."""
     chosen: Chosen
@@ -114,8 +113,6 @@ class SurveyTask:
             bool((weights == np.round(weights)).all()),
             x.min(axis=0),
             x.max(axis=0),
-            float(y.min()),
-            float(y.max()),
             triangle_of(design),
             Chosen(keys[kept], x[kept], y[kept], weights[kept]),
         )
@@ -133,8 +130,6 @@ class SurveyTask:
             first.whole_weights and second.whole_weights,
             np.minimum(first.low, second.low),
             np.maximum(first.high, second.high),
-            min(first.y_low, second.y_low),
-            max(first.y_high, second.y_high),
             triangle_of(np.concatenate([first.triangle, second.triangle])),
             smallest(chosen, self.num_chosen) if len(chosen.keys) > 2 * self.num_chosen else chosen,
         )
@@ -156,10 +151,8 @@ def smallest(chosen: Chosen, count: int) -> Chosen:
 def empty_survey(dim: int, skipped: int = 0) -> Survey:
     """The survey of no row but skipped ones."""
     chosen = Chosen(np.zeros(0), np.zeros((0, dim)), np.zeros(0), np.zeros(0))
-    none, all_ = np.full(dim, np.inf), np.full(dim, -np.inf)
-    return Survey(
-        0, skipped, 0.0, 0.0, True, none, all_, np.inf, -np.inf, np.zeros((dim + 1, dim + 1)), chosen
-    )
+    above, below = np.full(dim, np.inf), np.full(dim, -np.inf)
+    return Survey(0, skipped, 0.0, 0.0, True, above, below, np.zeros((dim + 1, dim + 1)), chosen)
 
 
 def triangle_of(rows: np.ndarray) -> np.ndarray:

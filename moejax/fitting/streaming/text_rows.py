@@ -23,14 +23,14 @@ BYTES_AT_ONCE = 2**23
 
 
 class Dialect(NamedTuple):
-    """How the text of a file is cut into numbers."""
+    """The rules by which the text of a file is cut into numbers."""
 
     separator: str
     decimal: str
 
 
 class Header(NamedTuple):
-    """What is known of a file before its rows are read."""
+    """Facts on a file that are known before its rows are read."""
 
     names: tuple[str, ...]
     """Columns with names, in the file's order."""
