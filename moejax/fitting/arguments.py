@@ -27,9 +27,10 @@ from moejax.fitting.array_checks import (
     checked_weights,
     input_precision,
 )
+from moejax.likelihood.em import RIDGE
 from moejax.likelihood.information import COVARIANCE_KINDS
 from moejax.methods.method import STARTS, lookup_method
-from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
+from moejax.methods.options import EstimatedNoise, FitOptions, Objective, WeightsAre
 from moejax.model.activations import get_activation
 from moejax.model.inputs import LogDensity, get_log_density
 from moejax.moments.label_transforms import TRANSFORM_KINDS
@@ -64,6 +65,10 @@ MOST_NUMBERS_TRIED = 1000
 LARGEST_COUNT = 10**6
 """Largest budget of iterations, starts, restarts or passes: a fit keeps one entry of its history for each."""
 LARGEST_CHUNK = 2**31 - 1
+MOST_AVERAGED = 100
+"""Most optima whose predictions may be averaged."""
+AVERAGED = ("multistart", "mean_fit")
+"""Methods whose optima may be averaged."""
 
 
 def whole_number(
@@ -258,8 +263,10 @@ def _count(
     return lambda value, name: whole_number(value, name, least, most, optional=optional)
 
 
-def _ridge(value: Any, name: str) -> float:
-    return real_number(value, name, "a finite number >= 0", lambda number: number >= 0)
+def _ridge(value: Any, name: str) -> Any:
+    if value is None or (isinstance(value, str) and value == "evidence"):
+        return value
+    return real_number(value, name, "a finite number >= 0, 'evidence' or None", lambda number: number >= 0)
 
 
 def _activation(value: Any, name: str) -> Any:
@@ -284,6 +291,8 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "weights_are": one_of((*get_args(WeightsAre), None)),
     "fit_intercept": flag,
     "method": _method,
+    "objective": one_of(get_args(Objective)),
+    "average": _count(1, MOST_AVERAGED),
     "standardise": flag,
     "order": _order,
     "transform": one_of(TRANSFORM_KINDS),
@@ -304,7 +313,7 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
 
 
 def checked_options(options: FitOptions) -> FitOptions:
-    """The same options, each one checked and converted to a plain value.
+    """The same options, each one checked and converted to a plain value, and in agreement with each other.
 
     >>> from moejax.methods.options import FitOptions
     >>> checked_options(FitOptions(num_starts=3.0)).num_starts
@@ -314,4 +323,32 @@ def checked_options(options: FitOptions) -> FitOptions:
         ValueError: an option has a value that is not accepted.
     """
     names = [field.name for field in dataclasses.fields(FitOptions)]
-    return FitOptions(**{name: CHECKS[name](getattr(options, name), name) for name in names})
+    checked = FitOptions(**{name: CHECKS[name](getattr(options, name), name) for name in names})
+    default = FitOptions.method
+    if checked.method == "mean_fit":
+        checked = dataclasses.replace(checked, objective="mean")
+    elif checked.objective == "mean":
+        require(
+            checked.method == default,
+            "method",
+            f"{default!r} or 'mean_fit' with objective 'mean'",
+            checked.method,
+        )
+        checked = dataclasses.replace(checked, method="mean_fit")
+    require(
+        checked.average == 1 or checked.method in AVERAGED,
+        "average",
+        f"1 for method {checked.method!r}, which keeps one optimum",
+        checked.average,
+    )
+    if checked.objective == "likelihood":
+        require(
+            checked.ridge != "evidence",
+            "ridge",
+            "a number or None with objective 'likelihood'",
+            checked.ridge,
+        )
+    if checked.ridge is None and checked.objective != "auto":
+        ridge = RIDGE if checked.objective == "likelihood" else "evidence"
+        checked = dataclasses.replace(checked, ridge=ridge)
+    return checked

@@ -9,19 +9,23 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import scipy.special
 
 from moejax.environment import compiled_fast
 from moejax.fitting.diagnostics import collapse_status, diagnose
 from moejax.fitting.label_units import labels_note
+from moejax.fitting.order import canonical
+from moejax.fitting.predictive import PredictiveDensity, log_gates_and_means
 from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
 from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
 from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import Uncertainty, uncertainty
 from moejax.likelihood.predictors import num_free_parameters
+from moejax.methods.global_search import SAME_OPTIMUM
 from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import ScalarFunction, activation_name
-from moejax.model.mixture import MoEParams, NoiseModel, log_joint, weighted_sum
+from moejax.model.mixture import HostParams, MoEParams, NoiseModel, log_joint, weighted_sum
 from moejax.model.status import Status
 
 LARGEST_SHORTFALL = 0.5
@@ -50,7 +54,47 @@ def fit_sample(
     known = None
     if not sample.several_outputs and not lookup_method(options.method).wide:
         known = uncertainty(result.params, problem, options.covariance, config)
-    return described(Estimate(result, value, posterior, known), prepared, sample, options)
+    summary = described(Estimate(result, value, posterior, known), prepared, sample, options)
+    if options.average == 1:
+        return summary
+    members = best_distinct(result, problem, config, options.average)
+    notes = list(summary.diagnostics["notes"])
+    if len(members) < options.average:
+        notes.append(f"average: {len(members)} distinct optima were found, not {options.average}")
+    return dataclasses.replace(
+        summary,
+        _averaged=tuple(
+            FittedInOwnUnits(params, None, prepared.units, config.noise, config.fit_intercept)
+            for params in members
+        ),
+        diagnostics=summary.diagnostics | {"notes": notes},
+    )
+
+
+def best_distinct(
+    result: MethodResult, problem: Problem, config: MethodConfig, count: int
+) -> list[HostParams]:
+    """The best optima of a search, the result first, with experts in canonical order; fewer than `count` if fewer are distinct.
+
+    Two are distinct if their log-densities of the sample differ by SAME_OPTIMUM or more, as a sum of squares.
+    """
+    weights, x, y = (np.asarray(a, np.float64) for a in (problem.weights, problem.x, problem.y))
+    assert result.finalists is not None, "the method keeps its finalists"
+    values = np.asarray(result.finalists.log_likelihoods, np.float64)
+    chosen: list[HostParams] = []
+    profiles: list[np.ndarray] = []
+    for index in np.argsort(-values, kind="stable"):
+        if not np.isfinite(values[index]) or len(chosen) == count:
+            break
+        params = HostParams(*(np.asarray(leaf[index], np.float64) for leaf in result.finalists.params))
+        log_gates, means = log_gates_and_means(params, x, config.fn)
+        density = PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
+        profile = density.log_density(y)
+        if all(weights @ (profile - other) ** 2 >= SAME_OPTIMUM for other in profiles):
+            masses = weights @ scipy.special.softmax(density.log_joint(y), axis=1)
+            chosen.append(canonical(params, masses)[0])
+            profiles.append(profile)
+    return chosen
 
 
 class Estimate(NamedTuple):

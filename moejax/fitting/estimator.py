@@ -1,6 +1,8 @@
 r"""`MoERegressor`: a mixture of experts as a scikit-learn estimator.
 
-p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2),   P = softmax(w . x + c),   m_i(x) = g(a_i . x + b_i).
+With P = softmax(w . x + c) and m_i(x) = g(a_i . x + b_i), a label has the density of the mixture or of the mean,
+
+    p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2)   or   N(y; sum_i P_i(x) m_i(x), s^2).
 
 Linear experts, and those of any homogeneous g, are reported in the user's units. Any other activation needs a
 target in its range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates.
@@ -10,15 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -26,8 +26,7 @@ from sklearn.utils import Tags, _safe_indexing, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from moejax.checks import brief_text
-from moejax.environment import compiled_fast
+from moejax.checks import brief_text, require
 from moejax.fitting.arguments import CHECKS, checked_options, noise_levels, number_of_experts
 from moejax.fitting.array_checks import (
     as_numbers,
@@ -39,21 +38,27 @@ from moejax.fitting.array_checks import (
 from moejax.fitting.estimator_inputs import (
     Support,
     checked_labels,
+    checked_levels,
     checked_random_state,
     least_squares_fit,
     supported_size,
 )
 from moejax.fitting.label_units import is_linear, labels_note
-from moejax.fitting.padding import padded_size
-from moejax.fitting.pipeline import fit_sample
-from moejax.fitting.predictive import expected_log_density, root_mean_square
+from moejax.fitting.objectives import fit_by_objective
+from moejax.fitting.predictive import (
+    PredictiveDensity,
+    expected_log_density,
+    log_gates_and_means,
+    predictive_density,
+)
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
+from moejax.fitting.selection import numbers_to_try
 from moejax.fitting.whitening import params_in_input_units
 from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
-from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
-from moejax.model.mixture import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
+from moejax.methods.options import EstimatedNoise, FitOptions, Objective, WeightsAre
+from moejax.model.activations import ActivationLike, activation_name, get_activation
+from moejax.model.mixture import HostParams, posterior
 from moejax.moments.label_transforms import TransformKind
 
 
@@ -63,25 +68,28 @@ def _several_experts(estimator: MoERegressor) -> bool:
 
 
 class MoERegressor(RegressorMixin, BaseEstimator):
-    """Mixture-of-experts regression by maximum likelihood.
+    """Mixture-of-experts regression, which chooses the density of its labels and the number of its experts.
 
     Inputs are whitened. k experts need (2k - 1) r + 2 distinct samples, r the rank of the inputs, plus one with intercepts; if
     there are fewer, fewer experts (at least one, of the leading principal directions) are fitted, with a warning.
 
     Args:
-        num_experts: k. (`moejax.fit` can also choose it, and has standard errors.)
+        num_experts: k; or several, or "auto" for 1 to 12, among which evidence or BIC chooses, as in `moejax.fit`.
         activation: g, a registered name or a scalar JAX function.
         noise: one sigma for all experts, "shared", or one each, "per_expert".
         noise_std: sigma if it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
-        method: a registered method. With the default, a single linear expert is fitted by least squares.
+        method: a registered method. With the default, a single linear expert of a likelihood fit is fitted by least squares.
+        objective: "likelihood" (the mixture), "mean", or "auto", which takes the one with the less BIC (`moejax.FitOptions`).
+        average: predictions are those of this many of the best distinct optima, with equal weights.
         standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
         weights_are: the meaning of `sample_weight`, as in `moejax.fit`.
         num_starts: random starts; None takes the method's own number.
         max_iterations: budget of passes of the last stage.
         order: order of the tensor that moments decompose; None chooses.
         transform_kind: the option `transform` of `moejax.fit`; by that name scikit-learn would take this for a transformer.
-        ridge: ridge on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats.
+        ridge: ridge on the gates for whitened inputs, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats, and in a mean fit
+            also on the experts' slopes; "evidence"; or None, which is 1e-6 by likelihood and "evidence" by the mean.
         precision: precision of the computation; None takes JAX's current default.
         random_state: seed, generator or None, for random starts.
 
@@ -90,7 +98,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         coef_, intercept_: (k, d), (k,) of the experts, from `params_`; gating_coef_, gating_intercept_: of the gates, the last 0.
         noise_std_: (k,) in units of y.
             With m targets, coef_ is (k, m, d), intercept_ and noise_std_ (k, m).
-        num_experts_: the number of fitted experts; method_: the method that fitted them.
+        num_experts_: the number of fitted experts; method_: the method that fitted them; objective_: "likelihood" or "mean".
+        members_: the models over which predictions are averaged, the first being `params_`.
+        selection_: criteria for each number of experts and objective that was tried, a DataFrame; None if there was one.
         n_parameters_: free parameters, those of dropped directions not counted.
         log_likelihood_: weighted sum over the training sample, in nats, in units of y.
         history_, status_, diagnostics_: as in `moejax.FitResult`; n_iter_: passes over the data.
@@ -106,20 +116,22 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        num_experts: int = 3,
+        num_experts: int | str | Sequence[int] = "auto",
         activation: ActivationLike = FitOptions.activation,
         *,
         noise: EstimatedNoise = FitOptions.noise,
         noise_std: float | None = None,
         fit_intercept: bool = True,
         method: str = FitOptions.method,
+        objective: Objective = "auto",
+        average: int = FitOptions.average,
         standardise: bool = FitOptions.standardise,
         weights_are: WeightsAre | None = FitOptions.weights_are,
         num_starts: int | None = FitOptions.num_starts,
         max_iterations: int = FitOptions.max_iterations,
         order: int | None = FitOptions.order,
         transform_kind: TransformKind = FitOptions.transform,
-        ridge: float = FitOptions.ridge,
+        ridge: float | Literal["evidence"] | None = FitOptions.ridge,
         precision: Literal["float32", "float64"] | None = "float64",
         random_state: Any = None,
     ):
@@ -129,13 +141,15 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.noise_std = noise_std
         self.fit_intercept = fit_intercept
         self.method = method
+        self.objective: Objective = objective
+        self.average = average
         self.standardise = standardise
         self.weights_are: WeightsAre | None = weights_are
         self.num_starts = num_starts
         self.max_iterations = max_iterations
         self.order = order
         self.transform_kind: TransformKind = transform_kind
-        self.ridge = ridge
+        self.ridge: float | Literal["evidence"] | None = ridge
         self.precision = precision
         self.random_state = random_state
 
@@ -153,6 +167,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
                 noise=self.noise,
                 fit_intercept=self.fit_intercept,
                 method=self.method,
+                objective=self.objective,
+                average=self.average,
                 standardise=self.standardise,
                 weights_are=self.weights_are,
                 num_starts=self.num_starts,
@@ -162,7 +178,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
                 ridge=self.ridge,
             )
         )
-        number_of_experts(self.num_experts, several=False)
+        chosen = number_of_experts(self.num_experts)
+        numbers = (chosen,) if isinstance(chosen, int) else numbers_to_try(chosen)
         fn = get_activation(self.activation)
         checked_random_state(self.random_state)
         x = checked_inputs(X, "X", least_rows=2)
@@ -176,34 +193,36 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         weights, _ = rescaled_weights(weights, options.weights_are)
         used = weights > 0  # a small weight may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
-        support = supported_size(
-            sample, self.num_experts, is_linear=is_linear(fn), fit_intercept=self.fit_intercept
-        )
-        num_experts, inputs, _ = support
+        support = supported_size(sample, numbers, is_linear=is_linear(fn), fit_intercept=self.fit_intercept)
+        num_experts, inputs, is_reduced = support
         rank = inputs.matrix.shape[1]
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
-        alone = is_linear(fn) and num_experts == 1 and y.ndim == 1
-        if alone and (self.method == FitOptions.method or rank == 0 or constant):
-            method, result = "least squares", least_squares_fit(sample, inputs, self.fit_intercept, levels)
+        alone = is_linear(fn) and num_experts == (1,) and y.ndim == 1
+        by_default = self.method == FitOptions.method and options.objective != "mean"
+        if alone and (by_default or rank == 0 or constant):
+            result, is_reduced = least_squares_fit(sample, inputs, self.fit_intercept, levels), False
         elif rank == 0 or constant:
             what = "X" if rank == 0 else "y"
             raise ValueError(
                 f"{what}: expected values that vary, in 4 or more distinct samples, to fit experts"
             )
         else:
-            method, result = self.method, self._run(sample, support, levels, options)
+            result = self._run(sample, support, levels, options)
         self.params_ = result.params
         if result.status != "ok" and not all(np.isfinite(leaf).all() for leaf in self.params_):
             raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
         self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
         self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
         self.noise_std_ = self.params_.noise_std
-        self.num_experts_ = num_experts
-        self.method_ = method
+        self.num_experts_ = self.params_.experts.shape[0]
+        self.method_, self.objective_ = result.diagnostics.get("method", self.method), result.objective
+        self._models, self._directions = result.models, inputs if is_reduced else None
+        self.selection_ = result.selection
+        noise = "shared" if result.objective == "mean" else self.noise
         self.n_parameters_ = num_free_parameters(
-            num_experts,
+            self.num_experts_,
             rank,
-            self.noise if self.noise_std is None else "known",
+            noise if self.noise_std is None else "known",
             self.fit_intercept,
             num_outputs=1 if y.ndim == 1 else y.shape[1],
         )
@@ -211,7 +230,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
         self.n_iter_ = int(result.diagnostics.get("num_passes", 0))
         if result.status != "ok":
-            warnings.warn(f"fit of {num_experts} experts: {result.status}", ConvergenceWarning, stacklevel=2)
+            warnings.warn(
+                f"fit of {self.num_experts_} experts: {result.status}", ConvergenceWarning, stacklevel=2
+            )
         note = labels_note(sample.y, sample.weights, fn, activation_name(self.activation))
         if note is not None:
             warnings.warn(f"y: {note}", UserWarning, stacklevel=2)
@@ -225,35 +246,51 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"X: {brief_text(error)}") from error
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """Return the mean E[y | x] = sum_i P_i(x) m_i(x), (n,) or (n, m), for X (n, d)."""
-        log_gates, means = self._mixture(X)
-        return _averaged(np.exp(log_gates), means)
+        """Return the mean E[y | x] = sum_i P_i(x) m_i(x), (n,) or (n, m), for X (n, d); averaged over `members_`."""
+        return self._density(X).mean
 
     def predict_std(
         self, X: ArrayLike, *, components: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the standard deviation of y given x under the mixture, (n,) or (n, m), in units of y.
+        """Return the standard deviation of y given x, (n,) or (n, m), in units of y.
 
-        Its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, that between them.
+        For a mixture its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, that
+        between them; for a mean fit it is s^2 + var f(x). An average has the spread between its members besides.
 
         Args:
             X: (n, d).
-            components: return the total, the part within and the part between the experts.
+            components: return the total, the part within and the part between.
         """
-        log_gates, means = self._mixture(X)
-        gates = np.exp(log_gates)
-        within = root_mean_square(gates, self.noise_std_[None])
-        between = root_mean_square(gates, means - _averaged(gates, means)[:, None])
-        total = np.hypot(within, between)
+        total, within, between = self._density(X).standard_deviations()
         return (total, within, between) if components else total
 
+    def predict_quantiles(self, X: ArrayLike, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> np.ndarray:
+        """Return quantiles of y given x, (n, q), for X (n, d) and q levels between 0 and 1.
+
+        Raises:
+            ValueError: a level is not between 0 and 1, or there are several targets.
+        """
+        levels = checked_levels(quantiles)
+        density = self._density(X)
+        require(density.means.ndim == 2, "quantiles", "one target", f"{density.means.shape[-1]} targets")
+        return density.quantiles(levels)
+
+    def predict_interval(self, X: ArrayLike, level: float = 0.9) -> np.ndarray:
+        """Return the central interval that holds y given x with probability `level`, (n, 2), for X (n, d).
+
+        Raises:
+            ValueError: the level is not between 0 and 1, or there are several targets.
+        """
+        (level,) = checked_levels([level], "level")
+        return self.predict_quantiles(X, (0.5 - 0.5 * level, 0.5 + 0.5 * level))
+
     def predict_experts(self, X: ArrayLike) -> np.ndarray:
-        """Return the prediction m_i(x) of each expert, (n, k) or (n, k, m), for X (n, d)."""
-        return self._mixture(X)[1]
+        """Return the prediction m_i(x) of each expert of `params_`, (n, k) or (n, k, m), for X (n, d)."""
+        return self._experts(X)[1]
 
     def gate_probabilities(self, X: ArrayLike) -> np.ndarray:
-        """Return the probability of each expert at x, P(z = i | x), (n, k), for X (n, d)."""
-        return np.exp(self._mixture(X)[0])
+        """Return the gates of `params_`, P_i(x), (n, k), for X (n, d): the probability of each expert, or its share in the mean."""
+        return np.exp(self._experts(X)[0])
 
     @available_if(_several_experts)
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -261,36 +298,37 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return self.gate_probabilities(X)
 
     def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
-        """Return the probability that expert i made the label, P(z = i | x, y), (n, k), for X (n, d) and y (n,) or (n, m)."""
-        log_gates, means = self._mixture(X)
+        """Return the probability that expert i made the label, P(z = i | x, y), (n, k), for X (n, d) and y (n,) or (n, m).
+
+        In a mean fit all experts make a label together, and these are the gates.
+        """
+        log_gates, means = self._experts(X)
+        y = checked_labels(y, means)
+        if self.objective_ == "mean":
+            return np.exp(log_gates)
         with np.errstate(over="ignore"):  # the difference in nats may overflow
-            return posterior(log_gates, means, checked_labels(y, means), self.noise_std_, xp=np)
+            return posterior(log_gates, means, y, self.noise_std_, xp=np)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
         """Draw one y given each row of X, (n,) or (n, m)."""
         generator = checked_random_state(random_state)
-        log_gates, means = self._mixture(X)
-        cumulative = np.cumsum(np.exp(log_gates), axis=1)
-        uniform = generator.uniform(size=(len(means), 1))
-        chosen = np.sum(uniform >= cumulative[:, :-1], axis=1)
-        noise = generator.standard_normal((len(means), *means.shape[2:]))
-        return means[np.arange(len(means)), chosen] + self.noise_std_[chosen] * noise
+        return self._density(X).sample(generator)
 
     def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
         """Return log p(y | x), (n,) in nats, in units of y.
 
-        Without y, the result is its expectation under the mixture: minus the entropy of y given x, by quadrature to 1e-7 nats.
+        Without y, the result is its expectation under the model: minus the entropy of y given x, by quadrature to 1e-7 nats.
         If the model is true, the two agree in the mean over a sample.
 
         Raises:
             ValueError: several targets without y, or a y of another shape or with values that are not finite.
         """
+        density = self._density(X)
         if y is not None:
-            return np.asarray(scipy.special.logsumexp(self._log_joint(X, y), axis=1))
-        log_gates, means = self._mixture(X)
-        if means.ndim == 3:
+            return density.log_density(checked_labels(y, density.means))
+        if density.means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")
-        return expected_log_density(log_gates, means, self.noise_std_)
+        return expected_log_density(*density)
 
     def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the Bayesian information criterion on (X, y), -2 log-likelihood + parameters log n; lower is better.
@@ -320,14 +358,16 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self, sample: Sample, support: Support, noise_std: np.ndarray | None, options: FitOptions
     ) -> FitResult:
         """A fit to the inputs, or to their leading directions if the samples support only these."""
-        num_experts, inputs, is_reduced = support
+        numbers, inputs, is_reduced = support
         x = inputs(sample.x) if is_reduced else sample.x
         seed = checked_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        chosen = numbers[0] if len(numbers) == 1 else numbers
         with self._in_precision():
-            result = fit_sample(jax.random.key(seed), sample._replace(x=x), num_experts, noise_std, options)
+            result = fit_by_objective(jax.random.key(seed), sample._replace(x=x), chosen, noise_std, options)
         if is_reduced:
             params = params_in_input_units(result.params, inputs.mean, inputs.matrix)
-            result = dataclasses.replace(result, params=params, standard_errors=None)
+            # the models keep the directions as their inputs, to which `_density` maps
+            result = dataclasses.replace(result, params=params, standard_errors=None, _averaged=result.models)
         return result
 
     def _in_precision(self) -> contextlib.AbstractContextManager[Any]:
@@ -337,42 +377,29 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             else jax.enable_x64(self.precision == "float64")
         )
 
-    def _mixture(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m)."""
+    def _checked_rows(self, X: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
         x = checked_inputs(X, "X")
         self._columns(X, reset=False)
-        padded = np.pad(x, [(0, padded_size(len(x)) - len(x)), (0, 0)])  # few shapes need few programs
-        # always in double precision: inputs and biases may have offsets that cancel
-        with jax.enable_x64(True):
-            params = jax.tree.map(jnp.asarray, self.params_)
-            log_gates, means = _gates_and_means(params, jnp.asarray(padded), get_activation(self.activation))
-        return np.asarray(log_gates)[: len(x)], np.asarray(means)[: len(x)]
+        return x
 
-    def _log_joint(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
-        """(n, k): log P(z = i, y | x)."""
-        log_gates, means = self._mixture(X)
-        with np.errstate(over="ignore"):  # a density may be zero
-            log_densities = _log_normal(checked_labels(y, means)[:, None] - means, self.noise_std_)
-        return log_gates + (log_densities.sum(axis=2) if means.ndim == 3 else log_densities)
+    def _density(self, X: ArrayLike) -> PredictiveDensity:
+        """The density of y at each row, averaged over the members."""
+        x = self._checked_rows(X)
+        x = x if self._directions is None else self._directions(x)
+        return predictive_density(self._models, x, get_activation(self.activation), self.objective_)
+
+    @property
+    def members_(self) -> tuple[HostParams, ...]:
+        """The models over which predictions are averaged, in the units of the data; the first is `params_`."""
+        check_is_fitted(self)
+        return (self.params_, *(member.units.params(member.params) for member in self._models[1:]))
+
+    def _experts(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m), of `params_`."""
+        return log_gates_and_means(self.params_, self._checked_rows(X), get_activation(self.activation))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
-
-
-def _averaged(gates: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(n, ..): the mean over experts of (n, k, ..) by gates (n, k)."""
-    return np.einsum("ni,ni...->n...", gates, values)
-
-
-def _log_normal(residual: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
-    """log N(residual; 0, sigma^2)."""
-    return -0.5 * (residual / noise_std) ** 2 - np.log(noise_std) - 0.5 * LOG_TWO_PI
-
-
-@functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
-def _gates_and_means(params: MoEParams, x: jax.Array, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
-    with jax.default_matmul_precision("highest"):
-        return jax.nn.log_softmax(gate_logits(params, x), axis=1), expert_means(params, x, fn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,40 +50,56 @@ def checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
     return checked_targets(y, len(means), rows_of="X")
 
 
-class Support(NamedTuple):
-    """The model size that the distinct samples support."""
+def checked_levels(values: Any, name: str = "quantiles") -> list[float]:
+    """Probabilities between 0 and 1.
 
-    num_experts: int
+    Raises:
+        ValueError: they are something else.
+    """
+    levels = as_numbers(values, name)
+    good = levels.ndim == 1 and levels.size > 0 and bool(np.all((levels > 0) & (levels < 1)))
+    require(good, name, "numbers between 0 and 1", values)
+    return levels.tolist()
+
+
+class Support(NamedTuple):
+    """The model sizes that the distinct samples support."""
+
+    num_experts: tuple[int, ...]
     inputs: InputMap
     """The map to white inputs, in the directions that are fitted."""
     is_reduced: bool
     """True if these directions are fewer than those of the inputs."""
 
 
-def supported_size(sample: Sample, num_experts: int, *, is_linear: bool, fit_intercept: bool) -> Support:
-    """At most `num_experts` experts, and the directions of the inputs, that the distinct samples support.
+def supported_size(
+    sample: Sample, numbers: Sequence[int], *, is_linear: bool, fit_intercept: bool
+) -> Support:
+    """The numbers of experts among `numbers`, and the directions of the inputs, that the distinct samples support.
 
-    A smaller size than was asked for is a ConvergenceWarning at the line that calls the caller.
+    If none of them is supported, the largest supported number takes their place. That, and fewer directions than there are, is a
+    ConvergenceWarning at the line that calls the caller.
     """
     distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
     inputs = input_map(sample.x, sample.weights, centre=fit_intercept, precision=sample.precision)
     rank = inputs.matrix.shape[1]
     width = rank + int(fit_intercept)
-    supported = min(int(num_experts), 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1))
+    supported = min(max(numbers), 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1))
     same = bool(np.all(sample.y == sample.y[0])) and (fit_intercept or not sample.y[0].any())
     if is_linear and (same or rank == 0):
         supported = 1  # the data cannot distinguish more experts
     directions = rank if supported > 1 else min(rank, max(distinct - 2 - int(fit_intercept), 0))
-    if supported < num_experts or directions < rank:
+    admitted = tuple(k for k in numbers if k <= supported) or (supported,)
+    if supported < min(numbers) or directions < rank:
         of = f"{directions} of {rank} principal directions" if directions < rank else f"{rank} directions"
         warnings.warn(
-            f"num_experts={num_experts}: {distinct} distinct samples support {supported} of {of} of the inputs",
+            f"num_experts={min(numbers)}: {distinct} distinct samples support {supported} of {of} of the inputs",
             ConvergenceWarning,
             stacklevel=3,
         )
     if directions < rank:
-        return Support(supported, _leading_directions(sample, inputs, directions), True)
-    return Support(supported, inputs, False)
+        return Support(admitted, _leading_directions(sample, inputs, directions), True)
+    return Support(admitted, inputs, False)
 
 
 def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMap:
@@ -125,7 +142,7 @@ def least_squares_fit(
         )  # infinite for a noise that is tiny beside the labels' spread
     value = -0.5 * squares - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
     found = input_findings(inputs)
-    diagnostics = {"num_passes": 1, **found, "notes": input_notes(found)}
+    diagnostics = {"method": "least squares", "num_passes": 1, **found, "notes": input_notes(found)}
     with np.errstate(over="ignore", invalid="ignore"):
         params = MoEParams(
             unit * fitted.experts, none, unit * fitted.noise_std, unit * fitted.expert_bias, np.zeros(1)

@@ -11,7 +11,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,13 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import checked_options, key_data, noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import checked_arrays, input_precision
-from moejax.fitting.estimation import fit_each, fit_sample
+from moejax.fitting.objectives import fit_by_objective
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
 from moejax.fitting.streaming.fit import SourceFit, fit_source
 from moejax.fitting.streaming.source import Source
 from moejax.likelihood.information import CovarianceKind
-from moejax.methods.options import EstimatedNoise, FitOptions, Start, WeightsAre
+from moejax.methods.options import EstimatedNoise, FitOptions, Objective, Start, WeightsAre
 from moejax.model.activations import ActivationLike, activation_name
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import with_stand_ins
@@ -48,6 +48,8 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     method: str = FitOptions.method,
     weights: Any = None,
     weights_are: WeightsAre | None = FitOptions.weights_are,
+    objective: Objective = FitOptions.objective,
+    average: int = FitOptions.average,
     standardise: bool = FitOptions.standardise,
     order: int | None = FitOptions.order,
     transform: TransformKind = FitOptions.transform,
@@ -56,7 +58,7 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     start: Start = FitOptions.start,
     polish: bool = FitOptions.polish,
     max_iterations: int = FitOptions.max_iterations,
-    ridge: float = FitOptions.ridge,
+    ridge: float | Literal["evidence"] | None = FitOptions.ridge,
     chunk_size: int | None = FitOptions.chunk_size,
     num_residual_passes: int | None = FitOptions.num_residual_passes,
     covariance: CovarianceKind = FitOptions.covariance,
@@ -106,6 +108,8 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         fit_intercept=fit_intercept,
         method=method,
         weights_are=weights_are,
+        objective=objective,
+        average=average,
         standardise=standardise,
         order=order,
         transform=transform,
@@ -177,18 +181,7 @@ def _fit(
     resolved, kind = rescaled_weights(arrays[2], options.weights_are)
     x_kept, y_kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
     sample = Sample(x_kept, y_kept, resolved, input_precision(x))
-    if isinstance(chosen, int):
-        result = fit_sample(key, sample, chosen, levels, options)
-    else:
-        result = fit_each(
-            chosen,
-            lambda k: fit_sample(key, sample, k, levels, options),
-            dim=sample.x.shape[1],
-            num_rows=float(sample.weights.sum()),
-            num_outputs=sample.y.shape[1] if sample.several_outputs else 1,
-            noise="known" if levels is not None else options.noise,
-            fit_intercept=options.fit_intercept,
-        )
+    result = fit_by_objective(key, sample, chosen, levels, options)
     settings = _settings(key, given, options, chosen, levels) | {"weights_are": kind}
     return dataclasses.replace(result, settings=settings)
 

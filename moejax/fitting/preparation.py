@@ -15,6 +15,7 @@ from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
 from moejax.fitting.whitening import InputMap, column_map, input_map
+from moejax.likelihood.em import RIDGE
 from moejax.methods.method import (
     MethodConfig,
     Problem,
@@ -184,7 +185,7 @@ def prepare(
         start=options.start,
         polish=options.polish,
         max_iterations=options.max_iterations,
-        ridge=options.ridge,
+        ridge=RIDGE if options.ridge is None or options.ridge == "evidence" else options.ridge,
         chunk_size=options.chunk_size,
     )
     padded_weights, z, y = padded(sample.weights, z, y)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from moejax.checks import require
 from moejax.fitting.data_units import DataUnits
+from moejax.fitting.label_units import LabelMap
+from moejax.fitting.whitening import InputMap
 from moejax.likelihood.information import Covariance, confidence_intervals
 from moejax.model.mixture import HostParams, MoEParams, NoiseModel
 
@@ -37,6 +39,14 @@ NO_LARGE_MATRIX = (
 )
 
 
+def in_given_units(params: HostParams, *, fit_intercept: bool) -> FittedInOwnUnits:
+    """Parameters for the user's x and y as a fit in these units, without a covariance."""
+    d = params.experts.shape[-1]
+    inputs = InputMap(np.zeros(d), np.ones(d), 0, True)
+    labels = LabelMap(0.0, np.ones(params.noise_std.shape[1:]))
+    return FittedInOwnUnits(params, None, DataUnits(inputs, labels), "shared", fit_intercept)
+
+
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """A fitted mixture of experts, the result of `fit`.
@@ -56,6 +66,7 @@ class FitResult:
             other directions.
         selection: a row of criteria for each number of experts, if several were tried (see `moejax.fitting.selection`).
         settings: every option of the fit by name, as used, and the precision of the computation; they are enough to repeat it.
+        objective: the density of a label, "likelihood" for the mixture or "mean" for N(y; f(x), s^2), f = sum_i P_i m_i.
 
     The keys of `diagnostics`:
 
@@ -73,6 +84,9 @@ class FitResult:
       `tensor_eigenvalues`, `spectral_status`;
     - from `spectral_wide`: `input_correlation` (the sum of an input's squared correlations with the others, averaged over inputs;
       zero if they are uncorrelated), and `gate_ridge` (the ridge on the gates);
+    - from a mean fit: `effective_parameters` (coefficients that the data determine), `log_evidence`, `ridge_experts` and
+      `ridge_gates` (precisions, for white inputs and labels in their own unit), and with objective "auto" `objective_choice` (the
+      difference of BIC, in words); `effective_samples` are then sums of gates;
     - from `multistart`: `optima` (log-likelihoods of the best distinct optima), `optima_spread`, `num_starts` (starts made,
       children included) and `search_end` (why it ended, in words).
 
@@ -95,7 +109,22 @@ class FitResult:
     standard_errors: HostParams | None = None
     selection: pd.DataFrame | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    objective: Literal["likelihood", "mean"] = "likelihood"
     _fitted: FittedInOwnUnits | None = dataclasses.field(default=None, repr=False)
+    _averaged: tuple[FittedInOwnUnits, ...] = dataclasses.field(default=(), repr=False)
+
+    @property
+    def members(self) -> tuple[HostParams, ...]:
+        """The models over which predictions are averaged, the first of which is `params`."""
+        return tuple(member.units.params(member.params) for member in self._averaged) or (self.params,)
+
+    @property
+    def models(self) -> tuple[FittedInOwnUnits, ...]:
+        """The members with their units and covariances, for predictions."""
+        if self._averaged:
+            return self._averaged
+        intercept = bool(self.diagnostics.get("fit_intercept", True))
+        return (self._fitted or in_given_units(self.params, fit_intercept=intercept),)
 
     def in_units(
         self,

@@ -18,7 +18,7 @@ import pandas as pd
 
 from moejax.likelihood.predictors import num_free_parameters
 
-LARGEST_TRIED = 6
+LARGEST_TRIED = 12
 CRITERIA = ("aic", "bic", "icl")
 
 

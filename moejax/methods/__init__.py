@@ -14,6 +14,7 @@ from moejax.methods.gated_loss import gated_losses
 from moejax.methods.global_search import multistart
 from moejax.methods.gradient_descent import gradient_mse, gradient_nll
 from moejax.methods.joint_em import joint_em_starts
+from moejax.methods.mean_fit import mean_fit
 from moejax.methods.method import (
     STARTS,
     Method,
@@ -61,6 +62,7 @@ __all__ = [
     "label_mean",
     "label_spread",
     "lookup_method",
+    "mean_fit",
     "method_names",
     "moments_of",
     "multistart",
@@ -84,4 +86,5 @@ register_method("joint_em", joint_em_starts, moments="none", several_outputs=Tru
 register_method("gradient_nll", gradient_nll, moments="none")
 register_method("gradient_mse", gradient_mse, moments="none")
 register_method("gated_losses", gated_losses, moments="required", order=4)
+register_method("mean_fit", mean_fit, moments="none", staged=True)
 register_method("multistart", multistart, moments="optional", several_outputs=True, staged=True)

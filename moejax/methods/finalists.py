@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float
 
 from moejax.likelihood.collapse import label_rounding
 from moejax.likelihood.em import EMRun, joint_em
 from moejax.likelihood.polish import PolishRun, polish
-from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd, finish, with_path
+from moejax.methods.method import Finalists, MethodConfig, MethodResult, Problem, SearchEnd, finish, with_path
 from moejax.methods.population import collapsed_experts, in_precision_of, rows_of
 from moejax.methods.search_plan import Plan, Search
 from moejax.methods.stages import stage
@@ -36,14 +36,16 @@ def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> Bool[j
     return ~(mean * weights.sum() > RULED_OUT * jnp.sqrt(variance))
 
 
-def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) -> Int[jax.Array, ""]:
-    """() index of the run, leaves (s, ..), of highest log-likelihood; runs with a collapsed expert count only if all have one.
+def eligible_values(
+    runs: PolishRun | EMRun, problem: Problem, config: MethodConfig
+) -> Float[jax.Array, " s"]:
+    """(s,): the log-likelihoods of runs, leaves (s, ..), minus infinity for those with a collapsed expert unless all have one.
 
     With a noise for each expert the likelihood has no bound, and a collapsed run has a higher one than every proper run.
     """
     values = jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf)
     if config.noise != "per_expert":
-        return jnp.argmax(values)
+        return values
     rounding = label_rounding(problem.y, problem.weights)
 
     def proper(params: MoEParams) -> jax.Array:
@@ -51,7 +53,7 @@ def best_run(runs: PolishRun | EMRun, problem: Problem, config: MethodConfig) ->
 
     eligible = jax.lax.map(proper, runs.params)
     among_eligible = jnp.where(eligible, values, -jnp.inf)
-    return jnp.where(jnp.isfinite(among_eligible).any(), jnp.argmax(among_eligible), jnp.argmax(values))
+    return jnp.where(jnp.isfinite(among_eligible).any(), among_eligible, values)
 
 
 @stage(static=("config", "plan"), fast=True)
@@ -89,12 +91,14 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
     runs = jax.lax.map(
         lambda inputs: jax.lax.cond(inputs[0], finish_one, lost, inputs[1]), (may_win, finalists)
     )
-    best = best_run(runs, problem, config)
+    values = eligible_values(runs, problem, config)
+    best = jnp.argmax(values)
     run = jax.tree.map(lambda leaf: leaf[best], runs)
     num_passes = search.num_passes + runs.num_steps.sum(dtype=jnp.int32)
     result = finish(run.params, run.history, num_passes, run.converged, problem, search.spectral)
     result = result._replace(
         optima=search.values.astype(problem.x.dtype),
         search=SearchEnd(search.num_starts, search.settled, *search.optima),
+        finalists=Finalists(runs.params, values),
     )
     return with_path(result, config, run.path)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.checks import require
+from moejax.likelihood.em import RIDGE
 from moejax.methods.options import FitOptions, Start
 from moejax.model.activations import (
     ActivationLike,
@@ -65,7 +66,7 @@ class MethodConfig:
     polish: bool = FitOptions.polish
     max_iterations: int = FitOptions.max_iterations
     num_polar_iterations: int = 8
-    ridge: float = FitOptions.ridge
+    ridge: float = RIDGE
     chunk_size: int | None = FitOptions.chunk_size
     num_residual_passes: int | None = FitOptions.num_residual_passes
     log_density: LogDensity | None = None
@@ -92,6 +93,15 @@ class SearchEnd(NamedTuple):
     """() the expected share of all starts that lead to an optimum which none of these reached; infinite if none climbed alone."""
 
 
+class Finalists(NamedTuple):
+    """The optima of a search that were polished, in no order."""
+
+    params: MoEParams
+    """Leaves (f, ..)."""
+    log_likelihoods: Float[jax.Array, " f"]
+    """(f,) nats; minus infinity for one that was not polished, or in which an expert's noise ran off to zero."""
+
+
 class MethodResult(NamedTuple):
     """An estimate, its history and its diagnostics."""
 
@@ -112,6 +122,8 @@ class MethodResult(NamedTuple):
     """(p,) log-likelihoods in nats of the optima that a search kept, best first, on the sample it searched."""
     search: SearchEnd | None = None
     """The end of a search."""
+    finalists: Finalists | None = None
+    """The polished optima of a search."""
     path: MoEParams | None = None
     """Leaves (h, ..): the parameters at every entry of `history`, NaN where that is NaN; None unless `record_path` asks for it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from moejax.likelihood.em import RIDGE
 from moejax.likelihood.information import CovarianceKind
 from moejax.model.activations import ActivationLike
 from moejax.model.inputs import LogDensity
@@ -14,6 +13,7 @@ from moejax.moments.label_transforms import TransformKind
 EstimatedNoise = Literal["shared", "per_expert"]
 """The noise models of a fit; the third of `NoiseModel`, "known", follows from a given `noise_std`."""
 Start = Literal["random", "kmeans"]
+Objective = Literal["likelihood", "mean", "auto"]
 WeightsAre = Literal["counts", "reliability"]
 
 
@@ -35,6 +35,13 @@ class FitOptions:
         weights_are: the meaning of sample weights. "counts": a weight is a number of equal rows. "reliability": a weight is how
             much a row counts relative to the others (sampling or importance weights), and their scale has no meaning; they are
             scaled to sum to their effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
+        objective: the density of a label. "likelihood": the mixture, sum_i P_i(x) N(y; m_i(x), sigma_i^2), the default of `fit`, for
+            the study of parameters. "mean": N(y; f(x), s^2), f = sum_i P_i(x) m_i(x), for data that are a function plus noise; it
+            is fitted by the method "mean_fit". "auto", the default of `MoERegressor`: the one with the less BIC; the fit is by
+            likelihood without a comparison if the mean has no meaning for it (another method than "multistart", a known noise,
+            several outputs).
+        average: predictions are averaged over this many of the best distinct optima, with equal weights. One of them, the best, is
+            the model that the result describes. Methods "multistart" and "mean_fit".
         standardise: scale the labels of a homogeneous g for the fit, so that their unit does not matter; False fits the labels as
             given. (`moejax fit --no-standardise` also prints the results in the units of the data.)
         order: order of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
@@ -48,7 +55,8 @@ class FitOptions:
         max_iterations: budget of the last stage: EM steps of joint_em, passes of gradient descent, Newton steps of a polish.
         ridge: ridge on the gates for whitened inputs: the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats at any sample size.
             It is a normal prior of variance 1 / ridge. `FitResult.diagnostics` reports its cost and the gates that only the
-            ridge determines.
+            ridge determines. None: 1e-6, but for a mean fit "evidence": one ridge on the gates and one on the experts' slopes,
+            where the evidence of the data is largest. In a mean fit, a number is the ridge on both.
         chunk_size: samples that the moments process at once; None takes all.
         num_residual_passes: residual passes after the moments; None: 5 for "spectral_residual", 0 for the other methods.
         covariance: covariance of the standard errors. "observed" assumes that the model is true and that a weight is a number of
@@ -69,6 +77,8 @@ class FitOptions:
     fit_intercept: bool = False
     method: str = "multistart"
     weights_are: WeightsAre | None = None
+    objective: Objective = "likelihood"
+    average: int = 1
     standardise: bool = True
     order: int | None = None
     transform: TransformKind = "weighted"
@@ -77,7 +87,7 @@ class FitOptions:
     start: Start = "random"
     polish: bool = True
     max_iterations: int = 500
-    ridge: float = RIDGE
+    ridge: float | Literal["evidence"] | None = None
     chunk_size: int | None = None
     num_residual_passes: int | None = None
     covariance: CovarianceKind = "observed"

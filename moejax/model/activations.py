@@ -160,6 +160,13 @@ def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> n
     return _on_host(_elementwise, fn, points)
 
 
+def values_and_slopes_on_host(
+    fn: ScalarFunction, points: Float[np.ndarray, "*shape"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """g and its slope at points, as `values_on_host`."""
+    return _on_host(activation_and_slope, fn, points)
+
+
 def _on_host(
     function: Callable[[ScalarFunction, jax.Array], Any], fn: ScalarFunction, points: np.ndarray
 ) -> Any:

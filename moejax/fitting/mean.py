@@ -1,0 +1,405 @@
+r"""Fits by the mean, y ~ N(f(x), s^2), and the choice between the mean and the mixture by BIC.
+
+Both densities have the parameters of the mixture, so that BIC = -2 log-likelihood + P log n compares them. The number of experts of
+a mean fit is the one with the most evidence among those whose effective coefficients are at most half of the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from moejax.checks import require
+from moejax.fitting.estimation import Estimate, described
+from moejax.fitting.order import canonical
+from moejax.fitting.predictive import averaged, log_gates_and_means
+from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
+from moejax.fitting.result import FitResult, FittedInOwnUnits
+from moejax.fitting.selection import criteria, left_out, num_rows_needed
+from moejax.fitting.uncertainty import RidgeEffect, Uncertainty
+from moejax.likelihood.blocks import sample_blocks
+from moejax.likelihood.evidence import Evidence
+from moejax.likelihood.information import Covariance
+from moejax.likelihood.padded import Ridge, mean_of, mean_sums
+from moejax.likelihood.predictors import num_free_parameters
+from moejax.methods.growth import LARGEST_SHARE, Grown
+from moejax.methods.mean_fit import (
+    NUM_GROWTHS,
+    GrowthRules,
+    growths_at_once,
+    mean_result,
+    places_for,
+    refined,
+)
+from moejax.methods.method import MethodConfig, Problem
+from moejax.methods.options import FitOptions
+from moejax.methods.stages import stage
+from moejax.model.mixture import HostParams
+
+SAME_FUNCTION = 4.0
+"""Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
+LIKELIHOOD_GROWTHS = 2
+"""Growths of the mixture, for its BIC beside the mean's."""
+
+
+def why_not_mean(
+    sample: Sample, noise_std: np.ndarray | None, options: FitOptions
+) -> tuple[str, str, object] | None:
+    """(argument, accepted values, given value) if the mean has no meaning for a fit; None if it has."""
+    if sample.several_outputs:
+        return "y", "one output with objective 'mean'", sample.y.shape
+    if noise_std is not None:
+        return "noise_std", "None with objective 'mean', whose noise is estimated", noise_std.tolist()
+    if options.noise != "shared" and options.objective == "mean":
+        return "noise", "'shared' with objective 'mean', which has one", options.noise
+    if options.log_density is not None:
+        return "log_density", "None with objective 'mean', which uses no moments", options.log_density
+    if options.method not in (FitOptions.method, "mean_fit"):
+        return "method", "'multistart' with objective 'auto'", options.method
+    return None
+
+
+class Trial(NamedTuple):
+    """Growths of one objective, and the numbers of experts among which they choose."""
+
+    grown: Grown
+    """Leaves (g, K, ..) on the host."""
+    numbers: tuple[int, ...]
+    refused: dict[int, str]
+    """The numbers that the rows do not admit, and the reasons."""
+    num_rows: float
+
+    def bic(self, k: int, num_parameters: int) -> float:
+        """The least BIC of k experts."""
+        value = self.grown.log_likelihood[self._scored(k), k - 1]
+        best = float(value.max(initial=-math.inf))
+        return -2.0 * best + num_parameters * math.log(self.num_rows)
+
+    def _scored(self, k: int) -> np.ndarray:
+        return np.flatnonzero(np.isfinite(self.grown.score[:, k - 1]))
+
+    @property
+    def made(self) -> tuple[int, ...]:
+        """The numbers that some growth made and scored."""
+        return tuple(k for k in self.numbers if self._scored(k).size)
+
+
+def _admitted(
+    prepared: Prepared, sample: Sample, numbers: Sequence[int], options: FitOptions
+) -> tuple[tuple[int, ...], dict[int, str]]:
+    """The numbers of experts with a row for every coefficient, and why the others are not among them."""
+    rank = prepared.units.inputs.rank
+    rows = min(float((sample.weights > 0).sum()), float(sample.weights.sum()) * (1 + 1e-9))
+    refused = {}
+    for k in numbers:
+        needed = num_rows_needed(k, rank, options.fit_intercept)
+        if rows < needed:
+            refused[k] = (
+                f"x: expected at least {needed} rows with weight for k = {k} experts of {rank} inputs, got {rows:.6g}"
+            )
+    return tuple(k for k in numbers if k not in refused), refused
+
+
+def _ridge(options: FitOptions, dtype: np.dtype) -> Ridge | None:
+    if options.ridge is None or options.ridge == "evidence":
+        return None
+    value = jnp.asarray(options.ridge, dtype)
+    return Ridge(value, value)
+
+
+def _trial(
+    key: jax.Array,
+    prepared: Prepared,
+    sample: Sample,
+    numbers: Sequence[int],
+    options: FitOptions,
+    *,
+    mean: bool,
+) -> Trial:
+    """Growths of a mean fit, or of the mixture."""
+    admitted, refused = _admitted(prepared, sample, numbers, options)
+    if not admitted:
+        raise TooManyExpertsError(next(iter(refused.values())))
+    count = LIKELIHOOD_GROWTHS
+    if mean:
+        count = max(NUM_GROWTHS, options.average) if options.num_starts is None else options.num_starts
+        require(count >= options.average, "num_starts", f"at least average = {options.average}", count)
+    share = LARGEST_SHARE if len(numbers) > 1 else math.inf
+    rules = GrowthRules(
+        max(admitted), share, _ridge(options, np.dtype(prepared.problem.x.dtype)) if mean else None
+    )
+    rows_key, *_ = keys = jax.random.split(key, count)
+    grown = growths_at_once(
+        rows_key,
+        keys,
+        prepared.problem,
+        rules,
+        config=_shared_config(prepared.config),
+        objective="mean" if mean else "likelihood",
+        places=places_for(max(admitted)),
+    )
+    return Trial(jax.tree.map(np.asarray, grown), admitted, refused, float(sample.weights.sum()))
+
+
+def _shared_config(config: MethodConfig) -> MethodConfig:
+    """The configuration without the choices that a growth does not read, so that one program serves all of them."""
+    return MethodConfig(
+        fn=config.fn,
+        num_experts=1,
+        order=0,
+        fit_intercept=config.fit_intercept,
+        max_iterations=config.max_iterations,
+    )
+
+
+@stage(static=("config",), fast=True)
+def _products_of_scores(
+    rows: jax.Array, number: jax.Array | int, variance: jax.Array, problem: Problem, *, config: MethodConfig
+) -> jax.Array:
+    """(P, P): sum w^2 s s', s = (y - f) J / s^2 the scores of a mean fit."""
+    x, y, weights = problem.x, problem.y, problem.weights
+    active = jnp.arange(rows.shape[0] // 2) < number
+    design = jnp.concatenate([x.T, jnp.ones_like(y)[None]]) if config.fit_intercept else x.T
+    with jax.default_matmul_precision("highest"):
+        error = y - mean_of(rows, active, design, config.fn)
+        squares = jnp.where(weights > 0, weights**2 * error**2 / variance, 0.0)
+        blocks = sample_blocks(x, y, squares, fit_intercept=config.fit_intercept)
+        return mean_sums(rows, active, variance, blocks, config.fn).information
+
+
+def _covariance(end: Evidence, order: np.ndarray, products: np.ndarray | None, total: float) -> Covariance:
+    """Covariance of the free parameters (experts, gates less the last, log noise) of a mean fit with ordered experts.
+
+    It is H^-1, H the Gauss-Newton matrix with its ridges, or H^-1 M H^-1 with the products M of the scores; the variance of log s
+    is 1 / (2 (n - gamma)).
+    """
+    rows, matrix = np.asarray(end.rows), np.asarray(end.covariance, np.float64)
+    places, size, k = rows.shape[0] // 2, rows.shape[1], len(order)
+    if products is not None:
+        matrix = matrix @ np.asarray(products, np.float64) @ matrix
+    turn = np.zeros((2 * k - 1, 2 * places))
+    for i, place in enumerate(order):
+        turn[i, place] = 1.0
+    for i, place in enumerate(order[:-1]):
+        turn[k + i, places + place], turn[k + i, places + order[-1]] = 1.0, -1.0
+    turn = np.kron(turn, np.eye(size))
+    inside = turn @ matrix @ turn.T
+    count = inside.shape[0] + 1
+    full = np.zeros((count, count))
+    full[:-1, :-1] = inside
+    full[-1, -1] = 0.5 / max(total - float(end.effective), 1.0)
+    root = np.sqrt(np.maximum(np.diag(inside), np.finfo(float).tiny))
+    values = np.linalg.eigvalsh(inside / np.outer(root, root))
+    condition = float(values[-1] / values[0]) if values[0] > 0 else math.inf
+    return Covariance(full, np.zeros_like(full), np.diag(np.diag(full)) + 0.0, condition)  # pyright: ignore[reportArgumentType]
+
+
+class _End(NamedTuple):
+    """A refined optimum, with its experts in canonical order."""
+
+    end: Evidence
+    params: HostParams
+    """In the units of the fit, on the host."""
+    order: np.ndarray
+    """(k,) places of the experts in the end's rows."""
+    gates: np.ndarray
+    """(n, k) P_i(x) in the problem's sample."""
+    fitted: np.ndarray
+    """(n,) f(x)"""
+
+
+def _refined(
+    trial: Trial, growth: int, k: int, prepared: Prepared, options: FitOptions
+) -> tuple[_End, jax.Array]:
+    """An end of a growth, climbed on all rows; and its passes."""
+    problem, config = prepared.problem, _shared_config(prepared.config)
+    rows, variance, ridge = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf[growth, k - 1]),
+        (trial.grown.rows, trial.grown.variance, trial.grown.ridge),
+    )
+    fixed = _ridge(options, np.dtype(problem.x.dtype)) is not None
+    end = refined(rows, k, variance, ridge, problem, config=config, fixed_ridge=fixed)
+    kept = dataclasses.replace(config, num_experts=k)
+    result = mean_result(end, k, jnp.asarray(0, jnp.int32), problem, kept)
+    host = HostParams(*(np.asarray(leaf, np.float64) for leaf in result.params))
+    log_gates, means = log_gates_and_means(host, np.asarray(problem.x, np.float64), config.fn)
+    gates, weights = np.exp(log_gates), np.asarray(problem.weights, np.float64)
+    host, order = canonical(host, weights @ gates)
+    gates = gates[:, order]
+    return _End(end, host, order, gates, averaged(gates, means[:, order])), end.num_passes
+
+
+def _distinct(ends: Sequence[_End], weights: np.ndarray, count: int) -> list[_End]:
+    """The first `count` of ends whose functions differ."""
+    kept: list[_End] = []
+    for end in ends:
+        same = SAME_FUNCTION * float(end.end.variance)
+        if all(float(weights @ (end.fitted - other.fitted) ** 2) > same for other in kept):
+            kept.append(end)
+    return kept[:count]
+
+
+def _finished(trial: Trial, prepared: Prepared, sample: Sample, options: FitOptions) -> FitResult:
+    """The mean fit of the best ends of the growths."""
+    problem = prepared.problem
+    score = trial.grown.score
+    best = []
+    for growth in range(score.shape[0]):
+        values = [(float(score[growth, k - 1]), growth, k) for k in trial.made]
+        best.append(max(values))
+    best = [one for one in sorted(best, reverse=True) if np.isfinite(one[0])]
+    require(bool(best), "x, y", "data to which a mean can be fitted", "no finite evidence")
+    ends = [_refined(trial, growth, k, prepared, options)[0] for _, growth, k in best[: options.average + 2]]
+    ends = [end for end in ends if np.isfinite(float(end.end.log_evidence))]
+    require(bool(ends), "x, y", "data to which a mean can be fitted", "no finite evidence")
+    ends.sort(key=lambda end: -float(end.end.log_evidence))
+    members = _distinct(ends, np.asarray(problem.weights, np.float64), options.average)
+    chosen = members[0]
+    k = len(chosen.order)
+    config = dataclasses.replace(prepared.config, num_experts=k, noise="shared")
+    total = float(sample.weights.sum())
+    covariances = [_covariance_of(member, prepared, options, total) for member in members]
+    nothing = np.zeros(())
+    known = Uncertainty(covariances[0], nothing, RidgeEffect(nothing, np.zeros(k - 1)))  # pyright: ignore[reportArgumentType]
+    passes = jnp.asarray(
+        trial.grown.num_passes.sum() + sum(int(end.end.num_passes) for end in ends), jnp.int32
+    )
+    found = mean_result(chosen.end, k, passes, problem, config)
+    found = found._replace(params=chosen.params, mixing_weights=found.mixing_weights[chosen.order])
+    estimate = Estimate(found, chosen.end.log_likelihood, jnp.asarray(chosen.gates), known)
+    result = described(estimate, prepared._replace(config=config), sample, options)
+    ridge = chosen.end.ridge
+    notes = list(result.diagnostics["notes"])
+    if len(members) < options.average:
+        notes.append(f"average: {len(members)} distinct optima were found, not {options.average}")
+    diagnostics = result.diagnostics | {
+        "method": "mean_fit",
+        "ridge_experts": float(ridge.experts),
+        "ridge_gates": float(ridge.gates),
+        "ridge_penalty": 0.0,
+        "effective_parameters": float(chosen.end.effective),
+        "log_evidence": float(chosen.end.log_evidence),
+        "num_starts": score.shape[0],
+        "notes": notes,
+    }
+    return dataclasses.replace(
+        result,
+        diagnostics=diagnostics,
+        objective="mean",
+        _averaged=tuple(
+            FittedInOwnUnits(member.params, covariance, prepared.units, "shared", options.fit_intercept)
+            for member, covariance in zip(members, covariances, strict=True)
+        ),
+    )
+
+
+def _covariance_of(end: _End, prepared: Prepared, options: FitOptions, total: float) -> Covariance:
+    """The covariance of an optimum by the kind that the options name."""
+    products = None
+    if options.covariance == "sandwich":
+        config = _shared_config(prepared.config)
+        products = np.asarray(
+            _products_of_scores(
+                end.end.rows, len(end.order), end.end.variance, prepared.problem, config=config
+            )
+        )
+    return _covariance(end.end, end.order, products, total)
+
+
+def _rows_of_table(
+    trial: Trial, prepared: Prepared, options: FitOptions, *, mean: bool
+) -> list[dict[str, object]]:
+    """A row of criteria for each number of experts of one objective."""
+    rank, units = prepared.units.inputs.rank, prepared.units
+    offset = trial.num_rows * float(np.log(units.labels.scale))
+    rows = []
+    for k in trial.numbers:
+        scored = np.isfinite(trial.grown.score[:, k - 1])
+        row = left_out(k, "the evidence fell, or its coefficients would exceed half of the rows")
+        if scored.any():
+            best = int(np.argmax(np.where(scored, trial.grown.score[:, k - 1], -np.inf)))
+            free = num_free_parameters(k, rank, "shared", options.fit_intercept)
+            value = float(trial.grown.log_likelihood[best, k - 1]) - offset
+            row = criteria(k, value, free, math.nan, trial.num_rows, None, "ok")
+            if mean:
+                row |= {
+                    "effective_parameters": float(trial.grown.effective[best, k - 1]),
+                    "log_evidence": float(trial.grown.score[best, k - 1]) - offset,
+                }
+        rows.append({"objective": "mean" if mean else "likelihood", **row})
+    rows += [
+        {"objective": "mean" if mean else "likelihood", **left_out(k, why)}
+        for k, why in trial.refused.items()
+    ]
+    return rows
+
+
+def fit_mean(
+    key: jax.Array,
+    sample: Sample,
+    numbers: Sequence[int],
+    noise_std: np.ndarray | None,
+    options: FitOptions,
+    fit_likelihood: Callable[[int], FitResult] | None = None,
+) -> FitResult:
+    """A mean fit of the number of experts with the most evidence, or the mixture if that has the less BIC.
+
+    Args:
+        key: PRNG key.
+        sample: the checked sample.
+        numbers: the numbers of experts among which to choose.
+        noise_std: known noise; None.
+        options: the checked options.
+        fit_likelihood: fits a mixture of a number of experts by likelihood, for objective "auto"; None for the mean.
+
+    Raises:
+        ValueError: the mean has no meaning for these options; TooManyExpertsError: the rows admit none of the numbers.
+    """
+    reason = why_not_mean(sample, noise_std, options)
+    if reason is not None:
+        require(False, *reason)
+    of_mean = dataclasses.replace(options, method="mean_fit")
+    prepared = prepare(sample, 1, None, of_mean)
+    mean_key, mixture_key = jax.random.split(key)
+    trial = _trial(mean_key, prepared, sample, numbers, options, mean=True)
+    rows = _rows_of_table(trial, prepared, options, mean=True)
+    rank = prepared.units.inputs.rank
+
+    def parameters(k: int) -> int:
+        return num_free_parameters(k, rank, "shared", options.fit_intercept)
+
+    choice = None
+    result = None
+    if fit_likelihood is not None:
+        other = _trial(mixture_key, prepared, sample, numbers, options, mean=False)
+        rows += _rows_of_table(other, prepared, options, mean=False)
+        of_each = [{k: one.bic(k, parameters(k)) for k in one.made} for one in (trial, other)]
+        (k_mean, bic_mean), (k_mixture, bic_mixture) = (
+            min(values.items(), key=lambda item: item[1]) for values in of_each
+        )
+        by = abs(bic_mean - bic_mixture)
+        # for one expert the two densities are one, and the mean has a ridge
+        first, second = (
+            (f"mean, k = {k_mean}", f"mixture's, k = {k_mixture}")
+            if bic_mean <= bic_mixture or max(k_mean, k_mixture) == 1
+            else (f"likelihood, k = {k_mixture}", f"mean's, k = {k_mean}")
+        )
+        choice = f"{first}: its BIC is {by:.1f} below the {second}"
+        if first.startswith("likelihood"):
+            result = fit_likelihood(k_mixture)
+    if result is None:
+        result = _finished(trial, prepared, sample, options)
+    diagnostics = result.diagnostics | ({} if choice is None else {"objective_choice": choice})
+    table = None
+    if len(numbers) > 1 or fit_likelihood is not None:
+        table = pd.DataFrame(rows)
+        k = result.params.experts.shape[0]
+        table["chosen"] = (table["num_experts"] == k) & (table["objective"] == result.objective)
+    return dataclasses.replace(result, diagnostics=diagnostics, selection=table)

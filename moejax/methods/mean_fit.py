@@ -1,0 +1,191 @@
+r"""The mean fit: y = f(x) + noise, f(x) = sum_i P_i(x) g(a_i . x + b_i), by penalised least squares.
+
+The parameters are those of the mixture, but the labels' density is N(y; f(x), s^2): experts are blended, not chosen. It suits data
+that are a function plus noise. The sum of squares has many local minima; several growths (`methods.growth`) look for good ones, and
+their ends are climbed by Levenberg-Marquardt on all rows, with the ridges on slopes and gates and the noise by evidence
+(`likelihood.evidence`).
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Float, Int
+
+from moejax.likelihood.blocks import sample_blocks
+from moejax.likelihood.evidence import Evidence, maximise_evidence
+from moejax.likelihood.padded import Objective, Ridge, params_of_padded
+from moejax.methods.growth import Grown, grow
+from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.stages import stage
+from moejax.model.mixture import with_stand_ins
+
+NUM_GROWTHS = 8
+"""Growths of a mean fit, with different random splits, if `num_starts` is None."""
+GROWTH_ROWS = 4096
+"""The growths use at most this many random rows."""
+PLACES = (4, 8, 12)
+"""Sizes of the arrays of experts: those of k experts have the least of these sizes that holds them, else k."""
+PATIENCE = 4
+"""A growth ends after so many numbers of experts without a better score."""
+LAST_ROUNDS, LAST_STEPS = 8, 100
+"""Rounds of evidence on all rows, and passes of each."""
+LAST_TOLERANCE = 1e-3
+"""nats"""
+THREADS = 2
+"""Growths that run at once, on a machine with so many cores."""
+
+
+def places_for(num_experts: int) -> int:
+    """The size of the arrays that hold `num_experts` experts."""
+    return next((size for size in PLACES if size >= num_experts), num_experts)
+
+
+class GrowthRules(NamedTuple):
+    """What a growth may make; all are traced."""
+
+    most: Int[jax.Array, ""] | int
+    """() largest number of experts."""
+    largest_share: Float[jax.Array, ""] | float
+    """() largest share of the rows that may be coefficients which the data determine."""
+    ridge: Ridge | None
+    """Fixed ridges; None: by evidence."""
+
+
+@stage(static=("config", "objective", "places", "patience"), fast=True)
+def growths(
+    rows_key: jax.Array,
+    keys: jax.Array,
+    problem: Problem,
+    rules: GrowthRules,
+    *,
+    config: MethodConfig,
+    objective: Objective,
+    places: int,
+    patience: int | None,
+) -> Grown:
+    """Leaves (g, K, ..): a growth from each key, on at most GROWTH_ROWS rows that `rows_key` draws."""
+    x, y, weights = problem.x, problem.y, problem.weights
+    if x.shape[0] > GROWTH_ROWS:
+        draw = jax.random.uniform(rows_key, weights.shape, weights.dtype)
+        rows = jax.lax.top_k(jnp.where(weights > 0, draw, -1.0), GROWTH_ROWS)[1]
+        x, y, weights = x[rows], y[rows], weights[rows]
+    x, y = with_stand_ins(weights, x, y)
+    design = jnp.concatenate([x.T, jnp.ones_like(y)[None]]) if config.fit_intercept else x.T
+    blocks = sample_blocks(x, y, weights, fit_intercept=config.fit_intercept)
+
+    def one(key: jax.Array) -> Grown:
+        return grow(
+            key,
+            blocks,
+            (design, y, weights),
+            rules.most,
+            fn=config.fn,
+            objective=objective,
+            places=places,
+            fit_intercept=config.fit_intercept,
+            patience=patience,
+            largest_share=rules.largest_share,
+            ridge=rules.ridge,
+        )
+
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, keys)
+
+
+def growths_at_once(
+    rows_key: jax.Array,
+    keys: jax.Array,
+    problem: Problem,
+    rules: GrowthRules,
+    *,
+    config: MethodConfig,
+    objective: Objective,
+    places: int,
+    patience: int | None = PATIENCE,
+) -> Grown:
+    """`growths` in THREADS threads, which change no result; in one program if the caller is traced."""
+    number = min(THREADS, os.cpu_count() or 1, keys.shape[0])
+
+    def run(some: jax.Array) -> Grown:
+        return growths(
+            rows_key,
+            some,
+            problem,
+            rules,
+            config=config,
+            objective=objective,
+            places=places,
+            patience=patience,
+        )
+
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((keys, problem, rules)))
+    if traced or number == 1 or keys.shape[0] % number:
+        return run(keys)
+    size = keys.shape[0] // number
+    with ThreadPoolExecutor(number) as pool:
+        grown = list(pool.map(run, [keys[i * size : (i + 1) * size] for i in range(number)]))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *grown)
+
+
+@stage(static=("config", "fixed_ridge"), fast=True)
+def refined(
+    rows: Float[jax.Array, "2*K D"],
+    number: Int[jax.Array, ""] | int,
+    variance: Float[jax.Array, ""],
+    ridge: Ridge,
+    problem: Problem,
+    *,
+    config: MethodConfig,
+    fixed_ridge: bool,
+) -> Evidence:
+    """The end of a growth (2 K, D) with `number` experts, at its optimum on all rows."""
+    blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=config.fit_intercept)
+    with jax.default_matmul_precision("highest"):
+        return maximise_evidence(
+            rows,
+            jnp.arange(rows.shape[0] // 2) < number,
+            variance,
+            ridge,
+            blocks,
+            fn=config.fn,
+            fit_intercept=config.fit_intercept,
+            num_rounds=LAST_ROUNDS,
+            num_steps=min(LAST_STEPS, config.max_iterations),
+            tolerance=LAST_TOLERANCE,
+            fixed_ridge=fixed_ridge,
+        )
+
+
+def mean_fit(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
+    """The mean fit of `config.num_experts` experts: the best of `config.num_starts` growths (None: NUM_GROWTHS) by evidence.
+
+    The noise of the result is s for every expert. `history` is the log-likelihood of N(y; f(x), s^2) at the end.
+    """
+    k = config.num_experts
+    keys = jax.random.split(key, NUM_GROWTHS if config.num_starts is None else config.num_starts)
+    rules = GrowthRules(k, jnp.inf, None)
+    grown = growths_at_once(
+        keys[0], keys, problem, rules, config=config, objective="mean", places=k, patience=None
+    )
+    best = jnp.argmax(grown.score[:, k - 1])
+    rows, variance, ridge = jax.tree.map(
+        lambda leaf: leaf[best, k - 1], (grown.rows, grown.variance, grown.ridge)
+    )
+    end = refined(rows, k, variance, ridge, problem, config=config, fixed_ridge=False)
+    return mean_result(end, k, grown.num_passes.sum(dtype=jnp.int32), problem, config)
+
+
+def mean_result(
+    end: Evidence, num_experts: int, num_passes: jax.Array, problem: Problem, config: MethodConfig
+) -> MethodResult:
+    """The result of a mean fit, from its refined end and the passes before that."""
+    params = params_of_padded(end.rows, end.variance, num_experts, fit_intercept=config.fit_intercept)
+    converged = end.converged & jnp.isfinite(end.log_evidence)
+    result = finish(params, end.log_likelihood[None], num_passes + end.num_passes, converged, problem, None)
+    return with_path(result, config, jax.tree.map(lambda leaf: leaf[None], params))
