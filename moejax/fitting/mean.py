@@ -29,11 +29,11 @@ from moejax.likelihood.evidence import Evidence
 from moejax.likelihood.information import Covariance
 from moejax.likelihood.padded import Ridge, mean_of, mean_sums
 from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.growth import LARGEST_SHARE, Grown
+from moejax.methods.growth import LARGEST_SHARE, Grown, GrowthRules
 from moejax.methods.mean_fit import (
     NUM_GROWTHS,
-    GrowthRules,
-    growths_at_once,
+    Request,
+    growths_of,
     mean_result,
     places_for,
     refined,
@@ -75,12 +75,16 @@ class Trial(NamedTuple):
     refused: dict[int, str]
     """The numbers that the rows do not admit, and the reasons."""
     num_rows: float
+    mean: bool
+    """True for growths of a mean."""
 
-    def bic(self, k: int, num_parameters: int) -> float:
-        """The least BIC of k experts."""
-        value = self.grown.log_likelihood[self._scored(k), k - 1]
-        best = float(value.max(initial=-math.inf))
-        return -2.0 * best + num_parameters * math.log(self.num_rows)
+    def bic(self, k: int) -> float:
+        """The least BIC of k experts: -2 log-likelihood + P log n, for a mean P its effective coefficients and the noise."""
+        chosen = self._scored(k)
+        values, sizes = (
+            np.asarray(a[chosen, k - 1], float) for a in (self.grown.log_likelihood, self.grown.effective)
+        )
+        return float(np.min(-2.0 * values + (sizes + self.mean) * math.log(self.num_rows)))
 
     def _scored(self, k: int) -> np.ndarray:
         return np.flatnonzero(np.isfinite(self.grown.score[:, k - 1]))
@@ -114,38 +118,34 @@ def _ridge(options: FitOptions, dtype: np.dtype) -> Ridge | None:
     return Ridge(value, value)
 
 
-def _trial(
-    key: jax.Array,
-    prepared: Prepared,
-    sample: Sample,
-    numbers: Sequence[int],
-    options: FitOptions,
-    *,
-    mean: bool,
-) -> Trial:
-    """Growths of a mean fit, or of the mixture."""
+def _trials(
+    key: jax.Array, prepared: Prepared, sample: Sample, numbers: Sequence[int], options: FitOptions
+) -> list[Trial]:
+    """Growths of a mean fit, and with objective "auto" of the mixture."""
     admitted, refused = _admitted(prepared, sample, numbers, options)
     if not admitted:
         raise TooManyExpertsError(next(iter(refused.values())))
-    count = LIKELIHOOD_GROWTHS
-    if mean:
-        count = max(NUM_GROWTHS, options.average) if options.num_starts is None else options.num_starts
-        require(count >= options.average, "num_starts", f"at least average = {options.average}", count)
+    count = max(NUM_GROWTHS, options.average) if options.num_starts is None else options.num_starts
+    require(count >= options.average, "num_starts", f"at least average = {options.average}", count)
     share = LARGEST_SHARE if len(numbers) > 1 else math.inf
-    rules = GrowthRules(
-        max(admitted), share, _ridge(options, np.dtype(prepared.problem.x.dtype)) if mean else None
-    )
-    rows_key, *_ = keys = jax.random.split(key, count)
-    grown = growths_at_once(
+    rules = GrowthRules(max(admitted), share, _ridge(options, np.dtype(prepared.problem.x.dtype)))
+    rows_key, mean_key, mixture_key = jax.random.split(key, 3)
+    requests = [Request("mean", jax.random.split(mean_key, count), rules)]
+    if options.objective == "auto":
+        keys = jax.random.split(mixture_key, LIKELIHOOD_GROWTHS)
+        requests.append(Request("likelihood", keys, rules._replace(ridge=None)))
+    grown = growths_of(
         rows_key,
-        keys,
+        requests,
         prepared.problem,
-        rules,
         config=_shared_config(prepared.config),
-        objective="mean" if mean else "likelihood",
         places=places_for(max(admitted)),
     )
-    return Trial(jax.tree.map(np.asarray, grown), admitted, refused, float(sample.weights.sum()))
+    total = float(sample.weights.sum())
+    return [
+        Trial(one, admitted, refused, total, request.objective == "mean")
+        for one, request in zip(grown, requests, strict=True)
+    ]
 
 
 def _shared_config(config: MethodConfig) -> MethodConfig:
@@ -221,7 +221,7 @@ def _refined(
     """An end of a growth, climbed on all rows; and its passes."""
     problem, config = prepared.problem, _shared_config(prepared.config)
     rows, variance, ridge = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf[growth, k - 1]),
+        lambda leaf: jnp.asarray(leaf[growth, k - 1], problem.x.dtype),
         (trial.grown.rows, trial.grown.variance, trial.grown.ridge),
     )
     fixed = _ridge(options, np.dtype(problem.x.dtype)) is not None
@@ -329,8 +329,10 @@ def _rows_of_table(
             value = float(trial.grown.log_likelihood[best, k - 1]) - offset
             row = criteria(k, value, free, math.nan, trial.num_rows, None, "ok")
             if mean:
+                effective = float(trial.grown.effective[best, k - 1])
                 row |= {
-                    "effective_parameters": float(trial.grown.effective[best, k - 1]),
+                    "bic": -2.0 * value + (effective + 1.0) * math.log(trial.num_rows),
+                    "effective_parameters": effective,
                     "log_evidence": float(trial.grown.score[best, k - 1]) - offset,
                 }
         rows.append({"objective": "mean" if mean else "likelihood", **row})
@@ -367,20 +369,14 @@ def fit_mean(
         require(False, *reason)
     of_mean = dataclasses.replace(options, method="mean_fit")
     prepared = prepare(sample, 1, None, of_mean)
-    mean_key, mixture_key = jax.random.split(key)
-    trial = _trial(mean_key, prepared, sample, numbers, options, mean=True)
+    trial, *others = _trials(key, prepared, sample, numbers, options)
     rows = _rows_of_table(trial, prepared, options, mean=True)
-    rank = prepared.units.inputs.rank
-
-    def parameters(k: int) -> int:
-        return num_free_parameters(k, rank, "shared", options.fit_intercept)
-
     choice = None
     result = None
     if fit_likelihood is not None:
-        other = _trial(mixture_key, prepared, sample, numbers, options, mean=False)
+        (other,) = others
         rows += _rows_of_table(other, prepared, options, mean=False)
-        of_each = [{k: one.bic(k, parameters(k)) for k in one.made} for one in (trial, other)]
+        of_each = [{k: one.bic(k) for k in one.made} for one in (trial, other)]
         (k_mean, bic_mean), (k_mixture, bic_mixture) = (
             min(values.items(), key=lambda item: item[1]) for values in of_each
         )

@@ -9,18 +9,20 @@ their ends are climbed by Levenberg-Marquardt on all rows, with the ridges on sl
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
+import numpy as np
 from jaxtyping import Float, Int
 
 from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.evidence import Evidence, maximise_evidence
 from moejax.likelihood.padded import Objective, Ridge, params_of_padded
-from moejax.methods.growth import Grown, grow
+from moejax.methods.global_search import in_single_precision
+from moejax.methods.growth import Grown, GrowthRules, grow
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
 from moejax.methods.stages import stage
 from moejax.model.mixture import with_stand_ins
@@ -46,21 +48,10 @@ def places_for(num_experts: int) -> int:
     return next((size for size in PLACES if size >= num_experts), num_experts)
 
 
-class GrowthRules(NamedTuple):
-    """What a growth may make; all are traced."""
-
-    most: Int[jax.Array, ""] | int
-    """() largest number of experts."""
-    largest_share: Float[jax.Array, ""] | float
-    """() largest share of the rows that may be coefficients which the data determine."""
-    ridge: Ridge | None
-    """Fixed ridges; None: by evidence."""
-
-
 @stage(static=("config", "objective", "places", "patience"), fast=True)
-def growths(
+def growth_from(
     rows_key: jax.Array,
-    keys: jax.Array,
+    key: jax.Array,
     problem: Problem,
     rules: GrowthRules,
     *,
@@ -69,68 +60,79 @@ def growths(
     places: int,
     patience: int | None,
 ) -> Grown:
-    """Leaves (g, K, ..): a growth from each key, on at most GROWTH_ROWS rows that `rows_key` draws."""
+    """Leaves (K, ..): a growth from a key, on at most GROWTH_ROWS rows that `rows_key` draws."""
     x, y, weights = problem.x, problem.y, problem.weights
     if x.shape[0] > GROWTH_ROWS:
         draw = jax.random.uniform(rows_key, weights.shape, weights.dtype)
         rows = jax.lax.top_k(jnp.where(weights > 0, draw, -1.0), GROWTH_ROWS)[1]
         x, y, weights = x[rows], y[rows], weights[rows]
     x, y = with_stand_ins(weights, x, y)
+    problem = in_single_precision(problem._replace(x=x, y=y, weights=weights), config.fn)
+    x, y, weights = problem.x, problem.y, problem.weights
     design = jnp.concatenate([x.T, jnp.ones_like(y)[None]]) if config.fit_intercept else x.T
-    blocks = sample_blocks(x, y, weights, fit_intercept=config.fit_intercept)
-
-    def one(key: jax.Array) -> Grown:
+    rules = jax.tree.map(lambda leaf: leaf.astype(x.dtype) if hasattr(leaf, "astype") else leaf, rules)
+    with jax.default_matmul_precision("highest"):
         return grow(
             key,
-            blocks,
+            sample_blocks(x, y, weights, fit_intercept=config.fit_intercept),
             (design, y, weights),
-            rules.most,
+            rules,
             fn=config.fn,
             objective=objective,
             places=places,
             fit_intercept=config.fit_intercept,
             patience=patience,
-            largest_share=rules.largest_share,
-            ridge=rules.ridge,
         )
 
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, keys)
+
+class Request(NamedTuple):
+    """Growths of one objective."""
+
+    objective: Objective
+    keys: jax.Array
+    """(g,)"""
+    rules: GrowthRules
 
 
-def growths_at_once(
+def growths_of(
     rows_key: jax.Array,
-    keys: jax.Array,
+    requests: Sequence[Request],
     problem: Problem,
-    rules: GrowthRules,
     *,
     config: MethodConfig,
-    objective: Objective,
     places: int,
-    patience: int | None = PATIENCE,
-) -> Grown:
-    """`growths` in THREADS threads, which change no result; in one program if the caller is traced."""
-    number = min(THREADS, os.cpu_count() or 1, keys.shape[0])
+) -> list[Grown]:
+    """For each request the growths from its keys, leaves (g, K, ..).
 
-    def run(some: jax.Array) -> Grown:
-        return growths(
+    They run in THREADS threads, which change no result. The first ones of the requests compile side by side, before the others start.
+    """
+    jobs = [
+        (request, index)
+        for index in range(max(len(r.keys) for r in requests))
+        for request in requests
+        if index < len(request.keys)
+    ]
+
+    def run(job: tuple[Request, int]) -> Grown:
+        request, index = job
+        return growth_from(
             rows_key,
-            some,
+            request.keys[index],
             problem,
-            rules,
+            request.rules,
             config=config,
-            objective=objective,
+            objective=request.objective,
             places=places,
-            patience=patience,
+            patience=PATIENCE,
         )
 
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((keys, problem, rules)))
-    if traced or number == 1 or keys.shape[0] % number:
-        return run(keys)
-    size = keys.shape[0] // number
-    with ThreadPoolExecutor(number) as pool:
-        grown = list(pool.map(run, [keys[i * size : (i + 1) * size] for i in range(number)]))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *grown)
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        first = list(pool.map(run, jobs[: len(requests)]))
+        grown = [*first, *pool.map(run, jobs[len(requests) :])]
+    of_request = [
+        [one for (owner, _), one in zip(jobs, grown, strict=True) if owner is request] for request in requests
+    ]
+    return [jax.tree.map(lambda *leaves: np.stack(leaves), *some) for some in of_request]
 
 
 @stage(static=("config", "fixed_ridge"), fast=True)
@@ -170,9 +172,13 @@ def mean_fit(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
     k = config.num_experts
     keys = jax.random.split(key, NUM_GROWTHS if config.num_starts is None else config.num_starts)
     rules = GrowthRules(k, jnp.inf, None)
-    grown = growths_at_once(
-        keys[0], keys, problem, rules, config=config, objective="mean", places=k, patience=None
-    )
+
+    def one(some: jax.Array) -> Grown:
+        return growth_from(
+            keys[0], some, problem, rules, config=config, objective="mean", places=k, patience=None
+        )
+
+    grown = jax.lax.map(one, keys)
     best = jnp.argmax(grown.score[:, k - 1])
     rows, variance, ridge = jax.tree.map(
         lambda leaf: leaf[best, k - 1], (grown.rows, grown.variance, grown.ridge)
