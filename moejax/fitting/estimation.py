@@ -29,7 +29,12 @@ LARGEST_SHORTFALL = 0.5
 
 
 def fit_sample(
-    key: jax.Array, sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions
+    key: jax.Array,
+    sample: Sample,
+    num_experts: int,
+    noise_std: np.ndarray | None,
+    options: FitOptions,
+    least_noise: np.ndarray | None = None,
 ) -> FitResult:
     """A fit of one number of experts to a sample.
 
@@ -39,11 +44,12 @@ def fit_sample(
         num_experts: k.
         noise_std: () or (m,) if it is known.
         options: the checked options.
+        least_noise: as in `prepare`.
 
     Raises:
         TooManyExpertsError, ValueError: as in `fit`.
     """
-    prepared = prepare(sample, num_experts, noise_std, options)
+    prepared = prepare(sample, num_experts, noise_std, options, least_noise=least_noise)
     problem, config = prepared.problem, prepared.config
     result = run_method(key, problem, options.method, config)
     value, posterior = evaluate(result.params, problem, config.fn)
@@ -124,7 +130,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
 
 def fit_each(
     num_experts: str | Sequence[int],
-    fit_one: Callable[[int], FitResult],
+    fit_one: Callable[[int, np.ndarray | None], FitResult],
     *,
     dim: int,
     num_rows: float,
@@ -136,7 +142,7 @@ def fit_each(
 
     Args:
         num_experts: the numbers to try, or "auto".
-        fit_one: fits one number of experts.
+        fit_one: fits one number of experts, with a least noise of each expert as in `prepare`.
         dim: d.
         num_rows: rows, as BIC counts them.
         num_outputs: m.
@@ -147,15 +153,17 @@ def fit_each(
         ValueError: the data admit none.
     """
     results: dict[int, FitResult] = {}
-    refusals: list[TooManyExpertsError] = []
-    rows = []
+    refusals: dict[int, TooManyExpertsError] = {}
     for k in numbers_to_try(num_experts):
         try:
-            results[k] = result = fit_one(k)
+            results[k] = fit_one(k, None)
         except TooManyExpertsError as error:
-            refusals.append(error)
-            rows.append(left_out(k, str(error)))
-            continue
+            refusals[k] = error
+    if not results:
+        raise next(iter(refusals.values()))
+    _with_one_floor(results, fit_one)
+    rows = [left_out(k, str(error)) for k, error in refusals.items()]
+    for k, result in results.items():
         rank = dim - result.diagnostics["collinear_directions_dropped"]
         num_parameters = num_free_parameters(k, rank, noise, fit_intercept, num_outputs=num_outputs)
         rows.append(
@@ -169,12 +177,26 @@ def fit_each(
                 result.status,
             )
         )
-    if not results:
-        raise refusals[0]
-    table = selection_table(rows)
+    table = selection_table(sorted(rows, key=lambda row: row["num_experts"]))
     return dataclasses.replace(
         results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
     )
+
+
+def _with_one_floor(
+    results: dict[int, FitResult], fit_one: Callable[[int, np.ndarray | None], FitResult]
+) -> None:
+    """Repeat the fits in which an expert fits its samples exactly, all with the largest of their floors of the noise.
+
+    The log-likelihood of such a fit depends on the floor, which depends on the other noises; only at one floor is it the number of
+    experts that decides.
+    """
+    exact = [k for k, result in results.items() if result.diagnostics["exact_experts"]]
+    if len(results) == 1 or not exact:
+        return
+    floor = np.max([results[k].diagnostics["noise_floor"] for k in exact], axis=0)
+    for k in exact:
+        results[k] = fit_one(k, floor)
 
 
 def run_method(key: jax.Array, problem: Problem, method: str, config: MethodConfig) -> MethodResult:

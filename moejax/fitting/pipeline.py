@@ -182,7 +182,7 @@ def _fit(
     else:
         result = fit_each(
             chosen,
-            lambda k: fit_sample(key, sample, k, levels, options),
+            lambda k, least: fit_sample(key, sample, k, levels, options, least),
             dim=sample.x.shape[1],
             num_rows=float(sample.weights.sum()),
             num_outputs=sample.y.shape[1] if sample.several_outputs else 1,

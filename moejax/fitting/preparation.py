@@ -15,6 +15,7 @@ from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
 from moejax.fitting.whitening import InputMap, column_map, input_map
+from moejax.likelihood.collapse import resolution
 from moejax.methods.method import (
     MethodConfig,
     Problem,
@@ -100,6 +101,7 @@ def prepare(
     noise_std: np.ndarray | None,
     options: FitOptions,
     inputs: InputMap | None = None,
+    least_noise: np.ndarray | None = None,
 ) -> Prepared:
     """Inputs and labels in the units of the fit, and the label transforms of its moments.
 
@@ -109,6 +111,8 @@ def prepare(
         noise_std: () or (m,) if it is known.
         options: the checked options.
         inputs: the whitening, if it is that of more rows than the sample's; None finds it.
+        least_noise: () or (m,), with a noise for each expert, the least that one may have, in units of y; None takes the resolution
+            of the labels.
 
     Raises:
         TooManyExpertsError: k is more than the data admit; ValueError: data and options that contradict each other.
@@ -193,6 +197,10 @@ def prepare(
         [np.asarray(a, dtype) for a in (z, y, padded_weights, labels.noise_std)]
     )
     problem = Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:])
+    if config.noise == "per_expert":
+        least = resolution(sample.y[sample.weights > 0]) if least_noise is None else least_noise
+        least = np.broadcast_to(least / np.asarray(labels.map.scale), sample.y.shape[1:])
+        problem = problem._replace(least_noise=jax.device_put(np.asarray(least, dtype)))
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
