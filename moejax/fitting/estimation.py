@@ -12,6 +12,7 @@ import numpy as np
 
 from moejax.environment import compiled_fast
 from moejax.fitting.diagnostics import collapse_status, diagnose
+from moejax.fitting.expert_order import in_order
 from moejax.fitting.label_units import labels_note
 from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
 from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
@@ -53,6 +54,8 @@ def fit_sample(
     problem, config = prepared.problem, prepared.config
     result = run_method(key, problem, options.method, config)
     value, posterior = evaluate(result.params, problem, config.fn)
+    # before the covariance, whose entries are those of the ordered parameters
+    result, posterior = in_order(result, posterior, problem, prepared.units)
     known = None
     if not sample.several_outputs and not lookup_method(options.method).wide:
         known = uncertainty(result.params, problem, options.covariance, config)

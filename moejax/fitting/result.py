@@ -42,7 +42,8 @@ class FitResult:
     """A fitted mixture of experts, the result of `fit`.
 
     Attributes:
-        params: NumPy arrays in double precision, in the units of the given x and y. The order of the experts is arbitrary.
+        params: NumPy arrays in double precision, in the units of the given x and y. The experts are in the order of their shares,
+            the sums of their responsibilities, the largest first; experts with equal shares in that of their first coefficient.
         log_likelihood: weighted sum over samples, in nats, in the units of the given y.
         history: (passes,) objective in nats along the passes over the data: the log-likelihood minus the ridge's penalty on the
             gates (at the end `diagnostics["ridge_penalty"]`). The gradient baselines omit the penalty; for "spectral" it is empty.

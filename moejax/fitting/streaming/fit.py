@@ -20,6 +20,7 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import key_data
 from moejax.fitting.estimation import Estimate, described, evaluate, fit_each, run_method
+from moejax.fitting.expert_order import curvature_in_order, order_in, reordered
 from moejax.fitting.preparation import Prepared, Sample, meaning_of_weights, prepare
 from moejax.fitting.result import FitResult
 from moejax.fitting.streaming.checkpoint import Checkpoint
@@ -44,6 +45,7 @@ from moejax.likelihood.polish import Ascent, AscentRules, ascend, ascent_rules, 
 from moejax.likelihood.predictors import free_parameters, params_from_free, predictors_of
 from moejax.methods.method import MethodConfig, least_noise_of
 from moejax.methods.options import FitOptions, WeightsAre
+from moejax.methods.population import in_precision_of
 from moejax.model.activations import activation_facts, activation_name, get_activation, values_on_host
 from moejax.model.mixture import MoEParams, mean_gates
 from moejax.model.status import Status
@@ -294,6 +296,15 @@ def _estimate(
         params = _params_at(climb.ascent.free, start, config)
         size = scale.num_samples if options.covariance == "observed" else scale.effective
         now = _with_ridge(climb.ascent.now, params, config, -config.ridge)
+        here = in_precision_of(problem.x, params)
+        _, posterior = evaluate(here, problem, config.fn)
+        order = order_in(here, posterior, problem, units)
+        if not np.array_equal(order, np.arange(len(order))):
+            now = curvature_in_order(
+                now, params, order, noise=config.noise, fit_intercept=config.fit_intercept
+            )
+            params, here = reordered(params, order), reordered(here, order)
+            posterior = posterior[:, order]
         observed, products = now.observed, None
         if kinked or options.covariance == "sandwich":
             width = float(np.min(params.noise_std) * np.sqrt(params.experts.size / size))
@@ -303,9 +314,6 @@ def _estimate(
             params, now.gradient, None if least is None else jnp.asarray(least), scale.num_samples
         )
         known: Uncertainty = _uncertainty(params, now, observed, products, scale.mean_weight, config, held)
-    dtype = problem.x.dtype
-    here = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    _, posterior = evaluate(here, problem, config.fn)
     status = Status.OK if climb.converged else Status.NOT_CONVERGED
     if not np.isfinite(now.log_likelihood):
         status = Status.NOT_FINITE
