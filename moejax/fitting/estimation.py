@@ -99,6 +99,14 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         "moment_noise_std": (np.asarray(problem.noise_std, np.float64) * units.labels.scale).tolist(),
         "mixing_weights": np.asarray(result.mixing_weights).tolist(),
         "num_passes": int(result.num_iterations),
+        "num_samples": float(sample.weights.sum()),
+        "num_parameters": num_free_parameters(
+            config.num_experts,
+            problem.x.shape[1],
+            config.noise,
+            config.fit_intercept,
+            num_outputs=sample.y.shape[1] if sample.several_outputs else 1,
+        ),
         **diagnose(result, problem, np.asarray(posterior, np.float64), units, config, known),
     }
     if "optima" in diagnostics:

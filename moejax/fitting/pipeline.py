@@ -190,6 +190,9 @@ def _fit(
             fit_intercept=options.fit_intercept,
         )
     settings = _settings(key, given, options, chosen, levels) | {"weights_are": kind}
+    columns = getattr(x, "columns", None)  # of a table
+    if columns is not None and all(isinstance(name, str) for name in columns):
+        result = dataclasses.replace(result, diagnostics=result.diagnostics | {"input_names": list(columns)})
     return dataclasses.replace(result, settings=settings)
 
 

@@ -208,6 +208,7 @@ def fit_source(
             "num_rows": survey.num_rows,
             "skipped_rows": survey.num_skipped,
             "subsample_rows": len(sample.y),
+            "input_names": list(source.input_names),
         }
         return dataclasses.replace(result, diagnostics=found | result.diagnostics)
 
