@@ -28,6 +28,7 @@ from moejax.methods.options import FitOptions, WeightsAre
 from moejax.methods.preparation import Orders, choose_orders, transforms_at
 from moejax.model.activations import get_activation
 from moejax.moments.score_tensors import AffineLogDensity
+from moejax.moments.spectral import SpectralTransforms
 
 
 class TooManyExpertsError(ValueError):
@@ -191,17 +192,32 @@ def prepare(
         ridge=options.ridge,
         chunk_size=options.chunk_size,
     )
-    padded_weights, z, y = padded(sample.weights, z, y)
-    # converted on the host: each jnp.asarray with a dtype would be a program
-    x, y, weights, level = jax.device_put(
-        [np.asarray(a, dtype) for a in (z, y, padded_weights, labels.noise_std)]
-    )
-    problem = Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:])
-    if config.noise == "per_expert":
-        least = resolution(sample.y[sample.weights > 0]) if least_noise is None else least_noise
-        least = np.broadcast_to(least / np.asarray(labels.map.scale), sample.y.shape[1:])
-        problem = problem._replace(least_noise=jax.device_put(np.asarray(least, dtype)))
+    least = _least_noise(sample, labels, least_noise) if config.noise == "per_expert" else None
+    problem = _problem(sample.weights, z, y, labels.noise_std, transforms, least)
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
+
+
+def _problem(
+    weights: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    noise_std: np.ndarray,
+    transforms: tuple[SpectralTransforms, ...],
+    least_noise: np.ndarray | None,
+) -> Problem:
+    """The problem of white inputs z (n, r) and fitted labels y (n,) or (n, m), padded, on the device."""
+    dtype = jnp.result_type(float)
+    weights, z, y = padded(weights, z, y)
+    # converted on the host: each jnp.asarray with a dtype would be a program
+    x, y, weights, level = jax.device_put([np.asarray(a, dtype) for a in (z, y, weights, noise_std)])
+    least = None if least_noise is None else jax.device_put(np.asarray(least_noise, dtype))
+    return Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:], least)
+
+
+def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None) -> np.ndarray:
+    """() or (m,) the least noise of an expert in units of the fitted labels: the given one, or the resolution of the labels."""
+    least = resolution(sample.y[sample.weights > 0]) if given is None else given
+    return np.broadcast_to(least / np.asarray(labels.map.scale), sample.y.shape[1:])
 
 
 def _require_rows(

@@ -171,6 +171,9 @@ class FitResult:
     def summary(self, *, level: float = 0.95, feature_names: Sequence[str] | None = None) -> FitSummary:
         """Return the tables of the fit: criteria and status, and each expert's estimates with errors, tests and intervals.
 
+        `print` shows them. The attributes are `header`, a Series; `experts`, a DataFrame each, with the part ("expert", "gate" or
+        "noise") and the input as its index; and `notes`. Gates are relative to the last expert, which has none.
+
         Args:
             level: probability that one interval holds its parameter.
             feature_names: (d,) names of the inputs; None takes those of the table or the source that was fitted, or x1, x2, ..

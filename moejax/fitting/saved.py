@@ -102,6 +102,7 @@ def load_fit(path: str | os.PathLike[str], *, activation: ActivationLike | None 
             OSError: it cannot be read.
 
     Examples:
+        >>> import tempfile
         >>> x = np.random.default_rng(0).normal(size=(100, 2))
         >>> result = moejax.fit(jax.random.key(0), x, x[:, 0], num_experts=1, noise_std=0.1, method="joint_em")
         >>> with tempfile.TemporaryDirectory() as folder:

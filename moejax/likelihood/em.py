@@ -142,7 +142,7 @@ def _run(
 ) -> EMRun:
     k = params.experts.shape[0]
     if noise == "per_expert" and least_noise is None:
-        least_noise = rounding_noise(y, weights)
+        least_noise = jnp.broadcast_to(rounding_noise(y, weights), y.shape[1:])
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     total_tolerance = tolerance * weights.sum()
     penalty = jnp.asarray(ridge, x.dtype)

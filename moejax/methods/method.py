@@ -54,10 +54,8 @@ class Problem(NamedTuple):
     @property
     def resolution(self) -> Float[jax.Array, "*m"]:
         """() or (m,): `least_noise`, or the rounding of the labels if that is larger."""
-        rounding = rounding_noise(self.y, self.weights)
-        if self.least_noise is None:
-            return rounding
-        return jnp.maximum(self.least_noise, jnp.broadcast_to(rounding, self.least_noise.shape))
+        rounding = jnp.broadcast_to(rounding_noise(self.y, self.weights), self.y.shape[1:])
+        return rounding if self.least_noise is None else jnp.maximum(self.least_noise, rounding)
 
 
 @dataclasses.dataclass(frozen=True)
