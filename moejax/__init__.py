@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moejax.fitting.estimator import MoERegressor
     from moejax.fitting.pipeline import fit
     from moejax.fitting.result import FitResult
+    from moejax.fitting.saved import load_fit
     from moejax.fitting.streaming.files import FileSource
     from moejax.fitting.streaming.source import ArraySource
 
@@ -44,6 +45,7 @@ __all__ = [
     "fit",
     "keep_compiled_programs",
     "label_transform",
+    "load_fit",
     "log_likelihood",
     "make_params",
     "predict",
@@ -63,6 +65,7 @@ _ON_FIRST_USE = {
     "FitResult": "moejax.fitting.result",
     "MoERegressor": "moejax.fitting.estimator",
     "fit": "moejax.fitting.pipeline",
+    "load_fit": "moejax.fitting.saved",
 }
 """Names whose modules need pandas, SciPy or scikit-learn, which take as long to import as everything else together."""
 

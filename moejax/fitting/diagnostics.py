@@ -12,7 +12,14 @@ import numpy as np
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.uncertainty import Uncertainty
 from moejax.fitting.whitening import InputMap
-from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
+from moejax.likelihood.collapse import (
+    EXACT,
+    ROUNDING,
+    at_floor,
+    is_collapsed,
+    label_rounding_on_host,
+    noise_floor,
+)
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.methods.spectral_wide import wide_ridge
 from moejax.model.activations import activation_facts
@@ -36,6 +43,14 @@ def collapse_status(experts: Sequence[int]) -> str:
     return f"the noise of expert {listed} ran off to zero: the likelihood has no maximum there"
 
 
+def _exact_note(expert: int, count: float, noise_std: Any) -> str:
+    level = ", ".join(f"{value:.3g}" for value in np.atleast_1d(noise_std))
+    return (
+        f"expert {expert} fits its {count:.0f} effective samples exactly (labels that repeat, or that have no noise): its noise is "
+        f"held at {level}, below which the likelihood would only grow"
+    )
+
+
 def diagnose(
     result: MethodResult,
     problem: Problem,
@@ -55,14 +70,20 @@ def diagnose(
     counts = weights @ posterior
     total, dim, k = weights.sum(), x.shape[1], config.num_experts
     scale = units.labels.scale
+    per_expert = config.noise == "per_expert"
     rounding = label_rounding_on_host(y * scale + units.labels.shift, y, scale, problem.y.dtype)
+    least = (EXACT if per_expert else ROUNDING) * rounding
+    if problem.least_noise is not None:
+        least = np.maximum(least, np.asarray(problem.least_noise, np.float64))
     collapsed = is_collapsed(
         params.noise_std,
         counts,
         num_coefficients=dim + int(config.fit_intercept),
-        label_rounding=rounding,
-        per_expert=config.noise == "per_expert",
+        least_noise=least,
+        per_expert=per_expert,
     )
+    exact = at_floor(params.noise_std, least, total) & ~collapsed if per_expert else np.zeros(k, bool)
+    given_noise = params.noise_std * np.asarray(scale)
     entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
     squares = np.sum(x**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
@@ -81,6 +102,10 @@ def diagnose(
         "expert_norms": norms.tolist(),
         "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
         "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],
+        "exact_experts": [i + 1 for i in range(k) if exact[i]],
+        "noise_floor": (noise_floor(params.noise_std, least, total) * np.asarray(scale)).tolist()
+        if per_expert
+        else None,
         "nats_below_maximum": math.nan if uncertainty is None else float(uncertainty.shortfall),
         "information_condition": math.nan if uncertainty is None else float(uncertainty.covariance.condition),
         "ridge_cost": math.nan if uncertainty is None else float(uncertainty.ridge.cost),
@@ -106,7 +131,8 @@ def diagnose(
     if result.search is not None:
         found |= {"num_starts": int(result.search.num_starts), "search_end": _search_end(result.search)}
     uses_moments = problem.transforms is not None
-    return found | {"notes": _notes(found, params.gating.any(), uses_moments, total, dim, k, config)}
+    notes = [_exact_note(i, float(counts[i - 1]), given_noise[i - 1]) for i in found["exact_experts"]]
+    return found | {"notes": notes + _notes(found, params.gating.any(), uses_moments, total, dim, k, config)}
 
 
 def _wide_findings(x: np.ndarray, ridge: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ import scipy.special
 
 from moejax.environment import compiled_fast
 from moejax.fitting.diagnostics import collapse_status, diagnose
+from moejax.fitting.expert_order import in_order, order_of_experts
 from moejax.fitting.label_units import labels_note
-from moejax.fitting.order import canonical
 from moejax.fitting.predictive import PredictiveDensity, log_gates_and_means
 from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
 from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
@@ -25,15 +26,29 @@ from moejax.methods.global_search import SAME_OPTIMUM
 from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import ScalarFunction, activation_name
-from moejax.model.mixture import HostParams, MoEParams, NoiseModel, log_joint, weighted_sum
+from moejax.model.mixture import (
+    HostParams,
+    MoEParams,
+    NoiseModel,
+    log_joint,
+    permute_experts,
+    weighted_sum,
+)
 from moejax.model.status import Status
 
+RISES = 2
+"""With num_experts="auto", no more experts are tried after so many numbers whose BIC is not the least so far."""
 LARGEST_SHORTFALL = 0.5
 """An estimate at most this many nats below a maximum counts as the maximum: one standard error in one direction."""
 
 
 def fit_sample(
-    key: jax.Array, sample: Sample, num_experts: int, noise_std: np.ndarray | None, options: FitOptions
+    key: jax.Array,
+    sample: Sample,
+    num_experts: int,
+    noise_std: np.ndarray | None,
+    options: FitOptions,
+    least_noise: np.ndarray | None = None,
 ) -> FitResult:
     """A fit of one number of experts to a sample.
 
@@ -43,14 +58,17 @@ def fit_sample(
         num_experts: k.
         noise_std: () or (m,) if it is known.
         options: the checked options.
+        least_noise: as in `prepare`.
 
     Raises:
         TooManyExpertsError, ValueError: as in `fit`.
     """
-    prepared = prepare(sample, num_experts, noise_std, options)
+    prepared = prepare(sample, num_experts, noise_std, options, least_noise=least_noise)
     problem, config = prepared.problem, prepared.config
     result = run_method(key, problem, options.method, config)
     value, posterior = evaluate(result.params, problem, config.fn)
+    # before the covariance, whose entries are those of the ordered parameters
+    result, posterior = in_order(result, posterior, problem, prepared.units)
     known = None
     if not sample.several_outputs and not lookup_method(options.method).wide:
         known = uncertainty(result.params, problem, options.covariance, config)
@@ -91,8 +109,9 @@ def best_distinct(
         density = PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
         profile = density.log_density(y)
         if all(weights @ (profile - other) ** 2 >= SAME_OPTIMUM for other in profiles):
-            masses = weights @ scipy.special.softmax(density.log_joint(y), axis=1)
-            chosen.append(canonical(params, masses)[0])
+            counts = weights @ scipy.special.softmax(density.log_joint(y), axis=1)
+            first = params.experts.reshape(len(counts), -1)[:, 0]
+            chosen.append(permute_experts(params, order_of_experts(counts, first)))
             profiles.append(profile)
     return chosen
 
@@ -134,6 +153,14 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         "moment_noise_std": (np.asarray(problem.noise_std, np.float64) * units.labels.scale).tolist(),
         "mixing_weights": np.asarray(result.mixing_weights).tolist(),
         "num_passes": int(result.num_iterations),
+        "num_samples": float(sample.weights.sum()),
+        "num_parameters": num_free_parameters(
+            config.num_experts,
+            problem.x.shape[1],
+            config.noise,
+            config.fit_intercept,
+            num_outputs=sample.y.shape[1] if sample.several_outputs else 1,
+        ),
         **diagnose(result, problem, np.asarray(posterior, np.float64), units, config, known),
     }
     if "optima" in diagnostics:
@@ -168,7 +195,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
 
 def fit_each(
     num_experts: str | Sequence[int],
-    fit_one: Callable[[int], FitResult],
+    fit_one: Callable[[int, np.ndarray | None], FitResult],
     *,
     dim: int,
     num_rows: float,
@@ -180,7 +207,7 @@ def fit_each(
 
     Args:
         num_experts: the numbers to try, or "auto".
-        fit_one: fits one number of experts.
+        fit_one: fits one number of experts, with a least noise of each expert as in `prepare`.
         dim: d.
         num_rows: rows, as BIC counts them.
         num_outputs: m.
@@ -191,17 +218,32 @@ def fit_each(
         ValueError: the data admit none.
     """
     results: dict[int, FitResult] = {}
-    refusals: list[TooManyExpertsError] = []
-    rows = []
-    for k in numbers_to_try(num_experts):
+    refusals: dict[int, str] = {}
+
+    def parameters(k: int) -> int:
+        rank = dim - results[k].diagnostics["collinear_directions_dropped"]
+        return num_free_parameters(k, rank, noise, fit_intercept, num_outputs=num_outputs)
+
+    rises, least = 0, math.inf
+    numbers = numbers_to_try(num_experts)
+    for k in numbers:
         try:
-            results[k] = result = fit_one(k)
+            results[k] = fit_one(k, None)
         except TooManyExpertsError as error:
-            refusals.append(error)
-            rows.append(left_out(k, str(error)))
+            refusals[k] = str(error)
             continue
-        rank = dim - result.diagnostics["collinear_directions_dropped"]
-        num_parameters = num_free_parameters(k, rank, noise, fit_intercept, num_outputs=num_outputs)
+        bic = -2.0 * results[k].log_likelihood + parameters(k) * math.log(num_rows)
+        rises = 0 if bic < least else rises + 1
+        least = min(bic, least)
+        if num_experts == "auto" and rises == RISES:
+            refusals |= dict.fromkeys(range(k + 1, max(numbers) + 1), f"BIC rose {RISES} times before")
+            break
+    if not results:
+        raise TooManyExpertsError(next(iter(refusals.values())))
+    _with_one_floor(results, fit_one)
+    rows = [left_out(k, reason) for k, reason in refusals.items()]
+    for k, result in results.items():
+        num_parameters = parameters(k)
         rows.append(
             criteria(
                 k,
@@ -213,12 +255,26 @@ def fit_each(
                 result.status,
             )
         )
-    if not results:
-        raise refusals[0]
-    table = selection_table(rows)
+    table = selection_table(sorted(rows, key=lambda row: row["num_experts"]))
     return dataclasses.replace(
         results[int(table.loc[table["chosen"], "num_experts"].iloc[0])], selection=table
     )
+
+
+def _with_one_floor(
+    results: dict[int, FitResult], fit_one: Callable[[int, np.ndarray | None], FitResult]
+) -> None:
+    """Repeat the fits in which an expert fits its samples exactly, all with the largest of their floors of the noise.
+
+    The log-likelihood of such a fit depends on the floor, which depends on the other noises; only at one floor is it the number of
+    experts that decides.
+    """
+    exact = [k for k, result in results.items() if result.diagnostics["exact_experts"]]
+    if len(results) == 1 or not exact:
+        return
+    floor = np.max([results[k].diagnostics["noise_floor"] for k in exact], axis=0)
+    for k in exact:
+        results[k] = fit_one(k, floor)
 
 
 def run_method(key: jax.Array, problem: Problem, method: str, config: MethodConfig) -> MethodResult:

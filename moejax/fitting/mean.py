@@ -18,7 +18,7 @@ import pandas as pd
 
 from moejax.checks import require
 from moejax.fitting.estimation import Estimate, described
-from moejax.fitting.order import canonical
+from moejax.fitting.expert_order import order_of_experts
 from moejax.fitting.predictive import averaged, log_gates_and_means
 from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
 from moejax.fitting.result import FitResult, FittedInOwnUnits
@@ -41,7 +41,7 @@ from moejax.methods.mean_fit import (
 from moejax.methods.method import MethodConfig, Problem
 from moejax.methods.options import FitOptions
 from moejax.methods.stages import stage
-from moejax.model.mixture import HostParams
+from moejax.model.mixture import HostParams, permute_experts
 
 SAME_FUNCTION = 4.0
 """Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
@@ -231,8 +231,9 @@ def _refined(
     host = HostParams(*(np.asarray(leaf, np.float64) for leaf in result.params))
     log_gates, means = log_gates_and_means(host, np.asarray(problem.x, np.float64), config.fn)
     gates, weights = np.exp(log_gates), np.asarray(problem.weights, np.float64)
-    host, order = canonical(host, weights @ gates)
-    gates = gates[:, order]
+    given = prepared.units.params(host)
+    order = order_of_experts(weights @ gates, given.experts[:, 0])
+    host, gates = permute_experts(host, order), gates[:, order]
     return _End(end, host, order, gates, averaged(gates, means[:, order])), end.num_passes
 
 

@@ -41,8 +41,8 @@ def fit_by_objective(
         options, objective="likelihood", ridge=RIDGE if ridge is None or ridge == "evidence" else ridge
     )
 
-    def by_likelihood(k: int) -> FitResult:
-        return fit_sample(key, sample, k, noise_std, mixture)
+    def by_likelihood(k: int, least_noise: np.ndarray | None = None) -> FitResult:
+        return fit_sample(key, sample, k, noise_std, mixture, least_noise)
 
     numbers = (num_experts,) if isinstance(num_experts, int) else numbers_to_try(num_experts)
     reason = why_not_mean(sample, noise_std, options)

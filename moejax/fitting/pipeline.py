@@ -76,8 +76,9 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         key: PRNG key of random restarts and starts.
         x: (n, d) inputs, any units.
         y: (n,) labels, or (n, m), in the units of g's values.
-        num_experts: k; for a method of moments, up to the rank of the inputs. For several (a range or list), or "auto" for 1 to 6,
-            each that the data admit is fitted, and the result is the one with the least BIC among those with status "ok".
+        num_experts: k; for a method of moments, up to the rank of the inputs. For several (a range or list), or "auto" for 1 to 12,
+            each that the data admit is fitted, "auto" until BIC has risen twice, and the result is the one with the least BIC among
+            those with status "ok". A mean fit takes the number with the most evidence.
         source: instead of x, y and weights, rows that are read in batches for every pass over the data, such as
             `moejax.FileSource` or `moejax.ArraySource`: memory for a few batches suffices. The method, one that ends at a maximum
             of the likelihood, runs on a random subsample, and a few Newton passes over all rows climb from there. Everything
@@ -183,6 +184,9 @@ def _fit(
     sample = Sample(x_kept, y_kept, resolved, input_precision(x))
     result = fit_by_objective(key, sample, chosen, levels, options)
     settings = _settings(key, given, options, chosen, levels) | {"weights_are": kind}
+    columns = getattr(x, "columns", None)  # of a table
+    if columns is not None and all(isinstance(name, str) for name in columns):
+        result = dataclasses.replace(result, diagnostics=result.diagnostics | {"input_names": list(columns)})
     return dataclasses.replace(result, settings=settings)
 
 

@@ -15,6 +15,7 @@ from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
 from moejax.fitting.whitening import InputMap, column_map, input_map
+from moejax.likelihood.collapse import resolution
 from moejax.likelihood.em import RIDGE
 from moejax.methods.method import (
     MethodConfig,
@@ -28,6 +29,7 @@ from moejax.methods.options import FitOptions, WeightsAre
 from moejax.methods.preparation import Orders, choose_orders, transforms_at
 from moejax.model.activations import get_activation
 from moejax.moments.score_tensors import AffineLogDensity
+from moejax.moments.spectral import SpectralTransforms
 
 
 class TooManyExpertsError(ValueError):
@@ -101,6 +103,7 @@ def prepare(
     noise_std: np.ndarray | None,
     options: FitOptions,
     inputs: InputMap | None = None,
+    least_noise: np.ndarray | None = None,
 ) -> Prepared:
     """Inputs and labels in the units of the fit, and the label transforms of its moments.
 
@@ -110,6 +113,8 @@ def prepare(
         noise_std: () or (m,) if it is known.
         options: the checked options.
         inputs: the whitening, if it is that of more rows than the sample's; None finds it.
+        least_noise: () or (m,), with a noise for each expert, the least that one may have, in units of y; None takes the resolution
+            of the labels.
 
     Raises:
         TooManyExpertsError: k is more than the data admit; ValueError: data and options that contradict each other.
@@ -188,13 +193,32 @@ def prepare(
         ridge=RIDGE if options.ridge is None or options.ridge == "evidence" else options.ridge,
         chunk_size=options.chunk_size,
     )
-    padded_weights, z, y = padded(sample.weights, z, y)
-    # converted on the host: each jnp.asarray with a dtype would be a program
-    x, y, weights, level = jax.device_put(
-        [np.asarray(a, dtype) for a in (z, y, padded_weights, labels.noise_std)]
-    )
-    problem = Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:])
+    least = _least_noise(sample, labels, least_noise) if config.noise == "per_expert" else None
+    problem = _problem(sample.weights, z, y, labels.noise_std, transforms, least)
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
+
+
+def _problem(
+    weights: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    noise_std: np.ndarray,
+    transforms: tuple[SpectralTransforms, ...],
+    least_noise: np.ndarray | None,
+) -> Problem:
+    """The problem of white inputs z (n, r) and fitted labels y (n,) or (n, m), padded, on the device."""
+    dtype = jnp.result_type(float)
+    weights, z, y = padded(weights, z, y)
+    # converted on the host: each jnp.asarray with a dtype would be a program
+    x, y, weights, level = jax.device_put([np.asarray(a, dtype) for a in (z, y, weights, noise_std)])
+    least = None if least_noise is None else jax.device_put(np.asarray(least_noise, dtype))
+    return Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:], least)
+
+
+def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None) -> np.ndarray:
+    """() or (m,) the least noise of an expert in units of the fitted labels: the given one, or the resolution of the labels."""
+    least = resolution(sample.y[sample.weights > 0]) if given is None else given
+    return np.broadcast_to(least / np.asarray(labels.map.scale), sample.y.shape[1:])
 
 
 def _require_rows(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,9 @@ from moejax.fitting.label_units import LabelMap
 from moejax.fitting.whitening import InputMap
 from moejax.likelihood.information import Covariance, confidence_intervals
 from moejax.model.mixture import HostParams, MoEParams, NoiseModel
+
+if TYPE_CHECKING:
+    from moejax.fitting.summary import FitSummary
 
 
 class FittedInOwnUnits(NamedTuple):
@@ -52,7 +57,8 @@ class FitResult:
     """A fitted mixture of experts, the result of `fit`.
 
     Attributes:
-        params: NumPy arrays in double precision, in the units of the given x and y. The order of the experts is arbitrary.
+        params: NumPy arrays in double precision, in the units of the given x and y. The experts are in the order of their shares,
+            the sums of their responsibilities, the largest first; experts with equal shares in that of their first coefficient.
         log_likelihood: weighted sum over samples, in nats, in the units of the given y.
         history: (passes,) objective in nats along the passes over the data: the log-likelihood minus the ridge's penalty on the
             gates (at the end `diagnostics["ridge_penalty"]`). The gradient baselines omit the penalty; for "spectral" it is empty.
@@ -71,13 +77,16 @@ class FitResult:
     The keys of `diagnostics`:
 
     - about the run: `activation`, `method`, `noise`, `fit_intercept`, `order` of the tensor and `order_choice` (its reason),
-      `moment_noise_std` (the sigma of the label transforms), `mixing_weights`, `num_passes` over the data;
+      `moment_noise_std` (the sigma of the label transforms), `mixing_weights`, `num_passes` over the data, `num_samples` (the sum
+      of the weights), `num_parameters`, and `input_names` if the inputs have names;
     - about the inputs: `inputs_standard_normal`, `collinear_directions_dropped` (constant columns included), `collinear_inputs`
       (the columns of each dropped direction, from 0), `constant_inputs`, `nearly_collinear_inputs` (these are kept), `input_mean`
       (the distance of the mean of the white inputs from zero), `input_kurtosis` (the mean of (z'z)^2 over that of normal inputs);
     - about the estimate: `expert_norms` and `gate_angle_degrees` for white inputs (the least angle between a gate and the experts'
       span; 90 if the moments are exact), `effective_samples` (sums of responsibilities), `classification_entropy` (theirs, in
-      nats), `collapsed_experts`, `ridge_penalty` (nats by which the objective is below the log-likelihood);
+      nats), `collapsed_experts` (their noise ran off to zero on a few rows), `exact_experts` (their noise is held at the floor,
+      because they fit many rows exactly), `noise_floor` (the least noise of an expert if each has its own, in units of y;
+      `moejax.likelihood.collapse`), `ridge_penalty` (nats by which the objective is below the log-likelihood);
     - about the maximum, NaN or empty if there is none: `nats_below_maximum`, `information_condition` (of a unit diagonal),
       `ridge_cost` (nats of log-likelihood), `gates_held_by_ridge` (experts, from 1);
     - with moments: `transform_signal` by order (the correlation of l(Y) and He_m(Z)), `second_moment_eigenvalues`,
@@ -187,6 +196,44 @@ class FitResult:
             fit_intercept=self.diagnostics["fit_intercept"],
             num_inputs=self.params.experts.shape[-1] - self.diagnostics["collinear_directions_dropped"],
         )
+
+    def summary(self, *, level: float = 0.95, feature_names: Sequence[str] | None = None) -> FitSummary:
+        """Return the tables of the fit: criteria and status, and each expert's estimates with errors, tests and intervals.
+
+        `print` shows them. The attributes are `header`, a Series; `experts`, a DataFrame each, with the part ("expert", "gate" or
+        "noise") and the input as its index; and `notes`. Gates are relative to the last expert, which has none.
+
+        Args:
+            level: probability that one interval holds its parameter.
+            feature_names: (d,) names of the inputs; None takes those of the table or the source that was fitted, or x1, x2, ..
+
+        Raises:
+            ValueError: another number of names, or a level that is not between 0 and 1.
+
+        Examples:
+            >>> x = np.random.default_rng(0).normal(size=(100, 1))
+            >>> y = 2.0 * x[:, 0] + np.random.default_rng(1).normal(size=100)
+            >>> result = moejax.fit(jax.random.key(0), x, y, num_experts=1, method="joint_em")
+            >>> table = result.summary(feature_names=["height"]).experts[0]
+            >>> table.loc[("expert", "height"), ["coefficient", "std error"]].round(1).tolist()
+            [2.0, 0.1]
+        """
+        from moejax.fitting.summary import summary_of
+
+        return summary_of(self, level, feature_names)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fit to one file, from which `moejax.load_fit` makes it again, with every number to its last digit.
+
+        The activation is stored by its name: one that is not registered is given to `load_fit`. The file is written whole or not
+        at all, and replaces no file but that of another saved fit.
+
+        Raises:
+            ValueError: another file has this name; OSError: the file cannot be written.
+        """
+        from moejax.fitting.saved import save_fit
+
+        save_fit(self, path)
 
     def _why_no_errors(self) -> str:
         if self.params.experts.ndim == 3:

@@ -79,7 +79,7 @@ def left_out(num_experts: int, reason: str) -> dict[str, Any]:
 def selection_table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The rows, with `chosen` true for the least BIC among the fits whose status is "ok".
 
-    A fit with another status may have any BIC: if the noise of an expert went to zero, the BIC has no bound. If no status is "ok",
+    A fit with another status is not at a maximum, or has an expert whose noise ran off to zero on a few rows. If no status is "ok",
     the fit with the fewest experts is chosen.
     """
     table = pd.DataFrame(rows)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 
 from moejax.environment import compiled_fast
 from moejax.likelihood.blocks import sample_blocks, sample_scale
-from moejax.likelihood.derivatives import Curvature, likelihood_curvature, penalised
+from moejax.likelihood.collapse import at_floor
+from moejax.likelihood.derivatives import (
+    Curvature,
+    likelihood_curvature,
+    penalised,
+    without,
+    without_rows,
+)
 from moejax.likelihood.information import (
     Covariance,
     CovarianceKind,
@@ -19,9 +26,12 @@ from moejax.likelihood.information import (
     score_outer_products,
 )
 from moejax.likelihood.predictors import gate_centring, predictors_of
-from moejax.methods.method import MethodConfig, Problem
+from moejax.methods.method import MethodConfig, Problem, least_noise_of
 from moejax.model.activations import activation_facts
 from moejax.model.mixture import MoEParams
+
+LEAST_SLOPE = 0.5
+"""A noise at its floor is held there if the log-likelihood would gain this many nats for each unit of log noise."""
 
 
 class Uncertainty(NamedTuple):
@@ -80,6 +90,7 @@ def uncertainty_of(
     score_products: jax.Array | None,
     mean_weight: jax.Array | float,
     config: MethodConfig,
+    held: jax.Array | None = None,
 ) -> Uncertainty:
     """The uncertainty of an estimate, from sums over the sample.
 
@@ -90,15 +101,44 @@ def uncertainty_of(
         score_products: (P, P) those of `score_outer_products`, for the sandwich; None for the inverse of the information.
         mean_weight: () that of the sample (`SampleScale`).
         config: configuration of the fit.
+        held: (P,) bool, true for noises at their floor (`held_noises`), which count as known; None if no noise can be there.
     """
     predictors = predictors_of(params, fit_intercept=config.fit_intercept)
     curvature = penalised(without_ridge, predictors, config.num_experts, config.ridge)
-    of = bread = inverse_of_information(observed)
+    if held is None:
+        of = bread = inverse_of_information(observed)
+    else:
+        curvature = without(curvature, held)
+        bread = inverse_of_information(without_rows(observed, held))
+        matrix, null, scale = (jnp.where(held[:, None] | held[None], 0.0, a) for a in bread[:3])
+        of = bread = bread._replace(matrix=matrix, null=null, scale=scale)
     shortfall = 0.5 * curvature.gradient @ bread.matrix @ curvature.gradient
     if score_products is not None:
         of = bread._replace(matrix=bread.matrix @ score_products @ bread.matrix)
         shortfall = shortfall / mean_weight
     return Uncertainty(of, shortfall, ridge_effect(params, curvature, config))
+
+
+def held_noises(
+    params: MoEParams,
+    gradient: jax.Array,
+    least_noise: jax.Array | None,
+    num_samples: jax.Array | float,
+) -> jax.Array | None:
+    """(P,) bool: true for log noises at their floor, where the likelihood still grows as they fall.
+
+    Args:
+        params: the estimate.
+        gradient: (P,) of the log-likelihood there.
+        least_noise: () the resolution of the labels if every expert has its own noise; None, with the result None, if not.
+        num_samples: sum of the weights.
+    """
+    if least_noise is None:
+        return None
+    k = params.noise_std.shape[0]
+    growing = gradient[-k:] < -LEAST_SLOPE
+    held = at_floor(params.noise_std, least_noise, num_samples) & growing
+    return jnp.zeros_like(gradient, bool).at[-k:].set(held)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "config"), compiler_options=compiled_fast())
@@ -119,4 +159,6 @@ def uncertainty(
         products = None
         if kind == "sandwich":
             products = score_outer_products(params, x, y, weights**2, fn, **free)
-        return uncertainty_of(params, without_ridge, observed, products, scale.mean_weight, config)
+        least = least_noise_of(problem, config)
+        held = held_noises(params, without_ridge.gradient, least, weights.sum())
+        return uncertainty_of(params, without_ridge, observed, products, scale.mean_weight, config, held)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.predictors import (
@@ -208,3 +208,17 @@ def penalised(
         curvature.observed.at[free, free].add(second),
         curvature.complete.at[free, free].add(second),
     )
+
+
+def without(curvature: Curvature, held: Bool[jax.Array, " P"]) -> Curvature:
+    """The curvature in the parameters that are not `held` (P,); that of the others is one, and their gradient zero."""
+    return curvature._replace(
+        gradient=jnp.where(held, 0.0, curvature.gradient),
+        observed=without_rows(curvature.observed, held),
+        complete=without_rows(curvature.complete, held),
+    )
+
+
+def without_rows(matrix: Float[jax.Array, "P P"], held: Bool[jax.Array, " P"]) -> Float[jax.Array, "P P"]:
+    """(P, P): the matrix with the rows and columns of `held` (P,) parameters replaced by those of the identity."""
+    return jnp.where(held[:, None] | held[None], jnp.eye(held.shape[0], dtype=matrix.dtype), matrix)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
+from moejax.likelihood.collapse import rounding_noise
 from moejax.likelihood.m_step import Expectation, MStep, Point, boehning_bound, maximisation
 from moejax.likelihood.predictors import block_matrix, gate_penalty, params_of, predictors_of, weighted_gram
 from moejax.likelihood.scan import frozen_scan
@@ -137,8 +138,11 @@ def _run(
     hold_experts: Bool[jax.Array, ""] | bool = False,
     before_polish: bool = False,
     record_path: bool = False,
+    least_noise: Float[jax.Array, "*m"] | None = None,
 ) -> EMRun:
     k = params.experts.shape[0]
+    if noise == "per_expert" and least_noise is None:
+        least_noise = jnp.broadcast_to(rounding_noise(y, weights), y.shape[1:])
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     total_tolerance = tolerance * weights.sum()
     penalty = jnp.asarray(ridge, x.dtype)
@@ -182,6 +186,7 @@ def _run(
             hold_noise=hold_noise,
             hold_experts=hold_experts,
             gates_first=total_tolerance if before_polish else jnp.inf,
+            least_noise=least_noise,
         )
         done = flat & (gain < total_tolerance)
         if before_polish:
@@ -224,6 +229,7 @@ def gating_em(
     ridge: Float[jax.Array, ""] | float = RIDGE,
     tolerance: float = 1e-8,
     record_path: bool = False,
+    least_noise: Float[jax.Array, "*m"] | None = None,
 ) -> EMRun:
     """EM for the gates with the experts fixed, from the gates in `params` (start at zero).
 
@@ -239,6 +245,8 @@ def gating_em(
         ridge: coefficient of sum_i ||w_i - mean w||^2 / 2 in nats; part of the objective that never decreases.
         tolerance: the run stops at a gain below this, in nats per sample.
         record_path: keep every point; it adds a sixth to the time of a short run, so it is off by default.
+        least_noise: () or (m,): with a noise for each expert, the least that one may have (see `noise_floor`); None takes the
+            rounding of the labels.
     """
     return _run(
         params,
@@ -253,6 +261,7 @@ def gating_em(
         tolerance=tolerance,
         experts_free=False,
         record_path=record_path,
+        least_noise=least_noise,
     )
 
 
@@ -272,6 +281,7 @@ def joint_em(
     hold_experts: Bool[jax.Array, ""] | bool = False,
     before_polish: bool = False,
     record_path: bool = False,
+    least_noise: Float[jax.Array, "*m"] | None = None,
 ) -> EMRun:
     """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.
 
@@ -298,4 +308,5 @@ def joint_em(
         hold_experts=hold_experts,
         before_polish=before_polish,
         record_path=record_path,
+        least_noise=least_noise,
     )

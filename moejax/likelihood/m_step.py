@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
+from moejax.likelihood.collapse import noise_floor
 from moejax.likelihood.predictors import Predictors, gate_centring, weighted_gram
 from moejax.model.mixture import NoiseModel
 from moejax.model.small_linear_algebra import solve_positive_definite
@@ -79,6 +80,7 @@ def maximisation(
     hold_noise: Bool[jax.Array, ""] | bool = False,
     hold_experts: Bool[jax.Array, ""] | bool = False,
     gates_first: Float[jax.Array, ""] | float = jnp.inf,
+    least_noise: Float[jax.Array, "*m"] | None = None,
 ) -> MStep:
     """The M-step from the sums of an E-step, damped.
 
@@ -93,6 +95,7 @@ def maximisation(
         hold_noise: () bool, traced: if true, the noise is not updated.
         hold_experts: () bool, traced: if true, the experts are not updated.
         gates_first: () nats: the experts are not updated if the step of the gates promises this gain or more.
+        least_noise: () or (m,), as in `noise_m_step`.
     """
     (rows, offsets), noise_std = point
     k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]
@@ -117,7 +120,7 @@ def maximisation(
         # the rounding residual of an exact fit is no noise level
         squares = jnp.maximum(squares - fall, 10 * jnp.finfo(squares.dtype).eps * squares)
     counts, before, after = (a.reshape(noise_std.shape) for a in (sums.counts, sums.squares, squares))
-    updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise))
+    updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise, least_noise))
 
     def noise_loss(squares: jax.Array, noise_std: jax.Array) -> jax.Array:
         return jnp.sum(0.5 * squares / noise_std**2 + counts * jnp.log(noise_std))
@@ -163,11 +166,19 @@ def noise_m_step(
     counts: Float[jax.Array, " k *m"],
     squares: Float[jax.Array, " k *m"],
     noise: NoiseModel,
+    least_noise: Float[jax.Array, "*m"] | None = None,
 ) -> Float[jax.Array, " k *m"]:
-    """(k,), or (k, m): the noise that maximises the expected log-likelihood; `noise_std` itself if it is known."""
+    """(k,), or (k, m): the noise that maximises the expected log-likelihood; `noise_std` itself if it is known.
+
+    Noises of their own are at least `noise_floor`, which depends on `least_noise`, () or (m,), and the noises `noise_std` so far.
+    """
     if noise == "known":
         return noise_std
     if noise == "shared":  # summed over the experts; every output has its own
         squares, counts = (jnp.zeros_like(a) + a.sum(axis=0, keepdims=True) for a in (squares, counts))
     tiny = jnp.finfo(squares.dtype).tiny
-    return jnp.sqrt(jnp.maximum(squares / jnp.maximum(counts, tiny), tiny))
+    updated = jnp.sqrt(jnp.maximum(squares / jnp.maximum(counts, tiny), tiny))
+    if noise == "per_expert" and least_noise is not None:
+        floor = noise_floor(noise_std, least_noise, counts.sum(axis=0))
+        updated = jnp.maximum(updated, jnp.broadcast_to(floor, updated.shape))
+    return updated

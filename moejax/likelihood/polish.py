@@ -11,6 +11,9 @@ and the Hessian in (u, v, s) has a closed form too (`predictor_derivatives`). So
 
 A step solves (H + mu C) delta = gradient, H the observed and C the complete-data information (Louis 1982): with mu = 0 it
 is Newton's, with a large mu a short step of EM (Lange 1995). It is kept only if the likelihood does not decrease.
+
+If every expert has its own noise, no noise falls below the floor of `collapse.noise_floor`. A noise at the floor whose derivative
+is negative is held there: the step is that of the other parameters.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import SampleScale, sample_blocks, sample_scale
-from moejax.likelihood.derivatives import Curvature, likelihood_curvature
+from moejax.likelihood.collapse import ROUNDING, label_rounding, noise_floor, rounding_noise
+from moejax.likelihood.derivatives import Curvature, likelihood_curvature, without
 from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.likelihood.scan import frozen_scan
 from moejax.model.activations import ScalarFunction, activation_facts
@@ -122,15 +126,50 @@ class AscentRules(NamedTuple):
     economical: bool = False
     """True if the last step is not evaluated: it is made if the gain predicted for the step after it, from the fall of the
     predicted gains so far, is below the tolerance."""
+    least_noise: Float[jax.Array, " k"] | None = None
+    """(k,) equal numbers, the resolution of the labels, if every expert has its own noise; else None."""
+    num_samples: Float[jax.Array, ""] | float = 1.0
+    """() n, for the floor of the noises."""
+    rounding: Float[jax.Array, ""] | float = 0.0
+    """() the rounding error of residuals, if every expert has its own noise."""
 
     def width(self, passes: Int[jax.Array, ""]) -> Float[jax.Array, ""]:
         """The half-width of the pass after so many."""
         shrunk = self.widest * KINK_RATE ** passes.astype(self.widest.dtype)
         return jnp.maximum(shrunk, self.widest / KINK_RANGE)
 
+    def least_gain(self, free: Float[jax.Array, " P"]) -> Float[jax.Array, ""]:
+        """() nats: the tolerance, or the gain that rounding errors of the gradient at `free` promise, if that is more."""
+        if self.least_noise is None:
+            return self.tolerance
+        least = jnp.exp(free[-self.least_noise.shape[0] :].min())
+        return jnp.maximum(self.tolerance, 0.5 * free.shape[0] * (self.rounding / least) ** 2)
+
+    def bounded_step(
+        self, free: Float[jax.Array, " P"], now: Curvature, damping: Float[jax.Array, ""]
+    ) -> DampedStep:
+        """The step from `free`, on which no noise falls below its floor."""
+        if self.least_noise is None:
+            return damped_step(now, damping)
+        k = self.least_noise.shape[0]
+        log_noise = free[-k:]
+        floor = jnp.log(noise_floor(jnp.exp(log_noise), self.least_noise[0], self.num_samples))
+        rounding = 8 * jnp.finfo(free.dtype).eps * (1.0 + jnp.abs(floor))
+        held = (log_noise <= floor + rounding) & (now.gradient[-k:] < 0)
+        step = damped_step(without(now, jnp.zeros_like(free, bool).at[-k:].set(held)), damping)
+        lowest = jnp.minimum(floor - log_noise, 0.0)
+        return step._replace(delta=step.delta.at[-k:].max(lowest))
+
 
 def ascent_rules(
-    params: MoEParams, scale: SampleScale, fn: ScalarFunction, tolerance: float, *, economical: bool = False
+    params: MoEParams,
+    scale: SampleScale,
+    fn: ScalarFunction,
+    tolerance: float,
+    *,
+    economical: bool = False,
+    least_noise: Float[jax.Array, ""] | None = None,
+    rounding: Float[jax.Array, ""] | float = 0.0,
 ) -> AscentRules:
     """The rules of a polish that starts at `params`.
 
@@ -140,10 +179,18 @@ def ascent_rules(
         fn: g.
         tolerance: in nats, multiplied by the mean weight if that is below one.
         economical: as in `AscentRules`.
+        least_noise: () the resolution of the labels if every expert has its own noise; else None.
+        rounding: () that of `label_rounding`, used with `least_noise`.
     """
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / scale.num_samples)
     widest = widest if activation_facts(fn).kinked else jnp.zeros_like(widest)
-    return AscentRules(jnp.asarray(tolerance, widest.dtype) * scale.unit, widest, economical=economical)
+    rules = AscentRules(jnp.asarray(tolerance, widest.dtype) * scale.unit, widest, economical=economical)
+    if least_noise is None:
+        return rules
+    least = jnp.broadcast_to(least_noise, params.noise_std.shape)
+    return rules._replace(
+        least_noise=least, num_samples=scale.num_samples, rounding=0.5 * ROUNDING * rounding
+    )
 
 
 def first_ascent(free: Float[jax.Array, " P"]) -> Ascent:
@@ -176,12 +223,13 @@ def ascend(state: Ascent, candidate: Curvature, rules: AscentRules) -> tuple[Asc
     damping = jnp.where(count == 0, DAMPING_AT_START, jnp.clip(damping, 1e-6, 1e8))
     free = jnp.where(accept, free + step, free)
     now = jax.tree.map(lambda new, old: jnp.where(accept, new, old), candidate, now)
-    step = damped_step(now, damping)
+    step = rules.bounded_step(free, now, damping)
     settled = rules.width(count) <= rules.widest / KINK_RANGE
     # the distance to the maximum is the next step's predicted gain; after a failure the damped step predicts less
-    short = (accept | (promised < rules.tolerance)) & (step.promised < rules.tolerance)
+    tolerance = rules.least_gain(free)
+    short = (accept | (promised < tolerance)) & (step.promised < tolerance)
     # near the maximum the predicted gains fall at least as fast again from one step to the next
-    short |= rules.economical & good & (step.promised**2 < rules.tolerance * promised)
+    short |= rules.economical & good & (step.promised**2 < tolerance * promised)
     done = settled & step.found & short & jnp.isfinite(now.log_likelihood)
     return Ascent(free, now, damping, step, count + 1), done
 
@@ -200,6 +248,7 @@ def polish(
     tolerance: float = 1e-4,
     economical: bool = False,
     record_path: bool = False,
+    least_noise: Float[jax.Array, ""] | None = None,
 ) -> PolishRun:
     """Damped Newton ascent of the observed log-likelihood; it never decreases.
 
@@ -218,8 +267,21 @@ def polish(
         economical: if true, the run ends with a step that no pass evaluates (`AscentRules`). `curvature` is then that of the point
             before it, and `log_likelihood` has the gain that the step predicts.
         record_path: keep every point.
+        least_noise: () with a noise for each expert, the least that one may have (see `noise_floor`); None takes the rounding of
+            the labels.
     """
-    rules = ascent_rules(params, sample_scale(weights), fn, tolerance, economical=economical)
+    if noise == "per_expert" and least_noise is None:
+        least_noise = rounding_noise(y, weights)
+    bound = least_noise if noise == "per_expert" else None
+    rules = ascent_rules(
+        params,
+        sample_scale(weights),
+        fn,
+        tolerance,
+        economical=economical,
+        least_noise=bound,
+        rounding=label_rounding(y, weights),
+    )
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     kinked = activation_facts(fn).kinked
 

@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
-from moejax.likelihood.collapse import label_rounding
 from moejax.likelihood.em import EMRun, joint_em
 from moejax.likelihood.polish import PolishRun, polish
-from moejax.methods.method import Finalists, MethodConfig, MethodResult, Problem, SearchEnd, finish, with_path
+from moejax.methods.method import (
+    Finalists,
+    MethodConfig,
+    MethodResult,
+    Problem,
+    SearchEnd,
+    finish,
+    least_noise_of,
+    with_path,
+)
 from moejax.methods.population import collapsed_experts, in_precision_of, rows_of
 from moejax.methods.search_plan import Plan, Search
 from moejax.methods.stages import stage
@@ -41,15 +49,15 @@ def eligible_values(
 ) -> Float[jax.Array, " s"]:
     """(s,): the log-likelihoods of runs, leaves (s, ..), minus infinity for those with a collapsed expert unless all have one.
 
-    With a noise for each expert the likelihood has no bound, and a collapsed run has a higher one than every proper run.
+    With a noise for each expert, a collapsed run may have a higher one than every proper run.
     """
     values = jnp.where(jnp.isfinite(runs.log_likelihood), runs.log_likelihood, -jnp.inf)
     if config.noise != "per_expert":
         return values
-    rounding = label_rounding(problem.y, problem.weights)
+    least_noise = problem.resolution
 
     def proper(params: MoEParams) -> jax.Array:
-        return ~collapsed_experts(params, problem, config, rounding).any()
+        return ~collapsed_experts(params, problem, config, least_noise).any()
 
     eligible = jax.lax.map(proper, runs.params)
     among_eligible = jnp.where(eligible, values, -jnp.inf)
@@ -75,6 +83,7 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
             fit_intercept=config.fit_intercept,
             ridge=config.ridge,
             record_path=config.record_path,
+            least_noise=least_noise_of(problem, config),
         )
 
     count = min(NUM_FINALISTS, plan.num_parents)

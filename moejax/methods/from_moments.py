@@ -7,7 +7,15 @@ import jax.numpy as jnp
 
 from moejax.likelihood.em import EMRun, gating_em, joint_em
 from moejax.likelihood.polish import PolishRun, polish
-from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, noise_while_inexact, with_path
+from moejax.methods.method import (
+    MethodConfig,
+    MethodResult,
+    Problem,
+    finish,
+    least_noise_of,
+    noise_while_inexact,
+    with_path,
+)
 from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
 from moejax.methods.starts import zero_gates
 from moejax.model.mixture import MoEParams
@@ -108,6 +116,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
             noise=config.noise,
             ridge=config.ridge,
             record_path=config.record_path,
+            least_noise=least_noise_of(problem, config),
         )
         num_steps = MOMENT_PASSES + run.num_steps
         result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
@@ -135,6 +144,7 @@ def em_before_polish(params: MoEParams, problem: Problem, config: MethodConfig) 
         tolerance=EM_TOLERANCE,
         before_polish=True,
         record_path=config.record_path,
+        least_noise=least_noise_of(problem, config),
     )
 
 
@@ -154,4 +164,5 @@ def polish_from(params: MoEParams, problem: Problem, config: MethodConfig) -> Po
         ridge=config.ridge,
         economical=config.economical,
         record_path=config.record_path,
+        least_noise=least_noise_of(problem, config),
     )

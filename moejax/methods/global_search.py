@@ -165,6 +165,7 @@ def in_single_precision(sample: Problem, fn: ScalarFunction) -> Problem:
         sample.weights.astype(single),
         jnp.asarray(sample.noise_std, single),
         None,
+        least_noise=None if sample.least_noise is None else sample.least_noise.astype(single),
     )
 
 

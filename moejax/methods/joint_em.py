@@ -9,7 +9,7 @@ from jaxtyping import Float
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.likelihood.em import EMRun, joint_em
 from moejax.likelihood.predictors import weighted_gram
-from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, least_noise_of, with_path
 from moejax.methods.starts import index_of_best, label_spread, number_of_starts, random_starts, zero_gates
 from moejax.model.activations import ScalarFunction, activation_and_slope
 from moejax.model.mixture import MoEParams
@@ -88,6 +88,7 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
         "fit_intercept": config.fit_intercept,
         "ridge": config.ridge,
         "record_path": config.record_path,
+        "least_noise": least_noise_of(problem, config),
     }
 
     def run(start: MoEParams) -> EMRun:

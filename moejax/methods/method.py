@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.checks import require
+from moejax.likelihood.collapse import rounding_noise
 from moejax.likelihood.em import RIDGE
 from moejax.methods.options import FitOptions, Start
 from moejax.model.activations import (
@@ -48,6 +49,14 @@ class Problem(NamedTuple):
     """Label transforms of the fitted activation at that noise; None if the method uses no moments."""
     more_transforms: tuple[SpectralTransforms, ...] = ()
     """Label transforms of other orders (`MethodConfig.more_orders`), for a method that tries several."""
+    least_noise: Float[jax.Array, "*m"] | None = None
+    """() or (m,): the least noise of an expert if each has its own (`collapse.noise_floor`); None: the rounding of the labels."""
+
+    @property
+    def resolution(self) -> Float[jax.Array, "*m"]:
+        """() or (m,): `least_noise`, or the rounding of the labels if that is larger."""
+        rounding = jnp.broadcast_to(rounding_noise(self.y, self.weights), self.y.shape[1:])
+        return rounding if self.least_noise is None else jnp.maximum(self.least_noise, rounding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +252,11 @@ def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> No
 def noise_while_inexact(config: MethodConfig) -> NoiseModel:
     """The noise model of a stage whose experts are inexact: their error adds to the noise, so that a known one is free too."""
     return "shared" if config.noise == "known" else config.noise
+
+
+def least_noise_of(problem: Problem, config: MethodConfig) -> Float[jax.Array, "*m"] | None:
+    """() or (m,): the problem's `resolution` if every expert has its own noise; else None, because a shared noise has no bound."""
+    return problem.resolution if config.noise == "per_expert" else None
 
 
 def finish(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.environment import runs_on_cpu
-from moejax.likelihood.collapse import is_collapsed, label_rounding
+from moejax.likelihood.collapse import is_collapsed
 from moejax.likelihood.em import joint_em
-from moejax.methods.method import MethodConfig, Problem
+from moejax.methods.method import MethodConfig, Problem, least_noise_of
 from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsibilities, weighted_sum
 
 SIDE_BY_SIDE = 4
@@ -48,15 +48,15 @@ def in_precision_of(array: jax.Array, params: MoEParams) -> MoEParams:
 
 
 def collapsed_experts(
-    params: MoEParams, problem: Problem, config: MethodConfig, rounding: Float[jax.Array, " *m"]
+    params: MoEParams, problem: Problem, config: MethodConfig, least_noise: Float[jax.Array, " *m"]
 ) -> Bool[jax.Array, " k"]:
-    """(k,): true for an expert whose own noise ran off to zero; `rounding` is that of `label_rounding`."""
+    """(k,): true for an expert whose own noise ran off to zero; `least_noise` is the problem's `resolution`."""
     posterior = responsibilities(params, problem.x, problem.y, config.fn)
     return is_collapsed(
         params.noise_std,
         weighted_sum(posterior, problem.weights),
         num_coefficients=problem.x.shape[1] + int(config.fit_intercept),
-        label_rounding=rounding,
+        least_noise=least_noise,
         per_expert=True,
     )
 
@@ -72,7 +72,7 @@ def climb(
     """EM from every start, leaves (s, ..).
 
     The noise is free, known or not: a poor start explains its labels by noise first. It is shared, unless the fit has one for each
-    expert; the likelihood has no bound then, and a mixture with a collapsed expert (`is_collapsed`) gets minus infinity.
+    expert; a mixture with a collapsed expert (`is_collapsed`) then gets minus infinity.
 
     Args:
         starts: leaves (s, ..).
@@ -84,7 +84,7 @@ def climb(
     """
     present = problem.weights > 0
     per_expert = config.noise == "per_expert"
-    rounding = label_rounding(problem.y, problem.weights) if per_expert else None
+    least_noise = least_noise_of(problem, config)
     roots = jnp.sqrt(jnp.where(present, problem.weights, 0.0))
 
     def run(inputs: tuple[MoEParams, jax.Array | bool]) -> Mixtures:
@@ -100,10 +100,11 @@ def climb(
             noise="per_expert" if per_expert else "shared",
             ridge=ridge,
             hold_experts=held,
+            least_noise=least_noise,
         )
         good = jnp.isfinite(end.log_likelihood)
-        if rounding is not None:
-            good &= ~collapsed_experts(end.params, problem, config, rounding).any()
+        if least_noise is not None:
+            good &= ~collapsed_experts(end.params, problem, config, least_noise).any()
         value = jnp.where(good, end.log_likelihood, -jnp.inf)
         profile = log_likelihood_per_sample(end.params, problem.x, problem.y, config.fn)
         return Mixtures(end.params, value, jnp.where(present, roots * profile, 0.0))

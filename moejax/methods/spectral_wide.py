@@ -35,7 +35,15 @@ from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import gate_centring, gate_penalty, predictors_of
 from moejax.likelihood.scan import frozen_scan
 from moejax.methods.from_moments import EM_STEPS, EM_TOLERANCE, em_before_polish, polish_from
-from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, noise_while_inexact, with_path
+from moejax.methods.method import (
+    MethodConfig,
+    MethodResult,
+    Problem,
+    finish,
+    least_noise_of,
+    noise_while_inexact,
+    with_path,
+)
 from moejax.methods.starts import zero_gates
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import MoEParams
@@ -231,7 +239,7 @@ def _rounds(key: jax.Array, first: _Round, problem: Problem, config: MethodConfi
             num_steps=POLISH_STEPS,
             noise=noise_while_inexact(config),
             tolerance=POLISH_TOLERANCE,
-            **_options(config),
+            **_options(config, problem),
         )
         params = _outside(run.params, span.basis)
         following = _Round(
@@ -275,7 +283,7 @@ def _published(
         num_steps=EM_STEPS,
         noise=noise_while_inexact(config),
         tolerance=EM_TOLERANCE,
-        **_options(config),
+        **_options(config, problem),
     )
     gradient = _gradient(gates.params, span, problem, config)[config.num_experts :]
     rows = jnp.concatenate([start.experts, gradient])
@@ -288,7 +296,7 @@ def _published(
         problem.weights,
         num_steps=config.max_iterations,
         noise=config.noise,
-        **_options(config),
+        **_options(config, problem),
     )
     params = _outside(run.params, span.basis)._replace(experts=start.experts)
     num_passes = moments.num_passes + 2
@@ -343,11 +351,12 @@ def _gradient(
 # Runs in a span
 
 
-def _options(config: MethodConfig) -> dict[str, Any]:
+def _options(config: MethodConfig, problem: Problem) -> dict[str, Any]:
     """The arguments that EM and polish share."""
     return {
         "fn": config.fn,
         "fit_intercept": config.fit_intercept,
         "ridge": config.ridge,
         "record_path": config.record_path,
+        "least_noise": least_noise_of(problem, config),
     }

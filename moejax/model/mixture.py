@@ -99,9 +99,9 @@ def regauge(params: MoEParams[Array]) -> MoEParams[Array]:
     )
 
 
-def permute_experts(params: MoEParams, permutation: Int[jax.Array, " k"]) -> MoEParams:
+def permute_experts(params: MoEParams[Array], permutation: Int[AnyArray, " k"]) -> MoEParams[Array]:
     """Expert i of the result is expert permutation[i] of `params`; the last gate is zero again afterwards."""
-    return regauge(MoEParams(*(leaf[permutation] for leaf in params)))
+    return regauge(params._make(leaf[permutation] for leaf in params))
 
 
 def gate_logits(params: MoEParams[Array], x: Float[Array, "n d"]) -> Float[Array, "n k"]:

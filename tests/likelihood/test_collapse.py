@@ -11,8 +11,11 @@ EPS = np.finfo(float).eps
 
 
 def test_rows_and_rounding_decide():
-    options = {"num_coefficients": 3, "label_rounding": 10 * EPS}
+    options = {"num_coefficients": 3, "least_noise": 40 * EPS}
     noise, counts = np.array([1e-3, 0.5, 20 * EPS]), np.array([3.2, 40.0, 90.0])
+    # at the floor, ten rows are too few to describe labels without noise, and ninety are not
+    assert is_collapsed(noise, counts, per_expert=True, **options).tolist() == [True, False, False]
+    counts[2] = 10.0
     assert is_collapsed(noise, counts, per_expert=True, **options).tolist() == [True, False, True]
     assert is_collapsed(noise, counts, per_expert=False, **options).tolist() == [False, False, True]
     outputs = np.array([[0.3, 20 * EPS], [0.3, 0.3]])

@@ -20,6 +20,7 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import key_data
 from moejax.fitting.estimation import Estimate, described, evaluate, fit_each, run_method
+from moejax.fitting.expert_order import curvature_in_order, order_in, reordered
 from moejax.fitting.preparation import Prepared, Sample, meaning_of_weights, prepare
 from moejax.fitting.result import FitResult
 from moejax.fitting.streaming.checkpoint import Checkpoint
@@ -35,14 +36,16 @@ from moejax.fitting.streaming.survey import (
     num_chosen,
     smallest,
 )
-from moejax.fitting.uncertainty import Uncertainty, uncertainty_of
+from moejax.fitting.uncertainty import Uncertainty, held_noises, uncertainty_of
 from moejax.fitting.whitening import map_of_moments
 from moejax.likelihood.blocks import SampleScale
+from moejax.likelihood.collapse import label_rounding
 from moejax.likelihood.derivatives import Curvature, penalised
 from moejax.likelihood.polish import Ascent, AscentRules, ascend, ascent_rules, first_ascent
 from moejax.likelihood.predictors import free_parameters, params_from_free, predictors_of
-from moejax.methods.method import MethodConfig
+from moejax.methods.method import MethodConfig, least_noise_of
 from moejax.methods.options import FitOptions, WeightsAre
+from moejax.methods.population import in_precision_of
 from moejax.model.activations import activation_facts, activation_name, get_activation, values_on_host
 from moejax.model.mixture import MoEParams, mean_gates
 from moejax.model.status import Status
@@ -194,9 +197,10 @@ def fit_source(
         moments_of_survey(survey, origin, centre=centre), centre=centre, precision=source.precision
     )
 
-    def fit_one(k: int) -> FitResult:
-        prepared = prepare(sample, k, noise_std, options, inputs)
-        estimate = _estimate(key, passes, prepared, survey, factor, options)
+    def fit_one(k: int, least_noise: np.ndarray | None = None) -> FitResult:
+        prepared = prepare(sample, k, noise_std, options, inputs, least_noise)
+        place = f"k={k}" if least_noise is None else f"k={k} again"
+        estimate = _estimate(key, passes, prepared, survey, factor, options, place)
         # counts and the like are those of the subsample, for as many rows as there are
         ratio = survey.weight_sum * factor / sample.weights.sum()
         problem = prepared.problem._replace(weights=prepared.problem.weights * ratio)
@@ -206,6 +210,7 @@ def fit_source(
             "num_rows": survey.num_rows,
             "skipped_rows": survey.num_skipped,
             "subsample_rows": len(sample.y),
+            "input_names": list(source.input_names),
         }
         return dataclasses.replace(result, diagnostics=found | result.diagnostics)
 
@@ -263,6 +268,7 @@ def _estimate(
     survey: Survey,
     factor: float,
     options: FitOptions,
+    place: str,
 ) -> Estimate:
     """The maximum of the likelihood of all rows that is nearest to the subsample's estimate."""
     problem, config, units, _ = prepared
@@ -280,25 +286,37 @@ def _estimate(
         task = LikelihoodTask(units, factor, at, width, wanted, precision)
         some = jnp.zeros(())
         like = Sums(Curvature(some, some, some, some), some if score_products else None)
-        place = f"k={config.num_experts}, pass {number}"
-        sums = passes.total(place, place, task, like)
-        passes.checkpoint.drop(place)
+        this_pass = f"{place}, pass {number}"
+        sums = passes.total(this_pass, this_pass, task, like)
+        passes.checkpoint.drop(this_pass)
         return sums
 
-    climb = _climb(passes.checkpoint, start, scale, config, sums_at)
+    least = least_noise_of(problem, config)
+    least = None if least is None else np.asarray(least, np.float64)
+    rounding = float(label_rounding(problem.y, problem.weights))
+    climb = _climb(passes.checkpoint, f"{place}, ascent", start, scale, config, sums_at, least, rounding)
     with jax.enable_x64(True):
         params = _params_at(climb.ascent.free, start, config)
         size = scale.num_samples if options.covariance == "observed" else scale.effective
         now = _with_ridge(climb.ascent.now, params, config, -config.ridge)
+        here = in_precision_of(problem.x, params)
+        _, posterior = evaluate(here, problem, config.fn)
+        order = order_in(here, posterior, problem, units)
+        if not np.array_equal(order, np.arange(len(order))):
+            now = curvature_in_order(
+                now, params, order, noise=config.noise, fit_intercept=config.fit_intercept
+            )
+            params, here = reordered(params, order), reordered(here, order)
+            posterior = posterior[:, order]
         observed, products = now.observed, None
         if kinked or options.covariance == "sandwich":
             width = float(np.min(params.noise_std) * np.sqrt(params.experts.size / size))
             last = sums_at(climb.passes, params, width, score_products=options.covariance == "sandwich")
             observed, products = last.curvature.observed, last.score_products
-        known: Uncertainty = _uncertainty(params, now, observed, products, scale.mean_weight, config)
-    dtype = problem.x.dtype
-    here = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
-    _, posterior = evaluate(here, problem, config.fn)
+        held = held_noises(
+            params, now.gradient, None if least is None else jnp.asarray(least), scale.num_samples
+        )
+        known: Uncertainty = _uncertainty(params, now, observed, products, scale.mean_weight, config, held)
     status = Status.OK if climb.converged else Status.NOT_CONVERGED
     if not np.isfinite(now.log_likelihood):
         status = Status.NOT_FINITE
@@ -325,18 +343,21 @@ class _Climb(NamedTuple):
 
 def _climb(
     checkpoint: Checkpoint,
+    place: str,
     start: MoEParams,
     scale: SampleScale,
     config: MethodConfig,
     sums_at: Callable[[int, MoEParams, float], Sums],
+    least_noise: np.ndarray | None,
+    rounding: float,
 ) -> _Climb:
     """Newton's method from `start`, on the log-likelihood of all rows less the ridge."""
-    rounding = float(jnp.finfo(jnp.result_type(float)).eps)
-    place = f"k={config.num_experts}, ascent"
+    epsilon = float(jnp.finfo(jnp.result_type(float)).eps)
     with jax.enable_x64(True):
         free = free_parameters(start, noise=config.noise, fit_intercept=config.fit_intercept)
         state, history, converged = first_ascent(jnp.asarray(free)), [], False
-        rules = ascent_rules(start, scale, config.fn, TOLERANCE)
+        least = None if least_noise is None else jnp.asarray(least_noise)
+        rules = ascent_rules(start, scale, config.fn, TOLERANCE, least_noise=least, rounding=rounding)
         kept = checkpoint.get(place, (state, np.zeros(0), False))
         if kept is not None:
             state = jax.tree.map(jnp.asarray, kept[0])
@@ -346,7 +367,7 @@ def _climb(
             sums = sums_at(len(history), params, float(rules.width(jnp.asarray(state.passes))))
             if not np.isfinite(sums.curvature.log_likelihood) and not history:
                 break
-            slack = rounding * abs(float(sums.curvature.log_likelihood))
+            slack = epsilon * abs(float(sums.curvature.log_likelihood))
             candidate = _with_ridge(sums.curvature, params, config, config.ridge)
             state, done = _ascend(state, candidate, rules._replace(slack=slack))
             converged = bool(done)
