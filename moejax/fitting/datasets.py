@@ -126,7 +126,6 @@ _PUBLISHED = {
         numbers_sha256="31b877d29dc514f5b068c0e2ec82b7d778fa9d61f6a338c403f0dff245a30d7a",
     ),
 }
-BUILT_IN = (*_PUBLISHED, "diabetes")
 
 
 def load(
@@ -139,6 +138,8 @@ def load(
     "stock_portfolio": Stock portfolio performance (Liu and Yeh 2017), 63 x 6 with six targets. The inputs are weights that sum
         to 1, so that their covariance has rank 5.
     "diabetes": 442 patients, 10 inputs (Efron et al. 2004), which scikit-learn ships.
+    "cars": fuel economy in miles per gallon of 392 cars, 8 inputs (Donoho and Ramos 1982), which vega_datasets ships.
+    "engel": food expenditure of 235 households, income the only input (Engel 1857), which statsmodels ships.
 
     A file is taken from `data_dir`; else from the folder that MOEJAX_DATA_DIR names, if it is there; else from the cache
     (`moejax.environment`); else it is downloaded from the UCI repository, checked and kept in the cache. A download is accepted if
@@ -166,9 +167,11 @@ def load(
     if options.get("period", STOCK_PERIODS[0]) not in STOCK_PERIODS:
         raise ValueError(f"period: expected one of {', '.join(STOCK_PERIODS)}, got {options['period']!r}")
     if data_dir is not None and name not in _PUBLISHED:
-        raise ValueError(f"data_dir: {name!r} is in no folder: it comes with scikit-learn")
+        raise ValueError(f"data_dir: {name!r} is in no folder: it comes with a package")
     data = (
-        _load_published(name, _PUBLISHED[name], data_dir, options) if name in _PUBLISHED else _load_diabetes()
+        _load_published(name, _PUBLISHED[name], data_dir, options)
+        if name in _PUBLISHED
+        else _PACKAGED[name]()
     )
     return data if target is None else data.with_target(target)
 
@@ -179,6 +182,33 @@ def _load_diabetes() -> Dataset:
     bunch: Any = load_diabetes(scaled=False)
     names = tuple(bunch.feature_names)
     return Dataset(bunch.data, bunch.target, names, ("disease progression after one year",), "scikit-learn")
+
+
+def _load_cars() -> Dataset:
+    table = _optional("vega_datasets", "data set 'cars'").local_data.cars()
+    inputs = ("Cylinders", "Displacement", "Horsepower", "Weight_in_lbs", "Acceleration")
+    table = table.dropna(subset=["Miles_per_Gallon", "Horsepower"])
+    columns = [table[name].to_numpy(float) for name in inputs]
+    columns.append(table["Year"].dt.year.to_numpy(float))
+    columns += [(table["Origin"] == name).to_numpy(float) for name in ("Europe", "Japan")]
+    names = (*(name.lower() for name in inputs), "year", "from_europe", "from_japan")
+    target = table["Miles_per_Gallon"].to_numpy(float)
+    return Dataset(np.stack(columns, axis=1), target, names, ("miles_per_gallon",), "vega_datasets")
+
+
+def _load_engel() -> Dataset:
+    module = _optional("statsmodels.datasets.engel", "data set 'engel'")
+    table = module.load_pandas().data
+    income, food = (table[name].to_numpy(float) for name in ("income", "foodexp"))
+    return Dataset(income[:, None], food, ("income",), ("food_expenditure",), "statsmodels")
+
+
+_PACKAGED: dict[str, Callable[[], Dataset]] = {
+    "diabetes": _load_diabetes,
+    "cars": _load_cars,
+    "engel": _load_engel,
+}
+BUILT_IN = (*_PUBLISHED, *_PACKAGED)
 
 
 def _load_published(

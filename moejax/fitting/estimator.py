@@ -11,6 +11,7 @@ target in its range (scikit-learn's TransformedTargetRegressor makes one). Sever
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import warnings
@@ -248,6 +249,13 @@ class MoERegressor(RegressorMixin, BaseEstimator):
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the mean E[y | x] = sum_i P_i(x) m_i(x), (n,) or (n, m), for X (n, d); averaged over `members_`."""
         return self._density(X).mean
+
+    def alone(self) -> MoERegressor:
+        """Return a copy that predicts by the model `params_` alone, without the average over `members_`."""
+        check_is_fitted(self)
+        one = copy.copy(self)
+        one._models = self._models[:1]
+        return one
 
     def predict_std(
         self, X: ArrayLike, *, components: bool = False
