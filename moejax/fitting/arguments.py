@@ -27,9 +27,10 @@ from moejax.fitting.array_checks import (
     checked_weights,
     input_precision,
 )
+from moejax.fitting.input_roles import checked_columns, require_roles
 from moejax.likelihood.information import COVARIANCE_KINDS
 from moejax.methods.method import STARTS, lookup_method
-from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
+from moejax.methods.options import EstimatedNoise, FitOptions, Gate, WeightsAre
 from moejax.model.activations import get_activation
 from moejax.model.inputs import LogDensity, get_log_density
 from moejax.moments.label_transforms import TRANSFORM_KINDS
@@ -283,6 +284,9 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "noise": one_of(NOISE_MODELS),
     "weights_are": one_of((*get_args(WeightsAre), None)),
     "fit_intercept": flag,
+    "gate": one_of(get_args(Gate)),
+    "gate_inputs": checked_columns,
+    "expert_inputs": checked_columns,
     "method": _method,
     "standardise": flag,
     "order": _order,
@@ -314,4 +318,6 @@ def checked_options(options: FitOptions) -> FitOptions:
         ValueError: an option has a value that is not accepted.
     """
     names = [field.name for field in dataclasses.fields(FitOptions)]
-    return FitOptions(**{name: CHECKS[name](getattr(options, name), name) for name in names})
+    checked = FitOptions(**{name: CHECKS[name](getattr(options, name), name) for name in names})
+    require_roles(checked)
+    return checked

@@ -13,9 +13,11 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.uncertainty import Uncertainty
 from moejax.fitting.whitening import InputMap
 from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
+from moejax.likelihood.free_columns import FreeColumns, expert_inputs, num_coefficients
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.methods.spectral_wide import wide_ridge
 from moejax.model.activations import activation_facts
+from moejax.model.mixture import HostParams
 from moejax.model.status import Status
 
 FEW_SAMPLES_PER_PARAMETER = 5.0
@@ -53,18 +55,19 @@ def diagnose(
     used = weights > 0
     x, y, weights, posterior = x[used], y[used], weights[used], posterior[used]
     counts = weights @ posterior
-    total, dim, k = weights.sum(), x.shape[1], config.num_experts
+    of_experts, columns = expert_inputs(x, config.columns), config.columns
+    total, dim, k = weights.sum(), of_experts.shape[1], config.num_experts
     scale = units.labels.scale
     rounding = label_rounding_on_host(y * scale + units.labels.shift, y, scale, problem.y.dtype)
     collapsed = is_collapsed(
         params.noise_std,
         counts,
-        num_coefficients=dim + int(config.fit_intercept),
+        num_coefficients=num_coefficients(dim, config.fit_intercept, columns)[0],
         label_rounding=rounding,
         per_expert=config.noise == "per_expert",
     )
     entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
-    squares = np.sum(x**2, axis=1)
+    squares = np.sum(of_experts**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
     norms = np.linalg.norm(params.experts, axis=-1)
     gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
@@ -73,13 +76,13 @@ def diagnose(
     found: dict[str, Any] = {
         **input_findings(units.inputs),
         **(_wide_findings(x, ridge) if units.inputs.column_wise else {}),
-        "input_mean": float(np.linalg.norm(weights @ x / total)),
+        "input_mean": float(np.linalg.norm(weights @ of_experts / total)),
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
         "ridge_penalty": ridge * float(penalty),
         "expert_norms": norms.tolist(),
-        "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
+        "gate_angle_degrees": _gate_angle(params, x, weights / total, columns),
         "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],
         "nats_below_maximum": math.nan if uncertainty is None else float(uncertainty.shortfall),
         "information_condition": math.nan if uncertainty is None else float(uncertainty.covariance.condition),
@@ -181,10 +184,24 @@ def input_notes(found: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _gate_angle(experts: np.ndarray, gating: np.ndarray) -> float:
-    """The least angle in degrees between a gate (minus the mean of gates) and the span of the experts; NaN without gates."""
-    centred = gating - gating.mean(axis=0)
+def _gate_angle(params: HostParams, x: np.ndarray, share: np.ndarray, columns: FreeColumns | None) -> float:
+    """The least angle in degrees between a gate (minus the mean of gates) and the span of the experts; NaN without gates.
+
+    If the gates' inputs are not the experts', it is that of the linear functions of x, whose products are covariances.
+
+    Args:
+        params: the estimate, for white inputs.
+        x: (n, d) white inputs of experts and gates.
+        share: (n,) weights that sum to one.
+        columns: the free columns of the design.
+    """
+    experts = expert_inputs(params.experts, columns)
+    experts, centred = experts.reshape(-1, experts.shape[-1]), params.gating - params.gating.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1)
+    if columns is not None and columns.gate_inputs:
+        of_experts, of_gates = x[:, list(columns.expert_inputs)], x[:, list(columns.gate_inputs)]
+        between = (of_experts * share[:, None]).T @ of_gates - np.outer(share @ of_experts, share @ of_gates)
+        centred = centred[:, list(columns.gate_inputs)] @ between.T
     if not np.isfinite(experts).all() or not norms.max() > 0:
         return math.nan
     basis = np.linalg.svd(experts, full_matrices=False)[2]
@@ -216,14 +233,14 @@ def _notes(
             f"the gate of expert {expert} is held by the ridge alone: it separates its samples from others, "
             "and its size means nothing"
         )
-    rows = dim + int(config.fit_intercept)
+    rows, _ = num_coefficients(dim, config.fit_intercept, config.columns)
     for expert, count in enumerate(found["effective_samples"]):
         if count < FEW_SAMPLES_PER_PARAMETER * rows:
             notes.append(
                 f"expert {expert + 1} rests on {count:.1f} effective samples for {rows} coefficients: fewer experts may do"
             )
     theory = []
-    centred = config.fit_intercept or config.log_density is not None
+    centred = config.has_expert_biases or config.log_density is not None
     if not centred and found["input_mean"] > max(_STANDARD_ERRORS * math.sqrt(dim / total), 0.1):
         theory.append(
             f"the mean of the inputs is {found['input_mean']:.2f} of their root mean square "
@@ -256,7 +273,8 @@ def _notes(
         notes.append(f"{used}: " + "; ".join(theory))
     if uses_moments and np.all(np.abs(norms - 1.0) < _SET_TO_ONE):
         assumed = ["experts of norm 1 in the units of the fit"]
-        assumed += ["gates orthogonal to the experts"] if k > 1 and not has_gates else []
+        constant = config.columns is not None and not config.columns.gate_inputs
+        assumed += ["gates orthogonal to the experts"] if k > 1 and not has_gates and not constant else []
         notes.append(
             f"not checked, because this method does not fit them: {' and '.join(assumed)}, which the moments assume; "
             'method="spectral_em" fits and checks them'

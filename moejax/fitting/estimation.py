@@ -17,11 +17,10 @@ from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, pr
 from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
 from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import Uncertainty, uncertainty
-from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import ScalarFunction, activation_name
-from moejax.model.mixture import MoEParams, NoiseModel, log_joint, weighted_sum
+from moejax.model.mixture import MoEParams, log_joint, weighted_sum
 from moejax.model.status import Status
 
 LARGEST_SHORTFALL = 0.5
@@ -84,7 +83,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         "activation": activation_name(options.activation),
         "method": options.method,
         "noise": config.noise,
-        "fit_intercept": config.fit_intercept,
+        "fit_intercept": config.has_expert_biases,
         "order": config.order or None,
         "order_choice": order_reason,
         "moment_noise_std": (np.asarray(problem.noise_std, np.float64) * units.labels.scale).tolist(),
@@ -110,7 +109,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         diagnostics["notes"].append(f"no standard errors: {NO_LARGE_MATRIX}")
     covariance = known.covariance if known is not None and at_maximum else None
     kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
-    fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.fit_intercept)
+    fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.has_expert_biases, config.columns)
     return FitResult(
         units.params(result.params),
         float(value) - offset,
@@ -126,22 +125,14 @@ def fit_each(
     num_experts: str | Sequence[int],
     fit_one: Callable[[int], FitResult],
     *,
-    dim: int,
     num_rows: float,
-    num_outputs: int,
-    noise: NoiseModel,
-    fit_intercept: bool,
 ) -> FitResult:
     """A fit for each number of experts that the data admit; the one with the least BIC, with the table of all.
 
     Args:
         num_experts: the numbers to try, or "auto".
         fit_one: fits one number of experts.
-        dim: d.
         num_rows: rows, as BIC counts them.
-        num_outputs: m.
-        noise: the noise model.
-        fit_intercept: if true, biases are fitted.
 
     Raises:
         ValueError: the data admit none.
@@ -156,13 +147,11 @@ def fit_each(
             refusals.append(error)
             rows.append(left_out(k, str(error)))
             continue
-        rank = dim - result.diagnostics["collinear_directions_dropped"]
-        num_parameters = num_free_parameters(k, rank, noise, fit_intercept, num_outputs=num_outputs)
         rows.append(
             criteria(
                 k,
                 result.log_likelihood,
-                num_parameters,
+                result.num_parameters,
                 result.diagnostics["classification_entropy"],
                 num_rows,
                 result.diagnostics.get("second_moment_eigenvalues"),

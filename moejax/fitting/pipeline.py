@@ -21,12 +21,13 @@ from moejax.checks import require
 from moejax.fitting.arguments import checked_options, key_data, noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import checked_arrays, input_precision
 from moejax.fitting.estimation import fit_each, fit_sample
+from moejax.fitting.input_roles import names_of, with_numbered_columns
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
 from moejax.fitting.streaming.fit import SourceFit, fit_source
 from moejax.fitting.streaming.source import Source
 from moejax.likelihood.information import CovarianceKind
-from moejax.methods.options import EstimatedNoise, FitOptions, Start, WeightsAre
+from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, Start, WeightsAre
 from moejax.model.activations import ActivationLike, activation_name
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import with_stand_ins
@@ -45,6 +46,9 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     noise_std: float | None = None,
     noise: EstimatedNoise = FitOptions.noise,
     fit_intercept: bool = FitOptions.fit_intercept,
+    gate: Gate = FitOptions.gate,
+    gate_inputs: Sequence[Column] | None = FitOptions.gate_inputs,
+    expert_inputs: Sequence[Column] | None = FitOptions.expert_inputs,
     method: str = FitOptions.method,
     weights: Any = None,
     weights_are: WeightsAre | None = FitOptions.weights_are,
@@ -104,6 +108,9 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         activation=activation,
         noise=noise,
         fit_intercept=fit_intercept,
+        gate=gate,
+        gate_inputs=gate_inputs,
+        expert_inputs=expert_inputs,
         method=method,
         weights_are=weights_are,
         standardise=standardise,
@@ -167,6 +174,7 @@ def _fit(
     chosen = number_of_experts(num_experts)
     key = prng_key(key)
     arrays = checked_arrays(x, y, weights)
+    options = with_numbered_columns(options, arrays[0].shape[1], names_of(x))
     levels = noise_levels(noise_std, arrays[1].shape[1:])
     require(
         options.start == "random" or arrays[1].ndim == 1,
@@ -183,11 +191,7 @@ def _fit(
         result = fit_each(
             chosen,
             lambda k: fit_sample(key, sample, k, levels, options),
-            dim=sample.x.shape[1],
             num_rows=float(sample.weights.sum()),
-            num_outputs=sample.y.shape[1] if sample.several_outputs else 1,
-            noise="known" if levels is not None else options.noise,
-            fit_intercept=options.fit_intercept,
         )
     settings = _settings(key, given, options, chosen, levels) | {"weights_are": kind}
     return dataclasses.replace(result, settings=settings)

@@ -11,10 +11,12 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import log_density_of, require_density_at
 from moejax.fitting.data_units import DataUnits
+from moejax.fitting.input_roles import MappedInputs, input_roles, inputs_as_they_are, mapped_inputs
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
-from moejax.fitting.whitening import InputMap, column_map, input_map
+from moejax.fitting.whitening import InputMap, column_map
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.methods.method import (
     MethodConfig,
     Problem,
@@ -128,14 +130,19 @@ def prepare(
     )
     if density is not None:
         require_density_at(density, sample.x[0])
-    if inputs is None:
-        map_of = column_map if registered.wide else input_map
-        inputs = map_of(sample.x, sample.weights, centre=intercept, precision=sample.precision)
-    used, rank = int((sample.weights > 0).sum()), inputs.rank
-    _require_rows(sample, used, rank, num_experts, method, intercept)
+    mapped = _mapped_inputs(sample, options) if inputs is None else inputs_as_they_are(inputs)
+    inputs, of_experts, columns = mapped.inputs, mapped.of_experts, mapped.columns
+    used, rank = int((sample.weights > 0).sum()), of_experts.rank
+    require(
+        density is None or len(input_roles(options, sample.x.shape[1]).experts) == sample.x.shape[1],
+        "log_density",
+        "None with expert_inputs, for it is a density of all inputs",
+        options.log_density,
+    )
+    _require_rows(sample, used, rank, num_experts, method, intercept, columns)
     z = inputs(sample.x)
     labels = fitted_labels(
-        z,
+        z[:, : mapped.num_expert_inputs],
         sample.y,
         sample.weights,
         fn,
@@ -176,9 +183,12 @@ def prepare(
         order=orders[0] if orders else 0,
         more_orders=orders[1:],
         noise="known" if noise_std is not None else options.noise,
-        fit_intercept=intercept,
+        fit_intercept=intercept if columns is None else columns.has_ones,
+        columns=columns,
         num_residual_passes=options.num_residual_passes,
-        log_density=None if density is None else AffineLogDensity(density, inputs.mean, inputs.matrix),
+        log_density=None
+        if density is None
+        else AffineLogDensity(density, of_experts.mean, of_experts.matrix),
         num_restarts=options.num_restarts,
         num_starts=options.num_starts,
         start=options.start,
@@ -196,8 +206,30 @@ def prepare(
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
+def _mapped_inputs(sample: Sample, options: FitOptions) -> MappedInputs:
+    """The map to white inputs, or to standardised ones for a wide method."""
+    if lookup_method(options.method).wide:
+        standardised = column_map(
+            sample.x, sample.weights, centre=options.fit_intercept, precision=sample.precision
+        )
+        return inputs_as_they_are(standardised)
+    return mapped_inputs(
+        sample.x,
+        sample.weights,
+        input_roles(options, sample.x.shape[1]),
+        fit_intercept=options.fit_intercept,
+        precision=sample.precision,
+    )
+
+
 def _require_rows(
-    sample: Sample, used: int, rank: int, num_experts: int, method: str, intercept: bool
+    sample: Sample,
+    used: int,
+    rank: int,
+    num_experts: int,
+    method: str,
+    intercept: bool,
+    columns: FreeColumns | None,
 ) -> None:
     """Refuse a number of experts that the rows, or the rank of the inputs, do not admit.
 
@@ -209,7 +241,7 @@ def _require_rows(
         raise TooManyExpertsError(
             f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
         )
-    needed = num_rows_needed(num_experts, rank, intercept)
+    needed = num_rows_needed(num_experts, rank, intercept, columns)
     effective = float(sample.weights.sum())  # for reliabilities, equal rows with the same information
     if min(used, effective * (1 + 1e-9)) < needed:
         got = (

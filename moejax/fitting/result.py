@@ -11,7 +11,9 @@ import pandas as pd
 
 from moejax.checks import require
 from moejax.fitting.data_units import DataUnits
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.likelihood.information import Covariance, confidence_intervals
+from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.mixture import HostParams, MoEParams, NoiseModel
 
 
@@ -24,12 +26,33 @@ class FittedInOwnUnits(NamedTuple):
     units: DataUnits
     noise: NoiseModel
     fit_intercept: bool
+    """True if the experts have biases."""
+    columns: FreeColumns | None = None
+    """The free columns of the design, if gates and experts do not have the same inputs."""
+
+    @property
+    def num_expert_inputs(self) -> int:
+        """The rank of the experts' inputs."""
+        return self.units.inputs.rank if self.columns is None else len(self.columns.expert_inputs)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the number of free parameters."""
+        shape, rank = self.params.noise_std.shape, self.units.inputs.rank
+        outputs = 1 if len(shape) == 1 else shape[1]
+        return num_free_parameters(shape[0], rank, self.noise, self.fit_intercept, outputs, self.columns)
 
     def errors(self, units: DataUnits) -> HostParams | None:
         """Standard errors in these units; None if there is no covariance."""
         if self.covariance is None:
             return None
-        return units.errors(self.covariance, self.params, noise=self.noise, fit_intercept=self.fit_intercept)
+        return units.errors(
+            self.covariance,
+            self.params,
+            noise=self.noise,
+            fit_intercept=self.fit_intercept,
+            columns=self.columns,
+        )
 
 
 NO_LARGE_MATRIX = (
@@ -97,6 +120,16 @@ class FitResult:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     _fitted: FittedInOwnUnits | None = dataclasses.field(default=None, repr=False)
 
+    def _own_fit(self, name: str) -> FittedInOwnUnits:
+        if self._fitted is None:
+            raise ValueError(f"{name}: this result was not made by fit, and has no units of its own")
+        return self._fitted
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of free parameters, as AIC and BIC count them."""
+        return self._own_fit("num_parameters").num_parameters
+
     def in_units(
         self,
         input_mean: np.ndarray,
@@ -119,10 +152,9 @@ class FitResult:
             ValueError: this result was not made by `fit`; a shape or a value that the arguments above exclude; or units in which
                 double precision cannot represent the parameters.
         """
-        if self._fitted is None:
-            raise ValueError("in_units: this result was not made by fit, and has no units of its own")
+        own = self._own_fit("in_units")
         input_mean, input_std = np.asarray(input_mean, float), np.asarray(input_std, float)
-        shape, intercepts = (self.params.experts.shape[-1],), self._fitted.fit_intercept
+        shape, intercepts = (self.params.experts.shape[-1],), own.fit_intercept
         for name, given in (("input_mean", input_mean), ("input_std", input_std)):
             require(
                 given.shape == shape and bool(np.isfinite(given).all()), name, f"{shape[0]} numbers", given
@@ -131,8 +163,8 @@ class FitResult:
         require(math.isfinite(target_std) and target_std > 0, "target_std", "a positive number", target_std)
         for name, mean in (("input_mean", input_mean), ("target_mean", target_mean)):
             require(intercepts or not np.any(mean), name, "zero for a fit without intercepts", mean)
-        units = self._fitted.units.seen_from(input_mean, input_std, target_mean, target_std)
-        return units.params(self._fitted.params), self._fitted.errors(units)
+        units = own.units.seen_from(input_mean, input_std, target_mean, target_std)
+        return units.params(own.params), own.errors(units)
 
     def intervals(self, level: float = 0.95) -> tuple[HostParams, HostParams]:
         """Return the lower and the upper end of a Wald interval for each parameter.
@@ -156,7 +188,7 @@ class FitResult:
             level,
             noise=self.diagnostics["noise"],
             fit_intercept=self.diagnostics["fit_intercept"],
-            num_inputs=self.params.experts.shape[-1] - self.diagnostics["collinear_directions_dropped"],
+            num_inputs=self._own_fit("intervals").num_expert_inputs,
         )
 
     def _why_no_errors(self) -> str:

@@ -73,6 +73,7 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
             fit_intercept=config.fit_intercept,
             ridge=config.ridge,
             record_path=config.record_path,
+            columns=config.columns,
         )
 
     count = min(NUM_FINALISTS, plan.num_parents)

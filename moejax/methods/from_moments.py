@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax.likelihood.em import EMRun, gating_em, joint_em
+from moejax.likelihood.free_columns import expert_inputs
 from moejax.likelihood.polish import PolishRun, polish
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, noise_while_inexact, with_path
 from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
-from moejax.methods.starts import zero_gates
+from moejax.methods.starts import with_experts_inputs, zero_gates
 from moejax.model.mixture import MoEParams
 from moejax.model.status import Status
 from moejax.moments.spectral import spectral_estimate
@@ -25,7 +26,7 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         return spectral_residual(key, problem, config)
     estimate = spectral_estimate(
         key,
-        problem.x,
+        expert_inputs(problem.x, config.columns),
         problem.y,
         problem.transforms,
         problem.weights,
@@ -36,7 +37,7 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         chunk_size=config.chunk_size,
         log_density=config.log_density,
     )
-    params = zero_gates(estimate.experts, problem.noise_std)
+    params = with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
     num_iterations = jnp.asarray(MOMENT_PASSES, jnp.int32)
@@ -70,6 +71,7 @@ def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) ->
         num_polar_iterations=config.num_polar_iterations,
         chunk_size=config.chunk_size,
         log_density=config.log_density,
+        columns=config.columns,
     )
     params = run.params
     if config.noise == "known":
@@ -108,6 +110,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
             noise=config.noise,
             ridge=config.ridge,
             record_path=config.record_path,
+            columns=config.columns,
         )
         num_steps = MOMENT_PASSES + run.num_steps
         result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
@@ -135,6 +138,7 @@ def em_before_polish(params: MoEParams, problem: Problem, config: MethodConfig) 
         tolerance=EM_TOLERANCE,
         before_polish=True,
         record_path=config.record_path,
+        columns=config.columns,
     )
 
 
@@ -154,4 +158,5 @@ def polish_from(params: MoEParams, problem: Problem, config: MethodConfig) -> Po
         ridge=config.ridge,
         economical=config.economical,
         record_path=config.record_path,
+        columns=config.columns,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from moejax.likelihood.em import RIDGE
@@ -15,6 +16,8 @@ EstimatedNoise = Literal["shared", "per_expert"]
 """The noise models of a fit; the third of `NoiseModel`, "known", follows from a given `noise_std`."""
 Start = Literal["random", "kmeans"]
 WeightsAre = Literal["counts", "reliability"]
+Gate = Literal["softmax", "constant"]
+Column = int | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,12 @@ class FitOptions:
         noise: an estimated noise has one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for
             data, is True. Without biases, `fit` does not subtract the mean of the inputs.
+        gate: "softmax", or "constant" for gates without inputs, P(z = i | x) = p_i: a mixture of regressions. Of constant gates the
+            biases are fitted, also without `fit_intercept`, which is then about the experts.
+        gate_inputs: columns of x that the gates read, numbers from 0 or, if x is a DataFrame, names; None for all. The coefficients
+            of the others are zero, and are no parameters.
+        expert_inputs: the same for the experts. Moments are those of the experts' inputs; they are exact if the gates are
+            constant or their inputs independent of these, and otherwise a start, as for gates not orthogonal to the experts.
         method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
             EM for the gates, a few passes of EM for all parameters, polish), "spectral" (moments only), "spectral_residual"
             (moments and residual passes), "spectral_wide" (spectral_em for thousands of inputs, without d x d matrices), or a
@@ -67,6 +76,9 @@ class FitOptions:
     activation: ActivationLike = "linear"
     noise: EstimatedNoise = "shared"
     fit_intercept: bool = False
+    gate: Gate = "softmax"
+    gate_inputs: Sequence[Column] | None = None
+    expert_inputs: Sequence[Column] | None = None
     method: str = "multistart"
     weights_are: WeightsAre | None = None
     standardise: bool = True

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from moejax.environment import runs_on_cpu
 from moejax.likelihood.collapse import is_collapsed, label_rounding
 from moejax.likelihood.em import joint_em
+from moejax.likelihood.free_columns import num_coefficients
 from moejax.methods.method import MethodConfig, Problem
 from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsibilities, weighted_sum
 
@@ -55,7 +56,7 @@ def collapsed_experts(
     return is_collapsed(
         params.noise_std,
         weighted_sum(posterior, problem.weights),
-        num_coefficients=problem.x.shape[1] + int(config.fit_intercept),
+        num_coefficients=num_coefficients(problem.x.shape[1], config.fit_intercept, config.columns)[0],
         label_rounding=rounding,
         per_expert=True,
     )
@@ -100,6 +101,7 @@ def climb(
             noise="per_expert" if per_expert else "shared",
             ridge=ridge,
             hold_experts=held,
+            columns=config.columns,
         )
         good = jnp.isfinite(end.log_likelihood)
         if rounding is not None:

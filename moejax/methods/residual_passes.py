@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.em import RIDGE, gating_em
+from moejax.likelihood.free_columns import FreeColumns, expert_inputs, widened_experts
 from moejax.methods.starts import index_of_best, zero_gates
 from moejax.model.activations import ScalarFunction, activation_facts, apply_activation
 from moejax.model.gaussian import HALF_WIDTH, gaussian_grid
@@ -182,6 +183,7 @@ def residual_estimate(
     num_polar_iterations: int = 8,
     chunk_size: int | None = None,
     log_density: LogDensity | None = None,
+    columns: FreeColumns | None = None,
 ) -> ResidualEstimate:
     """Experts from moments; then `num_passes` times gates by EM with these experts, and experts from residual moments.
 
@@ -206,10 +208,14 @@ def residual_estimate(
         num_polar_iterations: as in `tensor_power_method`.
         chunk_size: samples that the moments process at once; None takes all.
         log_density: log density of inputs that are not standard normal, as in `spectral_estimate`.
+        columns: the columns whose coefficients are free; None for all. The score tensors are those of the experts' inputs: given
+            all inputs, the bracket above has expectation zero, whatever inputs the gates have.
     """
-    k, d, even = num_experts, x.shape[1], activation_facts(fn).parity == "even"
+    of_experts = expert_inputs(x, columns)
+    k, even = num_experts, activation_facts(fn).parity == "even"
     # the first pass subtracts nothing; its experts to match with may be any distinct ones
-    start = zero_gates(jnp.eye(k, d, dtype=x.dtype), jnp.asarray(noise_std, x.dtype))
+    experts = widened_experts(jnp.eye(k, of_experts.shape[1], dtype=x.dtype), columns)
+    start = zero_gates(experts, jnp.asarray(noise_std, x.dtype))
 
     def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
         key, scale = step
@@ -218,10 +224,10 @@ def residual_estimate(
         labels = residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size)
         estimate = estimate_from_labels(
             key,
-            x,
+            of_experts,
             labels,
             weights,
-            TensorPart(params.experts, scale * mean_gates(params, x, weights)),
+            TensorPart(expert_inputs(params.experts, columns), scale * mean_gates(params, x, weights)),
             num_experts=k,
             order=order,
             num_restarts=num_restarts,
@@ -230,12 +236,12 @@ def residual_estimate(
             log_density=log_density,
         )
         # a decomposition gives the experts in any order; each starts from the gate of the nearest previous expert
-        same_order = match_experts(params.experts, estimate.experts, even)
+        same_order = match_experts(expert_inputs(params.experts, columns), estimate.experts, even)
         estimate = estimate._replace(
             experts=estimate.experts[same_order], mixing_weights=estimate.mixing_weights[same_order]
         )
         gates = gating_em(
-            params._replace(experts=estimate.experts),
+            params._replace(experts=widened_experts(estimate.experts, columns)),
             x,
             y,
             weights,
@@ -245,6 +251,7 @@ def residual_estimate(
             noise=noise,
             ridge=ridge,
             tolerance=GATING_TOLERANCE,
+            columns=columns,
         )
         return gates.params, (estimate, gates)
 
