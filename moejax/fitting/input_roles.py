@@ -197,7 +197,8 @@ def mapped_inputs(
         return _of_columns(moments, columns, centre=fit_intercept, precision=precision)
 
     experts = map_of(roles.experts)
-    require(experts.rank > 0, "x", "a column of the experts that varies", "constant columns only")
+    name = "x" if roles.experts == everything else "expert_inputs"
+    require(experts.rank > 0, name, "a column that varies", "constant columns only")
     if roles.same:
         return MappedInputs(experts, experts.rank, None)
     biases = {"expert_biases": fit_intercept, "gate_biases": fit_intercept or not roles.gates}
