@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -43,6 +44,7 @@ from moejax.fitting.estimator_inputs import (
     least_squares_fit,
     supported_size,
 )
+from moejax.fitting.input_roles import names_of, roles_undone, with_numbered_columns
 from moejax.fitting.label_units import is_linear, labels_note
 from moejax.fitting.padding import padded_size
 from moejax.fitting.pipeline import fit_sample
@@ -51,7 +53,7 @@ from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
 from moejax.fitting.whitening import params_in_input_units
 from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.options import EstimatedNoise, FitOptions, WeightsAre
+from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, WeightsAre
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
 from moejax.model.mixture import LOG_TWO_PI, MoEParams, expert_means, gate_logits, posterior
 from moejax.moments.label_transforms import TransformKind
@@ -74,6 +76,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         noise: one sigma for all experts, "shared", or one each, "per_expert".
         noise_std: sigma if it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
+        gate, gate_inputs, expert_inputs: constant gates, and the columns of gates and experts, as in `moejax.fit`.
         method: a registered method. With the default, a single linear expert is fitted by least squares.
         standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
         weights_are: the meaning of `sample_weight`, as in `moejax.fit`.
@@ -112,6 +115,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         noise: EstimatedNoise = FitOptions.noise,
         noise_std: float | None = None,
         fit_intercept: bool = True,
+        gate: Gate = FitOptions.gate,
+        gate_inputs: Sequence[Column] | None = FitOptions.gate_inputs,
+        expert_inputs: Sequence[Column] | None = FitOptions.expert_inputs,
         method: str = FitOptions.method,
         standardise: bool = FitOptions.standardise,
         weights_are: WeightsAre | None = FitOptions.weights_are,
@@ -128,6 +134,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.noise: EstimatedNoise = noise
         self.noise_std = noise_std
         self.fit_intercept = fit_intercept
+        self.gate: Gate = gate
+        self.gate_inputs = gate_inputs
+        self.expert_inputs = expert_inputs
         self.method = method
         self.standardise = standardise
         self.weights_are: WeightsAre | None = weights_are
@@ -152,6 +161,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
                 activation=self.activation,
                 noise=self.noise,
                 fit_intercept=self.fit_intercept,
+                gate=self.gate,
+                gate_inputs=self.gate_inputs,
+                expert_inputs=self.expert_inputs,
                 method=self.method,
                 standardise=self.standardise,
                 weights_are=self.weights_are,
@@ -167,6 +179,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         checked_random_state(self.random_state)
         x = checked_inputs(X, "X", least_rows=2)
         self._columns(X, y, reset=True)
+        options = with_numbered_columns(options, x.shape[1], names_of(X))
         y = as_numbers(y, "y")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
@@ -176,10 +189,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         weights, _ = rescaled_weights(weights, options.weights_are)
         used = weights > 0  # a small weight may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
-        support = supported_size(
-            sample, self.num_experts, is_linear=is_linear(fn), fit_intercept=self.fit_intercept
-        )
-        num_experts, inputs, _ = support
+        support = supported_size(sample, self.num_experts, options, is_linear=is_linear(fn))
+        num_experts, inputs, _, columns = support
         rank = inputs.matrix.shape[1]
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
         alone = is_linear(fn) and num_experts == 1 and y.ndim == 1
@@ -206,6 +217,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             self.noise if self.noise_std is None else "known",
             self.fit_intercept,
             num_outputs=1 if y.ndim == 1 else y.shape[1],
+            columns=columns,
         )
         self.log_likelihood_ = result.log_likelihood
         self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
@@ -320,7 +332,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self, sample: Sample, support: Support, noise_std: np.ndarray | None, options: FitOptions
     ) -> FitResult:
         """A fit to the inputs, or to their leading directions if the samples support only these."""
-        num_experts, inputs, is_reduced = support
+        num_experts, inputs, is_reduced, _ = support
+        options = roles_undone(options) if is_reduced else options  # a single expert, which no gate chooses
         x = inputs(sample.x) if is_reduced else sample.x
         seed = checked_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         with self._in_precision():

@@ -16,9 +16,12 @@ from moejax.checks import brief, require
 from moejax.fitting.array_checks import as_numbers, checked_targets
 from moejax.fitting.data_units import require_numbers
 from moejax.fitting.diagnostics import input_findings, input_notes
+from moejax.fitting.input_roles import input_roles, mapped_inputs
 from moejax.fitting.preparation import Sample
 from moejax.fitting.result import FitResult
-from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
+from moejax.fitting.whitening import InputMap, params_in_input_units
+from moejax.likelihood.free_columns import FreeColumns, num_coefficients
+from moejax.methods.options import FitOptions
 from moejax.model.mixture import LOG_TWO_PI, MoEParams
 
 
@@ -57,18 +60,24 @@ class Support(NamedTuple):
     """The map to white inputs, in the directions that are fitted."""
     is_reduced: bool
     """True if these directions are fewer than those of the inputs."""
+    columns: FreeColumns | None
+    """The free columns of the design, if gates and experts do not have the same inputs."""
 
 
-def supported_size(sample: Sample, num_experts: int, *, is_linear: bool, fit_intercept: bool) -> Support:
+def supported_size(sample: Sample, num_experts: int, options: FitOptions, *, is_linear: bool) -> Support:
     """At most `num_experts` experts, and the directions of the inputs, that the distinct samples support.
 
     A smaller size than was asked for is a ConvergenceWarning at the line that calls the caller.
     """
     distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
-    inputs = input_map(sample.x, sample.weights, centre=fit_intercept, precision=sample.precision)
-    rank = inputs.matrix.shape[1]
-    width = rank + int(fit_intercept)
-    supported = min(int(num_experts), 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1))
+    fit_intercept, roles = options.fit_intercept, input_roles(options, sample.x.shape[1])
+    mapped = mapped_inputs(
+        sample.x, sample.weights, roles, fit_intercept=fit_intercept, precision=sample.precision
+    )
+    inputs, rank = mapped.of_experts, mapped.num_expert_inputs
+    of_expert, of_gate = num_coefficients(rank, fit_intercept, mapped.columns)
+    most = max((distinct - 2 + of_gate) // max(of_expert + of_gate, 1), 1) if of_expert else 1
+    supported = min(int(num_experts), most)
     same = bool(np.all(sample.y == sample.y[0])) and (fit_intercept or not sample.y[0].any())
     if is_linear and (same or rank == 0):
         supported = 1  # the data cannot distinguish more experts
@@ -81,8 +90,8 @@ def supported_size(sample: Sample, num_experts: int, *, is_linear: bool, fit_int
             stacklevel=3,
         )
     if directions < rank:
-        return Support(supported, _leading_directions(sample, inputs, directions), True)
-    return Support(supported, inputs, False)
+        return Support(supported, _leading_directions(sample, inputs, directions), True, None)
+    return Support(supported, inputs, False, mapped.columns)
 
 
 def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMap:

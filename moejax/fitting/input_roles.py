@@ -142,6 +142,12 @@ def require_roles(options: FitOptions) -> None:
         raise ValueError(f"method: expected {able} with {changed[0]}, got {options.method!r}")
 
 
+def roles_undone(options: FitOptions) -> FitOptions:
+    """The options of a fit in which experts and gates have all inputs."""
+    names = ("gate", "gate_inputs", "expert_inputs")
+    return dataclasses.replace(options, **{name: getattr(FitOptions, name) for name in names})
+
+
 class MappedInputs(NamedTuple):
     """The map to the white inputs of experts and gates."""
 
@@ -197,8 +203,6 @@ def mapped_inputs(
         return _of_columns(moments, columns, centre=fit_intercept, precision=precision)
 
     experts = map_of(roles.experts)
-    name = "x" if roles.experts == everything else "expert_inputs"
-    require(experts.rank > 0, name, "a column that varies", "constant columns only")
     if roles.same:
         return MappedInputs(experts, experts.rank, None)
     biases = {"expert_biases": fit_intercept, "gate_biases": fit_intercept or not roles.gates}

@@ -33,6 +33,8 @@ from moejax.model.inputs import LogDensity
 from moejax.model.mixture import with_stand_ins
 from moejax.moments.label_transforms import TransformKind
 
+_OPTIONS = tuple(field.name for field in dataclasses.fields(FitOptions))
+
 
 def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, explained there
     key: jax.Array,
@@ -104,34 +106,13 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         >>> result.status, bool(moejax.recovery_error(truth.experts, result.params.experts) < 0.01)
         ('ok', True)
     """
-    options = FitOptions(
-        activation=activation,
-        noise=noise,
-        fit_intercept=fit_intercept,
-        gate=gate,
-        gate_inputs=gate_inputs,
-        expert_inputs=expert_inputs,
-        method=method,
-        weights_are=weights_are,
-        standardise=standardise,
-        order=order,
-        transform=transform,
-        num_restarts=num_restarts,
-        num_starts=num_starts,
-        start=start,
-        polish=polish,
-        max_iterations=max_iterations,
-        ridge=ridge,
-        chunk_size=chunk_size,
-        num_residual_passes=num_residual_passes,
-        covariance=covariance,
-        log_density=log_density,
-    )
+    given = locals()  # every option is an argument of the same name
+    options = FitOptions(**{name: given[name] for name in _OPTIONS})
     if source is None:
         require(checkpoint is None, "checkpoint", "None without a source", checkpoint)
         return _fit(key, x, y, num_experts, noise_std, weights, options)
-    for name, given in (("x", x), ("y", y), ("weights", weights)):
-        require(given is None, name, "None with a source, which has it", type(given).__name__)
+    for name, array in (("x", x), ("y", y), ("weights", weights)):
+        require(array is None, name, "None with a source, which has it", type(array).__name__)
     is_place = checkpoint is None or isinstance(checkpoint, str | os.PathLike)
     require(is_place, "checkpoint", "a path, or None", checkpoint)
     place = None if checkpoint is None else Path(checkpoint)

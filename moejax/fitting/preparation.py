@@ -28,6 +28,7 @@ from moejax.methods.method import (
 from moejax.methods.options import FitOptions, WeightsAre
 from moejax.methods.preparation import Orders, choose_orders, transforms_at
 from moejax.model.activations import get_activation
+from moejax.model.inputs import LogDensity
 from moejax.moments.score_tensors import AffineLogDensity
 
 
@@ -117,28 +118,13 @@ def prepare(
     """
     method, activation, intercept = options.method, options.activation, options.fit_intercept
     fn, density = get_activation(activation), log_density_of(options.log_density)
-    registered, several = lookup_method(method), sample.several_outputs
-    if several and not registered.several_outputs:
-        able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
-        raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
-    require_slopes(method, activation, polish=options.polish)
-    require(
-        density is None or not registered.wide,
-        "log_density",
-        f"None for method {method!r}, whose moments are those of normal inputs",
-        options.log_density,
-    )
-    if density is not None:
-        require_density_at(density, sample.x[0])
+    several = sample.several_outputs
+    _require_consistent(sample, options, density)
     mapped = _mapped_inputs(sample, options) if inputs is None else inputs_as_they_are(inputs)
     inputs, of_experts, columns = mapped.inputs, mapped.of_experts, mapped.columns
     used, rank = int((sample.weights > 0).sum()), of_experts.rank
-    require(
-        density is None or len(input_roles(options, sample.x.shape[1]).experts) == sample.x.shape[1],
-        "log_density",
-        "None with expert_inputs, for it is a density of all inputs",
-        options.log_density,
-    )
+    name = "x" if options.expert_inputs is None else "expert_inputs"
+    require(rank > 0, name, "a column that varies", "constant columns only")
     _require_rows(sample, used, rank, num_experts, method, intercept, columns)
     z = inputs(sample.x)
     labels = fitted_labels(
@@ -206,6 +192,27 @@ def prepare(
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
+def _require_consistent(sample: Sample, options: FitOptions, density: LogDensity | None) -> None:
+    """Refuse options that the method, or the sample, does not go with.
+
+    Raises:
+        ValueError: there is one.
+    """
+    method, registered = options.method, lookup_method(options.method)
+    if sample.several_outputs and not registered.several_outputs:
+        able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
+        raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
+    require_slopes(method, options.activation, polish=options.polish)
+    if density is None:
+        return
+    words = f"None for method {method!r}, whose moments are those of normal inputs"
+    require(not registered.wide, "log_density", words, options.log_density)
+    num_inputs = len(input_roles(options, sample.x.shape[1]).experts)
+    words = "None with expert_inputs, because it is a density of all inputs"
+    require(num_inputs == sample.x.shape[1], "log_density", words, options.log_density)
+    require_density_at(density, sample.x[0])
+
+
 def _mapped_inputs(sample: Sample, options: FitOptions) -> MappedInputs:
     """The map to white inputs, or to standardised ones for a wide method."""
     if lookup_method(options.method).wide:
@@ -234,9 +241,8 @@ def _require_rows(
     """Refuse a number of experts that the rows, or the rank of the inputs, do not admit.
 
     Raises:
-        TooManyExpertsError: k is too large; ValueError: no input varies.
+        TooManyExpertsError: k is too large.
     """
-    require(rank > 0, "x", "a column that varies", "constant columns only")
     if num_experts > rank and moments_of(method) == "required":
         raise TooManyExpertsError(
             f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"

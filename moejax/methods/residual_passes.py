@@ -141,6 +141,14 @@ def residual_labels(
     return SpectralLabels(labels[0], labels[1], labels[2] if len(used) == 3 else None)
 
 
+def _in_order_of(
+    experts: Float[jax.Array, "k d"], estimate: SpectralEstimate, fn: ScalarFunction
+) -> SpectralEstimate:
+    """The estimate with its experts in the order of the nearest of these (k, d)."""
+    order = match_experts(experts, estimate.experts, activation_facts(fn).parity == "even")
+    return estimate._replace(experts=estimate.experts[order], mixing_weights=estimate.mixing_weights[order])
+
+
 class ResidualEstimate(NamedTuple):
     """The end of residual passes."""
 
@@ -208,24 +216,21 @@ def residual_estimate(
         num_polar_iterations: as in `tensor_power_method`.
         chunk_size: samples that the moments process at once; None takes all.
         log_density: log density of inputs that are not standard normal, as in `spectral_estimate`.
-        columns: the columns whose coefficients are free; None for all. The score tensors are those of the experts' inputs: given
-            all inputs, the bracket above has expectation zero, whatever inputs the gates have.
+        columns: the columns whose coefficients are free; None for all. The score tensors are those of the experts' inputs.
     """
-    of_experts = expert_inputs(x, columns)
-    k, even = num_experts, activation_facts(fn).parity == "even"
+    k, of_experts = num_experts, expert_inputs(x, columns)
     # the first pass subtracts nothing; its experts to match with may be any distinct ones
-    experts = widened_experts(jnp.eye(k, of_experts.shape[1], dtype=x.dtype), columns)
-    start = zero_gates(experts, jnp.asarray(noise_std, x.dtype))
+    eye = jnp.eye(k, of_experts.shape[1], dtype=x.dtype)
+    start = zero_gates(widened_experts(eye, columns), jnp.asarray(noise_std, x.dtype))
 
     def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
         key, scale = step
         # a shared noise is known better beforehand than from EM with inexact experts; a noise for each expert is not
         expected = params if noise == "per_expert" else params._replace(noise_std=start.noise_std)
-        labels = residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size)
         estimate = estimate_from_labels(
             key,
             of_experts,
-            labels,
+            residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size),
             weights,
             TensorPart(expert_inputs(params.experts, columns), scale * mean_gates(params, x, weights)),
             num_experts=k,
@@ -236,10 +241,7 @@ def residual_estimate(
             log_density=log_density,
         )
         # a decomposition gives the experts in any order; each starts from the gate of the nearest previous expert
-        same_order = match_experts(expert_inputs(params.experts, columns), estimate.experts, even)
-        estimate = estimate._replace(
-            experts=estimate.experts[same_order], mixing_weights=estimate.mixing_weights[same_order]
-        )
+        estimate = _in_order_of(expert_inputs(params.experts, columns), estimate, fn)
         gates = gating_em(
             params._replace(experts=widened_experts(estimate.experts, columns)),
             x,

@@ -1,4 +1,4 @@
-"""Gates that are constant or have other inputs than the experts: against EM in NumPy, R's flexmix, JAX's derivatives, other units."""
+"""Gates that are constant or have inputs of their own: against EM in NumPy, R's flexmix, JAX's derivatives, other units."""
 
 import dataclasses
 import subprocess
