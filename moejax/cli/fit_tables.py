@@ -29,7 +29,7 @@ def _beside(value: float | None, noise_std: float | None) -> float | None:
 def _strongest(
     values: dict[str, float | None],
     errors: dict[str, float] | None,
-    inputs: Sequence[int] | None,
+    inputs: Sequence[int] | None = None,
     count: int = 3,
 ) -> str:
     """The largest coefficients as lines; those of `inputs` only, if these are given."""
