@@ -16,6 +16,9 @@ from moejax.methods.method import lookup_method, method_names
 from moejax.methods.options import FitOptions
 from moejax.registry import nearest
 
+MOST_COLUMNS = 10**6
+"""Columns that an option may name."""
+
 
 class InputRoles(NamedTuple):
     """The columns of x that experts and gates read; each is ascending."""
@@ -77,9 +80,12 @@ def numbered_columns(
     for column in columns:
         if isinstance(column, str):
             if names is None:
-                raise ValueError(f"{name}: expected column numbers, because x has no names, got {column!r}")
+                raise ValueError(
+                    f"{name}: expected column numbers, because x has no names, got {brief(column)}"
+                )
             if column not in names:
-                raise ValueError(f"{name}: unknown column {column!r}; {nearest(column, names)}")
+                raise ValueError(f"{name}: unknown column {brief(column)}; {nearest(column, names)}")
+            require(list(names).count(column) == 1, name, "names that occur once among the columns", column)
             numbers.append(list(names).index(column))
         else:
             require(column < dim, name, f"column numbers from 0 to {dim - 1}", column)
@@ -112,8 +118,9 @@ def checked_columns(value: Any, name: str) -> tuple[int | str, ...] | None:
     if value is None:
         return None
     words = "column numbers (from 0) or names in a list, at least one, or None for all"
-    listed = isinstance(value, Sequence | np.ndarray | pd.Index) and not isinstance(value, str | bytes)
-    require(listed and np.ndim(value) == 1 and len(value) > 0, name, words, value)
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    listed |= isinstance(value, np.ndarray | pd.Index) and value.ndim == 1
+    require(listed and 0 < len(value) <= MOST_COLUMNS, name, words, value)
     columns = []
     for entry in list(value):
         whole = isinstance(entry, int | np.integer) and not isinstance(entry, bool | np.bool_)

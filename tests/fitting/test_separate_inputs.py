@@ -298,6 +298,8 @@ def test_several_outputs_with_constant_gates(data):
         ({"gate_inputs": [-1]}, r"gate_inputs: expected .* got -1"),
         ({"gate_inputs": [True]}, r"gate_inputs: expected .* got True"),
         ({"gate_inputs": "a"}, r"gate_inputs: expected .* got 'a'"),
+        ({"gate_inputs": [[0], [1, 2]]}, r"gate_inputs: expected .* got \[0\]"),
+        ({"gate_inputs": np.eye(2)}, r"gate_inputs: expected column numbers"),
         ({"expert_inputs": [0, 0]}, r"expert_inputs: expected each column once, got \[0, 0\]"),
         (
             {"expert_inputs": ["a"]},
@@ -326,6 +328,9 @@ def test_other_refusals():
     frame = pd.DataFrame(x, columns=["mass", "size", "age"])
     with pytest.raises(ValueError, match=r"gate_inputs: unknown column 'sizes'; did you mean size\?"):
         moejax.fit(jax.random.key(0), frame, y, num_experts=2, gate_inputs=["sizes"])
+    twice = frame.rename(columns={"mass": "age"})
+    with pytest.raises(ValueError, match=r"gate_inputs: expected names that occur once .* got 'age'"):
+        moejax.fit(jax.random.key(0), twice, y, num_experts=2, gate_inputs=["age"])
     constant = np.column_stack([x, np.ones(60)])
     with pytest.raises(ValueError, match=r"gate_inputs: expected a column that varies"):
         moejax.fit(jax.random.key(0), constant, y, num_experts=2, gate_inputs=[3], fit_intercept=True)
