@@ -13,11 +13,10 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.uncertainty import Uncertainty
 from moejax.fitting.whitening import InputMap
 from moejax.likelihood.collapse import is_collapsed, label_rounding_on_host
-from moejax.likelihood.free_columns import FreeColumns, expert_inputs, num_coefficients
+from moejax.likelihood.free_columns import FreeColumns, compact, expert_inputs, num_coefficients
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.methods.spectral_wide import wide_ridge
 from moejax.model.activations import activation_facts
-from moejax.model.mixture import HostParams
 from moejax.model.status import Status
 
 FEW_SAMPLES_PER_PARAMETER = 5.0
@@ -70,6 +69,7 @@ def diagnose(
     squares = np.sum(of_experts**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
     norms = np.linalg.norm(params.experts, axis=-1)
+    between, own = _between(x, weights / total, columns), compact(params, columns)
     gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
     ridge = wide_ridge(config.ridge, dim) if units.inputs.column_wise else config.ridge
     penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)
@@ -82,7 +82,7 @@ def diagnose(
         "classification_entropy": entropy,
         "ridge_penalty": ridge * float(penalty),
         "expert_norms": norms.tolist(),
-        "gate_angle_degrees": _gate_angle(params, x, weights / total, columns),
+        "gate_angle_degrees": _gate_angle(own.experts.reshape(-1, dim), own.gating, between),
         "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],
         "nats_below_maximum": math.nan if uncertainty is None else float(uncertainty.shortfall),
         "information_condition": math.nan if uncertainty is None else float(uncertainty.covariance.condition),
@@ -184,24 +184,23 @@ def input_notes(found: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _gate_angle(params: HostParams, x: np.ndarray, share: np.ndarray, columns: FreeColumns | None) -> float:
+def _between(x: np.ndarray, share: np.ndarray, columns: FreeColumns | None) -> np.ndarray | None:
+    """(r, s) covariances of the inputs of experts and of gates, of inputs x (n, d) with shares (n,); None if they are the same."""
+    if columns is None or not columns.gate_inputs:
+        return None
+    experts, gates = x[:, list(columns.expert_inputs)], x[:, list(columns.gate_inputs)]
+    return (experts * share[:, None]).T @ gates - np.outer(share @ experts, share @ gates)
+
+
+def _gate_angle(experts: np.ndarray, gating: np.ndarray, between: np.ndarray | None = None) -> float:
     """The least angle in degrees between a gate (minus the mean of gates) and the span of the experts; NaN without gates.
 
-    If the gates' inputs are not the experts', it is that of the linear functions of x, whose products are covariances.
-
-    Args:
-        params: the estimate, for white inputs.
-        x: (n, d) white inputs of experts and gates.
-        share: (n,) weights that sum to one.
-        columns: the free columns of the design.
+    It is that of linear functions of the inputs, whose products are covariances: `between` (r, s) has those of white inputs of
+    experts (.., r) and gates (k, s); None if these inputs are the same.
     """
-    experts = expert_inputs(params.experts, columns)
-    experts, centred = experts.reshape(-1, experts.shape[-1]), params.gating - params.gating.mean(axis=0)
+    centred = gating - gating.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1)
-    if columns is not None and columns.gate_inputs:
-        of_experts, of_gates = x[:, list(columns.expert_inputs)], x[:, list(columns.gate_inputs)]
-        between = (of_experts * share[:, None]).T @ of_gates - np.outer(share @ of_experts, share @ of_gates)
-        centred = centred[:, list(columns.gate_inputs)] @ between.T
+    centred = centred if between is None else centred @ between.T
     if not np.isfinite(experts).all() or not norms.max() > 0:
         return math.nan
     basis = np.linalg.svd(experts, full_matrices=False)[2]

@@ -7,16 +7,15 @@ them, and the free parameters do not contain them. The choice is static, so that
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from moejax.model.gaussian import Array
 from moejax.model.mixture import MoEParams
-
-Array = TypeVar("Array", np.ndarray, jax.Array)
 
 
 class FreeColumns(NamedTuple):
@@ -128,7 +127,7 @@ def free_positions(num_rows: int, num_experts: int, num_other: int, columns: Fre
     ).astype(np.int32)
 
 
-def compact(params: MoEParams, columns: FreeColumns | None) -> MoEParams:
+def compact(params: MoEParams[Array], columns: FreeColumns | None) -> MoEParams[Array]:
     """Parameters whose experts (.., r) and gates (.., s) have their own inputs only."""
     if columns is None:
         return params
