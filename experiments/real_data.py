@@ -1,8 +1,8 @@
 """How well do mixtures of linear experts predict real data, beside the best black boxes?
 
-Repeated cross-validation, paired over folds. All choices are made inside the training part: the objective, the number of experts and
-the ridges of moejax by BIC and evidence; the number of experts of the other mixture methods by BIC or, for a squared error, by a held-out
-fifth; the outsiders have the defaults of their packages, or the settings below.
+Cross-validation, paired over folds. All choices are made inside the training part: the objective, the number of experts and the
+ridges of moejax by BIC and evidence; the number of experts of the other mixture methods by BIC or, for a squared error, by a
+held-out fifth; the outsiders have the defaults of their packages, or the settings below.
 """
 
 import functools

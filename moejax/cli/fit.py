@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Hashable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 import moejax
+from moejax.checks import require
 from moejax.cli.activations import load_function
 from moejax.cli.fit_rows import fit_in_batches, reads_in_batches
 from moejax.cli.fit_tables import print_fit
@@ -22,6 +24,7 @@ from moejax.cli.options import Fit
 from moejax.console import make_console, make_notes
 from moejax.files import folder_for_results
 from moejax.fitting.arguments import whole_number
+from moejax.fitting.categories import as_document
 from moejax.fitting.datasets import load
 from moejax.fitting.pipeline import fit
 from moejax.fitting.result import FitResult
@@ -31,6 +34,7 @@ from moejax.methods.method import get_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import ScalarFunction, activation_names, get_activation
 from moejax.model.mixture import predict, responsibilities
+from moejax.registry import nearest
 from moejax.sweep.plan.plugins import run_plugins
 
 
@@ -50,6 +54,9 @@ def fit_command(command: Fit) -> dict[str, Any]:
         activation=activation if activation in activation_names() else fn,
         noise=command.noise,
         fit_intercept=command.fit_intercept,
+        gate=command.gate,
+        gate_inputs=_names(command.gate_inputs),
+        expert_inputs=_names(command.expert_inputs),
         method=command.method,
         standardise=command.standardise,
         num_starts=command.num_starts,
@@ -61,6 +68,12 @@ def fit_command(command: Fit) -> dict[str, Any]:
     if command.skip_bad_rows and not in_batches:
         raise ValueError("--skip-bad-rows: goes with rows that are read in batches: a folder, or --stream")
     table = None if in_batches else _read(command)
+    if table is not None:
+        options = dataclasses.replace(
+            options,
+            gate_inputs=_columns_of(table, options.gate_inputs, "--gate-inputs"),
+            expert_inputs=_columns_of(table, options.expert_inputs, "--expert-inputs"),
+        )
     with contextlib.ExitStack() as held:
         scratch = None if out is None else held.enter_context(folder_for_results(out, "--out"))
         if table is None:
@@ -122,6 +135,32 @@ def _read(command: Fit) -> Dataset:
     return table
 
 
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """The names in a text such as "a,b"."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def _columns_of(table: Dataset, names: Sequence[int | str] | None, option: str) -> list[int] | None:
+    """The inputs of these names, by number; a category stands for all its indicators.
+
+    Raises:
+        ValueError: no such input.
+    """
+    if names is None:
+        return None
+    indicators = {category.column: category.indicator_names for category in table.categories}
+    columns = []
+    for name in names:
+        for one in indicators.get(str(name), (name,)):
+            if one not in table.input_names:
+                raise ValueError(
+                    f"{option}: unknown input {one!r}; {nearest(one, [*table.input_names, *indicators])}"
+                )
+            columns.append(table.input_names.index(str(one)))
+    require(len(set(columns)) == len(columns) > 0, option, "each input once", ",".join(map(str, names)))
+    return columns
+
+
 def _summary(
     command: Fit,
     table: Dataset,
@@ -144,6 +183,7 @@ def _summary(
         "num_inputs": table.x.shape[1],
         "status": result.status,
         "data_notes": list(table.notes),
+        "categories": as_document(table.categories),
         "in_units": in_units,
         "selection": None if result.selection is None else _selection(result, in_units[shown]),
         "diagnostics": result.diagnostics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -25,8 +26,15 @@ def _beside(value: float | None, noise_std: float | None) -> float | None:
     return 0.0 if rounding else value
 
 
-def _strongest(values: dict[str, float | None], errors: dict[str, float] | None, count: int = 3) -> str:
-    ranked = sorted(values.items(), key=lambda item: -abs(item[1] or 0.0))[:count]
+def _strongest(
+    values: dict[str, float | None],
+    errors: dict[str, float] | None,
+    inputs: Sequence[int] | None = None,
+    count: int = 3,
+) -> str:
+    """The largest coefficients as lines; those of `inputs` only, if these are given."""
+    own = [item for place, item in enumerate(values.items()) if inputs is None or place in inputs]
+    ranked = sorted(own, key=lambda item: -abs(item[1] or 0.0))[:count]
     if errors is None:
         return "\n".join(f"{name} {_number(value, '+.3g')}" for name, value in ranked)
 
@@ -86,10 +94,10 @@ def print_fit(summary: dict[str, Any], table: Dataset) -> None:
         )
         inputs.add_row(
             str(expert["expert"]),
-            _strongest(expert["coefficients"], expert.get("coefficient_errors")),
-            _strongest(expert["gating"], expert.get("gating_errors"))
+            _strongest(expert["coefficients"], expert.get("coefficient_errors"), settings["expert_inputs"]),
+            _strongest(expert["gating"], expert.get("gating_errors"), settings["gate_inputs"])
             if any(expert["gating"].values())
-            else "reference",
+            else ("anywhere" if settings["gate"] == "constant" else "reference"),
         )
     console.print(numbers)
     console.print(inputs)

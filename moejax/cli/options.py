@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from moejax.methods.options import EstimatedNoise, FitOptions
+from moejax.methods.options import EstimatedNoise, FitOptions, Gate
 
 # values that may be left out: the help shows neither {None} nor a default of None
 OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
@@ -68,6 +68,12 @@ class Fit:
     """Known noise, in the target's own units; default: estimated."""
     fit_intercept: bool = True
     """Biases in experts and gates."""
+    gate: Gate = FitOptions.gate
+    """"softmax" gates, or "constant" ones without inputs: a mixture of regressions."""
+    gate_inputs: OptionalText = None
+    """Columns that the gates read, such as a,b; a column of text stands for all its levels; default: all inputs."""
+    expert_inputs: OptionalText = None
+    """Columns that the experts read; default: all inputs."""
     standardise: bool = True
     """Scale labels for the fit (homogeneous activations), and print coefficients per standard deviation; the files hold both."""
     plugin: UseAppendAction[tuple[Path, ...]] = ()

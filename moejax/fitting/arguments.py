@@ -27,10 +27,11 @@ from moejax.fitting.array_checks import (
     checked_weights,
     input_precision,
 )
+from moejax.fitting.input_roles import checked_columns, require_roles
 from moejax.likelihood.em import RIDGE
 from moejax.likelihood.information import COVARIANCE_KINDS
 from moejax.methods.method import STARTS, lookup_method
-from moejax.methods.options import EstimatedNoise, FitOptions, Objective, WeightsAre
+from moejax.methods.options import EstimatedNoise, FitOptions, Gate, Objective, WeightsAre
 from moejax.model.activations import get_activation
 from moejax.model.inputs import LogDensity, get_log_density
 from moejax.moments.label_transforms import TRANSFORM_KINDS
@@ -290,6 +291,9 @@ CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "noise": one_of(NOISE_MODELS),
     "weights_are": one_of((*get_args(WeightsAre), None)),
     "fit_intercept": flag,
+    "gate": one_of(get_args(Gate)),
+    "gate_inputs": checked_columns,
+    "expert_inputs": checked_columns,
     "method": _method,
     "objective": one_of(get_args(Objective)),
     "average": _count(1, MOST_AVERAGED),
@@ -351,4 +355,5 @@ def checked_options(options: FitOptions) -> FitOptions:
     if checked.ridge is None and checked.objective != "auto":
         ridge = RIDGE if checked.objective == "likelihood" else "evidence"
         checked = dataclasses.replace(checked, ridge=ridge)
+    require_roles(checked)
     return checked

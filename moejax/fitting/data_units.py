@@ -10,9 +10,10 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.label_units import LabelMap
 from moejax.fitting.whitening import InputMap, params_in_input_units
+from moejax.likelihood.free_columns import FreeColumns, expert_columns, gate_columns
 from moejax.likelihood.information import Covariance
 from moejax.likelihood.predictors import num_noise_parameters
-from moejax.model.mixture import HostParams, MoEParams, NoiseModel
+from moejax.model.mixture import AnyParams, HostParams, MoEParams, NoiseModel
 
 SMALLEST = float(np.finfo(float).tiny)
 """Smallest normal number: numbers nearer to zero have fewer digits."""
@@ -60,7 +61,7 @@ class DataUnits(NamedTuple):
         labels = LabelMap((self.labels.shift - target_mean) / target_std, self.labels.scale / target_std)
         return DataUnits(inputs, labels)
 
-    def params(self, params: MoEParams) -> HostParams:
+    def params(self, params: AnyParams) -> HostParams:
         """Parameters of the fit (any kind of array) turned into parameters for the user's x and y.
 
         With z = (x - mean) @ M and fitted labels (y - shift) / scale, a_x = scale M a_z and b_x = shift + scale b_z - a_x . mean.
@@ -82,7 +83,13 @@ class DataUnits(NamedTuple):
         return given
 
     def errors(
-        self, of: Covariance, params: MoEParams, *, noise: NoiseModel, fit_intercept: bool
+        self,
+        of: Covariance,
+        params: AnyParams,
+        *,
+        noise: NoiseModel,
+        fit_intercept: bool,
+        columns: FreeColumns | None = None,
     ) -> HostParams:
         """Standard errors of `params(..)`: zero if a parameter was not estimated, NaN if the data do not determine it.
 
@@ -94,32 +101,41 @@ class DataUnits(NamedTuple):
             params: parameters of the fit.
             noise: which noise parameters are free; the error of sigma is sigma times that of log sigma.
             fit_intercept: if true, biases are free.
+            columns: the free columns of the design; None for all.
         """
         mean, matrix = (np.asarray(a, np.float64) for a in (self.inputs.mean, self.inputs.matrix))
         (d, rank), k = matrix.shape, np.shape(params.noise_std)[0]
-        turned = matrix
-        if fit_intercept:
+        turned, has_biases = matrix, fit_intercept if columns is None else columns.has_ones
+        if has_biases:
             turned = np.zeros((d + 1, rank + 1))
             turned[:d, :rank], turned[d, :rank], turned[d, rank] = matrix, -mean @ matrix, 1.0
-        size = turned.shape[1]
         tolerance = math.sqrt(np.finfo(np.asarray(of.matrix).dtype).eps)
         matrices = [np.asarray(a, np.float64) for a in (of.matrix, of.null, of.scale)]
-        # rows of T may have any scale: they are squared in units of their largest entry
-        unit = np.maximum(np.abs(turned).max(axis=1, initial=0.0), np.finfo(float).tiny)
-        turned = turned / unit[:, None]
 
-        def of_row(index: int) -> np.ndarray:
-            block = slice(index * size, (index + 1) * size)
-            variance, null, scale = (np.sum((turned @ a[block, block]) * turned, axis=1) for a in matrices)
-            errors = np.where(null <= tolerance * scale, np.sqrt(np.maximum(variance, 0.0)), np.nan)
-            return np.where(scale > 0, unit * errors, 0.0)
+        def of_rows(turned: np.ndarray, first: int, count: int) -> list[np.ndarray]:
+            # rows of T may have any scale: they are squared in units of their largest entry
+            unit = np.maximum(np.abs(turned).max(axis=1, initial=0.0), np.finfo(float).tiny)
+            turned, size = turned / unit[:, None], turned.shape[1]
 
-        rows = np.stack([of_row(index) for index in range(2 * k - 1)] + [np.zeros(len(turned))])
-        if not fit_intercept:
+            def of_row(index: int) -> np.ndarray:
+                block = slice(first + index * size, first + (index + 1) * size)
+                variance, null, scale = (
+                    np.sum((turned @ a[block, block]) * turned, axis=1) for a in matrices
+                )
+                errors = np.where(null <= tolerance * scale, np.sqrt(np.maximum(variance, 0.0)), np.nan)
+                return np.where(scale > 0, unit * errors, 0.0)
+
+            return [of_row(index) for index in range(count)]
+
+        of_expert, of_gate = expert_columns(turned, columns), gate_columns(turned, columns)
+        first = k * of_expert.shape[1]
+        errors = of_rows(of_expert, 0, k) + of_rows(of_gate, first, k - 1)
+        rows = np.stack([*errors, np.zeros(len(turned))])
+        if not has_biases:
             rows = np.concatenate([rows, np.zeros((2 * k, 1))], axis=1)
         label_scale = float(self.labels.scale)
         noise_std = np.asarray(params.noise_std, np.float64)
-        levels = (2 * k - 1) * size + np.arange(num_noise_parameters(noise, k))
+        levels = first + (k - 1) * of_gate.shape[1] + np.arange(num_noise_parameters(noise, k))
         variance, null, scale = (np.diag(a)[levels] for a in matrices)
         log_errors = np.where(null <= tolerance * scale, np.sqrt(variance), np.nan)
         noise_errors = noise_std * (np.broadcast_to(log_errors, k) if levels.size else np.zeros(k))

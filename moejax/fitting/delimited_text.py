@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ class Column(NamedTuple):
     """The first cell that is no finite number, if there is one."""
     empty: bool = False
     """True if all cells are empty."""
+    cells: tuple[Any, ...] | None = None
+    """All cells, if the column may be text: at least half of them are no numbers. Else None."""
 
 
 def column_of(name: str, cells: Sequence[Any], decimal: str = ".") -> Column:
@@ -48,14 +50,18 @@ def column_of(name: str, cells: Sequence[Any], decimal: str = ".") -> Column:
     numbers = _numbers(cells, decimal)
     bad = np.flatnonzero(~np.isfinite(numbers))
     empty = len(bad) == len(cells) and all(isinstance(cell, str) and not cell.strip() for cell in cells)
-    return Column(name, numbers, cells[bad[0]] if len(bad) else None, empty)
+    kept = tuple(cells) if 2 * len(bad) >= len(cells) else None
+    return Column(name, numbers, cells[bad[0]] if len(bad) else None, empty, kept)
 
 
 def _joined(pieces: list[Column]) -> Column:
     """The concatenation of columns, one after the other."""
     bad = [piece.first_bad for piece in pieces if not np.isfinite(piece.numbers).all()]
     numbers = np.concatenate([piece.numbers for piece in pieces])
-    return Column(pieces[0].name, numbers, bad[0] if bad else None, all(piece.empty for piece in pieces))
+    kept = [piece.cells for piece in pieces if piece.cells is not None]
+    cells = tuple(chain.from_iterable(kept)) if len(kept) == len(pieces) else None
+    empty = all(piece.empty for piece in pieces)
+    return Column(pieces[0].name, numbers, bad[0] if bad else None, empty, cells)
 
 
 def _numbers(cells: Sequence[Any], decimal: str) -> np.ndarray:

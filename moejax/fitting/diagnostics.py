@@ -20,6 +20,7 @@ from moejax.likelihood.collapse import (
     label_rounding_on_host,
     noise_floor,
 )
+from moejax.likelihood.free_columns import FreeColumns, compact, expert_inputs, num_coefficients
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.methods.spectral_wide import wide_ridge
 from moejax.model.activations import activation_facts
@@ -68,7 +69,8 @@ def diagnose(
     used = weights > 0
     x, y, weights, posterior = x[used], y[used], weights[used], posterior[used]
     counts = weights @ posterior
-    total, dim, k = weights.sum(), x.shape[1], config.num_experts
+    of_experts, columns = expert_inputs(x, config.columns), config.columns
+    total, dim, k = weights.sum(), of_experts.shape[1], config.num_experts
     scale = units.labels.scale
     per_expert = config.noise == "per_expert"
     rounding = label_rounding_on_host(y * scale + units.labels.shift, y, scale, problem.y.dtype)
@@ -78,29 +80,30 @@ def diagnose(
     collapsed = is_collapsed(
         params.noise_std,
         counts,
-        num_coefficients=dim + int(config.fit_intercept),
+        num_coefficients=num_coefficients(dim, config.fit_intercept, columns)[0],
         least_noise=least,
         per_expert=per_expert,
     )
     exact = at_floor(params.noise_std, least, total) & ~collapsed if per_expert else np.zeros(k, bool)
     given_noise = params.noise_std * np.asarray(scale)
     entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
-    squares = np.sum(x**2, axis=1)
+    squares = np.sum(of_experts**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
     norms = np.linalg.norm(params.experts, axis=-1)
+    between, own = _between(x, weights / total, columns), compact(params, columns)
     gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
     ridge = wide_ridge(config.ridge, dim) if units.inputs.column_wise else config.ridge
     penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)
     found: dict[str, Any] = {
         **input_findings(units.inputs),
         **(_wide_findings(x, ridge) if units.inputs.column_wise else {}),
-        "input_mean": float(np.linalg.norm(weights @ x / total)),
+        "input_mean": float(np.linalg.norm(weights @ of_experts / total)),
         "input_kurtosis": kurtosis,
         "effective_samples": counts.tolist(),
         "classification_entropy": entropy,
         "ridge_penalty": ridge * float(penalty),
         "expert_norms": norms.tolist(),
-        "gate_angle_degrees": _gate_angle(params.experts.reshape(-1, dim), params.gating),
+        "gate_angle_degrees": _gate_angle(own.experts.reshape(-1, dim), own.gating, between),
         "collapsed_experts": [i + 1 for i in range(k) if config.noise != "known" and collapsed[i]],
         "exact_experts": [i + 1 for i in range(k) if exact[i]],
         "noise_floor": (noise_floor(params.noise_std, least, total) * np.asarray(scale)).tolist()
@@ -207,10 +210,23 @@ def input_notes(found: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _gate_angle(experts: np.ndarray, gating: np.ndarray) -> float:
-    """The least angle in degrees between a gate (minus the mean of gates) and the span of the experts; NaN without gates."""
+def _between(x: np.ndarray, share: np.ndarray, columns: FreeColumns | None) -> np.ndarray | None:
+    """(r, s) covariances of the inputs of experts and of gates, of inputs x (n, d) with shares (n,); None if they are the same."""
+    if columns is None or not columns.gate_inputs:
+        return None
+    experts, gates = x[:, list(columns.expert_inputs)], x[:, list(columns.gate_inputs)]
+    return (experts * share[:, None]).T @ gates - np.outer(share @ experts, share @ gates)
+
+
+def _gate_angle(experts: np.ndarray, gating: np.ndarray, between: np.ndarray | None = None) -> float:
+    """The least angle in degrees between a gate (minus the mean of gates) and the span of the experts; NaN without gates.
+
+    It is that of linear functions of the inputs, whose products are covariances: `between` (r, s) has those of white inputs of
+    experts (.., r) and gates (k, s); None if these inputs are the same.
+    """
     centred = gating - gating.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1)
+    centred = centred if between is None else centred @ between.T
     if not np.isfinite(experts).all() or not norms.max() > 0:
         return math.nan
     basis = np.linalg.svd(experts, full_matrices=False)[2]
@@ -242,14 +258,14 @@ def _notes(
             f"the gate of expert {expert} is held by the ridge alone: it separates its samples from others, "
             "and its size means nothing"
         )
-    rows = dim + int(config.fit_intercept)
+    rows, _ = num_coefficients(dim, config.fit_intercept, config.columns)
     for expert, count in enumerate(found["effective_samples"]):
         if count < FEW_SAMPLES_PER_PARAMETER * rows:
             notes.append(
                 f"expert {expert + 1} rests on {count:.1f} effective samples for {rows} coefficients: fewer experts may do"
             )
     theory = []
-    centred = config.fit_intercept or config.log_density is not None
+    centred = config.has_expert_biases or config.log_density is not None
     if not centred and found["input_mean"] > max(_STANDARD_ERRORS * math.sqrt(dim / total), 0.1):
         theory.append(
             f"the mean of the inputs is {found['input_mean']:.2f} of their root mean square "
@@ -282,7 +298,8 @@ def _notes(
         notes.append(f"{used}: " + "; ".join(theory))
     if uses_moments and np.all(np.abs(norms - 1.0) < _SET_TO_ONE):
         assumed = ["experts of norm 1 in the units of the fit"]
-        assumed += ["gates orthogonal to the experts"] if k > 1 and not has_gates else []
+        constant = config.columns is not None and not config.columns.gate_inputs
+        assumed += ["gates orthogonal to the experts"] if k > 1 and not has_gates and not constant else []
         notes.append(
             f"not checked, because this method does not fit them: {' and '.join(assumed)}, which the moments assume; "
             'method="spectral_em" fits and checks them'

@@ -21,19 +21,11 @@ from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, pr
 from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
 from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import Uncertainty, uncertainty
-from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.global_search import SAME_OPTIMUM
 from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import ScalarFunction, activation_name
-from moejax.model.mixture import (
-    HostParams,
-    MoEParams,
-    NoiseModel,
-    log_joint,
-    permute_experts,
-    weighted_sum,
-)
+from moejax.model.mixture import HostParams, MoEParams, log_joint, permute_experts, weighted_sum
 from moejax.model.status import Status
 
 RISES = 2
@@ -147,20 +139,13 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         "activation": activation_name(options.activation),
         "method": options.method,
         "noise": config.noise,
-        "fit_intercept": config.fit_intercept,
+        "fit_intercept": config.has_expert_biases,
         "order": config.order or None,
         "order_choice": order_reason,
         "moment_noise_std": (np.asarray(problem.noise_std, np.float64) * units.labels.scale).tolist(),
         "mixing_weights": np.asarray(result.mixing_weights).tolist(),
         "num_passes": int(result.num_iterations),
         "num_samples": float(sample.weights.sum()),
-        "num_parameters": num_free_parameters(
-            config.num_experts,
-            problem.x.shape[1],
-            config.noise,
-            config.fit_intercept,
-            num_outputs=sample.y.shape[1] if sample.several_outputs else 1,
-        ),
         **diagnose(result, problem, np.asarray(posterior, np.float64), units, config, known),
     }
     if "optima" in diagnostics:
@@ -181,7 +166,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         diagnostics["notes"].append(f"no standard errors: {NO_LARGE_MATRIX}")
     covariance = known.covariance if known is not None and at_maximum else None
     kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
-    fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.fit_intercept)
+    fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.has_expert_biases, config.columns)
     return FitResult(
         units.params(result.params),
         float(value) - offset,
@@ -197,32 +182,20 @@ def fit_each(
     num_experts: str | Sequence[int],
     fit_one: Callable[[int, np.ndarray | None], FitResult],
     *,
-    dim: int,
     num_rows: float,
-    num_outputs: int,
-    noise: NoiseModel,
-    fit_intercept: bool,
 ) -> FitResult:
     """A fit for each number of experts that the data admit; the one with the least BIC, with the table of all.
 
     Args:
         num_experts: the numbers to try, or "auto".
         fit_one: fits one number of experts, with a least noise of each expert as in `prepare`.
-        dim: d.
         num_rows: rows, as BIC counts them.
-        num_outputs: m.
-        noise: the noise model.
-        fit_intercept: if true, biases are fitted.
 
     Raises:
         ValueError: the data admit none.
     """
     results: dict[int, FitResult] = {}
     refusals: dict[int, str] = {}
-
-    def parameters(k: int) -> int:
-        rank = dim - results[k].diagnostics["collinear_directions_dropped"]
-        return num_free_parameters(k, rank, noise, fit_intercept, num_outputs=num_outputs)
 
     rises, least = 0, math.inf
     numbers = numbers_to_try(num_experts)
@@ -232,7 +205,7 @@ def fit_each(
         except TooManyExpertsError as error:
             refusals[k] = str(error)
             continue
-        bic = -2.0 * results[k].log_likelihood + parameters(k) * math.log(num_rows)
+        bic = -2.0 * results[k].log_likelihood + results[k].num_parameters * math.log(num_rows)
         rises = 0 if bic < least else rises + 1
         least = min(bic, least)
         if num_experts == "auto" and rises == RISES:
@@ -243,12 +216,11 @@ def fit_each(
     _with_one_floor(results, fit_one)
     rows = [left_out(k, reason) for k, reason in refusals.items()]
     for k, result in results.items():
-        num_parameters = parameters(k)
         rows.append(
             criteria(
                 k,
                 result.log_likelihood,
-                num_parameters,
+                result.num_parameters,
                 result.diagnostics["classification_entropy"],
                 num_rows,
                 result.diagnostics.get("second_moment_eigenvalues"),

@@ -11,9 +11,7 @@ target in its range (scikit-learn's TransformedTargetRegressor makes one). Sever
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -23,11 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags, _safe_indexing, column_or_1d
-from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import Tags, column_or_1d
 
-from moejax.checks import brief_text, require
 from moejax.fitting.arguments import CHECKS, checked_options, noise_levels, number_of_experts
 from moejax.fitting.array_checks import (
     as_numbers,
@@ -38,37 +33,25 @@ from moejax.fitting.array_checks import (
 )
 from moejax.fitting.estimator_inputs import (
     Support,
-    checked_labels,
-    checked_levels,
     checked_random_state,
     least_squares_fit,
     supported_size,
 )
+from moejax.fitting.estimator_predictions import Predictions
+from moejax.fitting.input_roles import names_of, roles_undone, with_numbered_columns
 from moejax.fitting.label_units import is_linear, labels_note
 from moejax.fitting.objectives import fit_by_objective
-from moejax.fitting.predictive import (
-    PredictiveDensity,
-    expected_log_density,
-    log_gates_and_means,
-    predictive_density,
-)
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
 from moejax.fitting.selection import numbers_to_try
-from moejax.fitting.whitening import params_in_input_units
+from moejax.fitting.whitening import InputMap, params_in_input_units
 from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.options import EstimatedNoise, FitOptions, Objective, WeightsAre
+from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, Objective, WeightsAre
 from moejax.model.activations import ActivationLike, activation_name, get_activation
-from moejax.model.mixture import HostParams, posterior
 from moejax.moments.label_transforms import TransformKind
 
 
-def _several_experts(estimator: MoERegressor) -> bool:
-    check_is_fitted(estimator)
-    return estimator.num_experts_ > 1
-
-
-class MoERegressor(RegressorMixin, BaseEstimator):
+class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
     """Mixture-of-experts regression, which chooses the density of its labels and the number of its experts.
 
     Inputs are whitened. k experts need (2k - 1) r + 2 distinct samples, r the rank of the inputs, plus one with intercepts; if
@@ -80,6 +63,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         noise: one sigma for all experts, "shared", or one each, "per_expert".
         noise_std: sigma if it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
+        gate, gate_inputs, expert_inputs: constant gates, and the columns of gates and experts, as in `moejax.fit`.
         method: a registered method. With the default, a single linear expert of a likelihood fit is fitted by least squares.
         objective: "likelihood" (the mixture), "mean", or "auto", which takes the one with the less BIC (`moejax.FitOptions`).
         average: predictions are those of this many of the best distinct optima, with equal weights.
@@ -123,6 +107,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         noise: EstimatedNoise = FitOptions.noise,
         noise_std: float | None = None,
         fit_intercept: bool = True,
+        gate: Gate = FitOptions.gate,
+        gate_inputs: Sequence[Column] | None = FitOptions.gate_inputs,
+        expert_inputs: Sequence[Column] | None = FitOptions.expert_inputs,
         method: str = FitOptions.method,
         objective: Objective = "auto",
         average: int = FitOptions.average,
@@ -141,6 +128,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.noise: EstimatedNoise = noise
         self.noise_std = noise_std
         self.fit_intercept = fit_intercept
+        self.gate: Gate = gate
+        self.gate_inputs = gate_inputs
+        self.expert_inputs = expert_inputs
         self.method = method
         self.objective: Objective = objective
         self.average = average
@@ -160,31 +150,14 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         Raises:
             ValueError: arrays or settings that cannot be fitted, in one line.
         """
-        for name in ("transform_kind", "precision"):
-            CHECKS[name](getattr(self, name), name)
-        options = checked_options(
-            FitOptions(
-                activation=self.activation,
-                noise=self.noise,
-                fit_intercept=self.fit_intercept,
-                method=self.method,
-                objective=self.objective,
-                average=self.average,
-                standardise=self.standardise,
-                weights_are=self.weights_are,
-                num_starts=self.num_starts,
-                max_iterations=self.max_iterations,
-                order=self.order,
-                transform=self.transform_kind,
-                ridge=self.ridge,
-            )
-        )
+        options = self._options()
         chosen = number_of_experts(self.num_experts)
         numbers = (chosen,) if isinstance(chosen, int) else numbers_to_try(chosen)
         fn = get_activation(self.activation)
         checked_random_state(self.random_state)
         x = checked_inputs(X, "X", least_rows=2)
         self._columns(X, y, reset=True)
+        options = with_numbered_columns(options, x.shape[1], names_of(X))
         y = as_numbers(y, "y")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
@@ -194,8 +167,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         weights, _ = rescaled_weights(weights, options.weights_are)
         used = weights > 0  # a small weight may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
-        support = supported_size(sample, numbers, is_linear=is_linear(fn), fit_intercept=self.fit_intercept)
-        num_experts, inputs, is_reduced = support
+        support = supported_size(sample, numbers, options, is_linear=is_linear(fn))
+        num_experts, inputs, is_reduced, columns = support
         rank = inputs.matrix.shape[1]
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
         alone = is_linear(fn) and num_experts == (1,) and y.ndim == 1
@@ -209,16 +182,7 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             )
         else:
             result = self._run(sample, support, levels, options)
-        self.params_ = result.params
-        if result.status != "ok" and not all(np.isfinite(leaf).all() for leaf in self.params_):
-            raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
-        self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
-        self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
-        self.noise_std_ = self.params_.noise_std
-        self.num_experts_ = self.params_.experts.shape[0]
-        self.method_, self.objective_ = result.diagnostics.get("method", self.method), result.objective
-        self._models, self._directions = result.models, inputs if is_reduced else None
-        self.selection_ = result.selection
+        self._keep(result, inputs if is_reduced else None)
         noise = "shared" if result.objective == "mean" else self.noise
         self.n_parameters_ = num_free_parameters(
             self.num_experts_,
@@ -226,147 +190,64 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             noise if self.noise_std is None else "known",
             self.fit_intercept,
             num_outputs=1 if y.ndim == 1 else y.shape[1],
+            columns=columns,
         )
-        self.log_likelihood_ = result.log_likelihood
-        self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
-        self.n_iter_ = int(result.diagnostics.get("num_passes", 0))
-        if result.status != "ok":
-            warnings.warn(
-                f"fit of {self.num_experts_} experts: {result.status}", ConvergenceWarning, stacklevel=2
-            )
         note = labels_note(sample.y, sample.weights, fn, activation_name(self.activation))
         if note is not None:
             warnings.warn(f"y: {note}", UserWarning, stacklevel=2)
         return self
 
-    def _columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
-        """Store the number and the names of the columns of X, or compare them with those of the fit."""
-        try:
-            validate_data(self, X, y, reset=reset, skip_check_array=True)
-        except TypeError as error:  # names of several types
-            raise ValueError(f"X: {brief_text(error)}") from error
+    def _keep(self, result: FitResult, directions: InputMap | None) -> None:
+        """Store a result in the fitted attributes, or refuse one without finite parameters; warn if its status is not ok."""
+        self.params_ = result.params
+        if result.status != "ok" and not all(np.isfinite(leaf).all() for leaf in self.params_):
+            raise ValueError(f"y: the fit came to no finite parameters: {result.status}")
+        self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
+        self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
+        self.noise_std_ = self.params_.noise_std
+        self.num_experts_ = self.params_.experts.shape[0]
+        self.method_ = result.diagnostics.get("method", self.method)
+        self.objective_: Literal["likelihood", "mean"] = result.objective
+        self._models, self._directions = result.models, directions
+        self.selection_ = result.selection
+        self.log_likelihood_ = result.log_likelihood
+        self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
+        self.n_iter_ = int(result.diagnostics.get("num_passes", 0))
+        if result.status != "ok":
+            words = f"fit of {self.num_experts_} experts: {result.status}"
+            warnings.warn(words, ConvergenceWarning, stacklevel=3)
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
-        """Return the mean E[y | x] = sum_i P_i(x) m_i(x), (n,) or (n, m), for X (n, d); averaged over `members_`."""
-        return self._density(X).mean
-
-    def alone(self) -> MoERegressor:
-        """Return a copy that predicts by the model `params_` alone, without the average over `members_`."""
-        check_is_fitted(self)
-        one = copy.copy(self)
-        one._models = self._models[:1]
-        return one
-
-    def predict_std(
-        self, X: ArrayLike, *, components: bool = False
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the standard deviation of y given x, (n,) or (n, m), in units of y.
-
-        For a mixture its square is sum_i P_i sigma_i^2, the noise within the experts, plus sum_i P_i (m_i - E[y | x])^2, that
-        between them; for a mean fit it is s^2 + var f(x). An average has the spread between its members besides.
-
-        Args:
-            X: (n, d).
-            components: return the total, the part within and the part between.
-        """
-        total, within, between = self._density(X).standard_deviations()
-        return (total, within, between) if components else total
-
-    def predict_quantiles(self, X: ArrayLike, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> np.ndarray:
-        """Return quantiles of y given x, (n, q), for X (n, d) and q levels between 0 and 1.
-
-        Raises:
-            ValueError: a level is not between 0 and 1, or there are several targets.
-        """
-        levels = checked_levels(quantiles)
-        density = self._density(X)
-        require(density.means.ndim == 2, "quantiles", "one target", f"{density.means.shape[-1]} targets")
-        return density.quantiles(levels)
-
-    def predict_interval(self, X: ArrayLike, level: float = 0.9) -> np.ndarray:
-        """Return the central interval that holds y given x with probability `level`, (n, 2), for X (n, d).
-
-        Raises:
-            ValueError: the level is not between 0 and 1, or there are several targets.
-        """
-        (level,) = checked_levels([level], "level")
-        return self.predict_quantiles(X, (0.5 - 0.5 * level, 0.5 + 0.5 * level))
-
-    def predict_experts(self, X: ArrayLike) -> np.ndarray:
-        """Return the prediction m_i(x) of each expert of `params_`, (n, k) or (n, k, m), for X (n, d)."""
-        return self._experts(X)[1]
-
-    def gate_probabilities(self, X: ArrayLike) -> np.ndarray:
-        """Return the gates of `params_`, P_i(x), (n, k), for X (n, d): the probability of each expert, or its share in the mean."""
-        return np.exp(self._experts(X)[0])
-
-    @available_if(_several_experts)
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """Return `gate_probabilities`, (n, k). A fit of one expert lacks it: scikit-learn expects it only with classes."""
-        return self.gate_probabilities(X)
-
-    def responsibilities(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
-        """Return the probability that expert i made the label, P(z = i | x, y), (n, k), for X (n, d) and y (n,) or (n, m).
-
-        In a mean fit all experts make a label together, and these are the gates.
-        """
-        log_gates, means = self._experts(X)
-        y = checked_labels(y, means)
-        if self.objective_ == "mean":
-            return np.exp(log_gates)
-        with np.errstate(over="ignore"):  # the difference in nats may overflow
-            return posterior(log_gates, means, y, self.noise_std_, xp=np)
-
-    def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
-        """Draw one y given each row of X, (n,) or (n, m)."""
-        generator = checked_random_state(random_state)
-        return self._density(X).sample(generator)
-
-    def score_samples(self, X: ArrayLike, y: ArrayLike | None = None) -> np.ndarray:
-        """Return log p(y | x), (n,) in nats, in units of y.
-
-        Without y, the result is its expectation under the model: minus the entropy of y given x, by quadrature to 1e-7 nats.
-        If the model is true, the two agree in the mean over a sample.
-
-        Raises:
-            ValueError: several targets without y, or a y of another shape or with values that are not finite.
-        """
-        density = self._density(X)
-        if y is not None:
-            return density.log_density(checked_labels(y, density.means))
-        if density.means.ndim == 3:
-            raise ValueError("y: needed to score several targets; the quadrature without it is for one")
-        return expected_log_density(*density)
-
-    def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return the Bayesian information criterion on (X, y), -2 log-likelihood + parameters log n; lower is better.
-
-        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` defines their meaning, as in `fit`.
-        """
-        value, size = self._weighted_log_likelihood(X, y, sample_weight)
-        return -2.0 * value + self.n_parameters_ * math.log(size)
-
-    def aic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Return Akaike's information criterion on (X, y), -2 log-likelihood + 2 parameters, with weights as in `bic`."""
-        return -2.0 * self._weighted_log_likelihood(X, y, sample_weight)[0] + 2.0 * self.n_parameters_
-
-    def _weighted_log_likelihood(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[float, float]:
-        """The weighted sum of `score_samples`, and that of the weights; rows of weight zero are ignored."""
-        check_is_fitted(self)
-        weights = checked_weights(sample_weight, len(np.atleast_1d(y)), "sample_weight", "X")
-        weights, _ = rescaled_weights(weights, self.weights_are)
-        used = np.flatnonzero(weights)
-        if used.size < len(weights):
-            X, y = _safe_indexing(X, used), _safe_indexing(y, used)
-        return float(weights[used] @ self.score_samples(X, y)), float(weights.sum())
+    def _options(self) -> FitOptions:
+        """The settings as checked options of `fit`."""
+        for name in ("transform_kind", "precision"):
+            CHECKS[name](getattr(self, name), name)
+        return checked_options(
+            FitOptions(
+                activation=self.activation,
+                noise=self.noise,
+                fit_intercept=self.fit_intercept,
+                gate=self.gate,
+                gate_inputs=self.gate_inputs,
+                expert_inputs=self.expert_inputs,
+                method=self.method,
+                objective=self.objective,
+                average=self.average,
+                standardise=self.standardise,
+                weights_are=self.weights_are,
+                num_starts=self.num_starts,
+                max_iterations=self.max_iterations,
+                order=self.order,
+                transform=self.transform_kind,
+                ridge=self.ridge,
+            )
+        )
 
     def _run(
         self, sample: Sample, support: Support, noise_std: np.ndarray | None, options: FitOptions
     ) -> FitResult:
         """A fit to the inputs, or to their leading directions if the samples support only these."""
-        numbers, inputs, is_reduced = support
+        numbers, inputs, is_reduced, _ = support
+        options = roles_undone(options) if is_reduced else options  # a single expert, which no gate chooses
         x = inputs(sample.x) if is_reduced else sample.x
         seed = checked_random_state(self.random_state).randint(np.iinfo(np.int32).max)
         chosen = numbers[0] if len(numbers) == 1 else numbers
@@ -384,28 +265,6 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             if self.precision is None
             else jax.enable_x64(self.precision == "float64")
         )
-
-    def _checked_rows(self, X: ArrayLike) -> np.ndarray:
-        check_is_fitted(self)
-        x = checked_inputs(X, "X")
-        self._columns(X, reset=False)
-        return x
-
-    def _density(self, X: ArrayLike) -> PredictiveDensity:
-        """The density of y at each row, averaged over the members."""
-        x = self._checked_rows(X)
-        x = x if self._directions is None else self._directions(x)
-        return predictive_density(self._models, x, get_activation(self.activation), self.objective_)
-
-    @property
-    def members_(self) -> tuple[HostParams, ...]:
-        """The models over which predictions are averaged, in the units of the data; the first is `params_`."""
-        check_is_fitted(self)
-        return (self.params_, *(member.units.params(member.params) for member in self._models[1:]))
-
-    def _experts(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m), of `params_`."""
-        return log_gates_and_means(self.params_, self._checked_rows(X), get_activation(self.activation))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

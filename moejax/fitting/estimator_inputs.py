@@ -17,9 +17,12 @@ from moejax.checks import brief, require
 from moejax.fitting.array_checks import as_numbers, checked_targets
 from moejax.fitting.data_units import require_numbers
 from moejax.fitting.diagnostics import input_findings, input_notes
+from moejax.fitting.input_roles import input_roles, mapped_inputs
 from moejax.fitting.preparation import Sample
 from moejax.fitting.result import FitResult
-from moejax.fitting.whitening import InputMap, input_map, params_in_input_units
+from moejax.fitting.whitening import InputMap, params_in_input_units
+from moejax.likelihood.free_columns import FreeColumns, num_coefficients
+from moejax.methods.options import FitOptions
 from moejax.model.mixture import LOG_TWO_PI, MoEParams
 
 
@@ -70,10 +73,12 @@ class Support(NamedTuple):
     """The map to white inputs, in the directions that are fitted."""
     is_reduced: bool
     """True if these directions are fewer than those of the inputs."""
+    columns: FreeColumns | None
+    """The free columns of the design, if gates and experts do not have the same inputs."""
 
 
 def supported_size(
-    sample: Sample, numbers: Sequence[int], *, is_linear: bool, fit_intercept: bool
+    sample: Sample, numbers: Sequence[int], options: FitOptions, *, is_linear: bool
 ) -> Support:
     """The numbers of experts among `numbers`, and the directions of the inputs, that the distinct samples support.
 
@@ -81,10 +86,14 @@ def supported_size(
     ConvergenceWarning at the line that calls the caller.
     """
     distinct = len(pd.DataFrame(np.column_stack([sample.x, sample.y])).drop_duplicates())
-    inputs = input_map(sample.x, sample.weights, centre=fit_intercept, precision=sample.precision)
-    rank = inputs.matrix.shape[1]
-    width = rank + int(fit_intercept)
-    supported = min(max(numbers), 1 if width == 0 else max((((distinct - 2) // width) + 1) // 2, 1))
+    fit_intercept, roles = options.fit_intercept, input_roles(options, sample.x.shape[1])
+    mapped = mapped_inputs(
+        sample.x, sample.weights, roles, fit_intercept=fit_intercept, precision=sample.precision
+    )
+    inputs, rank = mapped.of_experts, mapped.num_expert_inputs
+    of_expert, of_gate = num_coefficients(rank, fit_intercept, mapped.columns)
+    most = max((distinct - 2 + of_gate) // max(of_expert + of_gate, 1), 1) if of_expert else 1
+    supported = min(max(numbers), most)
     same = bool(np.all(sample.y == sample.y[0])) and (fit_intercept or not sample.y[0].any())
     if is_linear and (same or rank == 0):
         supported = 1  # the data cannot distinguish more experts
@@ -98,8 +107,8 @@ def supported_size(
             stacklevel=3,
         )
     if directions < rank:
-        return Support(admitted, _leading_directions(sample, inputs, directions), True)
-    return Support(admitted, inputs, False)
+        return Support(admitted, _leading_directions(sample, inputs, directions), True, None)
+    return Support(admitted, inputs, False, mapped.columns)
 
 
 def _leading_directions(sample: Sample, inputs: InputMap, count: int) -> InputMap:

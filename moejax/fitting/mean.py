@@ -19,23 +19,24 @@ import pandas as pd
 from moejax.checks import require
 from moejax.fitting.estimation import Estimate, described
 from moejax.fitting.expert_order import order_of_experts
+from moejax.fitting.mean_trials import (
+    Trial,
+    fixed_ridge,
+    rows_of_table,
+    shared_config,
+    trials,
+    why_not_mean,
+)
 from moejax.fitting.predictive import averaged, log_gates_and_means
-from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
+from moejax.fitting.preparation import Prepared, Sample, prepare
 from moejax.fitting.result import FitResult, FittedInOwnUnits
-from moejax.fitting.selection import criteria, left_out, num_rows_needed
 from moejax.fitting.uncertainty import RidgeEffect, Uncertainty
 from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.evidence import Evidence
 from moejax.likelihood.information import Covariance
-from moejax.likelihood.padded import Ridge, mean_of, mean_sums
-from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.growth import LARGEST_SHARE, Grown, GrowthRules
+from moejax.likelihood.padded import mean_of, mean_sums
 from moejax.methods.mean_fit import (
-    NUM_GROWTHS,
-    Request,
-    growths_of,
     mean_result,
-    places_for,
     refined,
 )
 from moejax.methods.method import MethodConfig, Problem
@@ -47,116 +48,6 @@ SAME_FUNCTION = 4.0
 """Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
 LIKELIHOOD_GROWTHS = 2
 """Growths of the mixture, for its BIC beside the mean's."""
-
-
-def why_not_mean(
-    sample: Sample, noise_std: np.ndarray | None, options: FitOptions
-) -> tuple[str, str, object] | None:
-    """(argument, accepted values, given value) if the mean has no meaning for a fit; None if it has."""
-    if sample.several_outputs:
-        return "y", "one output with objective 'mean'", sample.y.shape
-    if noise_std is not None:
-        return "noise_std", "None with objective 'mean', whose noise is estimated", noise_std.tolist()
-    if options.noise != "shared" and options.objective == "mean":
-        return "noise", "'shared' with objective 'mean', which has one", options.noise
-    if options.log_density is not None:
-        return "log_density", "None with objective 'mean', which uses no moments", options.log_density
-    if options.method not in (FitOptions.method, "mean_fit"):
-        return "method", "'multistart' with objective 'auto'", options.method
-    return None
-
-
-class Trial(NamedTuple):
-    """Growths of one objective, and the numbers of experts among which they choose."""
-
-    grown: Grown
-    """Leaves (g, K, ..) on the host."""
-    numbers: tuple[int, ...]
-    refused: dict[int, str]
-    """The numbers that the rows do not admit, and the reasons."""
-    num_rows: float
-    mean: bool
-    """True for growths of a mean."""
-
-    def bic(self, k: int) -> float:
-        """The least BIC of k experts: -2 log-likelihood + P log n, for a mean P its effective coefficients and the noise."""
-        chosen = self._scored(k)
-        values, sizes = (
-            np.asarray(a[chosen, k - 1], float) for a in (self.grown.log_likelihood, self.grown.effective)
-        )
-        return float(np.min(-2.0 * values + (sizes + self.mean) * math.log(self.num_rows)))
-
-    def _scored(self, k: int) -> np.ndarray:
-        return np.flatnonzero(np.isfinite(self.grown.score[:, k - 1]))
-
-    @property
-    def made(self) -> tuple[int, ...]:
-        """The numbers that some growth made and scored."""
-        return tuple(k for k in self.numbers if self._scored(k).size)
-
-
-def _admitted(
-    prepared: Prepared, sample: Sample, numbers: Sequence[int], options: FitOptions
-) -> tuple[tuple[int, ...], dict[int, str]]:
-    """The numbers of experts with a row for every coefficient, and why the others are not among them."""
-    rank = prepared.units.inputs.rank
-    rows = min(float((sample.weights > 0).sum()), float(sample.weights.sum()) * (1 + 1e-9))
-    refused = {}
-    for k in numbers:
-        needed = num_rows_needed(k, rank, options.fit_intercept)
-        if rows < needed:
-            refused[k] = (
-                f"x: expected at least {needed} rows with weight for k = {k} experts of {rank} inputs, got {rows:.6g}"
-            )
-    return tuple(k for k in numbers if k not in refused), refused
-
-
-def _ridge(options: FitOptions, dtype: np.dtype) -> Ridge | None:
-    if options.ridge is None or options.ridge == "evidence":
-        return None
-    value = jnp.asarray(options.ridge, dtype)
-    return Ridge(value, value)
-
-
-def _trials(
-    key: jax.Array, prepared: Prepared, sample: Sample, numbers: Sequence[int], options: FitOptions
-) -> list[Trial]:
-    """Growths of a mean fit, and with objective "auto" of the mixture."""
-    admitted, refused = _admitted(prepared, sample, numbers, options)
-    if not admitted:
-        raise TooManyExpertsError(next(iter(refused.values())))
-    count = max(NUM_GROWTHS, options.average) if options.num_starts is None else options.num_starts
-    require(count >= options.average, "num_starts", f"at least average = {options.average}", count)
-    share = LARGEST_SHARE if len(numbers) > 1 else math.inf
-    rules = GrowthRules(max(admitted), share, _ridge(options, np.dtype(prepared.problem.x.dtype)))
-    rows_key, mean_key, mixture_key = jax.random.split(key, 3)
-    requests = [Request("mean", jax.random.split(mean_key, count), rules)]
-    if options.objective == "auto":
-        keys = jax.random.split(mixture_key, LIKELIHOOD_GROWTHS)
-        requests.append(Request("likelihood", keys, rules._replace(ridge=None)))
-    grown = growths_of(
-        rows_key,
-        requests,
-        prepared.problem,
-        config=_shared_config(prepared.config),
-        places=places_for(max(admitted)),
-    )
-    total = float(sample.weights.sum())
-    return [
-        Trial(one, admitted, refused, total, request.objective == "mean")
-        for one, request in zip(grown, requests, strict=True)
-    ]
-
-
-def _shared_config(config: MethodConfig) -> MethodConfig:
-    """The configuration without the choices that a growth does not read, so that one program serves all of them."""
-    return MethodConfig(
-        fn=config.fn,
-        num_experts=1,
-        order=0,
-        fit_intercept=config.fit_intercept,
-        max_iterations=config.max_iterations,
-    )
 
 
 @stage(static=("config",), fast=True)
@@ -219,12 +110,12 @@ def _refined(
     trial: Trial, growth: int, k: int, prepared: Prepared, options: FitOptions
 ) -> tuple[_End, jax.Array]:
     """An end of a growth, climbed on all rows; and its passes."""
-    problem, config = prepared.problem, _shared_config(prepared.config)
+    problem, config = prepared.problem, shared_config(prepared.config)
     rows, variance, ridge = jax.tree.map(
         lambda leaf: jnp.asarray(leaf[growth, k - 1], problem.x.dtype),
         (trial.grown.rows, trial.grown.variance, trial.grown.ridge),
     )
-    fixed = _ridge(options, np.dtype(problem.x.dtype)) is not None
+    fixed = fixed_ridge(options, np.dtype(problem.x.dtype)) is not None
     end = refined(rows, k, variance, ridge, problem, config=config, fixed_ridge=fixed)
     kept = dataclasses.replace(config, num_experts=k)
     result = mean_result(end, k, jnp.asarray(0, jnp.int32), problem, kept)
@@ -305,43 +196,13 @@ def _covariance_of(end: _End, prepared: Prepared, options: FitOptions, total: fl
     """The covariance of an optimum by the kind that the options name."""
     products = None
     if options.covariance == "sandwich":
-        config = _shared_config(prepared.config)
+        config = shared_config(prepared.config)
         products = np.asarray(
             _products_of_scores(
                 end.end.rows, len(end.order), end.end.variance, prepared.problem, config=config
             )
         )
     return _covariance(end.end, end.order, products, total)
-
-
-def _rows_of_table(
-    trial: Trial, prepared: Prepared, options: FitOptions, *, mean: bool
-) -> list[dict[str, object]]:
-    """A row of criteria for each number of experts of one objective."""
-    rank, units = prepared.units.inputs.rank, prepared.units
-    offset = trial.num_rows * float(np.log(units.labels.scale))
-    rows = []
-    for k in trial.numbers:
-        scored = np.isfinite(trial.grown.score[:, k - 1])
-        row = left_out(k, "the evidence fell, or its coefficients would exceed half of the rows")
-        if scored.any():
-            best = int(np.argmax(np.where(scored, trial.grown.score[:, k - 1], -np.inf)))
-            free = num_free_parameters(k, rank, "shared", options.fit_intercept)
-            value = float(trial.grown.log_likelihood[best, k - 1]) - offset
-            row = criteria(k, value, free, math.nan, trial.num_rows, None, "ok")
-            if mean:
-                effective = float(trial.grown.effective[best, k - 1])
-                row |= {
-                    "bic": -2.0 * value + (effective + 1.0) * math.log(trial.num_rows),
-                    "effective_parameters": effective,
-                    "log_evidence": float(trial.grown.score[best, k - 1]) - offset,
-                }
-        rows.append({"objective": "mean" if mean else "likelihood", **row})
-    rows += [
-        {"objective": "mean" if mean else "likelihood", **left_out(k, why)}
-        for k, why in trial.refused.items()
-    ]
-    return rows
 
 
 def fit_mean(
@@ -370,13 +231,13 @@ def fit_mean(
         require(False, *reason)
     of_mean = dataclasses.replace(options, method="mean_fit")
     prepared = prepare(sample, 1, None, of_mean)
-    trial, *others = _trials(key, prepared, sample, numbers, options)
-    rows = _rows_of_table(trial, prepared, options, mean=True)
+    trial, *others = trials(key, prepared, sample, numbers, options)
+    rows = rows_of_table(trial, prepared, options, mean=True)
     choice = None
     result = None
     if fit_likelihood is not None:
         (other,) = others
-        rows += _rows_of_table(other, prepared, options, mean=False)
+        rows += rows_of_table(other, prepared, options, mean=False)
         of_each = [{k: one.bic(k) for k in one.made} for one in (trial, other)]
         (k_mean, bic_mean), (k_mixture, bic_mixture) = (
             min(values.items(), key=lambda item: item[1]) for values in of_each

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from moejax.fitting.estimation import fit_each, fit_sample
-from moejax.fitting.mean import fit_mean, why_not_mean
+from moejax.fitting.mean import fit_mean
+from moejax.fitting.mean_trials import why_not_mean
 from moejax.fitting.preparation import Sample
 from moejax.fitting.result import FitResult
 from moejax.fitting.selection import numbers_to_try
@@ -55,11 +56,7 @@ def fit_by_objective(
         result = fit_each(
             num_experts,
             by_likelihood,
-            dim=sample.x.shape[1],
             num_rows=float(sample.weights.sum()),
-            num_outputs=sample.y.shape[1] if sample.several_outputs else 1,
-            noise="known" if noise_std is not None else options.noise,
-            fit_intercept=options.fit_intercept,
         )
     if reason is None or options.objective != "auto":
         return result

@@ -20,17 +20,20 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import checked_options, key_data, noise_levels, number_of_experts, prng_key
 from moejax.fitting.array_checks import checked_arrays, input_precision
+from moejax.fitting.input_roles import names_of, with_numbered_columns
 from moejax.fitting.objectives import fit_by_objective
 from moejax.fitting.preparation import Sample, rescaled_weights
 from moejax.fitting.result import FitResult
 from moejax.fitting.streaming.fit import SourceFit, fit_source
 from moejax.fitting.streaming.source import Source
 from moejax.likelihood.information import CovarianceKind
-from moejax.methods.options import EstimatedNoise, FitOptions, Objective, Start, WeightsAre
+from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, Objective, Start, WeightsAre
 from moejax.model.activations import ActivationLike, activation_name
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import with_stand_ins
 from moejax.moments.label_transforms import TransformKind
+
+_OPTIONS = tuple(field.name for field in dataclasses.fields(FitOptions))
 
 
 def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, explained there
@@ -45,6 +48,9 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     noise_std: float | None = None,
     noise: EstimatedNoise = FitOptions.noise,
     fit_intercept: bool = FitOptions.fit_intercept,
+    gate: Gate = FitOptions.gate,
+    gate_inputs: Sequence[Column] | None = FitOptions.gate_inputs,
+    expert_inputs: Sequence[Column] | None = FitOptions.expert_inputs,
     method: str = FitOptions.method,
     weights: Any = None,
     weights_are: WeightsAre | None = FitOptions.weights_are,
@@ -103,33 +109,13 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         >>> result.status, bool(moejax.recovery_error(truth.experts, result.params.experts) < 0.01)
         ('ok', True)
     """
-    options = FitOptions(
-        activation=activation,
-        noise=noise,
-        fit_intercept=fit_intercept,
-        method=method,
-        weights_are=weights_are,
-        objective=objective,
-        average=average,
-        standardise=standardise,
-        order=order,
-        transform=transform,
-        num_restarts=num_restarts,
-        num_starts=num_starts,
-        start=start,
-        polish=polish,
-        max_iterations=max_iterations,
-        ridge=ridge,
-        chunk_size=chunk_size,
-        num_residual_passes=num_residual_passes,
-        covariance=covariance,
-        log_density=log_density,
-    )
+    given = locals()  # every option is an argument of the same name
+    options = FitOptions(**{name: given[name] for name in _OPTIONS})
     if source is None:
         require(checkpoint is None, "checkpoint", "None without a source", checkpoint)
         return _fit(key, x, y, num_experts, noise_std, weights, options)
-    for name, given in (("x", x), ("y", y), ("weights", weights)):
-        require(given is None, name, "None with a source, which has it", type(given).__name__)
+    for name, array in (("x", x), ("y", y), ("weights", weights)):
+        require(array is None, name, "None with a source, which has it", type(array).__name__)
     is_place = checkpoint is None or isinstance(checkpoint, str | os.PathLike)
     require(is_place, "checkpoint", "a path, or None", checkpoint)
     place = None if checkpoint is None else Path(checkpoint)
@@ -172,6 +158,7 @@ def _fit(
     chosen = number_of_experts(num_experts)
     key = prng_key(key)
     arrays = checked_arrays(x, y, weights)
+    options = with_numbered_columns(options, arrays[0].shape[1], names_of(x))
     levels = noise_levels(noise_std, arrays[1].shape[1:])
     require(
         options.start == "random" or arrays[1].ndim == 1,

@@ -138,7 +138,7 @@ def _of_one(
 def mean_variance(member: FittedInOwnUnits, x: np.ndarray, fn: ScalarFunction) -> np.ndarray | None:
     """(n,): the variance of the estimated E[y | x] = sum_i P_i m_i, by the delta method; None if the fit has no covariance.
 
-    With df/du_i = P_i g'(u_i) and df/dv_i = P_i (m_i - f), it is j' C j, j the derivatives in the coefficients and C their covariance.
+    With df/du_i = P_i g'(u_i) and df/dv_i = P_i (m_i - f), it is j' C j, j the derivatives in the coefficients, C their covariance.
     """
     if member.covariance is None:
         return None

@@ -11,12 +11,14 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import log_density_of, require_density_at
 from moejax.fitting.data_units import DataUnits
+from moejax.fitting.input_roles import MappedInputs, input_roles, inputs_as_they_are, mapped_inputs
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
-from moejax.fitting.whitening import InputMap, column_map, input_map
+from moejax.fitting.whitening import InputMap, column_map
 from moejax.likelihood.collapse import resolution
 from moejax.likelihood.em import RIDGE
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.methods.method import (
     MethodConfig,
     Problem,
@@ -28,6 +30,7 @@ from moejax.methods.method import (
 from moejax.methods.options import FitOptions, WeightsAre
 from moejax.methods.preparation import Orders, choose_orders, transforms_at
 from moejax.model.activations import get_activation
+from moejax.model.inputs import LogDensity
 from moejax.moments.score_tensors import AffineLogDensity
 from moejax.moments.spectral import SpectralTransforms
 
@@ -121,27 +124,17 @@ def prepare(
     """
     method, activation, intercept = options.method, options.activation, options.fit_intercept
     fn, density = get_activation(activation), log_density_of(options.log_density)
-    registered, several = lookup_method(method), sample.several_outputs
-    if several and not registered.several_outputs:
-        able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
-        raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
-    require_slopes(method, activation, polish=options.polish)
-    require(
-        density is None or not registered.wide,
-        "log_density",
-        f"None for method {method!r}, whose moments are those of normal inputs",
-        options.log_density,
-    )
-    if density is not None:
-        require_density_at(density, sample.x[0])
-    if inputs is None:
-        map_of = column_map if registered.wide else input_map
-        inputs = map_of(sample.x, sample.weights, centre=intercept, precision=sample.precision)
-    used, rank = int((sample.weights > 0).sum()), inputs.rank
-    _require_rows(sample, used, rank, num_experts, method, intercept)
+    several = sample.several_outputs
+    _require_consistent(sample, options, density)
+    mapped = _mapped_inputs(sample, options) if inputs is None else inputs_as_they_are(inputs)
+    inputs, of_experts, columns = mapped.inputs, mapped.of_experts, mapped.columns
+    used, rank = int((sample.weights > 0).sum()), of_experts.rank
+    name = "x" if options.expert_inputs is None else "expert_inputs"
+    require(rank > 0, name, "a column that varies", "constant columns only")
+    _require_rows(sample, used, rank, num_experts, method, intercept, columns)
     z = inputs(sample.x)
     labels = fitted_labels(
-        z,
+        z[:, : mapped.num_expert_inputs],
         sample.y,
         sample.weights,
         fn,
@@ -182,9 +175,12 @@ def prepare(
         order=orders[0] if orders else 0,
         more_orders=orders[1:],
         noise="known" if noise_std is not None else options.noise,
-        fit_intercept=intercept,
+        fit_intercept=intercept if columns is None else columns.has_ones,
+        columns=columns,
         num_residual_passes=options.num_residual_passes,
-        log_density=None if density is None else AffineLogDensity(density, inputs.mean, inputs.matrix),
+        log_density=None
+        if density is None
+        else AffineLogDensity(density, of_experts.mean, of_experts.matrix),
         num_restarts=options.num_restarts,
         num_starts=options.num_starts,
         start=options.start,
@@ -208,11 +204,11 @@ def _problem(
 ) -> Problem:
     """The problem of white inputs z (n, r) and fitted labels y (n,) or (n, m), padded, on the device."""
     dtype = jnp.result_type(float)
-    weights, z, y = padded(weights, z, y)
+    whole = padded(weights, z, y)
     # converted on the host: each jnp.asarray with a dtype would be a program
-    x, y, weights, level = jax.device_put([np.asarray(a, dtype) for a in (z, y, weights, noise_std)])
+    kept, x, labels, level = jax.device_put([np.asarray(a, dtype) for a in (*whole, noise_std)])
     least = None if least_noise is None else jax.device_put(np.asarray(least_noise, dtype))
-    return Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:], least)
+    return Problem(x, labels, kept, level, transforms[0] if transforms else None, transforms[1:], least)
 
 
 def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None) -> np.ndarray:
@@ -221,20 +217,62 @@ def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None)
     return np.broadcast_to(least / np.asarray(labels.map.scale), sample.y.shape[1:])
 
 
+def _require_consistent(sample: Sample, options: FitOptions, density: LogDensity | None) -> None:
+    """Refuse options that the method, or the sample, does not go with.
+
+    Raises:
+        ValueError: there is one.
+    """
+    method, registered = options.method, lookup_method(options.method)
+    if sample.several_outputs and not registered.several_outputs:
+        able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
+        raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
+    require_slopes(method, options.activation, polish=options.polish)
+    if density is None:
+        return
+    words = f"None for method {method!r}, whose moments are those of normal inputs"
+    require(not registered.wide, "log_density", words, options.log_density)
+    num_inputs = len(input_roles(options, sample.x.shape[1]).experts)
+    words = "None with expert_inputs, because it is a density of all inputs"
+    require(num_inputs == sample.x.shape[1], "log_density", words, options.log_density)
+    require_density_at(density, sample.x[0])
+
+
+def _mapped_inputs(sample: Sample, options: FitOptions) -> MappedInputs:
+    """The map to white inputs, or to standardised ones for a wide method."""
+    if lookup_method(options.method).wide:
+        standardised = column_map(
+            sample.x, sample.weights, centre=options.fit_intercept, precision=sample.precision
+        )
+        return inputs_as_they_are(standardised)
+    return mapped_inputs(
+        sample.x,
+        sample.weights,
+        input_roles(options, sample.x.shape[1]),
+        fit_intercept=options.fit_intercept,
+        precision=sample.precision,
+    )
+
+
 def _require_rows(
-    sample: Sample, used: int, rank: int, num_experts: int, method: str, intercept: bool
+    sample: Sample,
+    used: int,
+    rank: int,
+    num_experts: int,
+    method: str,
+    intercept: bool,
+    columns: FreeColumns | None,
 ) -> None:
     """Refuse a number of experts that the rows, or the rank of the inputs, do not admit.
 
     Raises:
-        TooManyExpertsError: k is too large; ValueError: no input varies.
+        TooManyExpertsError: k is too large.
     """
-    require(rank > 0, "x", "a column that varies", "constant columns only")
     if num_experts > rank and moments_of(method) == "required":
         raise TooManyExpertsError(
             f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
         )
-    needed = num_rows_needed(num_experts, rank, intercept)
+    needed = num_rows_needed(num_experts, rank, intercept, columns)
     effective = float(sample.weights.sum())  # for reliabilities, equal rows with the same information
     if min(used, effective * (1 + 1e-9)) < needed:
         got = (

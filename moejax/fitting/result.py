@@ -15,8 +15,10 @@ from moejax.checks import require
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import LabelMap
 from moejax.fitting.whitening import InputMap
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.likelihood.information import Covariance, confidence_intervals
-from moejax.model.mixture import HostParams, MoEParams, NoiseModel
+from moejax.likelihood.predictors import num_free_parameters
+from moejax.model.mixture import AnyParams, HostParams, NoiseModel
 
 if TYPE_CHECKING:
     from moejax.fitting.summary import FitSummary
@@ -25,18 +27,40 @@ if TYPE_CHECKING:
 class FittedInOwnUnits(NamedTuple):
     """A fit in its own units; parameters and errors in other units are computed from it."""
 
-    params: MoEParams
+    params: AnyParams
+    """On the host."""
     covariance: Covariance | None
     """None if there are no standard errors."""
     units: DataUnits
     noise: NoiseModel
     fit_intercept: bool
+    """True if the experts have biases."""
+    columns: FreeColumns | None = None
+    """The free columns of the design, if gates and experts do not have the same inputs."""
+
+    @property
+    def num_expert_inputs(self) -> int:
+        """The rank of the experts' inputs."""
+        return self.units.inputs.rank if self.columns is None else len(self.columns.expert_inputs)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the number of free parameters."""
+        shape, rank = self.params.noise_std.shape, self.units.inputs.rank
+        outputs = 1 if len(shape) == 1 else shape[1]
+        return num_free_parameters(shape[0], rank, self.noise, self.fit_intercept, outputs, self.columns)
 
     def errors(self, units: DataUnits) -> HostParams | None:
         """Standard errors in these units; None if there is no covariance."""
         if self.covariance is None:
             return None
-        return units.errors(self.covariance, self.params, noise=self.noise, fit_intercept=self.fit_intercept)
+        return units.errors(
+            self.covariance,
+            self.params,
+            noise=self.noise,
+            fit_intercept=self.fit_intercept,
+            columns=self.columns,
+        )
 
 
 NO_LARGE_MATRIX = (
@@ -78,7 +102,7 @@ class FitResult:
 
     - about the run: `activation`, `method`, `noise`, `fit_intercept`, `order` of the tensor and `order_choice` (its reason),
       `moment_noise_std` (the sigma of the label transforms), `mixing_weights`, `num_passes` over the data, `num_samples` (the sum
-      of the weights), `num_parameters`, and `input_names` if the inputs have names;
+      of the weights), and `input_names` if the inputs have names;
     - about the inputs: `inputs_standard_normal`, `collinear_directions_dropped` (constant columns included), `collinear_inputs`
       (the columns of each dropped direction, from 0), `constant_inputs`, `nearly_collinear_inputs` (these are kept), `input_mean`
       (the distance of the mean of the white inputs from zero), `input_kurtosis` (the mean of (z'z)^2 over that of normal inputs);
@@ -135,6 +159,16 @@ class FitResult:
         intercept = bool(self.diagnostics.get("fit_intercept", True))
         return (self._fitted or in_given_units(self.params, fit_intercept=intercept),)
 
+    def _own_fit(self, name: str) -> FittedInOwnUnits:
+        if self._fitted is None:
+            raise ValueError(f"{name}: this result was not made by fit, and has no units of its own")
+        return self._fitted
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of free parameters, as AIC and BIC count them."""
+        return self._own_fit("num_parameters").num_parameters
+
     def in_units(
         self,
         input_mean: np.ndarray,
@@ -157,10 +191,9 @@ class FitResult:
             ValueError: this result was not made by `fit`; a shape or a value that the arguments above exclude; or units in which
                 double precision cannot represent the parameters.
         """
-        if self._fitted is None:
-            raise ValueError("in_units: this result was not made by fit, and has no units of its own")
+        own = self._own_fit("in_units")
         input_mean, input_std = np.asarray(input_mean, float), np.asarray(input_std, float)
-        shape, intercepts = (self.params.experts.shape[-1],), self._fitted.fit_intercept
+        shape, intercepts = (self.params.experts.shape[-1],), own.fit_intercept
         for name, given in (("input_mean", input_mean), ("input_std", input_std)):
             require(
                 given.shape == shape and bool(np.isfinite(given).all()), name, f"{shape[0]} numbers", given
@@ -169,8 +202,8 @@ class FitResult:
         require(math.isfinite(target_std) and target_std > 0, "target_std", "a positive number", target_std)
         for name, mean in (("input_mean", input_mean), ("target_mean", target_mean)):
             require(intercepts or not np.any(mean), name, "zero for a fit without intercepts", mean)
-        units = self._fitted.units.seen_from(input_mean, input_std, target_mean, target_std)
-        return units.params(self._fitted.params), self._fitted.errors(units)
+        units = own.units.seen_from(input_mean, input_std, target_mean, target_std)
+        return units.params(own.params), own.errors(units)
 
     def intervals(self, level: float = 0.95) -> tuple[HostParams, HostParams]:
         """Return the lower and the upper end of a Wald interval for each parameter.
@@ -194,7 +227,7 @@ class FitResult:
             level,
             noise=self.diagnostics["noise"],
             fit_intercept=self.diagnostics["fit_intercept"],
-            num_inputs=self.params.experts.shape[-1] - self.diagnostics["collinear_directions_dropped"],
+            num_inputs=self._own_fit("intervals").num_expert_inputs,
         )
 
     def summary(self, *, level: float = 0.95, feature_names: Sequence[str] | None = None) -> FitSummary:

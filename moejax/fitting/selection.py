@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.likelihood.predictors import num_free_parameters
 
 LARGEST_TRIED = 12
 CRITERIA = ("aic", "bic", "icl")
 
 
-def num_rows_needed(num_experts: int, dim: int, fit_intercept: bool) -> int:
+def num_rows_needed(
+    num_experts: int, dim: int, fit_intercept: bool, columns: FreeColumns | None = None
+) -> int:
     """The fewest rows for a fit: one more than its parameters with one noise level."""
-    return num_free_parameters(num_experts, dim, "shared", fit_intercept) + 1
+    return num_free_parameters(num_experts, dim, "shared", fit_intercept, columns=columns) + 1
 
 
 def numbers_to_try(num_experts: str | Sequence[int]) -> tuple[int, ...]:

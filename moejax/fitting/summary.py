@@ -81,7 +81,7 @@ def summary_of(result: FitResult, level: float, feature_names: Sequence[str] | N
 
 def _header(result: FitResult) -> pd.Series:
     found, params = result.diagnostics, result.params
-    num_samples, num_parameters = (found.get(name, math.nan) for name in ("num_samples", "num_parameters"))
+    num_samples, num_parameters = found.get("num_samples", math.nan), result.num_parameters
     row = criteria(
         len(params.noise_std),
         result.log_likelihood,

@@ -1,12 +1,13 @@
 """Data sets with names, and tables of numbers from CSV and Parquet files.
 
 A table is read completely, or refused with one line that names the file and the row: no column is lost or added silently, and no
-date becomes a number. Notes of the data set report omissions and assumptions.
+date becomes a number. Columns of text become indicators of their levels. Notes of the data set report omissions and assumptions.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from moejax.checks import brief, brief_text, require
+from moejax.fitting.categories import Category, category_of, indicators, is_text
 from moejax.fitting.delimited_text import SEPARATORS, Column, column_of, text_columns
 from moejax.registry import nearest
 
@@ -42,6 +44,8 @@ class Dataset(NamedTuple):
     """The origin of the data, and whether the file is the published one."""
     notes: tuple[str, ...] = ()
     """A sentence for each omission from the file, and for each choice between two ways to read it."""
+    categories: tuple[Category, ...] = ()
+    """The columns of text, whose indicators are among the inputs."""
 
     @property
     def target_name(self) -> str:
@@ -74,7 +78,10 @@ class Columns(NamedTuple):
 def read_table(
     path: Path, target: str, *, separator: str | None = None, decimal: str | None = None
 ) -> Dataset:
-    """A CSV or Parquet file whose every column is numeric; all columns but the target are inputs.
+    """A CSV or Parquet file of numbers and of categories; all columns but the target are inputs.
+
+    A column of text is replaced by indicators of its levels (`moejax.fitting.categories`), with a note. A few words in a column of
+    numbers are wrong cells, and are refused.
 
     Args:
         path: a file that `read_columns` reads.
@@ -83,7 +90,7 @@ def read_table(
         decimal: as in `read_columns`.
 
     Raises:
-        ValueError: a file that cannot be read as a table of numbers, no such target, nothing but the target, or a target that is
+        ValueError: a file that cannot be read as such a table, no such target, nothing but the target, or a target that is
             constant; the message names the file, the column and the row.
         OSError: the file cannot be read.
     """
@@ -93,12 +100,40 @@ def read_table(
         raise ValueError(f"{path}: no target column {target!r}; {nearest(target, names)}")
     if len(names) < 2:
         raise ValueError(f"{path}: expected input columns beside the target {target!r}, got none")
-    values, place = _values(Path(path), columns), names.index(target)
-    x, y = np.delete(values, place, axis=1), values[:, place]
-    inputs = names[:place] + names[place + 1 :]
+    place = names.index(target)
+    y = _values(Path(path), [columns[place]])[:, 0]
+    inputs, categories, x = _inputs(Path(path), [column for column in columns if column.name != target])
     if y.min() == y.max():
         raise ValueError(f"{path}: target column {target!r} is constant ({y[0]:g})")
-    return Dataset(x, y, inputs, (target,), str(path), notes)
+    notes = (*notes, *(category.note for category in categories))
+    return Dataset(x, y, inputs, (target,), str(path), notes, categories)
+
+
+def _inputs(path: Path, columns: list[Column]) -> tuple[tuple[str, ...], tuple[Category, ...], np.ndarray]:
+    """The names of the inputs, the categories among the columns, and the inputs (n, d).
+
+    Raises:
+        ValueError: a cell is neither a number nor a level, a category has too many levels, or a name is there twice.
+    """
+    found, names, categories = [], [], []
+    for column in columns:
+        if column.cells is None or not is_text(column):
+            found.append(_values(path, [column]))
+            names.append(column.name)
+            continue
+        try:
+            category = category_of(column.name, column.cells)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        found.append(indicators(category, column.cells))
+        names += category.indicator_names
+        categories.append(category)
+    x = np.concatenate(found, axis=1)
+    for name, count in Counter(names).items():
+        require(count == 1, str(path), "names that occur once, with those of categories", name)
+    if not names:
+        raise ValueError(f"{path}: expected inputs that vary, got columns of one level")
+    return tuple(names), tuple(categories), x
 
 
 def read_columns(path: Path, *, separator: str | None = None, decimal: str | None = None) -> Columns:

@@ -18,6 +18,7 @@ from moejax.likelihood.derivatives import (
     without,
     without_rows,
 )
+from moejax.likelihood.free_columns import gate_columns, num_coefficients
 from moejax.likelihood.information import (
     Covariance,
     CovarianceKind,
@@ -68,12 +69,14 @@ def ridge_effect(params: MoEParams, curvature: Curvature, config: MethodConfig) 
     """
     k = config.num_experts
     rows = predictors_of(params, fit_intercept=config.fit_intercept).rows
-    gates, size = rows[k:], rows.shape[1]
+    gates = gate_columns(rows[k:], config.columns)
+    of_expert, size = num_coefficients(gates.shape[1], False, config.columns)
+    own = slice(k * of_expert, k * of_expert + (k - 1) * size)
     centring = gate_centring(k, rows.dtype)
     penalty = config.ridge * (centring @ gates)
-    force = jnp.zeros_like(curvature.gradient).at[k * size : (2 * k - 1) * size].set(penalty.reshape(-1))
+    force = jnp.zeros_like(curvature.gradient).at[own].set(penalty.reshape(-1))
     cost = 0.5 * force @ inverse_of_information(curvature.observed).matrix @ force
-    blocks = curvature.observed[k * size : (2 * k - 1) * size, k * size : (2 * k - 1) * size]
+    blocks = curvature.observed[own, own]
     blocks = blocks.reshape(k - 1, size, k - 1, size)
     known = jnp.einsum("id,idie,ie->i", gates, blocks, gates)
     of_ridge = config.ridge * jnp.diag(centring) * jnp.sum(gates**2, axis=1)
@@ -104,7 +107,7 @@ def uncertainty_of(
         held: (P,) bool, true for noises at their floor (`held_noises`), which count as known; None if no noise can be there.
     """
     predictors = predictors_of(params, fit_intercept=config.fit_intercept)
-    curvature = penalised(without_ridge, predictors, config.num_experts, config.ridge)
+    curvature = penalised(without_ridge, predictors, config.num_experts, config.ridge, config.columns)
     if held is None:
         of = bread = inverse_of_information(observed)
     else:
@@ -146,7 +149,11 @@ def uncertainty(
     params: MoEParams, problem: Problem, kind: CovarianceKind, config: MethodConfig
 ) -> Uncertainty:
     """The uncertainty of an estimate with one output, from its sample; `kind` as in `covariance`."""
-    free: dict[str, Any] = {"noise": config.noise, "fit_intercept": config.fit_intercept}
+    free: dict[str, Any] = {
+        "noise": config.noise,
+        "fit_intercept": config.fit_intercept,
+        "columns": config.columns,
+    }
     x, y, weights, fn = problem.x, problem.y, problem.weights, config.fn
     scale = sample_scale(weights)
     with jax.default_matmul_precision("highest"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,10 +39,15 @@ class InputMap(NamedTuple):
         """The number of directions in which z varies."""
         return int(np.count_nonzero(self.matrix)) if self.column_wise else self.matrix.shape[1]
 
+    @property
+    def _keeps_columns(self) -> bool:
+        """True if `matrix`, of zeros and ones, neither leaves columns out nor reorders them."""
+        return self.matrix.shape[0] == self.matrix.shape[1] and bool(np.diag(self.matrix).all())
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The mapped inputs, (n, r) or (n, d), of x (n, d)."""
         if self.identity:
-            return x
+            return x if self._keeps_columns else x @ self.matrix
         return (x - self.mean) * self.matrix if self.column_wise else (x - self.mean) @ self.matrix
 
 
@@ -183,7 +189,18 @@ def _relative_rounding(precision: float) -> float:
     return max(FLOAT_TOLERANCE * float(np.finfo(float).eps), STORED_TOLERANCE * precision)
 
 
-def map_of_moments(moments: InputMoments, *, centre: bool, precision: float) -> InputMap:
+def moments_of_columns(moments: InputMoments, columns: Sequence[int]) -> InputMoments:
+    """The moments of some of the columns."""
+    places = np.asarray(columns, int)
+    triangle = np.asarray(np.linalg.qr(moments.triangle[:, places], mode="r"))
+    triangle = np.pad(triangle, [(0, len(places) - len(triangle)), (0, 0)])
+    origin, size, largest, mean = (a[places] for a in moments[:4])
+    return InputMoments(origin, size, largest, mean, triangle, moments.effective)
+
+
+def map_of_moments(
+    moments: InputMoments, *, centre: bool, precision: float, may_keep: bool = True
+) -> InputMap:
     """The whitening, by the principal directions of the (centred) sample in units of its columns' spreads.
 
     A direction is dropped only if its variation is at most the rounding of the numbers themselves: a few units in the last
@@ -195,6 +212,7 @@ def map_of_moments(moments: InputMoments, *, centre: bool, precision: float) -> 
         centre: subtract the mean, which the intercepts of a fit can absorb. A constant column is then dropped; if false, it
             is treated like other columns.
         precision: relative precision of the numbers in x: the machine epsilon of the type in which they were given.
+        may_keep: if true, inputs that are standard normal to sampling error are not changed.
     """
     steps, d = moments.steps, len(moments.size)
     spread = np.linalg.norm(moments.triangle, axis=0)
@@ -210,7 +228,8 @@ def map_of_moments(moments: InputMoments, *, centre: bool, precision: float) -> 
     most = values.max(initial=0.0)
     kept = values > np.maximum(of_rounding, FLOAT_TOLERANCE * np.finfo(float).eps * most)
     deviations = steps[varies] * spread[varies]
-    if kept.all() and varies.all() and _is_standard(triangle, mean, deviations, moments.effective, centre):
+    may_keep = may_keep and kept.all() and varies.all()
+    if may_keep and _is_standard(triangle, mean, deviations, moments.effective, centre):
         return InputMap(np.zeros(d), np.eye(d), 0, True)
     matrix = np.zeros((d, int(kept.sum())))
     inside = vectors[:, kept] / values[kept]

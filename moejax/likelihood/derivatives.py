@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
+from moejax.likelihood.free_columns import FreeColumns, free_positions, gate_columns, num_coefficients
 from moejax.likelihood.predictors import (
     Predictors,
     block_matrix,
@@ -136,6 +137,7 @@ def likelihood_curvature(
     fit_intercept: bool,
     ridge: Float[jax.Array, ""] | float = 0.0,
     width: Float[jax.Array, ""] | None = None,
+    columns: FreeColumns | None = None,
 ) -> Curvature:
     """Log-likelihood, gradient, observed and complete-data information, in one pass over the data.
 
@@ -147,6 +149,7 @@ def likelihood_curvature(
         fit_intercept: if true, biases are free.
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2, subtracted from the log-likelihood.
         width: () argument of `activation_derivatives`.
+        columns: the columns whose coefficients are free; None for all.
     """
     k = params.experts.shape[0]
     predictors = predictors_of(params, fit_intercept=fit_intercept)
@@ -173,8 +176,8 @@ def likelihood_curvature(
         sums_of, blocks
     )
     num_pairs = k * (2 * k - 1)
-    rows, columns = _predictor_pairs(k).T
-    observed = block_matrix(grams[np.lexsort((columns, rows))])
+    ones, others = _predictor_pairs(k).T
+    observed = block_matrix(grams[np.lexsort((others, ones))])
     gate_information = [block_matrix(grams[num_pairs + k :])] if k > 1 else []
     complete = jax.scipy.linalg.block_diag(*grams[num_pairs : num_pairs + k], *gate_information)
     gradient = gradient.reshape(-1)
@@ -183,11 +186,18 @@ def likelihood_curvature(
         observed = jnp.block([[observed, cross], [cross.T, noise_observed]])
         complete = jax.scipy.linalg.block_diag(complete, jnp.diag(noise_complete))
         gradient = jnp.concatenate([gradient, noise_gradient])
-    return penalised(Curvature(value, gradient, observed, complete), predictors, k, ridge)
+    if columns is not None:
+        free = free_positions(k, k, noise_gradient.size if noise != "known" else 0, columns)
+        gradient, observed, complete = gradient[free], observed[free][:, free], complete[free][:, free]
+    return penalised(Curvature(value, gradient, observed, complete), predictors, k, ridge, columns)
 
 
 def penalised(
-    curvature: Curvature, predictors: Predictors, num_experts: int, ridge: Float[jax.Array, ""] | float
+    curvature: Curvature,
+    predictors: Predictors,
+    num_experts: int,
+    ridge: Float[jax.Array, ""] | float,
+    columns: FreeColumns | None = None,
 ) -> Curvature:
     """The curvature of the log-likelihood less ridge times sum_i ||w_i - mean w||^2 / 2, from that of the log-likelihood.
 
@@ -196,11 +206,13 @@ def penalised(
         predictors: those of the point of evaluation.
         num_experts: k.
         ridge: () coefficient in nats.
+        columns: the columns whose coefficients are free; None for all.
     """
-    gates = predictors.rows[num_experts:]
-    size = gates.shape[1]
+    gates = gate_columns(predictors.rows[num_experts:], columns)
+    of_expert, size = num_coefficients(gates.shape[1], False, columns)
     centring = gate_centring(num_experts, gates.dtype)
-    free = slice(num_experts * size, (2 * num_experts - 1) * size)
+    first = num_experts * of_expert
+    free = slice(first, first + (num_experts - 1) * size)
     second = ridge * jnp.kron(centring, jnp.eye(size, dtype=gates.dtype))
     return Curvature(
         curvature.log_likelihood - ridge * gate_penalty(gates),

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
 from moejax.likelihood.collapse import rounding_noise
+from moejax.likelihood.free_columns import FreeColumns, parts_of_design
 from moejax.likelihood.m_step import Expectation, MStep, Point, boehning_bound, maximisation
 from moejax.likelihood.predictors import block_matrix, gate_penalty, params_of, predictors_of, weighted_gram
 from moejax.likelihood.scan import frozen_scan
@@ -56,11 +57,18 @@ class EMRun(NamedTuple):
     """Leaves (num_steps, ..): parameters at each entry of `history`, NaN once frozen; None unless recorded."""
 
 
-def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, experts_free: bool) -> Expectation:
-    """The E-step at a point, in one pass over the data."""
+def expectation(
+    point: Point,
+    blocks: SampleBlocks,
+    *,
+    fn: ScalarFunction,
+    experts_free: bool,
+    columns: FreeColumns | None = None,
+) -> Expectation:
+    """The E-step at a point, in one pass over the data; its sums are those of the free columns."""
     k, noise_std = point.noise_std.shape[0], point.noise_std.reshape(-1)
-    rows, columns = np.triu_indices(k - 1)
-    on_diagonal = (rows == columns).astype(blocks.y.dtype)[:, None]
+    rows, others = np.triu_indices(k - 1)
+    on_diagonal = (rows == others).astype(blocks.y.dtype)[:, None]
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> Expectation:
         predictors = point.predictors(design)
@@ -77,19 +85,24 @@ def expectation(point: Point, blocks: SampleBlocks, *, fn: ScalarFunction, exper
         r_free = r[:-1]
         if y.ndim == 2:
             r = jnp.repeat(r, y.shape[0], axis=0)
-        coefficients = weighted_prior[rows] * (on_diagonal - prior[columns])
-        if experts_free:
-            coefficients = jnp.concatenate([coefficients, r * slope**2])
-        grams = weighted_gram(design, coefficients)
-        gate_grams = grams[: rows.size]
+        coefficients = weighted_prior[rows] * (on_diagonal - prior[others])
+        of_experts, of_gates = parts_of_design(design, columns)
+        if columns is None:
+            if experts_free:
+                coefficients = jnp.concatenate([coefficients, r * slope**2])
+            grams = weighted_gram(design, coefficients)
+            gate_grams, expert_grams = grams[: rows.size], grams[rows.size :]
+        else:
+            gate_grams = weighted_gram(of_gates, coefficients)
+            expert_grams = weighted_gram(of_experts, r * slope**2) if experts_free else None
         return Expectation(
             log_likelihood=(evidence - gate_evidence) @ weights,
-            gate_gradient=(r_free - weighted_prior) @ design.T,
+            gate_gradient=(r_free - weighted_prior) @ of_gates.T,
             gate_information=block_matrix(gate_grams),
             counts=r.sum(axis=1),
             squares=jnp.sum(r * error**2, axis=1),
-            expert_gradient=(r * slope * error) @ design.T if experts_free else None,
-            expert_information=grams[rows.size :] if experts_free else None,
+            expert_gradient=(r * slope * error) @ of_experts.T if experts_free else None,
+            expert_information=expert_grams if experts_free else None,
         )
 
     return sum_over_blocks(sums_of, blocks)
@@ -139,6 +152,7 @@ def _run(
     before_polish: bool = False,
     record_path: bool = False,
     least_noise: Float[jax.Array, "*m"] | None = None,
+    columns: FreeColumns | None = None,
 ) -> EMRun:
     k = params.experts.shape[0]
     if noise == "per_expert" and least_noise is None:
@@ -146,11 +160,11 @@ def _run(
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     total_tolerance = tolerance * weights.sum()
     penalty = jnp.asarray(ridge, x.dtype)
-    bound = boehning_bound(blocks, k, penalty)
+    bound = boehning_bound(blocks, k, penalty, columns)
     rounding = 10 * jnp.finfo(x.dtype).eps
 
     def expect(point: Point) -> Expectation:
-        return expectation(point, blocks, fn=fn, experts_free=experts_free)
+        return expectation(point, blocks, fn=fn, experts_free=experts_free, columns=columns)
 
     def advance(state: _Climb) -> tuple[_Climb, tuple[jax.Array, Point | None], jax.Array]:
         point, promised, shortened = state.candidate
@@ -187,6 +201,7 @@ def _run(
             hold_experts=hold_experts,
             gates_first=total_tolerance if before_polish else jnp.inf,
             least_noise=least_noise,
+            columns=columns,
         )
         done = flat & (gain < total_tolerance)
         if before_polish:
@@ -230,6 +245,7 @@ def gating_em(
     tolerance: float = 1e-8,
     record_path: bool = False,
     least_noise: Float[jax.Array, "*m"] | None = None,
+    columns: FreeColumns | None = None,
 ) -> EMRun:
     """EM for the gates with the experts fixed, from the gates in `params` (start at zero).
 
@@ -247,6 +263,7 @@ def gating_em(
         record_path: keep every point; it adds a sixth to the time of a short run, so it is off by default.
         least_noise: () or (m,): with a noise for each expert, the least that one may have (see `noise_floor`); None takes the
             rounding of the labels.
+        columns: the columns whose coefficients are free, while the others stay as in `params`; None for all.
     """
     return _run(
         params,
@@ -262,6 +279,7 @@ def gating_em(
         experts_free=False,
         record_path=record_path,
         least_noise=least_noise,
+        columns=columns,
     )
 
 
@@ -282,6 +300,7 @@ def joint_em(
     before_polish: bool = False,
     record_path: bool = False,
     least_noise: Float[jax.Array, "*m"] | None = None,
+    columns: FreeColumns | None = None,
 ) -> EMRun:
     """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.
 
@@ -309,4 +328,5 @@ def joint_em(
         before_polish=before_polish,
         record_path=record_path,
         least_noise=least_noise,
+        columns=columns,
     )

@@ -5,15 +5,17 @@ theta be the mode, L the prior precision and H = J'J / s^2 + L. Laplace's approx
 
     log p(y) = log p(y | theta) - theta' L theta / 2 + (log det L - log det H) / 2 + log Gamma(k' + 1).
 
-The last term counts the relabellings of a mixture, which are modes of equal height: k! if the experts are distinct. Experts that the
-ridges make equal have no separate modes; k' = 1 + gamma_g / D is the number of distinct ones. The numbers of coefficients that the
-data determine are
+The last term counts the relabellings of a mixture, which are modes of equal height: k! if the experts are distinct. Experts that
+the ridges make equal have no separate modes; k' = 1 + gamma_g / D is the number of distinct ones. The numbers of coefficients
+that the data determine are
 
     gamma_e = #slopes - l_e tr(H^-1 C_e),   gamma_g = #gates - l_g tr(H^-1 C_g),
 
-C the quadratic forms of the priors, D the coefficients of a gate, and a maximum of the evidence satisfies l_e = gamma_e / theta' C_e theta, likewise l_g, and
-s^2 = RSS / (n - gamma). Each round climbs to the mode and applies these once. All have bounds: with few rows the evidence may
-grow without limit as s^2 goes to zero.
+C the quadratic forms of the priors, D the coefficients of a gate. A maximum of the evidence satisfies
+l_e = gamma_e / theta' C_e theta, likewise l_g, and s^2 = RSS / (n - gamma). Each round climbs to the mode and applies these once.
+All have bounds: with few rows the evidence may grow without limit as s^2 goes to zero.
+
+Source: D. J. C. MacKay, Bayesian interpolation, Neural Computation 4, 1992.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from jaxtyping import Float
 from moejax.environment import runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
 from moejax.likelihood.derivatives import likelihood_curvature, predictor_derivatives
+from moejax.likelihood.free_columns import FreeColumns, expert_inputs, free_positions
 from moejax.likelihood.predictors import (
     block_matrix,
     free_parameters,
@@ -180,6 +181,7 @@ def score_outer_products(
     *,
     noise: NoiseModel,
     fit_intercept: bool,
+    columns: FreeColumns | None = None,
 ) -> Float[jax.Array, "P P"]:
     """(P, P): J = sum_j squared_weights_j s_j s_j', s_j (P,) the score of sample j.
 
@@ -191,6 +193,7 @@ def score_outer_products(
         activation: g; at a kink its one-sided derivative is used.
         noise: which noise parameters are free.
         fit_intercept: if true, biases are free.
+        columns: the columns whose coefficients are free; None for all.
     """
     fn: ScalarFunction = get_activation(activation)
     predictors = predictors_of(params, fit_intercept=fit_intercept)
@@ -200,6 +203,9 @@ def score_outer_products(
         at = predictor_derivatives(predictors(design), y, params.noise_std, fn)
         of_rows = (at.gradient[:, None] * design[None]).reshape(-1, y.shape[0])
         scores = jnp.concatenate([of_rows, _free_noise(at.noise_gradient, noise)])
+        if columns is not None:
+            k = params.noise_std.shape[0]
+            scores = scores[free_positions(k, k, num_noise_parameters(noise, k), columns)]
         return (scores * weights[None]) @ scores.T
 
     return sum_over_blocks(sums_of, blocks)
@@ -215,6 +221,7 @@ def observed_information(
     noise: NoiseModel,
     fit_intercept: bool,
     num_samples: Float[jax.Array, ""] | None = None,
+    columns: FreeColumns | None = None,
 ) -> Float[jax.Array, "P P"]:
     """(P, P): H = minus the Hessian of sum_j weights_j log p(y_j | x_j), without ridge.
 
@@ -225,10 +232,10 @@ def observed_information(
     width = None
     if activation_facts(fn).kinked:
         num_samples = sample_scale(weights).num_samples if num_samples is None else num_samples
-        width = params.noise_std.min() * jnp.sqrt(params.experts.size / num_samples)
+        width = params.noise_std.min() * jnp.sqrt(expert_inputs(params.experts, columns).size / num_samples)
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     curvature = likelihood_curvature(
-        params, blocks, fn=fn, noise=noise, fit_intercept=fit_intercept, width=width
+        params, blocks, fn=fn, noise=noise, fit_intercept=fit_intercept, width=width, columns=columns
     )
     return curvature.observed
 

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.collapse import noise_floor
+from moejax.likelihood.free_columns import FreeColumns, expert_columns, gate_columns, parts_of_design
 from moejax.likelihood.predictors import Predictors, gate_centring, weighted_gram
 from moejax.model.mixture import NoiseModel
 from moejax.model.small_linear_algebra import solve_positive_definite
@@ -50,10 +52,18 @@ class Expectation(NamedTuple):
 
 
 def boehning_bound(
-    blocks: SampleBlocks, num_experts: int, ridge: Float[jax.Array, ""]
+    blocks: SampleBlocks,
+    num_experts: int,
+    ridge: Float[jax.Array, ""],
+    columns: FreeColumns | None = None,
 ) -> Float[jax.Array, "G G"]:
     """((k-1) D, (k-1) D): (I - 11'/k) / 2 (x) sum w x x' and the ridge: an upper bound on every Hessian of the gates' objective."""
-    gram = sum_over_blocks(lambda design, y, weights: weighted_gram(design, weights[None])[0], blocks)
+
+    def gram_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
+        del y
+        return weighted_gram(parts_of_design(design, columns)[1], weights[None])[0]
+
+    gram = sum_over_blocks(gram_of, blocks)
     eye = jnp.eye(gram.shape[0], dtype=gram.dtype)
     return jnp.kron(gate_centring(num_experts, gram.dtype), 0.5 * gram + ridge * eye)
 
@@ -81,6 +91,7 @@ def maximisation(
     hold_experts: Bool[jax.Array, ""] | bool = False,
     gates_first: Float[jax.Array, ""] | float = jnp.inf,
     least_noise: Float[jax.Array, "*m"] | None = None,
+    columns: FreeColumns | None = None,
 ) -> MStep:
     """The M-step from the sums of an E-step, damped.
 
@@ -96,10 +107,12 @@ def maximisation(
         hold_experts: () bool, traced: if true, the experts are not updated.
         gates_first: () nats: the experts are not updated if the step of the gates promises this gain or more.
         least_noise: () or (m,), as in `noise_m_step`.
+        columns: the columns whose coefficients are free, as in the sums; None for all.
     """
     (rows, offsets), noise_std = point
-    k, num_rows, size = noise_std.shape[0], noise_std.size, rows.shape[1]
-    experts, gates, promised = rows[:num_rows], rows[num_rows:], jnp.zeros((), rows.dtype)
+    k, num_rows, promised = noise_std.shape[0], noise_std.size, jnp.zeros((), rows.dtype)
+    experts, gates = expert_columns(rows[:num_rows], columns), gate_columns(rows[num_rows:], columns)
+    size = gates.shape[1]
     shortened = jnp.asarray(False)
     if k > 1:
         centring = gate_centring(k, rows.dtype)
@@ -126,7 +139,12 @@ def maximisation(
         return jnp.sum(0.5 * squares / noise_std**2 + counts * jnp.log(noise_std))
 
     promised = promised + noise_loss(before, noise_std) - noise_loss(after, updated)
-    point = Point(Predictors(jnp.concatenate([experts, gates]), offsets), updated)
+    if columns is None:
+        rows = jnp.concatenate([experts, gates])
+    else:
+        rows = rows.at[:num_rows, np.asarray(columns.experts, np.int32)].set(experts)
+        rows = rows.at[num_rows:, np.asarray(columns.gates, np.int32)].set(gates)
+    point = Point(Predictors(rows, offsets), updated)
     return MStep(point, promised, shortened)
 
 

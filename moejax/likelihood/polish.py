@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from moejax.likelihood.blocks import SampleScale, sample_blocks, sample_scale
 from moejax.likelihood.collapse import ROUNDING, label_rounding, noise_floor, rounding_noise
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature, without
+from moejax.likelihood.free_columns import FreeColumns, compact
 from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.likelihood.scan import frozen_scan
 from moejax.model.activations import ScalarFunction, activation_facts
@@ -249,6 +250,7 @@ def polish(
     economical: bool = False,
     record_path: bool = False,
     least_noise: Float[jax.Array, ""] | None = None,
+    columns: FreeColumns | None = None,
 ) -> PolishRun:
     """Damped Newton ascent of the observed log-likelihood; it never decreases.
 
@@ -269,12 +271,13 @@ def polish(
         record_path: keep every point.
         least_noise: () with a noise for each expert, the least that one may have (see `noise_floor`); None takes the rounding of
             the labels.
+        columns: the columns whose coefficients are free, while the others stay as in `params`; None for all.
     """
     if noise == "per_expert" and least_noise is None:
         least_noise = rounding_noise(y, weights)
     bound = least_noise if noise == "per_expert" else None
     rules = ascent_rules(
-        params,
+        compact(params, columns),
         sample_scale(weights),
         fn,
         tolerance,
@@ -285,8 +288,11 @@ def polish(
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     kinked = activation_facts(fn).kinked
 
+    def params_at(free: jax.Array) -> MoEParams:
+        return params_from_free(free, params, noise=noise, fit_intercept=fit_intercept, columns=columns)
+
     def advance(state: Ascent) -> tuple[Ascent, tuple[jax.Array, jax.Array | None], jax.Array]:
-        at = params_from_free(state.free + state.step.delta, params, noise=noise, fit_intercept=fit_intercept)
+        at = params_at(state.free + state.step.delta)
         candidate = likelihood_curvature(
             at,
             blocks,
@@ -295,19 +301,18 @@ def polish(
             fit_intercept=fit_intercept,
             ridge=ridge,
             width=rules.width(state.passes) if kinked else None,
+            columns=columns,
         )
         state, done = ascend(state, candidate, rules)
         return state, (state.now.log_likelihood, state.free if record_path else None), done
 
-    start = first_ascent(free_parameters(params, noise=noise, fit_intercept=fit_intercept))
+    free = free_parameters(params, noise=noise, fit_intercept=fit_intercept, columns=columns)
+    start = first_ascent(free)
     end, (history, path), count, done = frozen_scan(advance, start, num_steps)
     log_likelihood = end.now.log_likelihood
     if economical:
         end = end._replace(free=jnp.where(done, end.free + end.step.delta, end.free))
         log_likelihood = jnp.where(done, log_likelihood + end.step.promised, log_likelihood)
-
-    def params_at(free: jax.Array) -> MoEParams:
-        return params_from_free(free, params, noise=noise, fit_intercept=fit_intercept)
 
     path = None if path is None else jax.vmap(params_at)(path)
     return PolishRun(params_at(end.free), log_likelihood, history, count, done, end.now, path)

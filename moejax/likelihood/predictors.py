@@ -17,6 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from moejax.likelihood.free_columns import (
+    FreeColumns,
+    expert_columns,
+    free_positions,
+    gate_columns,
+    num_coefficients,
+)
 from moejax.model.mixture import MoEParams, NoiseModel
 
 
@@ -97,27 +104,51 @@ def num_noise_parameters(noise: NoiseModel, num_experts: int) -> int:
 
 
 def num_free_parameters(
-    num_experts: int, dim: int, noise: NoiseModel, fit_intercept: bool, num_outputs: int = 1
+    num_experts: int,
+    dim: int,
+    noise: NoiseModel,
+    fit_intercept: bool,
+    num_outputs: int = 1,
+    columns: FreeColumns | None = None,
 ) -> int:
-    """P: experts of each output, gates but one, biases, noise levels of each output."""
-    rows = (num_outputs + 1) * num_experts - 1
-    return rows * (dim + int(fit_intercept)) + num_outputs * num_noise_parameters(noise, num_experts)
+    """P: experts of each output, gates but one, biases, noise levels of each output; of free `columns` only, if given."""
+    of_expert, of_gate = num_coefficients(dim, fit_intercept, columns)
+    coefficients = num_outputs * num_experts * of_expert + (num_experts - 1) * of_gate
+    return coefficients + num_outputs * num_noise_parameters(noise, num_experts)
 
 
-def free_parameters(params: MoEParams, *, noise: NoiseModel, fit_intercept: bool) -> Float[jax.Array, " P"]:
-    """(P,): experts (k D), all gates but the last ((k - 1) D), log noise (0, 1 or k), D = d or d + 1 with biases."""
-    rows = predictors_of(params, fit_intercept=fit_intercept).rows
-    log_noise = jnp.log(params.noise_std)[: num_noise_parameters(noise, params.noise_std.shape[0])]
-    return jnp.concatenate([rows.reshape(-1), log_noise])
+def free_parameters(
+    params: MoEParams, *, noise: NoiseModel, fit_intercept: bool, columns: FreeColumns | None = None
+) -> Float[jax.Array, " P"]:
+    """(P,): experts (k D), all gates but the last ((k - 1) D), log noise (0, 1 or k), D = d or d + 1 with biases.
+
+    With `columns`, experts and gates have their own free columns only.
+    """
+    k, rows = params.noise_std.shape[0], predictors_of(params, fit_intercept=fit_intercept).rows
+    log_noise = jnp.log(params.noise_std)[: num_noise_parameters(noise, k)]
+    if columns is None:
+        return jnp.concatenate([rows.reshape(-1), log_noise])
+    experts, gates = expert_columns(rows[:k], columns), gate_columns(rows[k:], columns)
+    return jnp.concatenate([experts.reshape(-1), gates.reshape(-1), log_noise])
 
 
 def params_from_free(
-    free: Float[jax.Array, " P"], like: MoEParams, *, noise: NoiseModel, fit_intercept: bool
+    free: Float[jax.Array, " P"],
+    like: MoEParams,
+    *,
+    noise: NoiseModel,
+    fit_intercept: bool,
+    columns: FreeColumns | None = None,
 ) -> MoEParams:
     """The inverse of `free_parameters`; parameters that are not free are taken from `like`."""
     rows, offsets = predictors_of(like, fit_intercept=fit_intercept)
-    noise_std = like.noise_std
+    noise_std, num_free = like.noise_std, rows.size
+    if columns is None:
+        values = free[:num_free].reshape(rows.shape)
+    else:
+        places = free_positions(noise_std.shape[0], noise_std.shape[0], 0, columns)
+        num_free = places.size
+        values = rows.reshape(-1).at[places].set(free[:num_free]).reshape(rows.shape)
     if noise != "known":
-        noise_std = jnp.broadcast_to(jnp.exp(free[rows.size :]), noise_std.shape)
-    predictors = Predictors(free[: rows.size].reshape(rows.shape), offsets)
-    return params_of(predictors, noise_std, fit_intercept=fit_intercept)
+        noise_std = jnp.broadcast_to(jnp.exp(free[num_free:]), noise_std.shape)
+    return params_of(Predictors(values, offsets), noise_std, fit_intercept=fit_intercept)

@@ -84,6 +84,7 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
             ridge=config.ridge,
             record_path=config.record_path,
             least_noise=least_noise_of(problem, config),
+            columns=config.columns,
         )
 
     count = min(NUM_FINALISTS, plan.num_parents)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.likelihood.em import EMRun, gating_em, joint_em
+from moejax.likelihood.free_columns import expert_inputs
 from moejax.likelihood.polish import PolishRun, polish
 from moejax.methods.method import (
     MethodConfig,
@@ -17,7 +18,7 @@ from moejax.methods.method import (
     with_path,
 )
 from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
-from moejax.methods.starts import zero_gates
+from moejax.methods.starts import with_experts_inputs, zero_gates
 from moejax.model.mixture import MoEParams
 from moejax.model.status import Status
 from moejax.moments.spectral import spectral_estimate
@@ -33,7 +34,7 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         return spectral_residual(key, problem, config)
     estimate = spectral_estimate(
         key,
-        problem.x,
+        expert_inputs(problem.x, config.columns),
         problem.y,
         problem.transforms,
         problem.weights,
@@ -44,7 +45,7 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         chunk_size=config.chunk_size,
         log_density=config.log_density,
     )
-    params = zero_gates(estimate.experts, problem.noise_std)
+    params = with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
     num_iterations = jnp.asarray(MOMENT_PASSES, jnp.int32)
@@ -78,6 +79,7 @@ def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) ->
         num_polar_iterations=config.num_polar_iterations,
         chunk_size=config.chunk_size,
         log_density=config.log_density,
+        columns=config.columns,
     )
     params = run.params
     if config.noise == "known":
@@ -117,6 +119,7 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
             ridge=config.ridge,
             record_path=config.record_path,
             least_noise=least_noise_of(problem, config),
+            columns=config.columns,
         )
         num_steps = MOMENT_PASSES + run.num_steps
         result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
@@ -145,6 +148,7 @@ def em_before_polish(params: MoEParams, problem: Problem, config: MethodConfig) 
         before_polish=True,
         record_path=config.record_path,
         least_noise=least_noise_of(problem, config),
+        columns=config.columns,
     )
 
 
@@ -165,4 +169,5 @@ def polish_from(params: MoEParams, problem: Problem, config: MethodConfig) -> Po
         economical=config.economical,
         record_path=config.record_path,
         least_noise=least_noise_of(problem, config),
+        columns=config.columns,
     )

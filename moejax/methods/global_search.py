@@ -34,6 +34,7 @@ from jax.core import Tracer
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import sample_scale
+from moejax.likelihood.free_columns import compact, expanded
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.finalists import polished
 from moejax.methods.from_moments import spectral
@@ -97,7 +98,7 @@ def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_st
     shape = starts.expert_bias.shape
     scale = jnp.broadcast_to(spread / facts.standard_deviation, shape)
     bias = scale * starts.expert_bias
-    if config.fit_intercept:
+    if config.has_expert_biases:
         bias = bias + jnp.broadcast_to(label_mean(problem), shape)
     return starts._replace(experts=scale[..., None] * starts.experts, expert_bias=bias)
 
@@ -194,7 +195,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
     unit, dtype = sample_scale(sample.weights).unit, sample.x.dtype
     ridge = search_ridge(sample, config)
     noise = "per_expert" if config.noise == "per_expert" else "shared"
-    sizes = (sample.x.shape[1], noise, config.fit_intercept, math.prod(sample.y.shape[1:]))
+    sizes = (sample.x.shape[1], noise, config.fit_intercept, math.prod(sample.y.shape[1:]), config.columns)
     more_parameters = num_free_parameters(config.num_experts, *sizes) - num_free_parameters(1, *sizes)
     count = plan.num_more if again else plan.num_independent
     starts, may_begin = rows_of(search.population, slice(count)), jnp.asarray(True)
@@ -306,7 +307,8 @@ def generations(search: Search, *, config: MethodConfig, plan: Plan) -> Search:
             )
         if plan.has_children:
             key = jax.random.fold_in(search.key, generation)
-            children = children_of(key, rows_of(population, slice(num_parents)), NEWCOMERS)
+            parents = compact(rows_of(population, slice(num_parents)), config.columns)
+            children = expanded(children_of(key, parents, NEWCOMERS), config.columns)
         if random is None or children is None:
             one = random if children is None else children
             assert one is not None, "newcomers are children or random starts"

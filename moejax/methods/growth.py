@@ -1,8 +1,9 @@
 r"""Growth: mixtures of 1, 2, .., K experts, each from the best ones with one expert fewer by a split of one expert.
 
-From the parents with k experts, the best of hundreds of splits (`methods.splits`) climb a few passes. The best distinct ends are the
-parents of k + 1, and climb on: for the mean with ridges and noise by evidence, for the likelihood with weak ridges. A growth ends when
-the score, evidence or BIC, has not risen for some numbers of experts. One compiled program makes all numbers (`likelihood.padded`).
+From the parents with k experts, the best of hundreds of splits (`methods.splits`) climb a few passes. The best distinct ends are
+the parents of k + 1, and climb on: for the mean with ridges and noise by evidence, for the likelihood with weak ridges. A growth
+ends when the score, evidence or BIC, has not risen for some numbers of experts. One compiled program makes all numbers
+(`likelihood.padded`).
 """
 
 from __future__ import annotations
@@ -216,9 +217,14 @@ class _Growth:
         scores = jnp.where(few | (beam.number == 1), found.score, -jnp.inf)
         best = jax.tree.map(lambda leaf: leaf[jnp.argmax(scores)], found)._replace(score=scores.max())
         old, place = beam.grown, beam.number - 1
-        recorded = jax.tree.map(lambda all_, one: all_.at[place].set(one), tuple(old)[:-1], tuple(best)[:-1])
-        passes = old.num_passes + found.num_passes.sum(dtype=jnp.int32)
-        return _Beam(beam.number, found.rows, best.variance, best.ridge, Grown(*recorded, passes))
+        new = Grown(*best)._replace(num_passes=found.num_passes.sum(dtype=jnp.int32))
+        # the passes add up, the rest is put in its place
+        recorded = jax.tree.map(
+            lambda all_, one: all_.at[place].set(one) if all_.ndim else all_ + one,
+            old,
+            new,
+        )
+        return _Beam(beam.number, found.rows, best.variance, best.ridge, recorded)
 
     def next_parents(self, beam: _Beam) -> _Beam:
         """Parents with one expert more: the best distinct ends of climbs from splits."""

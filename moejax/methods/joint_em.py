@@ -8,9 +8,17 @@ from jaxtyping import Float
 
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.likelihood.em import EMRun, joint_em
+from moejax.likelihood.free_columns import expert_inputs
 from moejax.likelihood.predictors import weighted_gram
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, least_noise_of, with_path
-from moejax.methods.starts import index_of_best, label_spread, number_of_starts, random_starts, zero_gates
+from moejax.methods.starts import (
+    index_of_best,
+    label_spread,
+    number_of_starts,
+    random_starts,
+    with_experts_inputs,
+    zero_gates,
+)
 from moejax.model.activations import ScalarFunction, activation_and_slope
 from moejax.model.mixture import MoEParams
 from moejax.model.small_linear_algebra import solve_positive_definite
@@ -89,12 +97,15 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
         "ridge": config.ridge,
         "record_path": config.record_path,
         "least_noise": least_noise_of(problem, config),
+        "columns": config.columns,
     }
 
     def run(start: MoEParams) -> EMRun:
         if config.start == "kmeans":
-            experts, residual = clusterwise_regression(start.experts, *data, fn=config.fn)
+            own = expert_inputs(start.experts, config.columns), expert_inputs(problem.x, config.columns)
+            experts, residual = clusterwise_regression(*own, *data[1:], fn=config.fn)
             start = zero_gates(experts, jnp.where(jnp.isfinite(residual), residual, spread))
+            start = with_experts_inputs(start, config)
         if config.noise != "known":
             return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
 

@@ -104,7 +104,8 @@ def growths_of(
 ) -> list[Grown]:
     """For each request the growths from its keys, leaves (g, K, ..).
 
-    They run in THREADS threads, which change no result. The first ones of the requests compile side by side, before the others start.
+    They run in THREADS threads, which change no result. The first ones of the requests compile side by side, before the others
+    start.
     """
     jobs = [
         (request, index)

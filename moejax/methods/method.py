@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from moejax.checks import require
 from moejax.likelihood.collapse import rounding_noise
 from moejax.likelihood.em import RIDGE
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.methods.options import FitOptions, Start
 from moejax.model.activations import (
     ActivationLike,
@@ -85,6 +86,14 @@ class MethodConfig:
     """If true, `MethodResult.path` is kept."""
     economical: bool = False
     """If true, as in trials, which measure their end anyway, the last step of the polish is not evaluated (see `polish`)."""
+    columns: FreeColumns | None = None
+    """The columns whose coefficients are free, if gates and experts do not have the same inputs; None for all. `fit_intercept` then
+    says whether there is a column of ones, and `has_expert_biases` whether the experts use it."""
+
+    @property
+    def has_expert_biases(self) -> bool:
+        """True if the biases of the experts are fitted."""
+        return self.fit_intercept if self.columns is None else self.columns.has_expert_biases
 
 
 class SearchEnd(NamedTuple):
@@ -152,6 +161,7 @@ class Registered(NamedTuple):
     slopes: Slopes
     staged: bool
     wide: bool = False
+    separate_inputs: bool = False
 
 
 _REGISTRY: Registry[Registered] = Registry("method")
@@ -167,6 +177,7 @@ def register_method(
     slopes: Slopes = "used",
     staged: bool = False,
     wide: bool = False,
+    separate_inputs: bool = False,
     replace: bool = False,
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
@@ -183,6 +194,8 @@ def register_method(
         staged: if true, `fit` does not compile the method as a whole: it consists of compiled stages (`moejax.methods.stages`).
         wide: if true, the method is for many inputs, and `fit` forms no d x d matrix either: it standardises the inputs column by
             column instead of whitening them, and gives no standard errors.
+        separate_inputs: if true, the method fits the coefficients of `config.columns` only, and leaves the others zero; `fit` then
+            accepts it with gates that are constant or have other inputs than the experts.
         replace: if true, a built-in name may be given to `method`; your own names may always be given again.
 
     Raises:
@@ -201,7 +214,9 @@ def register_method(
     if slopes not in get_args(Slopes):
         raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
     _REGISTRY.register(
-        name, Registered(method, moments, order, several_outputs, slopes, staged, wide), replace
+        name,
+        Registered(method, moments, order, several_outputs, slopes, staged, wide, separate_inputs),
+        replace,
     )
     return method
 

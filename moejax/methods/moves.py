@@ -20,6 +20,8 @@ NOISE_OF_CHILDREN = 1.5
 def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
     """`count` children, leaves (count, ..), of a population (s, ..); parents are taken in turn.
 
+    Experts and gates may have different numbers of inputs.
+
     In each child, one expert is dropped. Its place goes to a half of another expert that is split, to a newly drawn expert,
     or to an expert of another mixture of the population.
     """
@@ -38,9 +40,10 @@ def children_of(key: jax.Array, population: MoEParams, count: int) -> MoEParams:
     parent_index = jnp.arange(count, dtype=jnp.int32) % size
     other_index = (parent_index + 1 + offset) % size
     parents, others = rows_of(population, parent_index), rows_of(population, other_index)
-    shape = population.experts.shape[2:]
-    draws = standard_normal(normal_key, (count, 2, math.prod(shape) + shape[-1]), dtype)
-    experts, gates = draws[:, :, : -shape[-1]].reshape(count, 2, *shape), draws[:, 0, -shape[-1] :]
+    shape, gate_inputs = population.experts.shape[2:], population.gating.shape[-1]
+    num_entries = math.prod(shape)
+    draws = standard_normal(normal_key, (count, 2, num_entries + gate_inputs), dtype)
+    experts, gates = draws[:, :, :num_entries].reshape(count, 2, *shape), draws[:, 0, num_entries:]
     return jax.vmap(_child)(kind, dropped, (dropped + 1 + shift) % k, experts, gates, parents, others)
 
 
@@ -49,14 +52,14 @@ def _child(
     dropped: Int[jax.Array, ""],
     chosen: Int[jax.Array, ""],
     expert_draws: Float[jax.Array, "2 *m d"],
-    gate_draw: Float[jax.Array, " d"],
+    gate_draw: Float[jax.Array, " s"],
     parent: MoEParams,
     other: MoEParams,
 ) -> MoEParams:
-    """A child of kind () 0 (split), 1 (new draw) or 2 (from `other`); expert_draws (2, d) or (2, m, d), gate_draw (d,)."""
+    """A child of kind () 0 (split), 1 (new draw) or 2 (from `other`); expert_draws (2, d) or (2, m, d), gate_draw (s,)."""
     dtype = parent.experts.dtype
     size = jnp.sqrt(jnp.mean(parent.experts**2)) + jnp.finfo(dtype).tiny
-    dim = jnp.asarray(parent.gating.shape[-1], dtype)
+    dim = jnp.asarray(parent.experts.shape[-1], dtype)
 
     own, transferred = rows_of(parent, chosen), rows_of(other, chosen)
     # two copies of an expert, moved apart in a random direction of its coefficients and of its gate

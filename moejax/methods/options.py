@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from moejax.likelihood.information import CovarianceKind
@@ -15,6 +16,8 @@ EstimatedNoise = Literal["shared", "per_expert"]
 Start = Literal["random", "kmeans"]
 Objective = Literal["likelihood", "mean", "auto"]
 WeightsAre = Literal["counts", "reliability"]
+Gate = Literal["softmax", "constant"]
+Column = int | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,12 @@ class FitOptions:
         noise: an estimated noise has one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for
             data, is True. Without biases, `fit` does not subtract the mean of the inputs.
+        gate: "softmax", or "constant" for gates without inputs, P(z = i | x) = p_i: a mixture of regressions. Of constant gates the
+            biases are fitted, also without `fit_intercept`, which is then about the experts.
+        gate_inputs: columns of x that the gates read, numbers from 0 or, if x is a DataFrame, names; None for all. The coefficients
+            of the others are zero, and are no parameters.
+        expert_inputs: the same for the experts. Moments are those of the experts' inputs; they are exact if the gates are
+            constant or their inputs independent of these, and otherwise a start, as for gates not orthogonal to the experts.
         method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
             EM for the gates, a few passes of EM for all parameters, polish), "spectral" (moments only), "spectral_residual"
             (moments and residual passes), "spectral_wide" (spectral_em for thousands of inputs, without d x d matrices), or a
@@ -35,9 +44,9 @@ class FitOptions:
         weights_are: the meaning of sample weights. "counts": a weight is a number of equal rows. "reliability": a weight is how
             much a row counts relative to the others (sampling or importance weights), and their scale has no meaning; they are
             scaled to sum to their effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
-        objective: the density of a label. "likelihood": the mixture, sum_i P_i(x) N(y; m_i(x), sigma_i^2), the default of `fit`, for
-            the study of parameters. "mean": N(y; f(x), s^2), f = sum_i P_i(x) m_i(x), for data that are a function plus noise; it
-            is fitted by the method "mean_fit". "auto", the default of `MoERegressor`: the one with the less BIC; the fit is by
+        objective: the density of a label. "likelihood": the mixture, sum_i P_i(x) N(y; m_i(x), sigma_i^2), the default of `fit`,
+            for the study of parameters. "mean": N(y; f(x), s^2), f = sum_i P_i(x) m_i(x), for data that are a function plus noise;
+            it is fitted by the method "mean_fit". "auto", the default of `MoERegressor`: the one with the less BIC; the fit is by
             likelihood without a comparison if the mean has no meaning for it (another method than "multistart", a known noise,
             several outputs).
         average: predictions are averaged over this many of the best distinct optima, with equal weights. One of them, the best, is
@@ -75,6 +84,9 @@ class FitOptions:
     activation: ActivationLike = "linear"
     noise: EstimatedNoise = "shared"
     fit_intercept: bool = False
+    gate: Gate = "softmax"
+    gate_inputs: Sequence[Column] | None = None
+    expert_inputs: Sequence[Column] | None = None
     method: str = "multistart"
     weights_are: WeightsAre | None = None
     objective: Objective = "likelihood"

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from moejax.environment import runs_on_cpu
 from moejax.likelihood.collapse import is_collapsed
 from moejax.likelihood.em import joint_em
+from moejax.likelihood.free_columns import num_coefficients
 from moejax.methods.method import MethodConfig, Problem, least_noise_of
 from moejax.model.mixture import MoEParams, log_likelihood_per_sample, responsibilities, weighted_sum
 
@@ -55,7 +56,7 @@ def collapsed_experts(
     return is_collapsed(
         params.noise_std,
         weighted_sum(posterior, problem.weights),
-        num_coefficients=problem.x.shape[1] + int(config.fit_intercept),
+        num_coefficients=num_coefficients(problem.x.shape[1], config.fit_intercept, config.columns)[0],
         least_noise=least_noise,
         per_expert=True,
     )
@@ -101,6 +102,7 @@ def climb(
             ridge=ridge,
             hold_experts=held,
             least_noise=least_noise,
+            columns=config.columns,
         )
         good = jnp.isfinite(end.log_likelihood)
         if least_noise is not None:

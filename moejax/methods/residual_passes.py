@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.em import RIDGE, gating_em
+from moejax.likelihood.free_columns import FreeColumns, expert_inputs, widened_experts
 from moejax.methods.starts import index_of_best, zero_gates
 from moejax.model.activations import ScalarFunction, activation_facts, apply_activation
 from moejax.model.gaussian import HALF_WIDTH, gaussian_grid
@@ -140,6 +141,14 @@ def residual_labels(
     return SpectralLabels(labels[0], labels[1], labels[2] if len(used) == 3 else None)
 
 
+def _in_order_of(
+    experts: Float[jax.Array, "k d"], estimate: SpectralEstimate, fn: ScalarFunction
+) -> SpectralEstimate:
+    """The estimate with its experts in the order of the nearest of these (k, d)."""
+    order = match_experts(experts, estimate.experts, activation_facts(fn).parity == "even")
+    return estimate._replace(experts=estimate.experts[order], mixing_weights=estimate.mixing_weights[order])
+
+
 class ResidualEstimate(NamedTuple):
     """The end of residual passes."""
 
@@ -182,6 +191,7 @@ def residual_estimate(
     num_polar_iterations: int = 8,
     chunk_size: int | None = None,
     log_density: LogDensity | None = None,
+    columns: FreeColumns | None = None,
 ) -> ResidualEstimate:
     """Experts from moments; then `num_passes` times gates by EM with these experts, and experts from residual moments.
 
@@ -206,22 +216,23 @@ def residual_estimate(
         num_polar_iterations: as in `tensor_power_method`.
         chunk_size: samples that the moments process at once; None takes all.
         log_density: log density of inputs that are not standard normal, as in `spectral_estimate`.
+        columns: the columns whose coefficients are free; None for all. The score tensors are those of the experts' inputs.
     """
-    k, d, even = num_experts, x.shape[1], activation_facts(fn).parity == "even"
+    k, of_experts = num_experts, expert_inputs(x, columns)
     # the first pass subtracts nothing; its experts to match with may be any distinct ones
-    start = zero_gates(jnp.eye(k, d, dtype=x.dtype), jnp.asarray(noise_std, x.dtype))
+    eye = jnp.eye(k, of_experts.shape[1], dtype=x.dtype)
+    start = zero_gates(widened_experts(eye, columns), jnp.asarray(noise_std, x.dtype))
 
     def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
         key, scale = step
         # a shared noise is known better beforehand than from EM with inexact experts; a noise for each expert is not
         expected = params if noise == "per_expert" else params._replace(noise_std=start.noise_std)
-        labels = residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size)
         estimate = estimate_from_labels(
             key,
-            x,
-            labels,
+            of_experts,
+            residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size),
             weights,
-            TensorPart(params.experts, scale * mean_gates(params, x, weights)),
+            TensorPart(expert_inputs(params.experts, columns), scale * mean_gates(params, x, weights)),
             num_experts=k,
             order=order,
             num_restarts=num_restarts,
@@ -230,12 +241,9 @@ def residual_estimate(
             log_density=log_density,
         )
         # a decomposition gives the experts in any order; each starts from the gate of the nearest previous expert
-        same_order = match_experts(params.experts, estimate.experts, even)
-        estimate = estimate._replace(
-            experts=estimate.experts[same_order], mixing_weights=estimate.mixing_weights[same_order]
-        )
+        estimate = _in_order_of(expert_inputs(params.experts, columns), estimate, fn)
         gates = gating_em(
-            params._replace(experts=estimate.experts),
+            params._replace(experts=widened_experts(estimate.experts, columns)),
             x,
             y,
             weights,
@@ -245,6 +253,7 @@ def residual_estimate(
             noise=noise,
             ridge=ridge,
             tolerance=GATING_TOLERANCE,
+            columns=columns,
         )
         return gates.params, (estimate, gates)
 

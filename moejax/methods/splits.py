@@ -1,9 +1,9 @@
 r"""Splits of one expert of a padded mixture in two (`likelihood.padded`), and their predicted gains.
 
-A split divides the expert's part of the input space: the two halves get its gate plus or minus a linear function h, so that its share
-P_i goes to them by sigmoid(2 h) and sigmoid(-2 h). With the halves' shares fixed, their best coefficients are a linear least-squares
-problem with 2 D unknowns (for a non-linear g a Gauss-Newton step of one), whose solution predicts the gain. So hundreds of splits are
-scored by one pass. Experts of one part of the inputs are split by turning two copies of their line apart.
+A split divides the expert's part of the input space: the two halves get its gate plus or minus a linear function h, so that its
+share P_i goes to them by sigmoid(2 h) and sigmoid(-2 h). With the halves' shares fixed, their best coefficients are a linear
+least-squares problem with 2 D unknowns (for a non-linear g a Gauss-Newton step of one), whose solution predicts the gain. So
+hundreds of splits are scored by one pass. Experts of one part of the inputs are split by turning two copies of their line apart.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from moejax.likelihood.free_columns import expert_inputs, widened_experts
 from moejax.methods.method import MethodConfig, Problem
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import MoEParams
@@ -58,9 +59,20 @@ def random_starts(
     If there are more experts than inputs, experts are normal instead, and so are the biases if there are intercepts. In few
     dimensions, random experts on the sphere coincide, and EM keeps equal experts equal.
     """
-    dim = problem.x.shape[1]
+    dim = expert_inputs(problem.x, config.columns).shape[1]
     crowded = config.num_experts > dim
     shape = (num_starts, config.num_experts, *problem.y.shape[1:], dim + int(crowded))
     draws = standard_normal(key, shape, problem.x.dtype)
     starts = jax.vmap(zero_gates, (0, None))(draws[..., :dim] if crowded else unit_rows(draws), noise_std)
-    return starts._replace(expert_bias=draws[..., -1]) if crowded and config.fit_intercept else starts
+    if crowded and config.has_expert_biases:
+        starts = starts._replace(expert_bias=draws[..., -1])
+    return with_experts_inputs(starts, config)
+
+
+def with_experts_inputs(params: MoEParams, config: MethodConfig) -> MoEParams:
+    """Experts (.., r) of their own inputs as experts of all inputs, with zero gates."""
+    columns = config.columns
+    if columns is None:
+        return params
+    gating = jnp.zeros((*params.gating.shape[:-1], columns.dim), params.gating.dtype)
+    return params._replace(experts=widened_experts(params.experts, columns), gating=gating)

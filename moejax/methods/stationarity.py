@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature
+from moejax.likelihood.free_columns import num_coefficients
 from moejax.likelihood.polish import damped_step
 from moejax.likelihood.predictors import (
     block_matrix,
@@ -51,9 +52,11 @@ def likelihood_is_stationary(
         fit_intercept=config.fit_intercept,
         ridge=config.ridge,
         width=width,
+        columns=config.columns,
     )
     if not experts_free:
-        free = slice(k * (problem.x.shape[1] + int(config.fit_intercept)), None)
+        of_expert, _ = num_coefficients(problem.x.shape[1], config.fit_intercept, config.columns)
+        free = slice(k * of_expert, None)
         curvature = curvature._replace(
             gradient=curvature.gradient[free],
             observed=curvature.observed[free, free],

@@ -210,6 +210,42 @@ def test_fit_of_a_file_with_other_separators_and_a_constant_column(capsys, tmp_p
     assert "separator" in refused(capsys, "fit", str(tmp_path / "data.csv"), *options, "--separator", "/")
 
 
+@pytest.mark.slow
+def test_fit_of_text_with_gates_and_experts_of_their_own_inputs(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(300, 2)), columns=["dose", "age"])
+    table["site"] = rng.choice(["north", "south", "west"], 300, p=[0.5, 0.3, 0.2])
+    second = rng.uniform(size=300) < np.where(table["site"] == "south", 0.9, 0.2)
+    table["y"] = np.where(second, -1.0, 1.0) * table["dose"] + 0.1 * rng.normal(size=300)
+    file, out = tmp_path / "data.csv", tmp_path / "out"
+    table.to_csv(file, index=False)
+    command = ["fit", str(file), "--target", "y", "--num-experts", "2", "--method", "joint_em"]
+    printed = run(
+        capsys, *command, "--gate-inputs", "site", "--expert-inputs", "dose, age", "--out", str(out)
+    )
+    words = " ".join(printed.split())
+    assert (
+        "column 'site' holds text: it became 'site=south', 'site=west', against its most frequent level"
+        in words
+    )
+    document = json.loads((out / "fit.json").read_text())
+    assert document["categories"] == [{"column": "site", "reference": "north", "levels": ["south", "west"]}]
+    expert = document["in_units"]["data"]["experts"][0]
+    assert set(expert["coefficients"]) == {"dose", "age", "site=south", "site=west"}
+    assert expert["coefficients"]["site=south"] == expert["coefficient_errors"]["site=south"] == 0.0
+    assert expert["gating"]["dose"] == 0.0
+    # the log odds of the second expert in the south and in the north differ by log(0.9 / 0.1) - log(0.2 / 0.8)
+    error = expert["gating_errors"]["site=south"]
+    assert abs(abs(expert["gating"]["site=south"]) - 3.58) < 4.0 * error < 4.0
+
+    constant = json.loads(run(capsys, *command, "--gate", "constant", "--json"))
+    assert not any(any(one["gating"].values()) for one in constant["experts"])
+    assert "anywhere" in run(capsys, *command, "--gate", "constant")
+    assert "did you mean site" in refused(capsys, *command, "--gate-inputs", "sites")
+    assert "each input once" in refused(capsys, *command, "--expert-inputs", "dose,dose")
+    assert "with a source" in refused(capsys, *command, "--gate-inputs", "site", "--stream")
+
+
 def test_a_coefficient_without_a_standard_error_is_printed():
     assert _strongest({"a": 2.0, "b": -3.0}, {"a": None, "b": 0.25}) == "b -3±0.25\na +2±?"
 

@@ -24,6 +24,9 @@ def test_angle_of_a_gate_to_the_experts():
     assert _gate_angle(experts, np.array([[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]])) == pytest.approx(90.0)
     assert _gate_angle(experts, np.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])) == pytest.approx(45.0)
     assert np.isnan(_gate_angle(experts, np.zeros((2, 3))))
+    # an input of the gates of its own, with correlation 0.8 to the experts' first one: cos of the angle is 0.8
+    angle = _gate_angle(np.eye(2), np.array([[2.0], [0.0]]), np.array([[0.8], [0.0]]))
+    assert angle == pytest.approx(np.degrees(np.arccos(0.8)))
 
 
 @pytest.mark.slow

@@ -397,3 +397,36 @@ def test_targets_of_other_shapes(data):
         model.fit(x, y, sample_weight=np.zeros(480))
     with pytest.raises(NotFittedError):
         MoERegressor().predict(x)
+
+
+def test_constant_gates_and_columns_of_gates_and_experts(data):
+    x, y = data
+    frame = pd.DataFrame(x, columns=[f"c{i}" for i in range(x.shape[1])])
+    options = {"num_experts": 2, "method": "joint_em", "random_state": 0}
+    model = MoERegressor(gate_inputs=["c1"], expert_inputs=[0], **options).fit(frame, y)
+    # two experts and a gate of one input, with biases, and a noise
+    assert model.n_parameters_ == 2 * 2 + 2 + 1
+    assert not model.gating_coef_[:, [0]].any()
+    assert not model.coef_[:, 1:].any()
+    assert model.predict(frame).shape == y.shape
+    constant = MoERegressor(gate="constant", **options).fit(x, y)
+    assert np.ptp(constant.gate_probabilities(x), axis=0).max() == 0.0
+    assert constant.n_parameters_ == 2 * (x.shape[1] + 1) + 1 + 1
+    with pytest.raises(ValueError, match="gate_inputs: unknown column 'c99'"):
+        MoERegressor(gate_inputs=["c99"], **options).fit(frame, y)
+
+
+def test_few_samples_with_constant_gates_or_few_inputs_of_experts():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 3)), rng.normal(size=8)
+    options = {"num_experts": 4, "method": "joint_em", "random_state": 0}
+    with pytest.warns(ConvergenceWarning, match="8 distinct samples support 1 of 3 directions"):
+        assert MoERegressor(**options).fit(x, y).num_experts_ == 1
+    # k (r + 1) coefficients, k - 1 shares and a noise for fewer samples
+    with pytest.warns(ConvergenceWarning, match="8 distinct samples support 2 of 1 directions"):
+        assert MoERegressor(gate="constant", expert_inputs=[2], **options).fit(x, y).num_experts_ == 2
+    few = MoERegressor(gate_inputs=[2], expert_inputs=[0, 1], activation="tanh", **options)
+    with pytest.warns(ConvergenceWarning, match="4 distinct samples support 1 of 1 of 2 principal"):
+        few.fit(x[:4], np.tanh(y[:4]))
+    assert few.n_parameters_ == 3
+    assert not few.coef_[:, 2].any()

@@ -165,6 +165,10 @@ def fit_source(
     require(options.method in METHODS, "method", f"{' or '.join(METHODS)} for a source", options.method)
     require(options.objective == "likelihood", "objective", "'likelihood' for a source", options.objective)
     require(options.average == 1, "average", "1 for a source", options.average)
+    for name in ("gate", "gate_inputs", "expert_inputs"):
+        default = getattr(FitOptions, name)
+        given = getattr(options, name)
+        require(given == default, name, f"{default!r} with a source, for now", given)
     require(
         checkpoint is None or jax.process_count() == 1,
         "checkpoint",
@@ -220,11 +224,7 @@ def fit_source(
         result = fit_each(
             num_experts,
             fit_one,
-            dim=len(origin),
             num_rows=survey.weight_sum * factor,
-            num_outputs=1,
-            noise=options.noise if noise_std is None else "known",
-            fit_intercept=centre,
         )
     kept.remove()
     return SourceFit(result, sample, are)
