@@ -209,9 +209,9 @@ def _problem(
     dtype = jnp.result_type(float)
     weights, z, y = padded(weights, z, y)
     # converted on the host: each jnp.asarray with a dtype would be a program
-    x, y, weights, level = jax.device_put([np.asarray(a, dtype) for a in (z, y, weights, noise_std)])
+    x, labels, counts, level = jax.device_put([np.asarray(a, dtype) for a in (z, y, weights, noise_std)])
     least = None if least_noise is None else jax.device_put(np.asarray(least_noise, dtype))
-    return Problem(x, y, weights, level, transforms[0] if transforms else None, transforms[1:], least)
+    return Problem(x, labels, counts, level, transforms[0] if transforms else None, transforms[1:], least)
 
 
 def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None) -> np.ndarray:

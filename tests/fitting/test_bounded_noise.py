@@ -184,3 +184,11 @@ def test_rows_of_a_source_have_the_same_floor():
 def test_the_step_of_rounded_labels(labels, step):
     assert label_step(labels) == pytest.approx(step, rel=1e-9)
     assert resolution(labels[:, None]) == pytest.approx(step / np.sqrt(2 * np.pi), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_gradient_descent_keeps_the_floor():
+    x, rng = inputs()
+    y = np.where(rng.random(N) < 0.3, 0.0, 1.0 + 2.0 * x + 0.3 * rng.normal(size=N))
+    result = fitted(x, y, num_experts=2, method="gradient_nll", max_iterations=300)
+    assert result.params.noise_std.min() > 0.8 * result.diagnostics["noise_floor"]
