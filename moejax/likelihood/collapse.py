@@ -168,7 +168,7 @@ def label_rounding_on_host(
 
 
 def label_step(y: Float[np.ndarray, " n"]) -> float:
-    """The largest step of which all differences of the labels (n,) are multiples, to single precision; 0 if there is none.
+    """The largest step of which all differences of the labels (n,) are multiples, to 1e-7 of their range; 0 if there is none.
 
     It is found by Euclid's algorithm on the gaps between neighbouring labels. Labels of a continuous distribution have none; labels
     that were rounded have their rounding, in any unit.
@@ -177,11 +177,11 @@ def label_step(y: Float[np.ndarray, " n"]) -> float:
     0.75
     """
     gaps = np.diff(np.unique(y))
-    rounding = float(np.finfo(np.float32).eps) * float(np.abs(y).max(initial=0.0))
-    gaps = gaps[gaps > rounding]
-    if not gaps.size:
+    gaps = gaps[gaps > 2 * ROUNDING * np.finfo(float).eps * np.abs(y).max(initial=0.0)]
+    rounding = float(np.finfo(np.float32).eps) * float(gaps.sum())
+    step = float(gaps.min(initial=np.inf))
+    if not gaps.size or step <= rounding:
         return 0.0
-    step = float(gaps.min())
     while step > ROUNDING * rounding:
         rest = np.abs(gaps - step * np.round(gaps / step))
         rest = rest[rest > rounding]

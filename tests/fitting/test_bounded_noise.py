@@ -178,6 +178,8 @@ def test_rows_of_a_source_have_the_same_floor():
         (0.1 * np.array([3.0, 17.0, -4.0, 8.0]), 0.1),  # gaps of 7, 5 and 9 steps
         (np.array([2.0, 2.0]), 0.0),
         (np.random.default_rng(0).normal(size=50), 0.0),
+        (1e6 + np.arange(50) % 2 + 0.01 * np.random.default_rng(0).normal(size=50), 0.0),  # two clusters
+        (1e7 + np.array([0.0, 6.0, 13.0]), 1.0),
         ((np.round(np.random.default_rng(1).normal(size=200), 2) - 0.123) / 7.7, 0.01 / 7.7),
     ],
 )
