@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INTERCEPT = "(intercept)"
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class FitSummary:
     """The tables of `FitResult.summary`; `print` shows all of them, and a notebook shows them as HTML.
 

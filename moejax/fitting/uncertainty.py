@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from moejax.environment import compiled_fast
 from moejax.likelihood.blocks import sample_blocks, sample_scale
-from moejax.likelihood.collapse import at_floor
+from moejax.likelihood.collapse import held_noises
 from moejax.likelihood.derivatives import (
     Curvature,
     likelihood_curvature,
@@ -30,9 +30,6 @@ from moejax.likelihood.predictors import gate_centring, predictors_of
 from moejax.methods.method import MethodConfig, Problem, least_noise_of
 from moejax.model.activations import activation_facts
 from moejax.model.mixture import MoEParams
-
-LEAST_SLOPE = 0.5
-"""A noise at its floor is held there if the log-likelihood would gain this many nats for each unit of log noise."""
 
 
 class Uncertainty(NamedTuple):
@@ -122,28 +119,6 @@ def uncertainty_of(
     return Uncertainty(of, shortfall, ridge_effect(params, curvature, config))
 
 
-def held_noises(
-    params: MoEParams,
-    gradient: jax.Array,
-    least_noise: jax.Array | None,
-    num_samples: jax.Array | float,
-) -> jax.Array | None:
-    """(P,) bool: true for log noises at their floor, where the likelihood still grows as they fall.
-
-    Args:
-        params: the estimate.
-        gradient: (P,) of the log-likelihood there.
-        least_noise: () the resolution of the labels if every expert has its own noise; None, with the result None, if not.
-        num_samples: sum of the weights.
-    """
-    if least_noise is None:
-        return None
-    k = params.noise_std.shape[0]
-    growing = gradient[-k:] < -LEAST_SLOPE
-    held = at_floor(params.noise_std, least_noise, num_samples) & growing
-    return jnp.zeros_like(gradient, bool).at[-k:].set(held)
-
-
 @functools.partial(jax.jit, static_argnames=("kind", "config"), compiler_options=compiled_fast())
 def uncertainty(
     params: MoEParams, problem: Problem, kind: CovarianceKind, config: MethodConfig
@@ -167,5 +142,5 @@ def uncertainty(
         if kind == "sandwich":
             products = score_outer_products(params, x, y, weights**2, fn, **free)
         least = least_noise_of(problem, config)
-        held = held_noises(params, without_ridge.gradient, least, weights.sum())
+        held = held_noises(params.noise_std, without_ridge.gradient, least, weights.sum())
         return uncertainty_of(params, without_ridge, observed, products, scale.mean_weight, config, held)

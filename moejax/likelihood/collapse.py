@@ -23,7 +23,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from moejax.model.gaussian import AnyArray
 
@@ -37,6 +37,9 @@ FEWEST_ROWS = 5.0
 more, it describes labels that have no noise, such as one value that many rows share."""
 NEAR_FLOOR = 2.0
 """A noise this many times the second term of the floor, which moves with the other noises, counts as at the floor."""
+
+LEAST_SLOPE = 0.5
+"""A noise at its floor is held there if the log-likelihood would gain this many nats for each unit of log noise."""
 
 
 def noise_floor(
@@ -113,6 +116,28 @@ def is_collapsed(
     return (counts <= num_coefficients + 0.5) | (few & at_floor(noise_std, least_noise, counts.sum()))
 
 
+def held_noises(
+    noise_std: Float[jax.Array, " k"],
+    gradient: Float[jax.Array, " P"],
+    least_noise: jax.Array | None,
+    num_samples: jax.Array | float,
+) -> Bool[jax.Array, " P"] | None:
+    """(P,) bool: true for log noises at their floor, where the likelihood still grows as they fall.
+
+    Args:
+        noise_std: (k,)
+        gradient: (P,) of the log-likelihood there.
+        least_noise: () the resolution of the labels if every expert has its own noise; None, with the result None, if not.
+        num_samples: sum of the weights.
+    """
+    if least_noise is None:
+        return None
+    k = noise_std.shape[0]
+    growing = gradient[-k:] < -LEAST_SLOPE
+    held = at_floor(noise_std, least_noise, num_samples) & growing
+    return jnp.zeros_like(gradient, bool).at[-k:].set(held)
+
+
 def label_rounding(y: Float[jax.Array, " n *m"], weights: Float[jax.Array, " n"]) -> Float[jax.Array, ""]:
     """(): the rounding of the largest label with weight, in its own unit; labels are (n,), or (n, m)."""
     used = weights > 0 if y.ndim == 1 else (weights > 0)[:, None]
@@ -143,7 +168,7 @@ def label_rounding_on_host(
 
 
 def label_step(y: Float[np.ndarray, " n"]) -> float:
-    """The largest step of which all differences of the labels (n,) are multiples, to single precision; 0 if there is none.
+    """The largest step of which all differences of the labels (n,) are multiples, to 1e-7 of their range; 0 if there is none.
 
     It is found by Euclid's algorithm on the gaps between neighbouring labels. Labels of a continuous distribution have none; labels
     that were rounded have their rounding, in any unit.
@@ -152,11 +177,11 @@ def label_step(y: Float[np.ndarray, " n"]) -> float:
     0.75
     """
     gaps = np.diff(np.unique(y))
-    rounding = float(np.finfo(np.float32).eps) * float(np.abs(y).max(initial=0.0))
-    gaps = gaps[gaps > rounding]
-    if not gaps.size:
+    gaps = gaps[gaps > 2 * ROUNDING * np.finfo(float).eps * np.abs(y).max(initial=0.0)]
+    rounding = float(np.finfo(np.float32).eps) * float(gaps.sum())
+    step = float(gaps.min(initial=np.inf))
+    if not gaps.size or step <= rounding:
         return 0.0
-    step = float(gaps.min())
     while step > ROUNDING * rounding:
         rest = np.abs(gaps - step * np.round(gaps / step))
         rest = rest[rest > rounding]

@@ -23,10 +23,19 @@ import numpy as np
 from jaxtyping import Float
 
 from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
+from moejax.likelihood.collapse import noise_floor
 from moejax.likelihood.em import expectation
 from moejax.likelihood.m_step import Point, noise_m_step
 from moejax.likelihood.predictors import free_parameters, gate_penalty, params_from_free, predictors_of
-from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, noise_while_inexact, with_path
+from moejax.methods.method import (
+    MethodConfig,
+    MethodResult,
+    Problem,
+    finish,
+    least_noise_of,
+    noise_while_inexact,
+    with_path,
+)
 from moejax.methods.starts import index_of_best, label_mean, label_spread, number_of_starts, random_starts
 from moejax.methods.stationarity import is_stationary, likelihood_is_stationary, squared_error_curvature
 from moejax.model.activations import ScalarFunction, activation_facts
@@ -174,6 +183,7 @@ def gradient_descent(
     total = problem.weights.sum()
     mean_weight = total / batches.num_used.astype(problem.x.dtype)
     like = jax.tree.map(lambda leaf: leaf[0], starts)
+    least_noise = least_noise_of(problem, config) if noise == "per_expert" else None
 
     def pack(params: MoEParams) -> jax.Array:
         return free_parameters(params, noise=noise, fit_intercept=config.fit_intercept)
@@ -196,6 +206,8 @@ def gradient_descent(
     def constrain(free: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
         hold = is_noise & (share >= NOISE_FREE) if config.noise == "known" else jnp.zeros_like(is_noise)
         free = jnp.where(hold, jnp.log(problem.noise_std), free)
+        if least_noise is not None:
+            free = free.at[-k:].max(jnp.log(noise_floor(jnp.exp(free[-k:]), least_noise, total)))
         held = hold if experts_free else hold | is_expert
         return free, (~held).astype(free.dtype)
 
@@ -253,7 +265,8 @@ def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Fl
         return problem, jnp.ones((), problem.y.dtype)
     spread = label_spread(problem)
     unit = jnp.where(spread > 0, spread / facts.standard_deviation, 1.0)
-    return problem._replace(y=problem.y / unit, noise_std=problem.noise_std / unit), unit
+    least = None if problem.least_noise is None else problem.least_noise / unit
+    return problem._replace(y=problem.y / unit, noise_std=problem.noise_std / unit, least_noise=least), unit
 
 
 def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> MoEParams:
@@ -315,7 +328,8 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
 
     def step(noise_std: jax.Array, _: None):
         sums = expectation(Point(predictors, noise_std), blocks, fn=config.fn, experts_free=False)
-        return noise_m_step(noise_std, sums.counts, sums.squares, config.noise), None
+        least_noise = least_noise_of(standard, config)
+        return noise_m_step(noise_std, sums.counts, sums.squares, config.noise, least_noise), None
 
     noise_std, _ = jax.lax.scan(step, params.noise_std, length=NOISE_PASSES)
     path = path._replace(noise_std=path.noise_std.at[-1].set(noise_std))

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
-from moejax.likelihood.derivatives import Curvature, likelihood_curvature
+from moejax.likelihood.collapse import held_noises
+from moejax.likelihood.derivatives import Curvature, likelihood_curvature, without
 from moejax.likelihood.free_columns import num_coefficients
 from moejax.likelihood.polish import damped_step
 from moejax.likelihood.predictors import (
@@ -18,7 +19,7 @@ from moejax.likelihood.predictors import (
     predictors_of,
     weighted_gram,
 )
-from moejax.methods.method import MethodConfig, Problem
+from moejax.methods.method import MethodConfig, Problem, least_noise_of
 from moejax.model.activations import activation_and_slope, activation_facts
 from moejax.model.mixture import MoEParams
 
@@ -54,6 +55,9 @@ def likelihood_is_stationary(
         width=width,
         columns=config.columns,
     )
+    held = held_noises(params.noise_std, curvature.gradient, least_noise_of(problem, config), weights.sum())
+    if held is not None:  # at the floor, the likelihood is stationary in the other parameters
+        curvature = without(curvature, held)
     if not experts_free:
         of_expert, _ = num_coefficients(problem.x.shape[1], config.fit_intercept, config.columns)
         free = slice(k * of_expert, None)

@@ -178,9 +178,19 @@ def test_rows_of_a_source_have_the_same_floor():
         (0.1 * np.array([3.0, 17.0, -4.0, 8.0]), 0.1),  # gaps of 7, 5 and 9 steps
         (np.array([2.0, 2.0]), 0.0),
         (np.random.default_rng(0).normal(size=50), 0.0),
+        (1e6 + np.arange(50) % 2 + 0.01 * np.random.default_rng(0).normal(size=50), 0.0),  # two clusters
+        (1e7 + np.array([0.0, 6.0, 13.0]), 1.0),
         ((np.round(np.random.default_rng(1).normal(size=200), 2) - 0.123) / 7.7, 0.01 / 7.7),
     ],
 )
 def test_the_step_of_rounded_labels(labels, step):
     assert label_step(labels) == pytest.approx(step, rel=1e-9)
     assert resolution(labels[:, None]) == pytest.approx(step / np.sqrt(2 * np.pi), rel=1e-9)
+
+
+@pytest.mark.slow
+def test_gradient_descent_keeps_the_floor():
+    x, rng = inputs()
+    y = np.where(rng.random(N) < 0.3, 0.0, 1.0 + 2.0 * x + 0.3 * rng.normal(size=N))
+    result = fitted(x, y, num_experts=2, method="gradient_nll", max_iterations=300)
+    assert result.params.noise_std.min() > 0.8 * result.diagnostics["noise_floor"]

@@ -36,10 +36,10 @@ from moejax.fitting.streaming.survey import (
     num_chosen,
     smallest,
 )
-from moejax.fitting.uncertainty import Uncertainty, held_noises, uncertainty_of
+from moejax.fitting.uncertainty import Uncertainty, uncertainty_of
 from moejax.fitting.whitening import map_of_moments
 from moejax.likelihood.blocks import SampleScale
-from moejax.likelihood.collapse import label_rounding
+from moejax.likelihood.collapse import held_noises, label_rounding
 from moejax.likelihood.derivatives import Curvature, penalised
 from moejax.likelihood.polish import Ascent, AscentRules, ascend, ascent_rules, first_ascent
 from moejax.likelihood.predictors import free_parameters, params_from_free, predictors_of
@@ -314,7 +314,7 @@ def _estimate(
             last = sums_at(climb.passes, params, width, score_products=options.covariance == "sandwich")
             observed, products = last.curvature.observed, last.score_products
         held = held_noises(
-            params, now.gradient, None if least is None else jnp.asarray(least), scale.num_samples
+            params.noise_std, now.gradient, None if least is None else jnp.asarray(least), scale.num_samples
         )
         known: Uncertainty = _uncertainty(params, now, observed, products, scale.mean_weight, config, held)
     status = Status.OK if climb.converged else Status.NOT_CONVERGED
