@@ -156,7 +156,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         fn = get_activation(self.activation)
         checked_random_state(self.random_state)
         x = checked_inputs(X, "X", least_rows=2)
-        self._columns(X, y, reset=True)
+        self.require_columns(X, y, reset=True)
         options = with_numbered_columns(options, x.shape[1], names_of(X))
         y = as_numbers(y, "y")
         if y.ndim == 2 and y.shape[1] == 1:

@@ -168,7 +168,7 @@ class Predictions:
     def _checked_rows(self, X: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
         x = checked_inputs(X, "X")
-        self._columns(X, reset=False)
+        self.require_columns(X, reset=False)
         return x
 
     def _density(self, X: ArrayLike) -> PredictiveDensity:
@@ -187,7 +187,7 @@ class Predictions:
         """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m), of `params_`."""
         return log_gates_and_means(self.params_, self._checked_rows(X), get_activation(self.activation))
 
-    def _columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
+    def require_columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
         """Store the number and the names of the columns of X, or compare them with those of the fit."""
         try:
             validate_data(self, X, y, reset=reset, skip_check_array=True)
