@@ -14,7 +14,9 @@ import jax
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import moejax
 from moejax.fitting import datasets
@@ -45,7 +47,7 @@ SLOPES = "slopes"
 SLOPES_OF = "airfoil"
 EXPERTS_SHOWN = 4
 """Experts of the fit whose slopes are shown: few enough to be read."""
-GRID = 60
+GRID = 400
 """Points a side of the map of the gates."""
 
 
@@ -292,6 +294,7 @@ def draw_errors(grid, values):
             axis.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods], fontsize=8)
             axis.set_xlabel(label, fontsize=8)
             axis.tick_params(axis="x", labelsize=8)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.grid(color="#dddddd", linewidth=0.6)
             axis.invert_yaxis() if not axis.yaxis_inverted() else None
         grid[0, j].set_title(name.replace("_", " "), fontsize=10)
@@ -299,16 +302,18 @@ def draw_errors(grid, values):
 
 def draw_slopes(left, right, slopes):
     """The slopes of each expert, and the regions in which each has the largest share."""
+    slopes = slopes.astype({"expert": int})
     inputs, experts = list(dict.fromkeys(slopes["input"])), sorted(set(slopes["expert"]))
     table = slopes.pivot(index="expert", columns="input", values="slope")[inputs]
     errors = slopes.pivot(index="expert", columns="input", values="slope_se")[inputs]
     shares = slopes.groupby("expert")["share"].first()
     reach = float(np.abs(table.to_numpy()).max())
-    left.imshow(table, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
+    # slopes of small regions are steep: colours are linear up to one, logarithmic beyond
+    left.imshow(table, cmap="RdBu_r", norm=SymLogNorm(1.0, vmin=-reach, vmax=reach), aspect="auto")
     for i, expert in enumerate(experts):
         for j, name in enumerate(inputs):
             value, error = table.loc[expert, name], errors.loc[expert, name]
-            colour = "white" if abs(value) > 0.6 * reach else "black"
+            colour = "white" if abs(value) > 0.3 * reach else "black"
             text = f"{value:.2f}\n±{error:.2f}"
             left.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
     left.set_xticks(range(len(inputs)), [name.replace("_", " ") for name in inputs], fontsize=7, rotation=20)

@@ -65,7 +65,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         fit_intercept: give experts and gates biases.
         gate, gate_inputs, expert_inputs: constant gates, and the columns of gates and experts, as in `moejax.fit`.
         method: a registered method. With the default, a single linear expert of a likelihood fit is fitted by least squares.
-        objective: "likelihood" (the mixture), "mean", or "auto", which takes the one with the less BIC (`moejax.FitOptions`).
+        objective: "likelihood" (the mixture), "mean", or "auto", which takes the one with more evidence (`moejax.FitOptions`).
         average: predictions are those of this many of the best distinct optima, with equal weights.
         standardise: scale the target of a homogeneous activation for the fit, so that its units do not matter.
         weights_are: the meaning of `sample_weight`, as in `moejax.fit`.

@@ -1,7 +1,9 @@
 r"""Fits by the mean, y ~ N(f(x), s^2), and the choice between the mean and the mixture by BIC.
 
-Both densities have the parameters of the mixture, so that BIC = -2 log-likelihood + P log n compares them. The number of experts of
-a mean fit is the one with the most evidence among those whose effective coefficients are at most half of the rows.
+Both densities have the parameters of the mixture, so that their evidence compares them. For the mean it is Laplace's approximation
+with the ridges of the fit. For the mixture, which gains little by a ridge, it is -BIC / 2, BIC = -2 log-likelihood + P log n. (BIC
+of a mean with its ridges is far from its evidence.) The number of experts of a mean fit is the one with the most evidence among
+those whose effective coefficients are at most half of the rows.
 """
 
 from __future__ import annotations
@@ -238,19 +240,19 @@ def fit_mean(
     if fit_likelihood is not None:
         (other,) = others
         rows += rows_of_table(other, prepared, options, mean=False)
-        of_each = [{k: one.bic(k) for k in one.made} for one in (trial, other)]
-        (k_mean, bic_mean), (k_mixture, bic_mixture) = (
+        of_each = [{k: one.criterion(k) for k in one.made} for one in (trial, other)]
+        (k_mean, of_mean), (k_mixture, of_mixture) = (
             min(values.items(), key=lambda item: item[1]) for values in of_each
         )
-        by = abs(bic_mean - bic_mixture)
         # for one expert the two densities are one, and the mean has a ridge
-        first, second = (
-            (f"mean, k = {k_mean}", f"mixture's, k = {k_mixture}")
-            if bic_mean <= bic_mixture or max(k_mean, k_mixture) == 1
-            else (f"likelihood, k = {k_mixture}", f"mean's, k = {k_mean}")
+        takes_mean = of_mean <= of_mixture or max(k_mean, k_mixture) == 1
+        names = f"the evidence of the mean, k = {k_mean}", f"the BIC of the mixture, k = {k_mixture}"
+        choice = (
+            f"{'mean' if takes_mean else 'likelihood'}: {names[0]}, and {names[1]}, "
+            f"favour {'the mean' if of_mean <= of_mixture else 'the mixture'} by {abs(of_mean - of_mixture):.1f} "
+            "in twice the log-likelihood"
         )
-        choice = f"{first}: its BIC is {by:.1f} below the {second}"
-        if first.startswith("likelihood"):
+        if not takes_mean:
             result = fit_likelihood(k_mixture)
     if result is None:
         result = _finished(trial, prepared, sample, options)

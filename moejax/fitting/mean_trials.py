@@ -64,13 +64,9 @@ class Trial(NamedTuple):
     mean: bool
     """True for growths of a mean."""
 
-    def bic(self, k: int) -> float:
-        """The least BIC of k experts: -2 log-likelihood + P log n, for a mean P its effective coefficients and the noise."""
-        chosen = self._scored(k)
-        values, sizes = (
-            np.asarray(a[chosen, k - 1], float) for a in (self.grown.log_likelihood, self.grown.effective)
-        )
-        return float(np.min(-2.0 * values + (sizes + self.mean) * math.log(self.num_rows)))
+    def criterion(self, k: int) -> float:
+        """The least -2 log evidence of k experts of a mean, or the least BIC of the mixture, which approximates that of it."""
+        return -2.0 * float(self.grown.score[self._scored(k), k - 1].max())
 
     def _scored(self, k: int) -> np.ndarray:
         return np.flatnonzero(np.isfinite(self.grown.score[:, k - 1]))

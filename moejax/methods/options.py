@@ -46,9 +46,9 @@ class FitOptions:
             scaled to sum to their effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
         objective: the density of a label. "likelihood": the mixture, sum_i P_i(x) N(y; m_i(x), sigma_i^2), the default of `fit`,
             for the study of parameters. "mean": N(y; f(x), s^2), f = sum_i P_i(x) m_i(x), for data that are a function plus noise;
-            it is fitted by the method "mean_fit". "auto", the default of `MoERegressor`: the one with the less BIC; the fit is by
-            likelihood without a comparison if the mean has no meaning for it (another method than "multistart", a known noise,
-            several outputs).
+            it is fitted by the method "mean_fit". "auto", the default of `MoERegressor`: the one with more evidence, which is
+            -BIC / 2 for the mixture. The fit is by likelihood without a comparison if the mean has no meaning for it (another
+            method than "multistart", a known noise, several outputs, gates with inputs of their own).
         average: predictions are averaged over this many of the best distinct optima, with equal weights. One of them, the best, is
             the model that the result describes. Methods "multistart" and "mean_fit".
         standardise: scale the labels of a homogeneous g for the fit, so that their unit does not matter; False fits the labels as
