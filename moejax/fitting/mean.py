@@ -205,6 +205,30 @@ def _covariance_of(end: _End, prepared: Prepared, options: FitOptions, total: fl
     return _covariance(end.end, end.order, products, total)
 
 
+def _mixture_if_better(
+    mean: Trial, mixture: Trial, fit_likelihood: Callable[[int], FitResult]
+) -> tuple[FitResult | None, str]:
+    """The mixture with the least BIC if that is below the mean's and its fit ends with status "ok", else None; and why."""
+    of_mean, of_mixture = ({k: one.bic(k) for k in one.made} for one in (mean, mixture))
+    if not of_mixture:
+        return None, "mean: no mixture has finite criteria"
+    k_mean = min(of_mean, key=lambda k: of_mean[k]) if of_mean else 0
+    ranked = sorted(of_mixture, key=lambda k: of_mixture[k])
+    least = of_mean.get(k_mean, math.inf)
+    by = f"{abs(least - of_mixture[ranked[0]]):.1f}"
+    # for one expert the two densities are one, and the mean has a ridge
+    if least <= of_mixture[ranked[0]] or max(k_mean, ranked[0]) == 1:
+        return None, f"mean, k = {k_mean}: its BIC is {by} below the mixture's, k = {ranked[0]}"
+    failures = []
+    for k in (k for k in ranked if of_mixture[k] < least):
+        result = fit_likelihood(k)
+        if result.status == "ok":
+            by = f"{least - of_mixture[k]:.1f}"
+            return result, f"likelihood, k = {k}: its BIC is {by} below the mean's, k = {k_mean}"
+        failures.append(f"k = {k}: {result.status}")
+    return None, f"mean: the mixture's BIC is {by} below it, but not its status ok ({'; '.join(failures)})"
+
+
 def fit_mean(
     key: jax.Array,
     sample: Sample,
@@ -238,20 +262,7 @@ def fit_mean(
     if fit_likelihood is not None:
         (other,) = others
         rows += rows_of_table(other, prepared, options, mean=False)
-        of_each = [{k: one.bic(k) for k in one.made} for one in (trial, other)]
-        (k_mean, bic_mean), (k_mixture, bic_mixture) = (
-            min(values.items(), key=lambda item: item[1]) for values in of_each
-        )
-        by = abs(bic_mean - bic_mixture)
-        # for one expert the two densities are one, and the mean has a ridge
-        first, second = (
-            (f"mean, k = {k_mean}", f"mixture's, k = {k_mixture}")
-            if bic_mean <= bic_mixture or max(k_mean, k_mixture) == 1
-            else (f"likelihood, k = {k_mixture}", f"mean's, k = {k_mean}")
-        )
-        choice = f"{first}: its BIC is {by:.1f} below the {second}"
-        if first.startswith("likelihood"):
-            result = fit_likelihood(k_mixture)
+        result, choice = _mixture_if_better(trial, other, fit_likelihood)
     if result is None:
         result = _finished(trial, prepared, sample, options)
     diagnostics = result.diagnostics | ({} if choice is None else {"objective_choice": choice})

@@ -108,6 +108,8 @@ def growths_of(
     They run in THREADS threads, which change no result. The first ones of the requests compile side by side, before the others
     start.
     """
+    # JAX's settings by context hold in one thread only
+    precision, device = bool(jax.config.jax_enable_x64), jax.config.jax_default_device
     jobs = [
         (request, index)
         for index in range(max(len(r.keys) for r in requests))
@@ -117,16 +119,17 @@ def growths_of(
 
     def run(job: tuple[Request, int]) -> Grown:
         request, index = job
-        return growth_from(
-            rows_key,
-            request.keys[index],
-            problem,
-            request.rules,
-            config=config,
-            objective=request.objective,
-            places=places,
-            patience=PATIENCE,
-        )
+        with jax.enable_x64(precision), jax.default_device(device):
+            return growth_from(
+                rows_key,
+                request.keys[index],
+                problem,
+                request.rules,
+                config=config,
+                objective=request.objective,
+                places=places,
+                patience=PATIENCE,
+            )
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         first = list(pool.map(run, jobs[: len(requests)]))
