@@ -186,7 +186,7 @@ def mean_fit(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
     grown = jax.lax.map(one, keys)
     best = jnp.argmax(grown.score[:, k - 1])
     rows, variance, ridge = jax.tree.map(
-        lambda leaf: leaf[best, k - 1], (grown.rows, grown.variance, grown.ridge)
+        lambda leaf: leaf[best, k - 1].astype(problem.x.dtype), (grown.rows, grown.variance, grown.ridge)
     )
     end = refined(rows, k, variance, ridge, problem, config=config, fixed_ridge=False)
     return mean_result(end, k, grown.num_passes.sum(dtype=jnp.int32), problem, config)
