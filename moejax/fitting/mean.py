@@ -35,7 +35,7 @@ from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.evidence import Evidence
 from moejax.likelihood.information import Covariance
 from moejax.likelihood.padded import mean_of, mean_sums
-from moejax.methods.mean_fit import (
+from moejax.methods.mean_search import (
     mean_result,
     refined,
 )

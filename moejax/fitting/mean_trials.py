@@ -16,7 +16,7 @@ from moejax.fitting.selection import criteria, left_out, num_rows_needed
 from moejax.likelihood.padded import Ridge
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.growth import LARGEST_SHARE, Grown, GrowthRules
-from moejax.methods.mean_fit import (
+from moejax.methods.mean_search import (
     NUM_GROWTHS,
     Request,
     growths_of,

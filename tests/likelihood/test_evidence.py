@@ -84,11 +84,11 @@ def two_lines(rounds, *, fixed):
     rows = np.zeros((2 * PLACES, D + 1))
     rows[0, 0], rows[1, 0], rows[PLACES, 0], rows[PLACES + 1, 0] = 1.0, -1.0, 2.0, -2.0
     start = (jnp.asarray(0.1), Ridge(jnp.asarray(1.0), jnp.asarray(0.1)))
-    return y, found_by(jnp.asarray(rows), 2, y, *start, rounds, fixed)
+    return found_by(jnp.asarray(rows), 2, y, *start, rounds, fixed)
 
 
 def test_several_experts_satisfy_the_fixed_point_and_the_ridges_stay_if_fixed():
-    y, found = two_lines(60, fixed=False)
+    found = two_lines(60, fixed=False)
     rows, size = np.asarray(found.rows), D + 1
     precision = np.zeros((2 * PLACES, size, 2 * PLACES, size))
     covariance = np.asarray(found.covariance).reshape(precision.shape)
@@ -108,7 +108,7 @@ def test_several_experts_satisfy_the_fixed_point_and_the_ridges_stay_if_fixed():
     assert float(found.variance) == pytest.approx(float(found.squares / (N - found.effective)), rel=1e-4)
     assert bool(found.converged)
     assert float(found.variance) < 0.06
-    _, kept = two_lines(6, fixed=True)
+    kept = two_lines(6, fixed=True)
     np.testing.assert_allclose(kept.ridge, (1.0, 0.1))
     assert float(kept.log_evidence) < float(found.log_evidence)
 

@@ -8,7 +8,7 @@ import scipy.special
 from compiled_model import compilations
 
 from moejax.likelihood.padded import Ridge, mean_of, params_of_padded
-from moejax.methods import MethodConfig, Problem, get_method, mean_fit, splits
+from moejax.methods import MethodConfig, Problem, get_method, mean_search, splits
 from moejax.methods.growth import GrowthRules
 from moejax.model.activations import get_activation
 
@@ -32,8 +32,8 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 
 
 def grown(rules, keys=KEYS[:2], objective="mean", places=4):
-    request = mean_fit.Request(objective, keys, rules)
-    return mean_fit.growths_of(jax.random.key(9), [request], PROBLEM, config=CONFIG, places=places)[0]
+    request = mean_search.Request(objective, keys, rules)
+    return mean_search.growths_of(jax.random.key(9), [request], PROBLEM, config=CONFIG, places=places)[0]
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def test_a_planted_blend_of_three_experts_is_found(growths):
     best = int(np.argmax(growths.score[:, 2]))
     rows, variance = (jnp.asarray(a[best, 2], jnp.float64) for a in (growths.rows, growths.variance))
     ridge = Ridge(*(jnp.asarray(a[best, 2], jnp.float64) for a in growths.ridge))
-    end = mean_fit.refined(rows, 3, variance, ridge, PROBLEM, config=CONFIG, fixed_ridge=False)
+    end = mean_search.refined(rows, 3, variance, ridge, PROBLEM, config=CONFIG, fixed_ridge=False)
     new = np.random.default_rng(5).normal(size=(2000, D))
-    params = params_of_padded(end.rows, end.variance, 3, fit_intercept=True)
-    gates = scipy.special.softmax(new @ params.gating.T + np.asarray(params.gating_bias), axis=1)
-    f = np.sum(gates * (new @ params.experts.T + np.asarray(params.expert_bias)), axis=1)
+    params = jax.device_get(params_of_padded(end.rows, end.variance, 3, fit_intercept=True))
+    gates = scipy.special.softmax(new @ params.gating.T + params.gating_bias, axis=1)
+    f = np.sum(gates * (new @ params.experts.T + params.expert_bias), axis=1)
     # 15 coefficients for 250 rows: a root mean square error of a quarter of the noise at the rows
     assert np.sqrt(np.mean((f - blend(new)) ** 2)) < 0.5 * NOISE
-    assert np.sqrt(np.mean((np.asarray(end.squares) / N))) == pytest.approx(NOISE, rel=0.1)
+    assert np.sqrt(np.mean(np.asarray(end.squares) / N)) == pytest.approx(NOISE, rel=0.1)
     assert float(end.variance) ** 0.5 == pytest.approx(NOISE, rel=0.1)
     assert 9 < float(end.effective) < 15.5
     assert bool(end.converged)
@@ -65,11 +65,11 @@ def test_a_planted_blend_of_three_experts_is_found(growths):
 
 
 def test_neither_threads_nor_the_requests_beside_it_change_a_growth(growths, monkeypatch):
-    monkeypatch.setattr(mean_fit, "THREADS", 1)
+    monkeypatch.setattr(mean_search, "THREADS", 1)
     rules = GrowthRules(4, np.inf, None)
     alone = grown(rules)
-    requests = [mean_fit.Request("mean", KEYS[:1], rules), mean_fit.Request("mean", KEYS[1:3], rules)]
-    apart = mean_fit.growths_of(jax.random.key(9), requests, PROBLEM, config=CONFIG, places=4)
+    requests = [mean_search.Request("mean", KEYS[:1], rules), mean_search.Request("mean", KEYS[1:3], rules)]
+    apart = mean_search.growths_of(jax.random.key(9), requests, PROBLEM, config=CONFIG, places=4)
     for name in ("rows", "score", "log_likelihood", "variance", "effective"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(growths, name))
         np.testing.assert_array_equal(getattr(apart[0], name)[0], getattr(growths, name)[0])
@@ -77,10 +77,14 @@ def test_neither_threads_nor_the_requests_beside_it_change_a_growth(growths, mon
 
 
 def test_one_program_serves_every_number_of_experts(growths):
-    end = (jnp.asarray(growths.rows[0, 1], jnp.float64), jnp.asarray(0.1), Ridge(*map(jnp.asarray, (1.0, 0.1))))
+    end = (
+        jnp.asarray(growths.rows[0, 1], jnp.float64),
+        jnp.asarray(0.1),
+        Ridge(*map(jnp.asarray, (1.0, 0.1))),
+    )
 
     def refine(k):
-        return mean_fit.refined(end[0], k, *end[1:], PROBLEM, config=CONFIG, fixed_ridge=False)
+        return mean_search.refined(end[0], k, *end[1:], PROBLEM, config=CONFIG, fixed_ridge=False)
 
     refine(2)
     with compilations() as events:

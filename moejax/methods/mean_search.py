@@ -109,7 +109,7 @@ def growths_of(
     start.
     """
     # JAX's settings by context hold in one thread only
-    precision, device = bool(jax.config.jax_enable_x64), jax.config.jax_default_device
+    double, device = jnp.result_type(float) == np.float64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     jobs = [
         (request, index)
         for index in range(max(len(r.keys) for r in requests))
@@ -119,7 +119,7 @@ def growths_of(
 
     def run(job: tuple[Request, int]) -> Grown:
         request, index = job
-        with jax.enable_x64(precision), jax.default_device(device):
+        with jax.enable_x64(double), jax.default_device(device):
             return growth_from(
                 rows_key,
                 request.keys[index],
