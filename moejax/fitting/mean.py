@@ -46,8 +46,8 @@ from moejax.model.mixture import HostParams, permute_experts
 
 SAME_FUNCTION = 4.0
 """Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
-LIKELIHOOD_GROWTHS = 2
-"""Growths of the mixture, for its BIC beside the mean's."""
+MORE_ENDS = 2
+"""At least so many ends of growths more than the members of an average are climbed on all rows."""
 
 
 @stage(static=("config",), fast=True)
@@ -148,11 +148,17 @@ def _finished(trial: Trial, prepared: Prepared, sample: Sample, options: FitOpti
         best.append(max(values))
     best = [one for one in sorted(best, reverse=True) if np.isfinite(one[0])]
     require(bool(best), "x, y", "data to which a mean can be fitted", "no finite evidence")
-    ends = [_refined(trial, growth, k, prepared, options)[0] for _, growth, k in best[: options.average + 2]]
-    ends = [end for end in ends if np.isfinite(float(end.end.log_evidence))]
-    require(bool(ends), "x, y", "data to which a mean can be fitted", "no finite evidence")
-    ends.sort(key=lambda end: -float(end.end.log_evidence))
-    members = _distinct(ends, np.asarray(problem.weights, np.float64), options.average)
+    weights = np.asarray(problem.weights, np.float64)
+    ends: list[_End] = []
+    members: list[_End] = []
+    for index, (_, growth, k) in enumerate(best):
+        if index >= options.average + MORE_ENDS and len(members) == options.average:
+            break
+        end = _refined(trial, growth, k, prepared, options)[0]
+        if np.isfinite(float(end.end.log_evidence)):
+            ends = sorted([*ends, end], key=lambda end: -float(end.end.log_evidence))
+            members = _distinct(ends, weights, options.average)
+    require(bool(members), "x, y", "data to which a mean can be fitted", "no finite evidence")
     chosen = members[0]
     k = len(chosen.order)
     config = dataclasses.replace(prepared.config, num_experts=k, noise="shared")

@@ -25,8 +25,6 @@ from moejax.methods.mean_search import (
 from moejax.methods.method import MethodConfig
 from moejax.methods.options import FitOptions
 
-SAME_FUNCTION = 4.0
-"""Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
 LIKELIHOOD_GROWTHS = 2
 """Growths of the mixture, for its BIC beside the mean's."""
 
@@ -155,7 +153,8 @@ def rows_of_table(
     rows = []
     for k in trial.numbers:
         scored = np.isfinite(trial.grown.score[:, k - 1])
-        row = left_out(k, "the evidence fell, or its coefficients would exceed half of the rows")
+        ended = "the evidence fell" if mean else "BIC rose"
+        row = left_out(k, f"{ended}, or its coefficients would exceed half of the rows")
         if scored.any():
             best = int(np.argmax(np.where(scored, trial.grown.score[:, k - 1], -np.inf)))
             free = num_free_parameters(k, rank, "shared", options.fit_intercept)

@@ -137,7 +137,11 @@ def by_jax(result):
         )
     )
     run = jax.jit(
-        lambda flat: (jax.jacfwd(f)(flat, jnp.asarray(X)), jax.hessian(penalty)(flat), f(flat, jnp.asarray(X)))
+        lambda flat: (
+            jax.jacfwd(f)(flat, jnp.asarray(X)),
+            jax.hessian(penalty)(flat),
+            f(flat, jnp.asarray(X)),
+        )
     )
     return tuple(np.asarray(part) for part in run(flat))
 
