@@ -3,6 +3,7 @@
 JAX compiles every single operation that it runs outside a program, for every shape, and most of the suite's time is compilation.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -33,3 +34,19 @@ def results_on_the_host(program):
         return jax.device_get(program(*arguments, **options))
 
     return called
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts the programs that XLA is asked for."""
+    events = []
+
+    def listen(name, *_, **__):
+        if "backend_compile" in name:
+            events.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

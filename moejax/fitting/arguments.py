@@ -329,6 +329,8 @@ def checked_options(options: FitOptions) -> FitOptions:
     names = [field.name for field in dataclasses.fields(FitOptions)]
     checked = FitOptions(**{name: CHECKS[name](getattr(options, name), name) for name in names})
     default = FitOptions.method
+    if checked.method != "mean_fit":  # what a mean fit refuses is refused with its data
+        require_roles(checked)
     if checked.method == "mean_fit":
         checked = dataclasses.replace(checked, objective="mean")
     elif checked.objective == "mean":
@@ -355,5 +357,4 @@ def checked_options(options: FitOptions) -> FitOptions:
     if checked.ridge is None and checked.objective != "auto":
         ridge = RIDGE if checked.objective == "likelihood" else "evidence"
         checked = dataclasses.replace(checked, ridge=ridge)
-    require_roles(checked)
     return checked

@@ -37,7 +37,7 @@ from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.evidence import Evidence
 from moejax.likelihood.information import Covariance
 from moejax.likelihood.padded import mean_of, mean_sums
-from moejax.methods.mean_fit import (
+from moejax.methods.mean_search import (
     mean_result,
     refined,
 )
@@ -48,8 +48,8 @@ from moejax.model.mixture import HostParams, permute_experts
 
 SAME_FUNCTION = 4.0
 """Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
-LIKELIHOOD_GROWTHS = 2
-"""Growths of the mixture, for its BIC beside the mean's."""
+MORE_ENDS = 2
+"""At least so many ends of growths more than the members of an average are climbed on all rows."""
 
 
 @stage(static=("config",), fast=True)
@@ -150,11 +150,17 @@ def _finished(trial: Trial, prepared: Prepared, sample: Sample, options: FitOpti
         best.append(max(values))
     best = [one for one in sorted(best, reverse=True) if np.isfinite(one[0])]
     require(bool(best), "x, y", "data to which a mean can be fitted", "no finite evidence")
-    ends = [_refined(trial, growth, k, prepared, options)[0] for _, growth, k in best[: options.average + 2]]
-    ends = [end for end in ends if np.isfinite(float(end.end.log_evidence))]
-    require(bool(ends), "x, y", "data to which a mean can be fitted", "no finite evidence")
-    ends.sort(key=lambda end: -float(end.end.log_evidence))
-    members = _distinct(ends, np.asarray(problem.weights, np.float64), options.average)
+    weights = np.asarray(problem.weights, np.float64)
+    ends: list[_End] = []
+    members: list[_End] = []
+    for index, (_, growth, k) in enumerate(best):
+        if index >= options.average + MORE_ENDS and len(members) == options.average:
+            break
+        end = _refined(trial, growth, k, prepared, options)[0]
+        if np.isfinite(float(end.end.log_evidence)):
+            ends = sorted([*ends, end], key=lambda end: -float(end.end.log_evidence))
+            members = _distinct(ends, weights, options.average)
+    require(bool(members), "x, y", "data to which a mean can be fitted", "no finite evidence")
     chosen = members[0]
     k = len(chosen.order)
     config = dataclasses.replace(prepared.config, num_experts=k, noise="shared")
@@ -207,6 +213,39 @@ def _covariance_of(end: _End, prepared: Prepared, options: FitOptions, total: fl
     return _covariance(end.end, end.order, products, total)
 
 
+def _mixture_if_better(
+    mean: Trial, mixture: Trial, fit_likelihood: Callable[[int], FitResult]
+) -> tuple[FitResult | None, str]:
+    """The mixture with the most evidence if that is more than the mean's and its fit ends with status "ok", else None; and why."""
+    of_mean, of_mixture = ({k: one.evidence(k) for k in one.made} for one in (mean, mixture))
+    if not of_mixture:
+        return None, "mean: no mixture has finite criteria"
+    k_mean = max(of_mean, key=lambda k: of_mean[k]) if of_mean else 0
+    ranked = sorted(of_mixture, key=lambda k: -of_mixture[k])
+    most = of_mean.get(k_mean, -math.inf)
+    by = f"{abs(most - of_mixture[ranked[0]]):.1f} nats"
+    # for one expert the two densities are one, and the mean has a ridge
+    if most >= of_mixture[ranked[0]] or max(k_mean, ranked[0]) == 1:
+        return (
+            None,
+            f"mean, k = {k_mean}: its evidence is {by} above -BIC / 2 of the mixture, k = {ranked[0]}",
+        )
+    failures = []
+    for k in (k for k in ranked if of_mixture[k] > most):
+        result = fit_likelihood(k)
+        if result.status == "ok":
+            by = f"{of_mixture[k] - most:.1f} nats"
+            return (
+                result,
+                f"likelihood, k = {k}: -BIC / 2 is {by} above the evidence of the mean, k = {k_mean}",
+            )
+        failures.append(f"k = {k}: {result.status}")
+    return (
+        None,
+        f"mean: -BIC / 2 of the mixture is {by} above its evidence, but the fit is not ok ({'; '.join(failures)})",
+    )
+
+
 def fit_mean(
     key: jax.Array,
     sample: Sample,
@@ -240,20 +279,7 @@ def fit_mean(
     if fit_likelihood is not None:
         (other,) = others
         rows += rows_of_table(other, prepared, options, mean=False)
-        of_each = [{k: one.criterion(k) for k in one.made} for one in (trial, other)]
-        (k_mean, of_mean), (k_mixture, of_mixture) = (
-            min(values.items(), key=lambda item: item[1]) for values in of_each
-        )
-        # for one expert the two densities are one, and the mean has a ridge
-        takes_mean = of_mean <= of_mixture or max(k_mean, k_mixture) == 1
-        names = f"the evidence of the mean, k = {k_mean}", f"the BIC of the mixture, k = {k_mixture}"
-        choice = (
-            f"{'mean' if takes_mean else 'likelihood'}: {names[0]}, and {names[1]}, "
-            f"favour {'the mean' if of_mean <= of_mixture else 'the mixture'} by {abs(of_mean - of_mixture):.1f} "
-            "in twice the log-likelihood"
-        )
-        if not takes_mean:
-            result = fit_likelihood(k_mixture)
+        result, choice = _mixture_if_better(trial, other, fit_likelihood)
     if result is None:
         result = _finished(trial, prepared, sample, options)
     diagnostics = result.diagnostics | ({} if choice is None else {"objective_choice": choice})

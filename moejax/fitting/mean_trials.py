@@ -16,7 +16,7 @@ from moejax.fitting.selection import criteria, left_out, num_rows_needed
 from moejax.likelihood.padded import Ridge
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.growth import LARGEST_SHARE, Grown, GrowthRules
-from moejax.methods.mean_fit import (
+from moejax.methods.mean_search import (
     NUM_GROWTHS,
     Request,
     growths_of,
@@ -25,8 +25,6 @@ from moejax.methods.mean_fit import (
 from moejax.methods.method import MethodConfig
 from moejax.methods.options import FitOptions
 
-SAME_FUNCTION = 4.0
-"""Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
 LIKELIHOOD_GROWTHS = 2
 """Growths of the mixture, for its BIC beside the mean's."""
 
@@ -64,9 +62,9 @@ class Trial(NamedTuple):
     mean: bool
     """True for growths of a mean."""
 
-    def criterion(self, k: int) -> float:
-        """The least -2 log evidence of k experts of a mean, or the least BIC of the mixture, which approximates that of it."""
-        return -2.0 * float(self.grown.score[self._scored(k), k - 1].max())
+    def evidence(self, k: int) -> float:
+        """The most log evidence of k experts of a mean, or -BIC / 2 of the mixture, which approximates that of it."""
+        return float(self.grown.score[self._scored(k), k - 1].max())
 
     def _scored(self, k: int) -> np.ndarray:
         return np.flatnonzero(np.isfinite(self.grown.score[:, k - 1]))
@@ -151,7 +149,8 @@ def rows_of_table(
     rows = []
     for k in trial.numbers:
         scored = np.isfinite(trial.grown.score[:, k - 1])
-        row = left_out(k, "the evidence fell, or its coefficients would exceed half of the rows")
+        ended = "the evidence fell" if mean else "BIC rose"
+        row = left_out(k, f"{ended}, or its coefficients would exceed half of the rows")
         if scored.any():
             best = int(np.argmax(np.where(scored, trial.grown.score[:, k - 1], -np.inf)))
             free = num_free_parameters(k, rank, "shared", options.fit_intercept)

@@ -14,7 +14,7 @@ from moejax.methods.gated_loss import gated_losses
 from moejax.methods.global_search import multistart
 from moejax.methods.gradient_descent import gradient_mse, gradient_nll
 from moejax.methods.joint_em import joint_em_starts
-from moejax.methods.mean_fit import mean_fit
+from moejax.methods.mean_search import mean_fit
 from moejax.methods.method import (
     STARTS,
     Method,

@@ -290,7 +290,9 @@ BAD_OPTIONS = {
     "num_starts": [0, -1, 2.5, "3", True, np.inf, np.nan, 10**400, 10**7, [2], {}, 1j],
     "max_iterations": [0, 1.5, "3", None, True, np.inf, -np.inf, 10**400, np.array([3, 4])],
     "order": [2, 5, 3.5, "3", True, [3, 4], 10**400],
-    "ridge": [-1.0, np.nan, np.inf, "0", "evidence", True, 10**400, [1e-6], 1j],
+    "ridge": [-1.0, np.nan, np.inf, "0", "proof", True, 10**400, [1e-6], 1j],
+    "objective": ["mode", None, 1, ["mean"]],
+    "average": [0, -1, 1.5, "2", True, 10**400, 101, None, [2]],
     "noise": ["each", None, 1, ["shared"], np.array(["shared", "shared"])],
     "method": ["spektral", None, 3, ["joint_em"], "x" * 10**4],
     "activation": ["rellu", None, 3, ["relu"], {"relu": 1}],
@@ -298,6 +300,7 @@ BAD_OPTIONS = {
     "noise_std": [0.0, -1.0, np.nan, np.inf, "0.1", True, [0.1, 0.2], 10**400, {}, [], 1j],
 }
 OF_FIT = {
+    "ridge": ["evidence"],  # which is of a mean fit, and the estimator's default may be one
     "key": [
         0,
         None,

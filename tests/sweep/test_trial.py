@@ -1,13 +1,12 @@
 """Trials: a batch equals a loop, neighbours and padding do not matter, nothing is compiled twice, bad settings are refused."""
 
-import contextlib
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled_model import make_params
+from compiled_model import compilations, make_params
 
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.activations import register_activation
@@ -37,22 +36,6 @@ KEYS = jax.random.split(jax.random.key(7), 4)
 def loop():
     spec, hyperparameters = stacked(CELLS)
     return spec, hyperparameters, run_trials(KEYS, hyperparameters, spec)
-
-
-@contextlib.contextmanager
-def compilations():
-    """Counts the programs that XLA is asked for."""
-    events = []
-
-    def listen(name, *_, **__):
-        if "backend_compile" in name:
-            events.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.slow

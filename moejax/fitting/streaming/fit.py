@@ -162,8 +162,8 @@ def fit_source(
     Raises:
         ValueError: a bad row (the message names its place), or what `fit` refuses; OSError: a file cannot be read.
     """
-    require(options.method in METHODS, "method", f"{' or '.join(METHODS)} for a source", options.method)
     require(options.objective == "likelihood", "objective", "'likelihood' for a source", options.objective)
+    require(options.method in METHODS, "method", f"{' or '.join(METHODS)} for a source", options.method)
     require(options.average == 1, "average", "1 for a source", options.average)
     for name in ("gate", "gate_inputs", "expert_inputs"):
         default = getattr(FitOptions, name)

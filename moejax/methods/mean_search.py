@@ -70,7 +70,8 @@ def growth_from(
     problem = in_single_precision(problem._replace(x=x, y=y, weights=weights), config.fn)
     x, y, weights = problem.x, problem.y, problem.weights
     design = jnp.concatenate([x.T, jnp.ones_like(y)[None]]) if config.fit_intercept else x.T
-    rules = jax.tree.map(lambda leaf: leaf.astype(x.dtype) if hasattr(leaf, "astype") else leaf, rules)
+    limits = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), rules)
+    rules = limits._replace(most=jnp.asarray(rules.most, jnp.int32))
     with jax.default_matmul_precision("highest"):
         return grow(
             key,
@@ -107,6 +108,8 @@ def growths_of(
     They run in THREADS threads, which change no result. The first ones of the requests compile side by side, before the others
     start.
     """
+    # JAX's settings by context hold in one thread only
+    double, device = jnp.result_type(float) == np.float64, jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     jobs = [
         (request, index)
         for index in range(max(len(r.keys) for r in requests))
@@ -116,16 +119,17 @@ def growths_of(
 
     def run(job: tuple[Request, int]) -> Grown:
         request, index = job
-        return growth_from(
-            rows_key,
-            request.keys[index],
-            problem,
-            request.rules,
-            config=config,
-            objective=request.objective,
-            places=places,
-            patience=PATIENCE,
-        )
+        with jax.enable_x64(double), jax.default_device(device):
+            return growth_from(
+                rows_key,
+                request.keys[index],
+                problem,
+                request.rules,
+                config=config,
+                objective=request.objective,
+                places=places,
+                patience=PATIENCE,
+            )
 
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         first = list(pool.map(run, jobs[: len(requests)]))
@@ -138,7 +142,7 @@ def growths_of(
 
 @stage(static=("config", "fixed_ridge"), fast=True)
 def refined(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     number: Int[jax.Array, ""] | int,
     variance: Float[jax.Array, ""],
     ridge: Ridge,
@@ -182,7 +186,7 @@ def mean_fit(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
     grown = jax.lax.map(one, keys)
     best = jnp.argmax(grown.score[:, k - 1])
     rows, variance, ridge = jax.tree.map(
-        lambda leaf: leaf[best, k - 1], (grown.rows, grown.variance, grown.ridge)
+        lambda leaf: leaf[best, k - 1].astype(problem.x.dtype), (grown.rows, grown.variance, grown.ridge)
     )
     end = refined(rows, k, variance, ridge, problem, config=config, fixed_ridge=False)
     return mean_result(end, k, grown.num_passes.sum(dtype=jnp.int32), problem, config)
