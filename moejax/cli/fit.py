@@ -280,7 +280,7 @@ def _save(
     predicted: np.ndarray,
 ) -> None:
     from moejax.cli.fit_figures import convergence_figure, selection_figure
-    from moejax.sweep.report.pictures import own_style
+    from moejax.pictures import own_style
 
     in_data, standardised = (
         _parameter_rows(summary["in_units"][name]["experts"], table.input_names) for name in UNIT_NAMES

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moejax.sweep.report.pictures import COLOURS, save_picture
+from moejax.pictures import COLOURS, save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

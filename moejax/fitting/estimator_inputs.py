@@ -39,32 +39,6 @@ def checked_random_state(value: Any) -> np.random.RandomState:
         raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
 
 
-def checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
-    """y (n,), or (n, m), in double precision, of a shape that matches means (n, k), or (n, k, m).
-
-    Raises:
-        ValueError: another shape, or values that are not finite numbers.
-    """
-    y = as_numbers(y, "y")
-    if y.shape == (len(means), 1) and means.ndim == 2:
-        y = y[:, 0]
-    expected = means[:, 0].shape
-    require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
-    return checked_targets(y, len(means), rows_of="X")
-
-
-def checked_levels(values: Any, name: str = "quantiles") -> list[float]:
-    """Probabilities between 0 and 1.
-
-    Raises:
-        ValueError: they are something else.
-    """
-    levels = as_numbers(values, name)
-    good = levels.ndim == 1 and levels.size > 0 and bool(np.all((levels > 0) & (levels < 1)))
-    require(good, name, "numbers between 0 and 1", values)
-    return levels.tolist()
-
-
 class Support(NamedTuple):
     """The model sizes that the distinct samples support."""
 
