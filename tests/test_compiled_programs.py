@@ -14,7 +14,6 @@ import pytest
 
 from moejax.fitting import estimation as fitting
 from moejax.fitting import label_units
-from moejax.fitting.estimator import _gates_and_means
 from moejax.fitting.streaming.sums import Wanted, batch_program
 from moejax.fitting.uncertainty import uncertainty
 from moejax.methods import MethodConfig, Problem, get_method, lookup_method, method_names, zero_gates
@@ -106,7 +105,6 @@ def test_the_other_programs_of_a_fit_and_of_the_estimator_have_no_batched_calls(
     assert batched(uncertainty.lower(params, given, "observed", of)) == []
     assert batched(uncertainty.lower(params, given, "sandwich", of)) == []
     assert batched(fitting.evaluate.lower(params, given, FN)) == []
-    assert batched(_gates_and_means.lower(params, given.x, FN)) == []
     assert batched(label_units._estimated.lower(given.y, given.weights, FN)) == []
     assert batched(label_units._estimated_ratio.lower(given.y, given.weights, FN, 0.5)) == []
 

@@ -43,7 +43,7 @@ VARIANCE_FLOOR = 1e-12
 class Evidence(NamedTuple):
     """A mode with its evidence, for the ridges and the noise with which it was found."""
 
-    rows: Float[jax.Array, "2*K D"]
+    rows: Float[jax.Array, "rows D"]
     log_evidence: Float[jax.Array, ""]
     """() nats; minus infinity if no round came to a finite one."""
     log_likelihood: Float[jax.Array, ""]
@@ -121,7 +121,7 @@ def next_ridge(found: Evidence, prior: Prior) -> Ridge:
 
 
 def maximise_evidence(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     active: Bool[jax.Array, " K"],
     variance: Float[jax.Array, ""],
     ridge: Ridge,

@@ -62,7 +62,7 @@ class Sums(NamedTuple):
 
 
 def gates_and_means(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     active: Bool[jax.Array, " K"],
     design: Float[jax.Array, "D n"],
     fn: ScalarFunction,
@@ -77,7 +77,7 @@ def gates_and_means(
 
 
 def mean_of(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     active: Bool[jax.Array, " K"],
     design: Float[jax.Array, "D n"],
     fn: ScalarFunction,
@@ -89,7 +89,7 @@ def mean_of(
 
 def mean_slopes(
     log_gates: Float[jax.Array, "K n"], means: Float[jax.Array, "K n"], slopes: Float[jax.Array, "K n"]
-) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "2*K n"]]:
+) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "rows n"]]:
     """(n,) f, and (2 K, n) its derivatives in the linear predictors u and v."""
     gates = jnp.exp(log_gates)
     f = jnp.sum(gates * means, axis=0)
@@ -97,7 +97,7 @@ def mean_slopes(
 
 
 def mean_sums(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     active: Bool[jax.Array, " K"],
     variance: Float[jax.Array, ""],
     blocks: SampleBlocks,
@@ -119,7 +119,7 @@ def mean_sums(
 
 
 def mixture_sums(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     active: Bool[jax.Array, " K"],
     variance: Float[jax.Array, ""],
     blocks: SampleBlocks,
@@ -181,7 +181,7 @@ class Prior(NamedTuple):
         nothing = jnp.zeros_like(of_gates)
         return jnp.block([[of_experts, nothing], [nothing, of_gates]])
 
-    def squares(self, rows: Float[jax.Array, "2*K D"]) -> tuple[jax.Array, jax.Array]:
+    def squares(self, rows: Float[jax.Array, "rows D"]) -> tuple[jax.Array, jax.Array]:
         """() sum of the squares of the slopes, and () of the gates minus their mean."""
         experts, gates = rows[: self.centred.shape[0]], rows[self.centred.shape[0] :]
         return self.slopes @ experts.reshape(-1) ** 2, jnp.sum(gates * (self.centred @ gates))
@@ -208,7 +208,7 @@ def prior_of(active: Bool[jax.Array, " K"], size: int, *, fit_intercept: bool, d
 class Climb(NamedTuple):
     """The end of a climb."""
 
-    rows: Float[jax.Array, "2*K D"]
+    rows: Float[jax.Array, "rows D"]
     value: Float[jax.Array, ""]
     """() log-likelihood minus the priors' penalty, in nats."""
     sums: Sums
@@ -219,7 +219,7 @@ class Climb(NamedTuple):
 
 
 def climb_padded(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     active: Bool[jax.Array, " K"],
     variance: Float[jax.Array, ""],
     ridge: Ridge,
@@ -278,7 +278,7 @@ def climb_padded(
 
 
 def params_of_padded(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     variance: Float[jax.Array, ""],
     num_experts: int,
     *,

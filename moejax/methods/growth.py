@@ -49,7 +49,7 @@ SIZES = (6,)
 class Grown(NamedTuple):
     """The best mixture of each number of experts; leaves (K, ..)."""
 
-    rows: Float[jax.Array, "K 2*K D"]
+    rows: Float[jax.Array, "K rows D"]
     score: Float[jax.Array, " K"]
     """(K,) log evidence, or minus half of BIC, in nats; minus infinity for a number that was not made."""
     log_likelihood: Float[jax.Array, " K"]
@@ -75,7 +75,7 @@ class GrowthRules(NamedTuple):
 class _End(NamedTuple):
     """The end of a climb."""
 
-    rows: Float[jax.Array, "2*K D"]
+    rows: Float[jax.Array, "rows D"]
     score: Float[jax.Array, ""]
     log_likelihood: Float[jax.Array, ""]
     variance: Float[jax.Array, ""]
@@ -88,7 +88,7 @@ class _Beam(NamedTuple):
     """The state between two numbers of experts."""
 
     number: Int[jax.Array, ""]
-    parents: Float[jax.Array, "B 2*K D"]
+    parents: Float[jax.Array, "B rows D"]
     variance: Float[jax.Array, ""]
     ridge: Ridge
     grown: Grown
@@ -124,7 +124,7 @@ class _Growth:
         return {"fn": self.fn, "fit_intercept": self.fit_intercept}
 
     def active(self, number: jax.Array) -> Bool[jax.Array, " K"]:
-        return jnp.arange(self.places) < number
+        return jnp.arange(self.places, dtype=number.dtype) < number
 
     def in_small_arrays(self, climb: Any, number: jax.Array, rows: jax.Array) -> _End:
         """`climb(rows, active)` of mixtures with `number` experts, in arrays of the first of SIZES that holds them."""
@@ -134,7 +134,7 @@ class _Growth:
         def at(size: int) -> Any:
             def branch(rows: jax.Array) -> _End:
                 small = jnp.concatenate([rows[:size], rows[places : places + size]])
-                end = climb(small, jnp.arange(size) < number)
+                end = climb(small, jnp.arange(size, dtype=number.dtype) < number)
                 whole = jnp.zeros_like(rows).at[:size].set(end.rows[:size])
                 return end._replace(rows=whole.at[places : places + size].set(end.rows[size:]))
 
@@ -142,7 +142,7 @@ class _Growth:
 
         if len(sizes) == 1:
             return at(places)(rows)
-        index = jnp.sum(number > jnp.asarray(sizes[:-1]))
+        index = jnp.sum(number > jnp.asarray(sizes[:-1], number.dtype))
         return jax.lax.switch(index, [at(size) for size in sizes], rows)
 
     def climbed(self, beam: _Beam, number: jax.Array, rows: jax.Array, num_steps: int) -> _End:
@@ -271,7 +271,7 @@ class _Growth:
         beam = self.recorded(state[0])
         going = beam.number < self.rules.most
         if self.patience is not None:
-            going &= beam.number - 1 - jnp.argmax(beam.grown.score) < self.patience
+            going &= beam.number - 1 - jnp.argmax(beam.grown.score).astype(beam.number.dtype) < self.patience
         return jax.lax.cond(going, self.next_parents, lambda beam: beam, beam), ~going
 
     def run(self) -> Grown:

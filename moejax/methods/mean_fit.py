@@ -70,7 +70,8 @@ def growth_from(
     problem = in_single_precision(problem._replace(x=x, y=y, weights=weights), config.fn)
     x, y, weights = problem.x, problem.y, problem.weights
     design = jnp.concatenate([x.T, jnp.ones_like(y)[None]]) if config.fit_intercept else x.T
-    rules = jax.tree.map(lambda leaf: leaf.astype(x.dtype) if hasattr(leaf, "astype") else leaf, rules)
+    limits = jax.tree.map(lambda leaf: jnp.asarray(leaf, x.dtype), rules)
+    rules = limits._replace(most=jnp.asarray(rules.most, jnp.int32))
     with jax.default_matmul_precision("highest"):
         return grow(
             key,
@@ -138,7 +139,7 @@ def growths_of(
 
 @stage(static=("config", "fixed_ridge"), fast=True)
 def refined(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     number: Int[jax.Array, ""] | int,
     variance: Float[jax.Array, ""],
     ridge: Ridge,

@@ -47,7 +47,7 @@ def _directions(
 
 
 def divided(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     key: jax.Array,
     active: Bool[jax.Array, " K"],
     variance: Float[jax.Array, ""],
@@ -58,7 +58,7 @@ def divided(
     objective: Objective,
     fit_intercept: bool,
     count: int,
-) -> Float[jax.Array, "c 2*K D"]:
+) -> Float[jax.Array, "c rows D"]:
     """The `count` divisions of experts of one mixture with the largest predicted gains.
 
     Args:
@@ -123,7 +123,7 @@ def divided(
         one, (which, directions.reshape(-1, dim), middles.reshape(-1), steepness.reshape(-1))
     )
     best = jax.lax.top_k(jnp.where(active[which], gains, -jnp.inf), count)[1]
-    slot = active.sum()
+    slot = active.sum(dtype=jnp.int32)
 
     def put(i: jax.Array, new: jax.Array) -> jax.Array:
         first, second, gate = new.reshape(3, size)
@@ -135,17 +135,17 @@ def divided(
 
 
 def turned_apart(
-    rows: Float[jax.Array, "2*K D"],
+    rows: Float[jax.Array, "rows D"],
     key: jax.Array,
     number: Int[jax.Array, ""],
     variance: Float[jax.Array, ""],
     count: int,
-) -> Float[jax.Array, "c 2*K D"]:
+) -> Float[jax.Array, "c rows D"]:
     """`count` mixtures in which a random expert became two with one gate, and lines that differ by about the noise."""
     places, size = rows.shape[0] // 2, rows.shape[1]
     uniform_key, normal_key = jax.random.split(key)
     uniform = jax.random.uniform(uniform_key, (count,), rows.dtype)
-    chosen = jnp.minimum((uniform * number).astype(jnp.int32), number - 1)
+    chosen = jnp.minimum((uniform * number.astype(rows.dtype)).astype(jnp.int32), number - 1)
     apart = jnp.sqrt(variance) * standard_normal(normal_key, (count, size), rows.dtype)
 
     def one(i: jax.Array, turn: jax.Array) -> jax.Array:
@@ -156,10 +156,10 @@ def turned_apart(
 
 
 def centred_gates(
-    rows: Float[jax.Array, "c 2*K D"], active: Bool[jax.Array, " K"]
-) -> Float[jax.Array, "c 2*K D"]:
+    rows: Float[jax.Array, "c rows D"], active: Bool[jax.Array, " K"]
+) -> Float[jax.Array, "c rows D"]:
     """The same mixtures with gates whose mean over the experts is zero."""
     places, here = active.shape[0], active[None, :, None]
     gates = rows[:, places:]
-    mean = jnp.sum(jnp.where(here, gates, 0), axis=1, keepdims=True) / active.sum()
+    mean = jnp.sum(jnp.where(here, gates, 0), axis=1, keepdims=True) / active.sum(dtype=rows.dtype)
     return rows.at[:, places:].set(jnp.where(here, gates - mean, 0))
