@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
-from moejax.checks import brief, require
-from moejax.fitting.array_checks import as_numbers, checked_targets
+from moejax.checks import brief
 from moejax.fitting.data_units import require_numbers
 from moejax.fitting.diagnostics import input_findings, input_notes
 from moejax.fitting.input_roles import input_roles, mapped_inputs

@@ -32,10 +32,10 @@ class ResultPredictions:
     _function: ScalarFunction | None
     """g, if it is not the registered function of its name."""
 
-    if TYPE_CHECKING:
-
-        @property
-        def models(self) -> tuple[FittedInOwnUnits, ...]: ...
+    @property
+    def models(self) -> tuple[FittedInOwnUnits, ...]:
+        """The members with their units and covariances."""
+        raise NotImplementedError
 
     def predict(self, x: Any) -> np.ndarray:
         """Return the mean E[y | x] = sum_i P_i(x) g(a_i . x + b_i), (n,) or (n, m), for x (n, d); averaged over `members`.
