@@ -12,12 +12,22 @@ import pandas as pd
 
 from moejax.cli.fit_figures import convergence_figure, selection_figure
 from moejax.cli.fit_units import UNIT_NAMES
+from moejax.fitting.plots import plot_calibration, plot_coefficients, plot_fit, plot_responsibilities
 from moejax.fitting.result import FitResult
 from moejax.fitting.tables import Dataset
-from moejax.pictures import own_style
+from moejax.pictures import own_style, save_picture
 
 TABLES = ("fit.json", "fit.moejax", "parameters.parquet", "samples.parquet")
-PICTURES = ("convergence.png", "selection.png")
+PICTURES = (
+    "convergence.png",
+    "selection.png",
+    "fit.png",
+    "responsibilities.png",
+    "calibration.png",
+    "coefficients.png",
+)
+LARGEST_PLOTTED = 2
+"""Inputs over which a fit can be plotted."""
 FILES = (*TABLES, *PICTURES)
 """Every file that a fit may write."""
 
@@ -48,6 +58,19 @@ def _parameter_rows(experts: list[dict[str, Any]], names: Sequence[str]) -> pd.D
         for e in experts
     ]
     return pd.DataFrame(rows)
+
+
+def _plots(out: Path, table: Dataset, result: FitResult) -> None:
+    """The plots of `moejax.fitting.plots`, in the units of the data; that of the experts needs one or two inputs."""
+    figures = {
+        "responsibilities.png": plot_responsibilities(result, table.x, table.y),
+        "calibration.png": plot_calibration(result, table.x, table.y),
+        "coefficients.png": plot_coefficients(result, input_std=table.x.std(axis=0)),
+    }
+    if table.x.shape[1] <= LARGEST_PLOTTED:
+        figures["fit.png"] = plot_fit(result, table.x, table.y)
+    for name, figure in figures.items():
+        save_picture(figure, out / name)
 
 
 def write_fit(
@@ -88,6 +111,8 @@ def write_fit(
         )
         if result.selection is not None:
             selection_figure(result.selection, out / "selection.png")
+        if all(np.isfinite(leaf).all() for leaf in result.params):
+            _plots(out, table, result)
     result.save(out / "fit.moejax")
     shift = summary["in_units"][summary["units"]]["log_likelihood"] - result.log_likelihood
     document = summary | {"history": (result.history + shift).tolist()}

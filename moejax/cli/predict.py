@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ FIT, DOCUMENT = "fit.moejax", "fit.json"
 """The files of a folder of `moejax fit --out` that predictions need."""
 ROWS_SHOWN = 10
 """Rows that are printed if there is no file for them."""
+MOST_DECIMALS = 6
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
@@ -143,6 +145,12 @@ def _write(table: pd.DataFrame, out: Path) -> None:
         raise OSError(f"--out {out}: cannot be written: {error.strerror or error}") from None
 
 
+def _form(std: float) -> str:
+    """The format of numbers with three digits of their standard deviation."""
+    place = math.floor(math.log10(std)) if 0 < std < math.inf else 0
+    return f".{max(2 - place, 0)}f" if -MOST_DECIMALS <= place <= MOST_DECIMALS else ".4g"
+
+
 def _print(
     table: pd.DataFrame, fit: FolderOfFit, rows: NewRows, level: float, quantiles: list[float]
 ) -> None:
@@ -166,15 +174,16 @@ def _print(
     for heading in (*headings, expert):
         shown.add_column(heading, justify="right")
     shares = table.filter(regex="^(gate|responsibility)_").to_numpy()
-    for row, numbers in table.head(ROWS_SHOWN).iterrows():
-        best = int(shares[int(str(row))].argmax())
+    form = _form(float(table["std"].head(ROWS_SHOWN).median()))
+    for row, numbers in enumerate(table.head(ROWS_SHOWN).to_dict("records")):
+        best = int(shares[row].argmax())
         shown.add_row(
-            str(int(str(row)) + 1),
-            f"{numbers['mean']:.4g}",
-            f"{numbers['std']:.3g}",
-            f"{numbers['low']:.4g} to {numbers['high']:.4g}",
-            *(f"{numbers[f'quantile_{q:.10g}']:.4g}" for q in quantiles),
-            f"{best + 1} ({shares[int(str(row)), best]:.2f})",
+            str(row + 1),
+            f"{numbers['mean']:{form}}",
+            f"{numbers['std']:{form}}",
+            f"{numbers['low']:{form}} to {numbers['high']:{form}}",
+            *(f"{numbers[f'quantile_{q:.10g}']:{form}}" for q in quantiles),
+            f"{best + 1} ({shares[row, best]:.2f})",
         )
     console.print(shown)
     if len(table) > ROWS_SHOWN:

@@ -54,7 +54,7 @@ KINDS = {
     "selection": {"method": "spectral_em", "num_experts": [1, 2, 500]},
     "wide": {"method": "spectral_wide"},
     "source": {"method": "joint_em"},
-    "averaged": {"method": "multistart", "num_starts": 4, "average": 2},
+    "averaged": {"method": "multistart", "num_starts": 8, "average": 2, "num_experts": 3},
     "mean": {"objective": "mean", "num_starts": 3, "average": 2, "fit_intercept": True},
 }
 
