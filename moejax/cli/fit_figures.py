@@ -52,11 +52,12 @@ def convergence_figure(
     from matplotlib.ticker import MaxNLocator
 
     figure, left, right = _two_panels(4.0)
-    if history.size:
+    if history.size > 1:
         gap = np.maximum(history.max() - history, 1e-6)
         left.semilogy(np.arange(1, history.size + 1), gap, marker="o", markersize=3.5, color=COLOURS[0])
     else:
-        left.text(0.5, 0.5, "moments only: no iterations", ha="center", va="center", transform=left.transAxes)
+        why = "the method records its end only" if history.size else "moments only: no iterations"
+        left.text(0.5, 0.5, why, ha="center", va="center", transform=left.transAxes)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("pass over the data")
     left.set_ylabel("log-likelihood below the final one (nats)")
@@ -127,30 +128,31 @@ def _evidence_panels(table: pd.DataFrame, left: Axes, right: Axes) -> None:
     """BIC above its least value for each objective, and the evidence of means below its largest, over the number of experts."""
     tried = table[table["bic"].notna()]
     names = {"mean": "mean of the experts", "likelihood": "mixture of experts"}
-    for (objective, rows), colour, marker in zip(tried.groupby("objective"), COLOURS, "os", strict=False):
-        left.plot(
-            rows["num_experts"],
-            rows["bic"] - tried["bic"].min(),
-            marker=marker,
-            color=colour,
-            label=names[str(objective)],
-        )
+    for (objective, name), colour, marker in zip(names.items(), COLOURS, "os", strict=False):
+        rows = tried[tried["objective"] == objective]
+        if len(rows):
+            above = rows["bic"] - tried["bic"].min()
+            left.plot(
+                rows["num_experts"], above, marker=marker, color=colour, label=name, clip_on=False, zorder=3
+            )
     left.set_yscale("symlog", linthresh=10.0)
     left.set_ylim(bottom=0.0)
     left.set_ylabel("BIC above its least value (nats × 2)")
-    left.set_title("Which density (less is better)")
+    left.set_title("Information criterion (less is better)")
     left.legend()
     means = tried[tried["log_evidence"].notna()]
     right.plot(
         means["num_experts"],
         means["log_evidence"].max() - means["log_evidence"],
         marker="o",
-        color=COLOURS[1],
+        color=COLOURS[0],
+        clip_on=False,
+        zorder=3,
     )
     right.set_yscale("symlog", linthresh=1.0)
     right.set_ylim(bottom=0.0)
     right.set_ylabel("log evidence below its largest value (nats)")
-    right.set_title("Evidence of the mean (less is better)")
+    right.set_title("Evidence of the mean (0 is best)")
     for axes in (left, right):
         axes.set_xticks(sorted(set(tried["num_experts"])))
         axes.set_xlabel("number of experts k")

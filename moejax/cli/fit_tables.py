@@ -68,11 +68,9 @@ def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
 
 def _print_selection_with_means(console: Console, selection: list[dict[str, Any]]) -> None:
     """The table of means, which evidence compares, and of mixtures beside them."""
-    out = Table(
-        title="Which density and how many experts (least BIC; means: largest evidence; * chosen)",
-        box=box.SIMPLE,
-        pad_edge=False,
-    )
+    both = any(row["objective"] == "likelihood" for row in selection)
+    title = "Which density (less BIC), how many experts" if both else "How many experts (largest evidence)"
+    out = Table(title=f"{title}; * chosen", box=box.SIMPLE, pad_edge=False)
     headings = ("objective", "experts", "log-likelihood", "parameters", "BIC", "log evidence")
     for name in headings:
         out.add_column(name, justify="left" if name == "objective" else "right")
@@ -102,11 +100,11 @@ def _print_objective(console: Console, summary: dict[str, Any]) -> None:
         console.print(
             f"objective: mean, the target is normal about the mean of the experts; noise {_number(summary['noise_std'], '.4g')}"
         )
+        shift = summary["log_likelihood"] - summary["in_units"]["data"]["log_likelihood"]
         ridges = " and ".join(f"{found[f'ridge_{part}']:.3g} on {part}" for part in ("experts", "gates"))
         console.print(
             f"effective parameters {found['effective_parameters'] + 1.0:.1f}, with the noise; ridges {ridges}; log evidence "
-            f"{found['log_evidence']:.1f}",
-            soft_wrap=False,
+            f"{found['log_evidence'] + shift:.1f}"
         )
     elif summary["objective_choice"] is not None:
         console.print("objective: likelihood, the target is of one expert, which the gate chooses")

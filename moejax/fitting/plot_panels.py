@@ -35,20 +35,32 @@ def shown_rows(n: int) -> np.ndarray:
     )
 
 
-def line_panel(axes: Axes, result: FitResult, x: np.ndarray, y: np.ndarray, level: float) -> None:
-    """The data, the experts, the mean and the interval over one input."""
+def line_panel(
+    axes: Axes, result: FitResult, x: np.ndarray, y: np.ndarray, level: float, place: int = 0
+) -> list[Any]:
+    """Draw the data, the experts, the mean and the interval over one input, and return the legend's entries.
+
+    Args:
+        axes: where to draw.
+        result: the fit.
+        x: (n, d) data; all inputs but one are constant.
+        y: (n,) labels.
+        level: probability of the interval.
+        place: the input that varies.
+    """
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgba
     from matplotlib.lines import Line2D
 
     shown = shown_rows(len(y))
-    grid = np.linspace(x.min(), x.max(), GRID)
-    column = grid[:, None]
+    grid = np.linspace(x[:, place].min(), x[:, place].max(), GRID)
+    column = np.tile(x[0], (GRID, 1))
+    column[:, place] = grid
     low, high = result.predict_interval(column, level).T
     band = axes.fill_between(
         grid, low, high, color="0.88", linewidth=0, zorder=0, label=f"{100 * level:g}% interval"
     )
-    axes.plot(x[shown, 0], y[shown], ".", color="0.45", markersize=3.5, alpha=0.7, zorder=1)
+    axes.plot(x[shown, place], y[shown], ".", color="0.45", markersize=3.5, alpha=0.7, zorder=1)
     gates, means = result.gate_probabilities(column), result.predict_experts(column)
     handles: list[Any] = []
     for i in range(gates.shape[1]):
@@ -61,10 +73,13 @@ def line_panel(axes: Axes, result: FitResult, x: np.ndarray, y: np.ndarray, leve
     handles += axes.plot(grid, result.predict(column), color="black", linewidth=1.2, zorder=3, label="mean")
     handles.append(band)
     room = 0.05 * (max(y.max(), high.max()) - min(y.min(), low.min()))
-    axes.set_ylim(min(y.min(), low.min()) - room, max(y.max(), high.max()) + room)
-    axes.set_xlim(grid[0], grid[-1])
-    axes.figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
-    axes.set_title("Experts, as opaque as their gates" if gates.shape[1] > 1 else "One expert")
+    bottom, top = min(y.min(), low.min()) - room, max(y.max(), high.max()) + room
+    if axes.get_shared_y_axes().get_siblings(axes) != [axes] and axes.get_autoscaley_on() is False:
+        bottom, top = min(bottom, axes.get_ylim()[0]), max(top, axes.get_ylim()[1])
+    axes.set_ylim(bottom, top)
+    if grid[0] < grid[-1]:
+        axes.set_xlim(grid[0], grid[-1])
+    return handles
 
 
 def _mesh(x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:

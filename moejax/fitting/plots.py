@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_INPUTS = 20
 """Inputs in a plot of coefficients."""
+_BELOW: dict[str, Any] = {"loc": "outside lower center", "ncols": 5, "frameon": False}
+"""Place of a legend."""
 BAND = 0.95
 """Probability with which a well calibrated model's bin, or coverage, is in its band."""
 ROWS_IN_BIN, FEWEST_BINS, MOST_BINS = 40, 5, 20
@@ -43,8 +45,8 @@ def plot_fit(
     """Plot the experts over the data, for one or two inputs.
 
     With one input: the data, the line g(a_i x + b_i) of each expert, as opaque as its gate P_i(x), the mean E[y | x] and the
-    central interval of y. With two: the data, each point in the colour of its most responsible expert, over the gates, and a map
-    of the mean.
+    central interval of y; if a second input has only two values, there is such a panel for each. With two inputs: the data, each
+    point in the colour of its most responsible expert, over the gates, and a map of the mean.
 
     Args:
         result: a fit of one output.
@@ -74,9 +76,24 @@ def plot_fit(
     names, target = _names(result, feature_names), _target(result, target_name)
     if d == 1:
         figure, (axes,) = _figure(1, (6.4, 4.4))
-        line_panel(axes, result, x, y, level)
+        figure.legend(handles=line_panel(axes, result, x, y, level), **_BELOW)
+        axes.set_title(
+            "Experts, as opaque as their gates" if len(result.params.experts) > 1 else "One expert"
+        )
         axes.set_xlabel(names[0])
         axes.set_ylabel(target)
+        return figure
+    two_valued = [j for j in range(2) if len(np.unique(x[:, j])) == 2]
+    if len(two_valued) == 1:
+        (other,) = two_valued
+        figure, both = _figure(2, (10.4, 4.4), sharey=True)
+        for axes, value in zip(both, np.unique(x[:, other]), strict=True):
+            here = x[:, other] == value
+            handles = line_panel(axes, result, x[here], y[here], level, 1 - other)
+            axes.set_title(f"{names[other]}: {value:g}")
+            axes.set_xlabel(names[1 - other])
+        figure.legend(handles=handles, **_BELOW)
+        both[0].set_ylabel(target)
         return figure
     figure, (left, right) = _figure(2, (10.4, 4.4))
     region_panel(left, result, x, y)
@@ -90,8 +107,8 @@ def plot_fit(
 def plot_responsibilities(result: FitResult, x: Any, y: Any) -> Figure:
     """Plot the responsibilities P(z = i | x, y) of the experts: how clearly each row belongs to one of them.
 
-    On the left, each row of the data is a thin column, in which every expert has its share; the rows are sorted by their most
-    responsible expert and the next one. On the right is the histogram of the largest share. In a mean fit the shares are the gates P_i(x).
+    On the left, each row of the data is a thin column, in which every expert has its share; the rows are sorted by the experts of
+    their two largest shares. On the right is the histogram of the largest share. In a mean fit the shares are the gates P_i(x).
 
     Args:
         result: a fit.
@@ -141,7 +158,7 @@ def plot_responsibilities(result: FitResult, x: Any, y: Any) -> Figure:
     right.set_xlim(bins[0], 1.0)
     right.set_xlabel(f"largest {of}")
     right.set_ylabel("rows")
-    right.set_title(f"{np.mean(largest > 0.9):.0%} of the rows have one above 0.9")
+    right.set_title(f"Above 0.9 in {np.mean(largest > 0.9):.0%} of the rows")
     right.grid(alpha=0.3)
     return figure
 
@@ -300,8 +317,7 @@ def _figure(panels: int, size: tuple[float, float], **how: Any) -> tuple[Figure,
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, outside of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    figure.legend(handles=axes.get_legend_handles_labels()[0], **_BELOW)
 
 
 def _require_one_output(result: FitResult) -> None:
