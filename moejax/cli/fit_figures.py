@@ -136,7 +136,9 @@ def _evidence_panels(table: pd.DataFrame, left: Axes, right: Axes) -> None:
                 rows["num_experts"], above, marker=marker, color=colour, label=name, clip_on=False, zorder=3
             )
     left.set_yscale("symlog", linthresh=10.0)
-    left.set_ylim(bottom=0.0)
+    left.set_ylim(
+        0.0, 20.0 * max(1.0, float((tried["bic"] - tried["bic"].min()).max()))
+    )  # room for the legend
     left.set_ylabel("BIC above its least value (nats × 2)")
     left.set_title("Information criterion (less is better)")
     left.legend()

@@ -109,7 +109,7 @@ def _print_objective(console: Console, summary: dict[str, Any]) -> None:
     elif summary["objective_choice"] is not None:
         console.print("objective: likelihood, the target is of one expert, which the gate chooses")
     if summary["objective_choice"] is not None:
-        console.print(f"chosen: {summary['objective_choice']}")
+        console.print(f"by BIC: {summary['objective_choice']}")
     if summary["num_members"] > 1:
         console.print(
             f"predictions, RMSE and R^2 are those of the average of {summary['num_members']} models; the tables show the best"

@@ -87,6 +87,7 @@ def plot_fit(
     if len(two_valued) == 1:
         (other,) = two_valued
         figure, both = _figure(2, (10.4, 4.4), sharey=True)
+        handles: list[Any] = []
         for axes, value in zip(both, np.unique(x[:, other]), strict=True):
             here = x[:, other] == value
             handles = line_panel(axes, result, x[here], y[here], level, 1 - other)
