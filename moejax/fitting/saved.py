@@ -27,6 +27,7 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import LabelMap
 from moejax.fitting.result import FitResult, FittedInOwnUnits
 from moejax.fitting.whitening import InputMap
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.likelihood.information import Covariance
 from moejax.model.activations import (
     ActivationLike,
@@ -43,7 +44,8 @@ DOCUMENT = "fit.json"
 FUNCTION = "_function"
 """The field with a function, which is given again to `load_fit`."""
 _TUPLES = {
-    cls.__name__: cls for cls in (MoEParams, FittedInOwnUnits, Covariance, DataUnits, InputMap, LabelMap)
+    cls.__name__: cls
+    for cls in (MoEParams, FittedInOwnUnits, FreeColumns, Covariance, DataUnits, InputMap, LabelMap)
 }
 _DAMAGED = (
     zipfile.BadZipFile,

@@ -54,6 +54,8 @@ KINDS = {
     "selection": {"method": "spectral_em", "num_experts": [1, 2, 500]},
     "wide": {"method": "spectral_wide"},
     "source": {"method": "joint_em"},
+    "inputs": {"method": "joint_em", "gate_inputs": [1], "expert_inputs": [0], "fit_intercept": True},
+    "constant": {"method": "joint_em", "gate": "constant"},
     "averaged": {"method": "multistart", "num_starts": 8, "average": 2, "num_experts": 3},
     "mean": {"objective": "mean", "num_starts": 3, "average": 2, "fit_intercept": True},
 }
