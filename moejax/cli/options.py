@@ -118,7 +118,7 @@ class Predict:
     """FILE.csv or FILE.parquet for the predictions, a row each; default: a short table is printed."""
     level: float = 0.9
     """Probability of the interval."""
-    quantiles: tuple[float, ...] = ()
+    quantiles: Annotated[tuple[float, ...], arg(help_behavior_hint="")] = ()
     """Levels of quantiles between 0 and 1, such as 0.1 0.5 0.9."""
     separator: OptionalText = None
     """As for `moejax fit`."""

@@ -263,7 +263,8 @@ def plot_coefficients(
     require(good, "input_std", f"{d} numbers >= 0", input_std)
     parts = ("experts", "gating") if k > 1 and np.any(result.params.gating) else ("experts",)
     ends = result.intervals(level) if result.standard_errors is not None else None
-    size = np.max([np.abs(getattr(result.params, part) * steps).max(axis=0) for part in parts], axis=0)
+    sizes = [np.abs(getattr(result.params, part) * steps).max(axis=0) for part in parts]
+    size = np.max([one / (one.max() or 1.0) for one in sizes], axis=0)
     shown = np.sort(np.argsort(-size, kind="stable")[:MOST_INPUTS])
     height = 1.3 + max(1.2, len(shown) * (0.16 * k + 0.16))
     figure, all_axes = _figure(len(parts), (5.2 * len(parts) + 0.4, height), sharey=True)
