@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moejax import sweep
     from moejax.fitting.estimator import MoERegressor
     from moejax.fitting.pipeline import fit
+    from moejax.fitting.plots import plot_calibration, plot_coefficients, plot_fit, plot_responsibilities
     from moejax.fitting.result import FitResult
     from moejax.fitting.saved import load_fit
     from moejax.fitting.streaming.files import FileSource
@@ -48,6 +49,10 @@ __all__ = [
     "load_fit",
     "log_likelihood",
     "make_params",
+    "plot_calibration",
+    "plot_coefficients",
+    "plot_fit",
+    "plot_responsibilities",
     "predict",
     "recovery_error",
     "register_activation",
@@ -66,6 +71,10 @@ _ON_FIRST_USE = {
     "MoERegressor": "moejax.fitting.estimator",
     "fit": "moejax.fitting.pipeline",
     "load_fit": "moejax.fitting.saved",
+    "plot_calibration": "moejax.fitting.plots",
+    "plot_coefficients": "moejax.fitting.plots",
+    "plot_fit": "moejax.fitting.plots",
+    "plot_responsibilities": "moejax.fitting.plots",
 }
 """Names whose modules need pandas, SciPy or scikit-learn, which take as long to import as everything else together."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "moejax"
-TOP = ("startup", "checks", "console", "files", "registry", "environment")
+TOP = ("startup", "checks", "console", "files", "pictures", "registry", "environment")
 """Single modules that every room may import; each imports only those before it."""
 ROOMS = ("model", "moments", "likelihood", "methods", "fitting", "sweep", "reproduce", "cli")
 """A room imports only from those before it, and from TOP."""
@@ -171,7 +171,7 @@ def test_names_in_every_face_exist():
 def test_only_the_command_line_changes_its_process():
     """Environment, XLA flags and platform; the others put back what they change for a while."""
     door = {"use_single_thread", "compile_fast_everywhere"}
-    puts_back = {"sweep/execution/dask_cluster.py", "sweep/report/pictures.py", "environment.py"}
+    puts_back = {"sweep/execution/dask_cluster.py", "pictures.py", "environment.py"}
     changing = re.compile(
         r"os\.environ(\[[^]]+\] = |\.(update|pop|setdefault|clear)\()|update\(.jax_platforms"
     )

@@ -1,22 +1,20 @@
-"""`moejax fit`: reads a table from a file or by name, fits it, prints each expert, and writes the results to a folder."""
+"""`moejax fit`: reads a table from a file or by name, fits it, prints each expert, and has the results written to a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Hashable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
-import pandas as pd
 
 import moejax
 from moejax.checks import require
 from moejax.cli.activations import load_function
+from moejax.cli.fit_files import FILES, write_fit
 from moejax.cli.fit_rows import fit_in_batches, reads_in_batches
 from moejax.cli.fit_tables import print_fit
 from moejax.cli.fit_units import UNIT_NAMES, data_units, standardised_units, summary_in_units
@@ -33,7 +31,6 @@ from moejax.fitting.tables import Dataset, read_table
 from moejax.methods.method import get_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import ScalarFunction, activation_names, get_activation
-from moejax.model.mixture import predict, responsibilities
 from moejax.registry import nearest
 from moejax.sweep.plan.plugins import run_plugins
 
@@ -53,6 +50,9 @@ def fit_command(command: Fit) -> dict[str, Any]:
     options = FitOptions(
         activation=activation if activation in activation_names() else fn,
         noise=command.noise,
+        objective=command.objective,
+        average=command.average,
+        ridge=parse_ridge(command.ridge),
         fit_intercept=command.fit_intercept,
         gate=command.gate,
         gate_inputs=_names(command.gate_inputs),
@@ -90,20 +90,19 @@ def fit_command(command: Fit) -> dict[str, Any]:
                     noise_std=command.noise_std,
                     **vars(options),
                 )
-        with jax.enable_x64(True):  # inputs and biases may have offsets that cancel
-            predicted = np.asarray(predict(result.params, table.x, fn))
-            posterior = np.asarray(responsibilities(result.params, table.x, table.y, fn))
+        named = {"input_names": list(table.input_names), "target_name": table.target_name}
+        result = dataclasses.replace(result, diagnostics=result.diagnostics | named)
+        predicted, posterior = result.predict(table.x), result.responsibilities(table.x, table.y)
         summary = _summary(command, table, result, fn, posterior, predicted)
+        written: list[str] = []
         if scratch is not None:
             try:
-                _save(scratch, summary, table, result, posterior, predicted)
+                written = write_fit(scratch, summary, table, result, posterior, predicted)
             except OSError as error:
                 raise OSError(f"--out {out}: cannot be written: {error.strerror or error}") from None
-    written = ["fit.json", "parameters.parquet", "samples.parquet", "convergence.png"]
-    if result.selection is not None:
-        written.append("selection.png")
-    elif out is not None:
-        (out / "selection.png").unlink(missing_ok=True)  # a file of an earlier fit
+    if out is not None:
+        for name in {*FILES} - {*written}:
+            (out / name).unlink(missing_ok=True)  # a file of an earlier fit
     if not quiet:
         print_fit(summary, table)
         if out is not None:
@@ -179,6 +178,9 @@ def _summary(
         **in_units[shown],
         "units": shown,
         "r_squared": float(1.0 - np.mean((predicted - table.y) ** 2) / np.var(table.y)),
+        "objective": result.objective,
+        "objective_choice": result.diagnostics.get("objective_choice"),
+        "num_members": len(result.members),
         "num_samples": result.diagnostics.get("num_rows", len(table.y)),
         "num_inputs": table.x.shape[1],
         "status": result.status,
@@ -209,8 +211,11 @@ def _selection(result: FitResult, shown: dict[str, Any]) -> list[dict[Hashable, 
     """The rows of `FitResult.selection`, with likelihoods in the displayed units."""
     assert result.selection is not None
     shift = shown["log_likelihood"] - result.log_likelihood
-    criteria = {name: result.selection[name] - 2.0 * shift for name in CRITERIA}
-    table = result.selection.assign(log_likelihood=result.selection["log_likelihood"] + shift, **criteria)
+    values = {name: result.selection[name] - 2.0 * shift for name in CRITERIA}
+    for name in ("log_likelihood", "log_evidence"):
+        if name in result.selection:
+            values[name] = result.selection[name] + shift
+    table = result.selection.assign(**values)
     return table.to_dict("records")
 
 
@@ -234,6 +239,20 @@ def parse_num_experts(text: str) -> int | str | list[int]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def parse_ridge(text: str | None) -> float | Literal["evidence"] | None:
+    """The argument `ridge` of `fit` for a number, "evidence" or None.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    if text is None or text == "evidence":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f'--ridge {text}: expected a number >= 0 or "evidence"') from None
+
+
 def _without_nan(value: Any) -> Any:
     """The document with None instead of numbers that are not finite, which JSON lacks."""
     if isinstance(value, dict):
@@ -241,63 +260,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _parameter_rows(experts: list[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """A row for every expert and input, the intercept last, of one block of experts."""
-    rows = [
-        {
-            "expert": e["expert"],
-            "input": name,
-            "coefficient": e["coefficients"][name],
-            "coefficient_error": e.get("coefficient_errors", {}).get(name),
-            "gating": e["gating"][name],
-            "gating_error": e.get("gating_errors", {}).get(name),
-        }
-        for e in experts
-        for name in names
-    ]
-    rows += [
-        {
-            "expert": e["expert"],
-            "input": "(intercept)",
-            "coefficient": e["bias"],
-            "coefficient_error": e.get("bias_error"),
-            "gating": e["gating_bias"],
-            "gating_error": e.get("gating_bias_error"),
-        }
-        for e in experts
-    ]
-    return pd.DataFrame(rows)
-
-
-def _save(
-    out: Path,
-    summary: dict[str, Any],
-    table: Dataset,
-    result: FitResult,
-    posterior: np.ndarray,
-    predicted: np.ndarray,
-) -> None:
-    from moejax.cli.fit_figures import convergence_figure, selection_figure
-    from moejax.sweep.report.pictures import own_style
-
-    in_data, standardised = (
-        _parameter_rows(summary["in_units"][name]["experts"], table.input_names) for name in UNIT_NAMES
-    )
-    numbers = standardised.drop(columns=["expert", "input"]).add_prefix("standardised_")
-    in_data.join(numbers).to_parquet(out / "parameters.parquet", index=False)
-    samples = pd.DataFrame({"target": table.y, "predicted": predicted})
-    for i in range(posterior.shape[1]):
-        samples[f"responsibility_{i + 1}"] = posterior[:, i]
-    samples.to_parquet(out / "samples.parquet", index=False)
-    scaling = summary["in_units"][summary["units"]]["scaling"]
-    y, mean = ((a - scaling["target_mean"]) / scaling["target_std"] for a in (table.y, predicted))
-    units = "standard deviations" if scaling["target_std"] != 1.0 else "the data's units"
-    with own_style():
-        convergence_figure(result.history, y, mean, posterior.argmax(axis=1), units, out / "convergence.png")
-        if result.selection is not None:
-            selection_figure(result.selection, out / "selection.png")
-    shift = summary["in_units"][summary["units"]]["log_likelihood"] - result.log_likelihood
-    document = summary | {"history": (result.history + shift).tolist()}
-    (out / "fit.json").write_text(json.dumps(document, indent=2, default=str) + "\n")

@@ -45,6 +45,9 @@ def _strongest(
 
 
 def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
+    if "log_evidence" in selection[0]:
+        _print_selection_with_means(console, selection)
+        return
     out = Table(title="How many experts (less is better; * least BIC)", box=box.SIMPLE, pad_edge=False)
     for name in ("experts", "log-likelihood", "parameters", "AIC", "BIC", "ICL", "T2 eigengap"):
         out.add_column(name, justify="right")
@@ -63,13 +66,64 @@ def _print_selection(console: Console, selection: list[dict[str, Any]]) -> None:
             console.print(f"{row['num_experts']} experts: {row['status']}")
 
 
+def _print_selection_with_means(console: Console, selection: list[dict[str, Any]]) -> None:
+    """The table of means, which evidence compares, and of mixtures beside them."""
+    both = any(row["objective"] == "likelihood" for row in selection)
+    title = "Which density (less BIC), how many experts" if both else "How many experts (largest evidence)"
+    out = Table(title=f"{title}; * chosen", box=box.SIMPLE, pad_edge=False)
+    headings = ("objective", "experts", "log-likelihood", "parameters", "BIC", "log evidence")
+    for name in headings:
+        out.add_column(name, justify="left" if name == "objective" else "right")
+    refused = []
+    for row in selection:
+        if row["log_likelihood"] is None:
+            refused.append(row)
+            continue
+        effective = row.get("effective_parameters")
+        out.add_row(
+            row["objective"],
+            f"{row['num_experts']}{'*' if row['chosen'] else ' '}",
+            _number(row["log_likelihood"], ".1f"),
+            _number(row["num_parameters"] if effective is None else effective + 1.0, ".1f"),
+            _number(row["bic"], ".1f"),
+            _number(row["log_evidence"], ".1f"),
+        )
+    console.print(out)
+    for row in refused:
+        console.print(f"{row['objective']}, {row['num_experts']} experts: {row['status']}")
+
+
+def _print_objective(console: Console, summary: dict[str, Any]) -> None:
+    """The density of the target, how it was chosen, and over how many models predictions are averaged."""
+    found = summary["diagnostics"]
+    if summary["objective"] == "mean":
+        console.print(
+            f"objective: mean, the target is normal about the mean of the experts; noise {_number(summary['noise_std'], '.4g')}"
+        )
+        shift = summary["log_likelihood"] - summary["in_units"]["data"]["log_likelihood"]
+        ridges = " and ".join(f"{found[f'ridge_{part}']:.3g} on {part}" for part in ("experts", "gates"))
+        console.print(
+            f"effective parameters {found['effective_parameters'] + 1.0:.1f}, with the noise; ridges {ridges}; log evidence "
+            f"{found['log_evidence'] + shift:.1f}"
+        )
+    elif summary["objective_choice"] is not None:
+        console.print("objective: likelihood, the target is of one expert, which the gate chooses")
+    if summary["objective_choice"] is not None:
+        console.print(f"by BIC: {summary['objective_choice']}")
+    if summary["num_members"] > 1:
+        console.print(
+            f"predictions, RMSE and R^2 are those of the average of {summary['num_members']} models; the tables show the best"
+        )
+
+
 def print_fit(summary: dict[str, Any], table: Dataset) -> None:
     """Print the summary of a fit: its likelihood, a row per expert, the criteria of selection, and the notes."""
     console = make_console()
     settings = summary["settings"]
+    is_mean = summary["objective"] == "mean"
     units = "standardised units" if summary["units"] == "standardised" else "the data's units"
     console.print(
-        f"{settings['num_experts']} {settings['activation']} experts by {settings['method']} on "
+        f"{settings['num_experts']} {settings['activation']} experts by {summary['diagnostics']['method']} on "
         f"{summary['num_samples']} samples of {summary['num_inputs']} inputs; target: {table.target_name}"
     )
     console.print(
@@ -78,19 +132,23 @@ def print_fit(summary: dict[str, Any], table: Dataset) -> None:
         f"RMSE {_number(summary['rmse'], '.4f')}, R^2 {_number(summary['r_squared'], '.4f')}"
     )
     console.print(f"status: {summary['status']}", style=None if summary["status"] == "ok" else "bold red")
+    _print_objective(console, summary)
     numbers = Table("expert", title=f"What each expert does ({units})", box=box.SIMPLE)
-    for name in ("share", "noise std", "mean target", "bias"):
+    # the experts of a mean have one noise, and no labels of their own
+    for name in ("share", "bias") if is_mean else ("share", "noise std", "mean target", "bias"):
         numbers.add_column(name, justify="right")
     inputs = Table("expert", box=box.SIMPLE)  # a separate table: numbers are never cut to fit 80 columns
-    for name in ("strongest inputs ± standard error", "chosen where (gate, against the last)"):
+    where = "weighs more where" if is_mean else "chosen where"
+    for name in ("strongest inputs ± standard error", f"{where} (gate, against the last)"):
         inputs.add_column(name, overflow="fold")
     for expert in summary["experts"]:
+        noise = summary["noise_std"] if is_mean else expert["noise_std"]
+        own = (_number(noise, ".4g"), _number(_beside(expert["mean_target"], noise), "+.4g"))
         numbers.add_row(
             str(expert["expert"]),
             _number(expert["share"], ".3f"),
-            _number(expert["noise_std"], ".4g"),
-            _number(_beside(expert["mean_target"], expert["noise_std"]), "+.4g"),
-            _number(_beside(expert["bias"], expert["noise_std"]), "+.4g"),
+            *(() if is_mean else own),
+            _number(_beside(expert["bias"], noise), "+.4g"),
         )
         inputs.add_row(
             str(expert["expert"]),

@@ -61,6 +61,7 @@ def summary_in_units(
     def by_input(row: np.ndarray) -> dict[str, float]:
         return dict(zip(table.input_names, row.tolist(), strict=True))
 
+    one_noise = result.objective == "mean"  # about the mean of all experts
     experts = []
     for i in range(params.experts.shape[0]):
         experts.append(
@@ -68,7 +69,6 @@ def summary_in_units(
                 "expert": i + 1,
                 "share": float(effective[i] / effective.sum()),
                 "effective_samples": float(effective[i]) * num_rows / len(y),
-                "noise_std": float(params.noise_std[i]),
                 "bias": float(params.expert_bias[i]),
                 "mean_target": float(posterior[:, i] @ y / effective[i]),
                 "coefficients": by_input(params.experts[i]),
@@ -76,15 +76,22 @@ def summary_in_units(
                 "gating_bias": float(params.gating_bias[i]),
             }
         )
+        if not one_noise:
+            experts[-1]["noise_std"] = float(params.noise_std[i])
         if errors is not None:
             experts[-1] |= {
                 "coefficient_errors": by_input(errors.experts[i]),
                 "gating_errors": by_input(errors.gating[i]),
-                "noise_std_error": float(errors.noise_std[i]),
                 "bias_error": float(errors.expert_bias[i]),
                 "gating_bias_error": float(errors.gating_bias[i]),
             }
+            if not one_noise:
+                experts[-1]["noise_std_error"] = float(errors.noise_std[i])
+    noise = {"noise_std": float(params.noise_std[0])} if one_noise else {}
+    if one_noise and errors is not None:
+        noise["noise_std_error"] = float(errors.noise_std[0])
     return {
+        **noise,
         "log_likelihood": value,
         "log_likelihood_per_sample": value / num_rows,
         "rmse": float(np.sqrt(np.mean((predicted - table.y) ** 2))) / units.target_std,

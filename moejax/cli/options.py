@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from moejax.methods.options import EstimatedNoise, FitOptions, Gate
+from moejax.methods.options import EstimatedNoise, FitOptions, Gate, Objective
 
 # values that may be left out: the help shows neither {None} nor a default of None
 OptionalPath = Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")]
@@ -76,6 +76,12 @@ class Fit:
     """Columns that the experts read; default: all inputs."""
     standardise: bool = True
     """Scale labels for the fit (homogeneous activations), and print coefficients per standard deviation; the files hold both."""
+    objective: Objective = FitOptions.objective
+    """Density of the target: "likelihood" (the mixture), "mean" (normal about the mean of all experts), or "auto", the less BIC."""
+    average: int = FitOptions.average
+    """Predictions are averaged over this many of the best distinct optima."""
+    ridge: OptionalText = None
+    """A number, or "evidence" for a fit of the mean; default: 1e-6 by likelihood, "evidence" by the mean."""
     plugin: UseAppendAction[tuple[Path, ...]] = ()
     """A Python file that registers activations or methods of your own; may be given several times."""
     covariance: Literal["observed", "sandwich"] = FitOptions.covariance
@@ -95,7 +101,33 @@ class Fit:
     seed: int = 0
     """Seed of the random starts."""
     out: OptionalPath = None
-    """Folder for fit.json, parameters.parquet, samples.parquet and convergence.png."""
+    """Folder for fit.json, fit.moejax (which `moejax predict` and moejax.load_fit read), tables of parameters and samples, and
+    pictures."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Predict the target of new rows by a fit that `moejax fit --out FIT_DIR` wrote: mean, interval, quantiles, experts."""
+
+    fit: Positional[Annotated[Path, arg(metavar="FIT_DIR")]]
+    """The folder of the fit."""
+    data: Positional[Annotated[Path, arg(metavar="NEW")]]
+    """A .csv, .tsv (also .gz) or .parquet file with the inputs' columns, in any order; other columns are ignored."""
+    out: OptionalPath = None
+    """FILE.csv or FILE.parquet for the predictions, a row each; default: a short table is printed."""
+    level: float = 0.9
+    """Probability of the interval."""
+    quantiles: Annotated[tuple[float, ...], arg(help_behavior_hint="")] = ()
+    """Levels of quantiles between 0 and 1, such as 0.1 0.5 0.9."""
+    separator: OptionalText = None
+    """As for `moejax fit`."""
+    decimal: DecimalSign = None
+    """As for `moejax fit`."""
+    activation: OptionalText = None
+    """FILE.py:FUNCTION, if the fit was made with one; a fit does not hold its code."""
+    plugin: UseAppendAction[tuple[Path, ...]] = ()
+    """A Python file that registers the fit's activation; may be given several times."""
     common: CommonOptions = Common()
 
 
@@ -203,6 +235,7 @@ class Info:
 
 Command = (
     Annotated[Fit, subcommand("fit")]
+    | Annotated[Predict, subcommand("predict")]
     | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Status, subcommand("status")]
     | Annotated[Report, subcommand("report")]

@@ -1,4 +1,4 @@
-"""The command line: `moejax fit | sweep | status | report | export | reproduce | activations | info`.
+"""The command line: `moejax fit | predict | sweep | status | report | export | reproduce | activations | info`.
 
 A bad value gives one line on stderr and exit status 2, and no change on disk. Platform, precision and the compilation
 cache are set here, before any computation, and recorded with the results.
@@ -28,6 +28,7 @@ from moejax.cli.options import (
     Export,
     Fit,
     Info,
+    Predict,
     Report,
     Reproduce,
     Status,
@@ -125,10 +126,10 @@ def _run_command(arguments: list[str]) -> None:
     try:
         command = with_homes(command)
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
-        if isinstance(command, Fit | Sweep | Reproduce | Activations):
+        if isinstance(command, Fit | Predict | Sweep | Reproduce | Activations):
             keep_programs()
         # a sweep first decides which processes need the devices
-        if isinstance(command, Fit | Activations | Info):
+        if isinstance(command, Fit | Predict | Activations | Info):
             require_devices()
         _RUN[type(command)](command)
     except KeyboardInterrupt as stop:
@@ -217,6 +218,14 @@ def _run_fit(command: Fit) -> None:
         _print_json(result)
 
 
+def _run_predict(command: Predict) -> None:
+    from moejax.cli.predict import predict_command
+
+    rows = predict_command(command)
+    if command.common.json:
+        _print_json(rows)
+
+
 def _run_sweep(command: Sweep) -> None:
     from moejax.sweep import commands
 
@@ -303,6 +312,7 @@ def _run_info(command: Info) -> None:
 
 _RUN = {
     Fit: _run_fit,
+    Predict: _run_predict,
     Sweep: _run_sweep,
     Status: _run_status,
     Report: _run_report,

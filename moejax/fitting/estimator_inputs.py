@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
-from moejax.checks import brief, require
-from moejax.fitting.array_checks import as_numbers, checked_targets
+from moejax.checks import brief
 from moejax.fitting.data_units import require_numbers
 from moejax.fitting.diagnostics import input_findings, input_notes
 from moejax.fitting.input_roles import input_roles, mapped_inputs
@@ -37,32 +35,6 @@ def checked_random_state(value: Any) -> np.random.RandomState:
     except (ValueError, TypeError) as error:
         words = "None, a whole number from 0 to 2**32 - 1 or a NumPy RandomState"
         raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
-
-
-def checked_labels(y: ArrayLike, means: np.ndarray) -> np.ndarray:
-    """y (n,), or (n, m), in double precision, of a shape that matches means (n, k), or (n, k, m).
-
-    Raises:
-        ValueError: another shape, or values that are not finite numbers.
-    """
-    y = as_numbers(y, "y")
-    if y.shape == (len(means), 1) and means.ndim == 2:
-        y = y[:, 0]
-    expected = means[:, 0].shape
-    require(y.shape == expected, "y", f"shape {expected} to go with X", y.shape)
-    return checked_targets(y, len(means), rows_of="X")
-
-
-def checked_levels(values: Any, name: str = "quantiles") -> list[float]:
-    """Probabilities between 0 and 1.
-
-    Raises:
-        ValueError: they are something else.
-    """
-    levels = as_numbers(values, name)
-    good = levels.ndim == 1 and levels.size > 0 and bool(np.all((levels > 0) & (levels < 1)))
-    require(good, name, "numbers between 0 and 1", values)
-    return levels.tolist()
 
 
 class Support(NamedTuple):

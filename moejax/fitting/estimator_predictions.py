@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from moejax.checks import brief_text, require
 from moejax.fitting.array_checks import checked_inputs, checked_weights
-from moejax.fitting.estimator_inputs import checked_labels, checked_levels, checked_random_state
+from moejax.fitting.estimator_inputs import checked_random_state
 from moejax.fitting.predictive import (
     PredictiveDensity,
     expected_log_density,
@@ -24,6 +24,7 @@ from moejax.fitting.predictive import (
 )
 from moejax.fitting.preparation import rescaled_weights
 from moejax.fitting.result import FittedInOwnUnits
+from moejax.fitting.result_predictions import checked_labels, checked_levels
 from moejax.fitting.whitening import InputMap
 from moejax.methods.options import WeightsAre
 from moejax.model.activations import ActivationLike, get_activation
@@ -114,7 +115,7 @@ class Predictions:
         In a mean fit all experts make a label together, and these are the gates.
         """
         log_gates, means = self._experts(X)
-        y = checked_labels(y, means)
+        y = checked_labels(y, means, "X")
         if self.objective_ == "mean":
             return np.exp(log_gates)
         with np.errstate(over="ignore"):  # the difference in nats may overflow
@@ -136,7 +137,7 @@ class Predictions:
         """
         density = self._density(X)
         if y is not None:
-            return density.log_density(checked_labels(y, density.means))
+            return density.log_density(checked_labels(y, density.means, "X"))
         if density.means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")
         return expected_log_density(*density)

@@ -185,7 +185,7 @@ def _finished(trial: Trial, prepared: Prepared, sample: Sample, options: FitOpti
         "ridge_gates": float(ridge.gates),
         "ridge_penalty": 0.0,
         "effective_parameters": float(chosen.end.effective),
-        "log_evidence": float(chosen.end.log_evidence),
+        "log_evidence": float(chosen.end.log_evidence) - total * math.log(float(prepared.units.labels.scale)),
         "num_starts": score.shape[0],
         "notes": notes,
     }

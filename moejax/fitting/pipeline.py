@@ -28,7 +28,7 @@ from moejax.fitting.streaming.fit import SourceFit, fit_source
 from moejax.fitting.streaming.source import Source
 from moejax.likelihood.information import CovarianceKind
 from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, Objective, Start, WeightsAre
-from moejax.model.activations import ActivationLike, activation_name
+from moejax.model.activations import ActivationLike, activation_name, unregistered
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import with_stand_ins
 from moejax.moments.label_transforms import TransformKind
@@ -141,7 +141,8 @@ def fit_rows(
     chosen, key, levels = number_of_experts(num_experts), prng_key(key), noise_levels(noise_std, ())
     fitted = fit_source(key, source, chosen, levels, options, **how)
     settings = _settings(key, given, options, chosen, levels) | {"weights_are": fitted.weights_are}
-    return fitted._replace(result=dataclasses.replace(fitted.result, settings=settings))
+    result = dataclasses.replace(fitted.result, settings=settings, _function=unregistered(given.activation))
+    return fitted._replace(result=result)
 
 
 def _fit(
@@ -174,7 +175,7 @@ def _fit(
     columns = getattr(x, "columns", None)  # of a table
     if columns is not None and all(isinstance(name, str) for name in columns):
         result = dataclasses.replace(result, diagnostics=result.diagnostics | {"input_names": list(columns)})
-    return dataclasses.replace(result, settings=settings)
+    return dataclasses.replace(result, settings=settings, _function=unregistered(given.activation))
 
 
 def _settings(

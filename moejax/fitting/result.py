@@ -14,10 +14,12 @@ import pandas as pd
 from moejax.checks import require
 from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import LabelMap
+from moejax.fitting.result_predictions import ResultPredictions
 from moejax.fitting.whitening import InputMap
 from moejax.likelihood.free_columns import FreeColumns
 from moejax.likelihood.information import Covariance, confidence_intervals
 from moejax.likelihood.predictors import num_free_parameters
+from moejax.model.activations import ScalarFunction
 from moejax.model.mixture import AnyParams, HostParams, NoiseModel
 
 if TYPE_CHECKING:
@@ -77,8 +79,8 @@ def in_given_units(params: HostParams, *, fit_intercept: bool) -> FittedInOwnUni
 
 
 @dataclasses.dataclass(frozen=True)
-class FitResult:
-    """A fitted mixture of experts, the result of `fit`.
+class FitResult(ResultPredictions):
+    """A fitted mixture of experts, the result of `fit`, which also predicts at new rows in the units of the given x.
 
     Attributes:
         params: NumPy arrays in double precision, in the units of the given x and y. The experts are in the order of their shares,
@@ -132,6 +134,8 @@ class FitResult:
         >>> low, high = result.intervals(level=0.95)
         >>> bool((low.noise_std < 0.1).all() and (0.1 < high.noise_std).all())
         True
+        >>> result.predict_interval(x[:3], level=0.9).shape
+        (3, 2)
     """
 
     params: HostParams
@@ -145,6 +149,7 @@ class FitResult:
     objective: Literal["likelihood", "mean"] = "likelihood"
     _fitted: FittedInOwnUnits | None = dataclasses.field(default=None, repr=False)
     _averaged: tuple[FittedInOwnUnits, ...] = dataclasses.field(default=(), repr=False)
+    _function: ScalarFunction | None = dataclasses.field(default=None, repr=False)
 
     @property
     def members(self) -> tuple[HostParams, ...]:

@@ -27,20 +27,25 @@ from moejax.fitting.data_units import DataUnits
 from moejax.fitting.label_units import LabelMap
 from moejax.fitting.result import FitResult, FittedInOwnUnits
 from moejax.fitting.whitening import InputMap
+from moejax.likelihood.free_columns import FreeColumns
 from moejax.likelihood.information import Covariance
 from moejax.model.activations import (
     ActivationLike,
     activation_name,
     activation_names,
     get_activation,
+    unregistered,
     values_on_host,
 )
 from moejax.model.mixture import MoEParams
 
 FORMAT, VERSION = "moejax fit", 1
 DOCUMENT = "fit.json"
+FUNCTION = "_function"
+"""The field with a function, which is given again to `load_fit`."""
 _TUPLES = {
-    cls.__name__: cls for cls in (MoEParams, FittedInOwnUnits, Covariance, DataUnits, InputMap, LabelMap)
+    cls.__name__: cls
+    for cls in (MoEParams, FittedInOwnUnits, FreeColumns, Covariance, DataUnits, InputMap, LabelMap)
 }
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -68,14 +73,15 @@ def save_fit(result: FitResult, path: str | os.PathLike[str]) -> None:
     if file.exists():
         require(file.is_file() and _is_fit(file), "path", "a new file, or one of a saved fit", str(file))
     arrays: list[np.ndarray] = []
-    fields = {
-        field.name: _encoded(getattr(result, field.name), arrays) for field in dataclasses.fields(result)
-    }
+    values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    function = values.pop(FUNCTION)
+    fields = {name: _encoded(value, arrays) for name, value in values.items()}
     name = _activation_of(result)
     document = {
         "format": FORMAT,
         "version": VERSION,
-        "activation_values": _values(name) if name in activation_names() else None,
+        # a function of the user's may have the name of a registered one
+        "activation_values": _values(name) if function is None and name in activation_names() else None,
         "fields": fields,
     }
 
@@ -121,7 +127,7 @@ def load_fit(path: str | os.PathLike[str], *, activation: ActivationLike | None 
         require(
             version == VERSION, "path", f"a saved fit of version {VERSION}", f"version {version} in {file}"
         )
-        known = {field.name for field in dataclasses.fields(FitResult)}
+        known = {field.name for field in dataclasses.fields(FitResult)} - {FUNCTION}
         fields = {
             name: _decoded(value, arrays) for name, value in document["fields"].items() if name in known
         }
@@ -186,7 +192,8 @@ def _with_activation(
     if given is None:
         return result
     get_activation(given)
-    return dataclasses.replace(result, settings=result.settings | {"activation": activation_name(given)})
+    settings = result.settings | {"activation": activation_name(given)}
+    return dataclasses.replace(result, settings=settings, _function=unregistered(given))
 
 
 def _encoded(value: Any, arrays: list[np.ndarray]) -> Any:

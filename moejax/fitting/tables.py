@@ -94,14 +94,14 @@ def read_table(
             constant; the message names the file, the column and the row.
         OSError: the file cannot be read.
     """
-    columns, notes = _named_columns(Path(path), separator, decimal)
+    columns, notes = named_columns(Path(path), separator, decimal)
     names = tuple(column.name for column in columns)
     if target not in names:
         raise ValueError(f"{path}: no target column {target!r}; {nearest(target, names)}")
     if len(names) < 2:
         raise ValueError(f"{path}: expected input columns beside the target {target!r}, got none")
     place = names.index(target)
-    y = _values(Path(path), [columns[place]])[:, 0]
+    y = numbers_of(Path(path), [columns[place]])[:, 0]
     inputs, categories, x = _inputs(Path(path), [column for column in columns if column.name != target])
     if y.min() == y.max():
         raise ValueError(f"{path}: target column {target!r} is constant ({y[0]:g})")
@@ -118,7 +118,7 @@ def _inputs(path: Path, columns: list[Column]) -> tuple[tuple[str, ...], tuple[C
     found, names, categories = [], [], []
     for column in columns:
         if column.cells is None or not is_text(column):
-            found.append(_values(path, [column]))
+            found.append(numbers_of(path, [column]))
             names.append(column.name)
             continue
         try:
@@ -158,11 +158,11 @@ def read_columns(path: Path, *, separator: str | None = None, decimal: str | Non
             no finite number, or a separator or decimal sign that is not clear; one line that names the file and the place.
         OSError: the file cannot be read.
     """
-    columns, notes = _named_columns(Path(path), separator, decimal)
-    return Columns(tuple(column.name for column in columns), _values(Path(path), columns), notes)
+    columns, notes = named_columns(Path(path), separator, decimal)
+    return Columns(tuple(column.name for column in columns), numbers_of(Path(path), columns), notes)
 
 
-def _named_columns(
+def named_columns(
     path: Path, separator: str | None, decimal: str | None
 ) -> tuple[list[Column], tuple[str, ...]]:
     """The columns that have a name, each once, and notes on the file; their cells may be no numbers yet."""
@@ -225,7 +225,7 @@ def _without_unnamed(path: Path, columns: list[Column]) -> tuple[list[Column], l
     return kept, notes
 
 
-def _values(path: Path, columns: list[Column]) -> np.ndarray:
+def numbers_of(path: Path, columns: list[Column]) -> np.ndarray:
     """(n, p) the numbers of the columns.
 
     Raises:

@@ -102,6 +102,13 @@ def activation_name(activation: ActivationLike) -> str:
     return getattr(activation, "__name__", repr(activation))
 
 
+def unregistered(activation: ActivationLike) -> ScalarFunction | None:
+    """The function, if it is not the one that is registered under its name; None if its name is enough to find it again."""
+    if not callable(activation) or any(fn is activation for _, fn in _REGISTRY.items()):
+        return None
+    return activation
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def apply_activation(fn: ScalarFunction, t: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """g elementwise, for t of any shape; `fn` itself receives scalars only.

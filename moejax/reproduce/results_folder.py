@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moejax.pictures import own_style, save_picture
 from moejax.reproduce.experiment import ExperimentFile
 from moejax.sweep.execution.admission import version
-from moejax.sweep.report.pictures import own_style, save_picture
 from moejax.sweep.spec.overrides import override_texts
 
 if TYPE_CHECKING:

@@ -270,7 +270,7 @@ def write_results(folder: Path, *, page: bool = False) -> tuple[pd.DataFrame, li
         StoreError: the folder cannot be read or written.
     """
     from moejax.files import write_whole
-    from moejax.sweep.report.pictures import own_style
+    from moejax.pictures import own_style
     from moejax.sweep.report.summary import summarise
     from moejax.sweep.store.schema import StoreError
 

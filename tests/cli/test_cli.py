@@ -56,11 +56,11 @@ def refused(capsys, *arguments):
 def test_without_arguments_it_prints_the_commands():
     done = subprocess.run([sys.executable, "-m", "moejax.cli"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for command in ("fit", "sweep", "status", "report", "export", "activations", "info"):
+    for command in ("fit", "predict", "sweep", "status", "report", "export", "activations", "info"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("command", ["fit", "sweep", "reproduce", "activations"])
+@pytest.mark.parametrize("command", ["fit", "predict", "sweep", "reproduce", "activations"])
 def test_help_explains_every_option_and_hides_none(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])

@@ -71,9 +71,13 @@ def test_a_folder_is_fitted_as_its_rows_in_memory_are(folder, whole, tmp_path, c
     assert "parameters, likelihood and errors are those of all 60,000 rows" in printed
     assert_same(fitted(tmp_path / "out"), whole)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "calibration.png",
+        "coefficients.png",
         "convergence.png",
         "fit.json",
+        "fit.moejax",
         "parameters.parquet",
+        "responsibilities.png",
         "samples.parquet",
     ]
     assert (

@@ -18,8 +18,8 @@ from moejax.cli import program as cli
 from moejax.cli.options import Info, Sweep
 from moejax.console import PlainConsole
 from moejax.files import folder_for_results
+from moejax.pictures import own_style, save_picture
 from moejax.sweep import read_spec
-from moejax.sweep.report.pictures import own_style, save_picture
 
 SPEC = 'name = "tiny"\nmethods = ["joint_em"]\ntrials = 6\ndim = 3\nnum_experts = 2\nnum_samples = 200\n'
 

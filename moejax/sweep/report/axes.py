@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moejax.model.metrics import SUCCESS_THRESHOLD
-from moejax.sweep.report.pictures import COLOURS
+from moejax.pictures import COLOURS
 from moejax.sweep.spec.fields import SHORT, show
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -15,6 +15,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
+from moejax.pictures import COLOURS, save_picture
 from moejax.sweep.report.axes import (
     HEAT_MAP,
     LABELS,
@@ -31,7 +32,6 @@ from moejax.sweep.report.axes import (
     rows_where,
     tick_label,
 )
-from moejax.sweep.report.pictures import COLOURS, save_picture
 from moejax.sweep.report.summary import SUCCESS_METRIC, swept_fields
 from moejax.sweep.spec.fields import METHOD_FIELD, show
 

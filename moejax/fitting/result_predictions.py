@@ -1,0 +1,177 @@
+"""The predictions of a fit: means, intervals, densities, gates and responsibilities at a user's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moejax.checks import brief, require
+from moejax.fitting.array_checks import as_numbers, checked_inputs, checked_targets
+from moejax.model.activations import ScalarFunction, get_activation
+from moejax.model.mixture import HostParams, posterior
+
+if TYPE_CHECKING:
+    from moejax.fitting.predictive import PredictiveDensity
+    from moejax.fitting.result import FittedInOwnUnits
+    from moejax.likelihood.padded import Objective
+
+
+class ResultPredictions:
+    """The methods of `FitResult` that predict.
+
+    Rows x are (n, d) array-likes in the units of the x that was fitted. Means and densities are averaged over `members`; gates and
+    responsibilities are those of `params`.
+    """
+
+    params: HostParams
+    diagnostics: dict[str, Any]
+    settings: dict[str, Any]
+    objective: Objective
+    _function: ScalarFunction | None
+    """g, if it is not the registered function of its name."""
+
+    @property
+    def models(self) -> tuple[FittedInOwnUnits, ...]:
+        """The members with their units and covariances."""
+        raise NotImplementedError
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Return the mean E[y | x] = sum_i P_i(x) g(a_i . x + b_i), (n,) or (n, m), for x (n, d); averaged over `members`.
+
+        Raises:
+            ValueError: x is no array of finite numbers with d columns.
+        """
+        return self._density(x).mean
+
+    def predict_std(self, x: Any) -> np.ndarray:
+        """Return the standard deviation of y given x, (n,) or (n, m), in units of y.
+
+        For a mixture its square is sum_i P_i sigma_i^2 + sum_i P_i (m_i - E[y | x])^2; for a mean fit it is s^2 + var f(x). An
+        average has the spread between its members besides.
+        """
+        return self._density(x).standard_deviations()[0]
+
+    def predict_quantiles(self, x: Any, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> np.ndarray:
+        """Return quantiles of y given x, (n, q), for q levels between 0 and 1.
+
+        Raises:
+            ValueError: a level is not between 0 and 1, or there are several outputs.
+        """
+        return self._quantiles(x, checked_levels(quantiles), "quantiles")
+
+    def predict_interval(self, x: Any, level: float = 0.9) -> np.ndarray:
+        """Return the ends of the central interval that holds y given x with probability `level`, (n, 2).
+
+        Raises:
+            ValueError: the level is not between 0 and 1, or there are several outputs.
+        """
+        (level,) = checked_levels([level], "level")
+        return self._quantiles(x, [0.5 - 0.5 * level, 0.5 + 0.5 * level], "level")
+
+    def gate_probabilities(self, x: Any) -> np.ndarray:
+        """Return the gates P_i(x), (n, k): the probability of each expert before y is seen, or its share in the mean."""
+        return np.exp(self._gates_and_means(x)[0])
+
+    def predict_experts(self, x: Any) -> np.ndarray:
+        """Return the mean g(a_i . x + b_i) of each expert, (n, k) or (n, k, m)."""
+        return self._gates_and_means(x)[1]
+
+    def responsibilities(self, x: Any, y: Any) -> np.ndarray:
+        """Return the probability that expert i made the label, P(z = i | x, y), (n, k), for y (n,) or (n, m).
+
+        In a mean fit all experts make a label together, and these are the gates.
+        """
+        log_gates, means = self._gates_and_means(x)
+        y = checked_labels(y, means, "x")
+        if self.objective == "mean":
+            return np.exp(log_gates)
+        with np.errstate(over="ignore"):  # the difference in nats may overflow
+            return posterior(log_gates, means, y, self.params.noise_std, xp=np)
+
+    def log_density(self, x: Any, y: Any) -> np.ndarray:
+        """Return log p(y | x), (n,) in nats, in units of y, for y (n,) or (n, m)."""
+        density = self._density(x)
+        return density.log_density(checked_labels(y, density.means, "x"))
+
+    def probability_below(self, x: Any, y: Any) -> np.ndarray:
+        """Return P(Y <= y | x), (n,), for y (n,): uniform on (0, 1) over the rows if the model is true.
+
+        Raises:
+            ValueError: there are several outputs.
+        """
+        density = self._density(x)
+        self._require_one_output("probability_below")
+        return density.probability_below(checked_labels(y, density.means, "x"))
+
+    def _quantiles(self, x: Any, levels: Sequence[float], name: str) -> np.ndarray:
+        self._require_one_output(name)
+        return self._density(x).quantiles(levels)
+
+    def _require_one_output(self, name: str) -> None:
+        experts = self.params.experts
+        require(experts.ndim == 2, name, "a fit of one output", f"{experts.shape[-2]} outputs")
+
+    def _density(self, x: Any) -> PredictiveDensity:
+        from moejax.fitting.predictive import predictive_density
+
+        return predictive_density(self.models, self._rows(x), self._activation(), self.objective)
+
+    def _gates_and_means(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m), of `params`."""
+        from moejax.fitting.predictive import log_gates_and_means
+
+        return log_gates_and_means(self.params, self._rows(x), self._activation())
+
+    def _activation(self) -> ScalarFunction:
+        """The function g.
+
+        Raises:
+            ValueError: the result was made without its function, whose name is not registered.
+        """
+        if self._function is not None:
+            return self._function
+        name = self.settings.get("activation", self.diagnostics.get("activation"))
+        require(name is not None, "activation", "a result of fit, which has one", None)
+        return get_activation(str(name))
+
+    def _rows(self, x: Any) -> np.ndarray:
+        """(n, d) rows in the columns of the fit.
+
+        Raises:
+            ValueError: they are something else, or a table whose columns have other names.
+        """
+        rows, d = checked_inputs(x, "x"), self.params.experts.shape[-1]
+        require(rows.shape[1] == d, "x", f"{d} columns, those of the fit", f"{rows.shape[1]} columns")
+        names, given = self.diagnostics.get("input_names"), getattr(x, "columns", None)
+        if names is not None and given is not None and all(isinstance(name, str) for name in given):
+            for name, other in zip(names, given, strict=True):
+                require(name == other, "x", f"columns {', '.join(map(brief, names))} in this order", other)
+        return rows
+
+
+def checked_labels(y: Any, means: np.ndarray, rows_of: str) -> np.ndarray:
+    """y (n,), or (n, m), in double precision, of a shape that matches means (n, k), or (n, k, m).
+
+    Raises:
+        ValueError: another shape, or values that are not finite numbers.
+    """
+    y = as_numbers(y, "y")
+    if y.shape == (len(means), 1) and means.ndim == 2:
+        y = y[:, 0]
+    expected = means[:, 0].shape
+    require(y.shape == expected, "y", f"shape {expected} to go with {rows_of}", y.shape)
+    return checked_targets(y, len(means), rows_of=rows_of)
+
+
+def checked_levels(values: Any, name: str = "quantiles") -> list[float]:
+    """Probabilities between 0 and 1.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    levels = as_numbers(values, name)
+    good = levels.ndim == 1 and levels.size > 0 and bool(np.all((levels > 0) & (levels < 1)))
+    require(good, name, "numbers between 0 and 1", values)
+    return levels.tolist()
