@@ -53,7 +53,7 @@ class Fit:
     decimal: DecimalSign = None
     """Decimal sign of the file's numbers, . or ,; default: found from the file."""
     dataset: OptionalText = None
-    """A data set by name instead of a file: airfoil, concrete, stock_portfolio or diabetes."""
+    """A data set by name instead of a file: airfoil, concrete, stock_portfolio, diabetes, cars or engel."""
     data_dir: OptionalPath = None
     """Folder that holds the data set's file; default: MOEJAX_DATA_DIR, then the cache, then a download from UCI."""
     num_experts: str = "3"

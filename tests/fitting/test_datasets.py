@@ -38,6 +38,17 @@ def test_diabetes_is_there():
     assert "bmi" in data.input_names
 
 
+def test_cars_and_engel_come_with_packages():
+    cars = load("cars")  # the first row is a Chevrolet Chevelle Malibu of 1970
+    assert cars.x.shape == (392, 8)
+    assert cars.x[0].tolist() == [8.0, 307.0, 130.0, 3504.0, 12.0, 1970.0, 0.0, 0.0]
+    assert cars.y[0] == 18.0
+    assert cars.x[:, 6:].sum(axis=0).tolist() == [68.0, 79.0]  # from Europe and from Japan
+    engel = load("engel")
+    assert engel.x.shape == (235, 1)
+    assert (round(engel.x[0, 0], 2), round(engel.y[0], 2)) == (420.16, 255.84)
+
+
 def test_unknown_data_set():
     with pytest.raises(ValueError, match=r"dataset: unknown name 'iris'; known: airfoil, .*diabetes"):
         load("iris")
