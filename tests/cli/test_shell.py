@@ -245,7 +245,7 @@ def test_a_disk_that_is_full_when_a_fit_is_saved_is_named(tmp_path, capsys, monk
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moejax.cli.fit._save", full)
+    monkeypatch.setattr("moejax.cli.fit.write_fit", full)
     out = tmp_path / "fitted"
     with pytest.raises(SystemExit) as caught:
         cli.main(
