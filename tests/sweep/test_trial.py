@@ -1,19 +1,22 @@
 """Trials: a batch equals a loop, neighbours and padding do not matter, nothing is compiled twice, bad settings are refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from compiled_model import compilations, make_params
 
+import moejax
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.activations import register_activation
 from moejax.sweep.trial.measures import METRICS, NUM_HELD_OUT, recovery_metrics
 from moejax.sweep.trial.prepare import prepare, static_spec, trial_memory_bytes
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, check_settings
-from moejax.sweep.trial.trial import run_trials
+from moejax.sweep.trial.trial import draw_trial, run_trials
 
 DATA = DataSettings(activation="tanh", dim=4, num_experts=2, num_samples=900, noise_std=0.1)
 ALGORITHM = AlgorithmSettings(max_iterations=15, num_restarts=4, record=("history",))
@@ -175,6 +178,28 @@ def test_estimated_noise():
     assert np.all(np.asarray(result.recovery_error) < 0.1)
     assert np.all(np.asarray(result.noise_error) < 0.1)
     assert np.all(np.asarray(result.noise_error) > 0)
+
+
+@pytest.mark.slow
+def test_a_trial_of_a_mean_fit_predicts_as_the_fit_of_its_data():
+    data = dataclasses.replace(DATA, activation="linear", dim=3, num_samples=256, gating_norm=3.0)
+    algorithm = AlgorithmSettings(method="mean_fit", noise_knowledge="estimated", num_starts=2)
+    spec, hyperparameters = stacked([data] * 2, algorithm)
+    result = run_trials(KEYS[:2], hyperparameters, spec)
+    np.testing.assert_array_equal(result.status, 0)
+    draw = jax.jit(functools.partial(draw_trial, spec=spec))
+    for i in range(2):
+        drawn = jax.device_get(draw(KEYS[i], jax.tree.map(lambda leaf, i=i: leaf[i], hyperparameters)))
+        fitted = moejax.fit(
+            jax.random.key(0), drawn.x, drawn.y, num_experts=2, method="mean_fit", num_starts=2
+        )
+        assert fitted.status == "ok"
+        gates = scipy.special.softmax(drawn.held_out_x @ fitted.params.gating.T, axis=1)
+        predicted = np.sum(gates * (drawn.held_out_x @ fitted.params.experts.T), axis=1)
+        rmse = np.sqrt(np.mean((drawn.held_out_y - predicted) ** 2))
+        assert float(result.predictive_rmse[i]) == pytest.approx(rmse, rel=0.01)
+        # the noise of the labels around their mean includes the choice of the expert
+        assert rmse > data.noise_std
 
 
 @pytest.mark.slow
