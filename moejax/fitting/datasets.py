@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import tempfile
 import zipfile
@@ -185,11 +186,12 @@ def _load_diabetes() -> Dataset:
 
 
 def _load_cars() -> Dataset:
-    table = _optional("vega_datasets", "data set 'cars'").local_data.cars()
+    package = _optional("vega_datasets", "data set 'cars'")
+    table = pd.DataFrame(json.loads(package.local_data.cars.raw()))
     inputs = ("Cylinders", "Displacement", "Horsepower", "Weight_in_lbs", "Acceleration")
     table = table.dropna(subset=["Miles_per_Gallon", "Horsepower"])
     columns = [table[name].to_numpy(float) for name in inputs]
-    columns.append(table["Year"].dt.year.to_numpy(float))
+    columns.append(table["Year"].str[:4].to_numpy(float))
     columns += [(table["Origin"] == name).to_numpy(float) for name in ("Europe", "Japan")]
     names = (*(name.lower() for name in inputs), "year", "from_europe", "from_japan")
     target = table["Miles_per_Gallon"].to_numpy(float)

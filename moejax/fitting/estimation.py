@@ -21,6 +21,7 @@ from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, pr
 from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
 from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
 from moejax.fitting.uncertainty import Uncertainty, uncertainty
+from moejax.methods.finalists import RULED_OUT
 from moejax.methods.global_search import SAME_OPTIMUM
 from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import FitOptions
@@ -86,7 +87,8 @@ def best_distinct(
 ) -> list[HostParams]:
     """The best optima of a search, the result first, with experts in canonical order; fewer than `count` if fewer are distinct.
 
-    Two are distinct if their log-densities of the sample differ by SAME_OPTIMUM or more, as a sum of squares.
+    Two are distinct if their log-densities of the sample differ by SAME_OPTIMUM or more, as a sum of squares. One that is behind
+    the best by more than RULED_OUT standard errors of the difference (Vuong 1989) is no optimum to average over.
     """
     weights, x, y = (np.asarray(a, np.float64) for a in (problem.weights, problem.x, problem.y))
     assert result.finalists is not None, "the method keeps its finalists"
@@ -100,7 +102,10 @@ def best_distinct(
         log_gates, means = log_gates_and_means(params, x, config.fn)
         density = PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
         profile = density.log_density(y)
-        if all(weights @ (profile - other) ** 2 >= SAME_OPTIMUM for other in profiles):
+        behind = profiles[0] - profile if profiles else np.zeros_like(profile)
+        error = np.sqrt(weights @ (behind - weights @ behind / weights.sum()) ** 2)
+        distinct = all(weights @ (profile - other) ** 2 >= SAME_OPTIMUM for other in profiles)
+        if distinct and weights @ behind <= RULED_OUT * error:
             counts = weights @ scipy.special.softmax(density.log_joint(y), axis=1)
             first = params.experts.reshape(len(counts), -1)[:, 0]
             chosen.append(permute_experts(params, order_of_experts(counts, first)))

@@ -213,12 +213,12 @@ def test_auto_takes_the_mean_of_a_function_and_says_by_how_much():
     result = fit(x, y, [1, 2, 3], objective="auto")
     assert result.objective == "mean"
     table = result.selection
-    least = table.groupby("objective")["bic"].min()
-    difference = least["likelihood"] - least["mean"]
+    evidence = table["log_evidence"].max()
+    difference = evidence + 0.5 * table.loc[table["objective"] == "likelihood", "bic"].min()
     assert difference > 0
     words = result.diagnostics["objective_choice"]
     assert words.startswith("mean, k = ")
-    assert f"BIC is {difference:.1f} below the mixture's" in words
+    assert f"its evidence is {difference:.1f} nats above -BIC / 2 of the mixture" in words
     likelihood = table[table["objective"] == "likelihood"]
     expected = -2 * likelihood["log_likelihood"] + likelihood["num_parameters"] * np.log(N)
     np.testing.assert_allclose(likelihood["bic"], expected)
@@ -232,7 +232,7 @@ def test_auto_takes_the_mixture_of_two_lines_that_overlap():
     y = np.where(rng.uniform(size=N) < 0.5, 1.0, -1.0) * X[:, 0] + 0.05 * rng.normal(size=N)
     result = fit(X, y, [1, 2], objective="auto")
     assert result.objective == "likelihood"
-    assert result.diagnostics["objective_choice"].startswith("likelihood, k = 2: its BIC is ")
+    assert result.diagnostics["objective_choice"].startswith("likelihood, k = 2: -BIC / 2 is ")
     np.testing.assert_allclose(sorted(result.params.experts[:, 0]), [-1, 1], atol=0.05)
     table = result.selection
     assert table.loc[table["chosen"], "objective"].tolist() == ["likelihood"]
