@@ -437,29 +437,32 @@ def test_predicted_contraction_is_that_of_the_em_map():
 
 
 @pytest.mark.slow
-def test_one_expert_is_linear_regression_on_every_fold():
+def test_one_expert_is_linear_regression_on_a_fold(monkeypatch):
     from sklearn.linear_model import LinearRegression
 
     module = experiment_module("real_data")
-    cell = {"dataset": "diabetes", "model": "joint_em", "num_experts": 1, "repeats": 2, "folds": 5, "seed": 0}
-    x, y = module.load("diabetes")
-    weights = module.fold_weights(len(y), cell)
-    assert (weights == 0).sum(axis=0).tolist() == [2] * len(y)  # each row is held out once a repeat
-    assert np.linalg.matrix_rank(x) == x.shape[1] == 10
-    rows = module.run_cell(cell | {"num_starts": 1, "max_iterations": 20})
-    for row, weight in zip(rows.itertuples(), weights, strict=True):
-        train = weight > 0
-        model = LinearRegression().fit(x[train], y[train])
-        error = (y[~train] - model.predict(x[~train])) / y[train].std()
-        sigma = np.sqrt(np.mean((y[train] - model.predict(x[train])) ** 2)) / y[train].std()
-        log_likelihood = np.mean(-0.5 * (error / sigma) ** 2) - np.log(sigma * np.sqrt(2 * np.pi))
-        bic = 12 * np.log(train.sum()) + train.sum() * (1 + np.log(2 * np.pi * sigma**2))
-        assert row.rmse == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
-        assert row.held_out_log_likelihood == pytest.approx(log_likelihood, rel=1e-6)
-        assert row.bic == pytest.approx(bic, rel=1e-6)
+    monkeypatch.setattr(module, "NUMBERS", (1,))
+    cell = {"dataset": "diabetes", "model": "joint_em", "split": 7, "repeats": 2, "folds": 5, "seed": 0}
+    data = module.load("diabetes")
+    splits = module.folds_of(len(data.y), cell)
+    assert np.sort(np.concatenate([held for _, held in splits[5:]])).tolist() == list(range(len(data.y)))
+    (row,) = module.run_cell(cell | {"num_starts": 1}).itertuples()
+    assert (row.repeat, row.fold) == (1, 2)
+    train, held = splits[7]
+    model = LinearRegression().fit(data.x[train], data.y[train])
+    scale = data.y[train].std()
+    error = (data.y[held] - model.predict(data.x[held])) / scale
+    sigma = np.sqrt(np.mean((data.y[train] - model.predict(data.x[train])) ** 2)) / scale
+    log_likelihood = np.mean(-0.5 * (error / sigma) ** 2) - np.log(sigma * np.sqrt(2 * np.pi))
+    assert row.rmse == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
+    assert row.held_out_log_likelihood == pytest.approx(log_likelihood, rel=1e-5)
+    assert row.coverage == np.mean(np.abs(error / sigma) <= 1.6448536)
+    outsider = module.run_cell(cell | {"model": "linear_regression"}).iloc[0]
+    assert outsider["rmse"] == pytest.approx(row.rmse, rel=1e-6)
+    assert module.run_cell(cell | {"split": 10}).empty
 
 
-def test_real_data_takes_k_by_bic_and_pairs_folds():
+def test_real_data_pairs_folds():
     module = experiment_module("real_data")
     rng = np.random.default_rng(0)
     rows = []
@@ -467,15 +470,17 @@ def test_real_data_takes_k_by_bic_and_pairs_folds():
         for fold in range(5):
             line = rng.normal(1.0, 0.1)
             place = {"dataset": "d", "repeat": repeat, "fold": fold, "folds": 5, "seconds": 1.0}
-            rows.append(place | {"model": "linear_regression", "num_experts": 1, "rmse": line, "bic": np.nan})
-            for k, rmse, bic in ((1, line, 10.0), (2, line - 0.1, 9.0), (3, line + 5.0, 11.0)):
-                rows.append(place | {"model": "joint_em", "num_experts": k, "rmse": rmse, "bic": bic})
-    table = pd.DataFrame(rows).assign(held_out_log_likelihood=0.0)
-    summary = module.summary(table).set_index("model")
-    assert summary.loc["joint_em", "median_num_experts"] == 2
-    assert summary.loc["joint_em", "rmse_gain"] == pytest.approx(-0.1)
-    assert summary.loc["joint_em", "rmse_gain_se"] == pytest.approx(0.0, abs=1e-12)
-    lines = table.loc[table["model"] == "linear_regression", "rmse"]
+            rows.append(place | {"variant": "linear_regression", "rmse": line})
+            experts = {"num_experts": 2.0 + (fold == 0), "objective": "mean" if fold else "likelihood"}
+            rows.append(place | {"variant": module.OURS[1], "rmse": line - 0.1} | experts)
+    rows.append({"dataset": "d", "variant": module.SLOPES, "folds": 5})
+    table = pd.DataFrame(rows).assign(held_out_log_likelihood=0.0, coverage=0.9)
+    summary = module.summary(table).set_index("variant")
+    ours = summary.loc[module.OURS[1]]
+    assert (ours["median_num_experts"], ours["share_of_mean"]) == (2.0, 0.8)
+    assert ours["rmse_gain"] == pytest.approx(-0.1)
+    assert ours["rmse_gain_se"] == pytest.approx(0.0, abs=1e-12)
+    lines = table.loc[table["variant"] == "linear_regression", "rmse"]
     expected = np.sqrt((1 / 10 + 1 / 4) * lines.var())
     assert summary.loc["linear_regression", "rmse_se"] == pytest.approx(expected)
 
