@@ -115,6 +115,7 @@ LONG_FILES = (
     "test_trial.py",
     "test_information.py",
     "test_pipeline.py",
+    "test_mean_predictions.py",
     "test_tutorials.py",
     "test_compiled_programs.py",
     "test_sweep_plugins.py",

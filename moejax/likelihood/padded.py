@@ -245,36 +245,42 @@ def climb_padded(
         flat = at.reshape(-1)
         return sums.log_likelihood - 0.5 * flat @ prior @ flat, sums
 
-    def advance(state: tuple[Climb, jax.Array]) -> tuple[Climb, jax.Array]:
-        now, damping = state
-        flat = now.rows.reshape(-1)
-        matrix = now.sums.information + prior
-        scale = jnp.diag(matrix)
-        step = solve_positive_definite(
-            matrix + jnp.diag((damping + jitter) * scale), now.sums.gradient - prior @ flat
-        )
-        at = (flat + step).reshape(shape)
+    def advance(state: tuple[Climb, jax.Array, jax.Array]) -> tuple[Climb, jax.Array, jax.Array]:
+        """One pass: it evaluates a point, keeps it or not, and takes a step from the one that is kept.
+
+        The start is evaluated by the first pass, so that the sums are compiled once.
+        """
+        now, at, damping = state
+        first = now.num_passes == 0
         variance = now.variance
         if objective == "likelihood":
-            variance = jnp.maximum(now.sums.squares / total, floor)
+            variance = jnp.where(first, variance, jnp.maximum(now.sums.squares / total, floor))
         value, sums = evaluate(at, variance)
         gain = value - now.value
-        kept = (gain >= 0) & jnp.isfinite(value)
-        damping = jnp.where(
+        kept = first | ((gain >= 0) & jnp.isfinite(value))
+        changed = jnp.where(
             kept, jnp.maximum(AFTER_SUCCESS * damping, LEAST_DAMPING), AFTER_FAILURE * damping
         )
-        done = (kept & (gain < tolerance)) | (damping > MOST_DAMPING)
+        damping = jnp.where(first, damping, changed)
+        done = ~first & ((kept & (gain < tolerance)) | (damping > MOST_DAMPING))
         passes = now.num_passes + 1
         new = Climb(at, value, sums, variance, passes, done)
         old = now._replace(num_passes=passes, converged=done)
-        return jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, old), damping
+        now = jax.tree.map(lambda a, b: jnp.where(kept, a, b), new, old)
+        flat, matrix = now.rows.reshape(-1), now.sums.information + prior
+        step = solve_positive_definite(
+            matrix + jnp.diag((damping + jitter) * jnp.diag(matrix)), now.sums.gradient - prior @ flat
+        )
+        return now, (flat + step).reshape(shape), damping
 
-    def unfinished(state: tuple[Climb, jax.Array]) -> jax.Array:
-        return (state[0].num_passes < num_steps) & ~state[0].converged
+    def unfinished(state: tuple[Climb, jax.Array, jax.Array]) -> jax.Array:
+        passes = state[0].num_passes
+        return (passes == 0) | ((passes < num_steps) & ~state[0].converged)
 
-    value, sums = evaluate(rows, variance)
-    begun = Climb(rows, value, sums, variance, jnp.asarray(1, jnp.int32), jnp.asarray(False))
-    return jax.lax.while_loop(unfinished, advance, (begun, jnp.full_like(value, FIRST_DAMPING)))[0]
+    zero = jnp.zeros((), rows.dtype)
+    nothing = Sums(zero, zero, jnp.zeros(rows.size, rows.dtype), jnp.zeros((rows.size,) * 2, rows.dtype))
+    begun = Climb(rows, zero, nothing, variance, jnp.asarray(0, jnp.int32), jnp.asarray(False))
+    return jax.lax.while_loop(unfinished, advance, (begun, rows, jnp.full_like(zero, FIRST_DAMPING)))[0]
 
 
 def params_of_padded(
