@@ -48,6 +48,8 @@ from moejax.model.mixture import HostParams, permute_experts
 
 SAME_FUNCTION = 4.0
 """Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
+MIXTURES_TRIED = 2
+"""Mixtures of the most evidence that are fitted, if the first does not end with status "ok". With exact labels none does."""
 MORE_ENDS = 2
 """At least so many ends of growths more than the members of an average are climbed on all rows."""
 
@@ -231,7 +233,7 @@ def _mixture_if_better(
             f"mean, k = {k_mean}: its evidence is {by} above -BIC / 2 of the mixture, k = {ranked[0]}",
         )
     failures = []
-    for k in (k for k in ranked if of_mixture[k] > most):
+    for k in [k for k in ranked if of_mixture[k] > most][:MIXTURES_TRIED]:
         result = fit_likelihood(k)
         if result.status == "ok":
             by = f"{of_mixture[k] - most:.1f} nats"
