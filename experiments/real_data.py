@@ -427,7 +427,8 @@ EXPERIMENT = Experiment(
     ),
     shows_not=(
         "It does not show tuned outsiders: they have the defaults of their packages. Standard errors are corrected for the "
-        "overlap of training parts, which is an approximation."
+        "overlap of training parts, which is an approximation. Its cells ran on two machines with two versions of JAX, the default "
+        "model and its average on the one that the manifest names: the seconds in the table are not comparable."
     ),
     program=("dataset", "model", "split"),
     figure=figure,
