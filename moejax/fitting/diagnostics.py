@@ -31,6 +31,7 @@ ROWS_OF_CORRELATION = 1000
 """Rows, at equal distances, from whose pairs the correlation of the inputs is estimated."""
 LARGEST_CORRELATION = 0.05
 """Sum of an input's squared correlations with the others from which a note reports it."""
+NO_MOMENTS = "no moments were used, and they would be biased"
 HELD_BY_RIDGE = 1e-2
 """A gate counts as held by the ridge if the ridge provides at least this share of the information on its size."""
 _STANDARD_ERRORS = 5.0
@@ -294,7 +295,7 @@ def _notes(
     if theory:
         used = "taken alone, the moments are a start, not an estimate"
         if not uses_moments:
-            used = "no moments were used, and they would be biased"
+            used = NO_MOMENTS
         notes.append(f"{used}: " + "; ".join(theory))
     if uses_moments and np.all(np.abs(norms - 1.0) < _SET_TO_ONE):
         assumed = ["experts of norm 1 in the units of the fit"]

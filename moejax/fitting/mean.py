@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from moejax.checks import require
+from moejax.fitting.diagnostics import NO_MOMENTS
 from moejax.fitting.estimation import Estimate, described
 from moejax.fitting.expert_order import order_of_experts
 from moejax.fitting.mean_trials import (
@@ -178,7 +179,8 @@ def _finished(trial: Trial, prepared: Prepared, sample: Sample, options: FitOpti
     estimate = Estimate(found, chosen.end.log_likelihood, jnp.asarray(chosen.gates), known)
     result = described(estimate, prepared._replace(config=config), sample, options)
     ridge = chosen.end.ridge
-    notes = list(result.diagnostics["notes"])
+    # a mean fit has no moments to be biased
+    notes = [note for note in result.diagnostics["notes"] if not note.startswith(NO_MOMENTS)]
     if len(members) < options.average:
         notes.append(f"average: {len(members)} distinct optima were found, not {options.average}")
     diagnostics = result.diagnostics | {
@@ -186,6 +188,8 @@ def _finished(trial: Trial, prepared: Prepared, sample: Sample, options: FitOpti
         "ridge_experts": float(ridge.experts),
         "ridge_gates": float(ridge.gates),
         "ridge_penalty": 0.0,
+        "nats_below_maximum": math.nan,
+        "ridge_cost": math.nan,
         "effective_parameters": float(chosen.end.effective),
         "log_evidence": float(chosen.end.log_evidence) - total * math.log(float(prepared.units.labels.scale)),
         "num_starts": score.shape[0],
