@@ -112,7 +112,7 @@ def test_any_values_as_a_sample(x, y, weights):
 @given(st.sampled_from(sorted(arguments.CHECKS)), ANYTHING)
 def test_any_value_as_any_option(name, value):
     checked = refused(arguments.CHECKS[name], value, name)
-    assert checked is None or isinstance(checked, bool | int | float | str) or callable(checked)
+    assert checked is None or isinstance(checked, bool | int | float | str | tuple) or callable(checked)
 
 
 @few
