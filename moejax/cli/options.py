@@ -121,9 +121,9 @@ class Predict:
     quantiles: Annotated[tuple[float, ...], arg(help_behavior_hint="")] = ()
     """Levels of quantiles between 0 and 1, such as 0.1 0.5 0.9."""
     separator: OptionalText = None
-    """As for `moejax fit`."""
+    """The same option as that of `moejax fit`."""
     decimal: DecimalSign = None
-    """As for `moejax fit`."""
+    """The same option as that of `moejax fit`."""
     activation: OptionalText = None
     """FILE.py:FUNCTION, if the fit was made with one; a fit does not hold its code."""
     plugin: UseAppendAction[tuple[Path, ...]] = ()

@@ -145,7 +145,8 @@ class Predictions:
     def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the Bayesian information criterion on (X, y), -2 log-likelihood + parameters log n; lower is better.
 
-        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` defines their meaning, as in `fit`.
+        With weights (n,), the likelihood is weighted and n is their sum; `weights_are` defines their meaning, as in `fit`. The
+        density is that of `score_samples`, which for a mean fit or an average is not the one that was maximised.
         """
         value, size = self._weighted_log_likelihood(X, y, sample_weight)
         return -2.0 * value + self.n_parameters_ * math.log(size)

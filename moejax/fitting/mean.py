@@ -1,4 +1,4 @@
-r"""Fits by the mean, y ~ N(f(x), s^2), and the choice between the mean and the mixture by BIC.
+r"""Fits by the mean, y ~ N(f(x), s^2), and the choice between the mean and the mixture by evidence.
 
 Both densities have the parameters of the mixture, so that their evidence compares them. For the mean it is Laplace's approximation
 with the ridges of the fit. For the mixture, which gains little by a ridge, it is -BIC / 2, BIC = -2 log-likelihood + P log n. (BIC
@@ -38,17 +38,13 @@ from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.evidence import Evidence
 from moejax.likelihood.information import Covariance
 from moejax.likelihood.padded import mean_of, mean_sums
-from moejax.methods.mean_search import (
-    mean_result,
-    refined,
-)
+from moejax.methods.growth import SAME_FUNCTION
+from moejax.methods.mean_search import mean_result, refined
 from moejax.methods.method import MethodConfig, Problem
 from moejax.methods.options import FitOptions
 from moejax.methods.stages import stage
 from moejax.model.mixture import HostParams, permute_experts
 
-SAME_FUNCTION = 4.0
-"""Two optima whose fitted values differ by less than this sum of squares, in units of s^2, count as one."""
 MIXTURES_TRIED = 2
 """Mixtures of the most evidence that are fitted, if the first does not end with status "ok". With exact labels none does."""
 MORE_ENDS = 2
@@ -111,10 +107,8 @@ class _End(NamedTuple):
     """(n,) f(x)"""
 
 
-def _refined(
-    trial: Trial, growth: int, k: int, prepared: Prepared, options: FitOptions
-) -> tuple[_End, jax.Array]:
-    """An end of a growth, climbed on all rows; and its passes."""
+def _refined(trial: Trial, growth: int, k: int, prepared: Prepared, options: FitOptions) -> _End:
+    """An end of a growth, climbed on all rows."""
     problem, config = prepared.problem, shared_config(prepared.config)
     rows, variance, ridge = jax.tree.map(
         lambda leaf: jnp.asarray(leaf[growth, k - 1], problem.x.dtype),
@@ -130,7 +124,7 @@ def _refined(
     given = prepared.units.params(host)
     order = order_of_experts(weights @ gates, given.experts[:, 0])
     host, gates = permute_experts(host, order), gates[:, order]
-    return _End(end, host, order, gates, averaged(gates, means[:, order])), end.num_passes
+    return _End(end, host, order, gates, averaged(gates, means[:, order]))
 
 
 def _distinct(ends: Sequence[_End], weights: np.ndarray, count: int) -> list[_End]:
@@ -159,7 +153,7 @@ def _finished(trial: Trial, prepared: Prepared, sample: Sample, options: FitOpti
     for index, (_, growth, k) in enumerate(best):
         if index >= options.average + MORE_ENDS and len(members) == options.average:
             break
-        end = _refined(trial, growth, k, prepared, options)[0]
+        end = _refined(trial, growth, k, prepared, options)
         if np.isfinite(float(end.end.log_evidence)):
             ends = sorted([*ends, end], key=lambda end: -float(end.end.log_evidence))
             members = _distinct(ends, weights, options.average)
@@ -260,7 +254,7 @@ def fit_mean(
     options: FitOptions,
     fit_likelihood: Callable[[int], FitResult] | None = None,
 ) -> FitResult:
-    """A mean fit of the number of experts with the most evidence, or the mixture if that has the less BIC.
+    """A mean fit of the number of experts with the most evidence, or the mixture if that has more.
 
     Args:
         key: PRNG key.
@@ -279,12 +273,12 @@ def fit_mean(
     of_mean = dataclasses.replace(options, method="mean_fit")
     prepared = prepare(sample, 1, None, of_mean)
     trial, *others = trials(key, prepared, sample, numbers, options)
-    rows = rows_of_table(trial, prepared, options, mean=True)
+    rows = rows_of_table(trial, prepared, options)
     choice = None
     result = None
     if fit_likelihood is not None:
         (other,) = others
-        rows += rows_of_table(other, prepared, options, mean=False)
+        rows += rows_of_table(other, prepared, options)
         result, choice = _mixture_if_better(trial, other, fit_likelihood)
     if result is None:
         result = _finished(trial, prepared, sample, options)

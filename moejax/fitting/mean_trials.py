@@ -26,7 +26,7 @@ from moejax.methods.method import MethodConfig
 from moejax.methods.options import FitOptions
 
 LIKELIHOOD_GROWTHS = 2
-"""Growths of the mixture, for its BIC beside the mean's."""
+"""Growths of the mixture, for its BIC beside the evidence of the mean."""
 
 
 def why_not_mean(
@@ -140,32 +140,27 @@ def shared_config(config: MethodConfig) -> MethodConfig:
     )
 
 
-def rows_of_table(
-    trial: Trial, prepared: Prepared, options: FitOptions, *, mean: bool
-) -> list[dict[str, object]]:
+def rows_of_table(trial: Trial, prepared: Prepared, options: FitOptions) -> list[dict[str, object]]:
     """A row of criteria for each number of experts of one objective."""
+    objective = "mean" if trial.mean else "likelihood"
     rank, units = prepared.units.inputs.rank, prepared.units
     offset = trial.num_rows * float(np.log(units.labels.scale))
     rows = []
     for k in trial.numbers:
         scored = np.isfinite(trial.grown.score[:, k - 1])
-        ended = "the evidence fell" if mean else "BIC rose"
+        ended = "the evidence fell" if trial.mean else "BIC rose"
         row = left_out(k, f"{ended}, or its coefficients would exceed half of the rows")
         if scored.any():
             best = int(np.argmax(np.where(scored, trial.grown.score[:, k - 1], -np.inf)))
             free = num_free_parameters(k, rank, "shared", options.fit_intercept)
             value = float(trial.grown.log_likelihood[best, k - 1]) - offset
             row = criteria(k, value, free, math.nan, trial.num_rows, None, "ok")
-            if mean:
+            if trial.mean:
                 effective = float(trial.grown.effective[best, k - 1])
                 row |= {
                     "bic": -2.0 * value + (effective + 1.0) * math.log(trial.num_rows),
                     "effective_parameters": effective,
                     "log_evidence": float(trial.grown.score[best, k - 1]) - offset,
                 }
-        rows.append({"objective": "mean" if mean else "likelihood", **row})
-    rows += [
-        {"objective": "mean" if mean else "likelihood", **left_out(k, why)}
-        for k, why in trial.refused.items()
-    ]
-    return rows
+        rows.append({"objective": objective, **row})
+    return rows + [{"objective": objective, **left_out(k, why)} for k, why in trial.refused.items()]

@@ -14,7 +14,6 @@ from moejax.fitting.mean_trials import why_not_mean
 from moejax.fitting.preparation import Sample
 from moejax.fitting.result import FitResult
 from moejax.fitting.selection import numbers_to_try
-from moejax.likelihood.em import RIDGE
 from moejax.methods.options import FitOptions
 
 
@@ -37,10 +36,7 @@ def fit_by_objective(
     Raises:
         ValueError: as in `fit`.
     """
-    ridge = options.ridge
-    mixture = dataclasses.replace(
-        options, objective="likelihood", ridge=RIDGE if ridge is None or ridge == "evidence" else ridge
-    )
+    mixture = dataclasses.replace(options, objective="likelihood")
 
     def by_likelihood(k: int, least_noise: np.ndarray | None = None) -> FitResult:
         return fit_sample(key, sample, k, noise_std, mixture, least_noise)
@@ -53,11 +49,7 @@ def fit_by_objective(
     if isinstance(num_experts, int):
         result = by_likelihood(num_experts)
     else:
-        result = fit_each(
-            num_experts,
-            by_likelihood,
-            num_rows=float(sample.weights.sum()),
-        )
+        result = fit_each(num_experts, by_likelihood, num_rows=float(sample.weights.sum()))
     if reason is None or options.objective != "auto":
         return result
     choice = f"likelihood, without a comparison: {reason[0]} is not {reason[1]}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moejax.fitting.result import FitResult
 
 EXPERT_COLOURS, MARKERS = COLOURS[:-1], "osD^vP"
-"""Of experts, repeated for more than there are; black is the mean's."""
+"""The colours and the markers of experts, which repeat if there are more experts; black is the colour of the mean."""
 MOST_POINTS = 3000
 """Rows that a plot shows: more hide one another."""
 GRID = 400

@@ -41,7 +41,7 @@ class PredictiveDensity(NamedTuple):
     means: np.ndarray
     """(n, C), or (n, C, m) for m outputs, which are independent given the component."""
     noise_std: np.ndarray
-    """Of the same shape."""
+    """The standard deviations of the components, in the shape of `means`."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -148,7 +148,7 @@ def mean_variance(member: FittedInOwnUnits, x: np.ndarray, fn: ScalarFunction) -
     log_gates, means = log_gates_and_means(params, z, fn)
     gates = np.exp(log_gates)
     predictors = z @ params.experts.T + params.expert_bias
-    slopes = np.ones_like(means) if is_linear(fn) else values_and_slopes_on_host(fn, predictors)[1]
+    slopes = _slopes(fn, predictors.reshape(-1)).reshape(means.shape)
     f = averaged(gates, means)
     factors = np.concatenate([gates * slopes, (gates * (means - f[:, None]))[:, : k - 1]], axis=1)
     design = np.column_stack([z, np.ones(len(z))]) if member.fit_intercept else z
@@ -176,10 +176,19 @@ def log_gates_and_means(
 
 def _values(fn: ScalarFunction, points: np.ndarray) -> np.ndarray:
     """g at points (p,), by programs for few sizes."""
+    return points if is_linear(fn) else values_on_host(fn, _padded(points))[: len(points)]
+
+
+def _slopes(fn: ScalarFunction, points: np.ndarray) -> np.ndarray:
+    """g' at points (p,), by programs for few sizes."""
     if is_linear(fn):
-        return points
-    size = padded_size(len(points))
-    return values_on_host(fn, np.pad(points, (0, size - len(points))))[: len(points)]
+        return np.ones_like(points)
+    return values_and_slopes_on_host(fn, _padded(points))[1][: len(points)]
+
+
+def _padded(points: np.ndarray) -> np.ndarray:
+    """Points (p,) with zeros up to a size that many p share."""
+    return np.pad(points, (0, padded_size(len(points)) - len(points)))
 
 
 def averaged(weights: np.ndarray, values: np.ndarray) -> np.ndarray:

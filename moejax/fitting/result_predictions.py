@@ -32,10 +32,12 @@ class ResultPredictions:
     _function: ScalarFunction | None
     """g, if it is not the registered function of its name."""
 
-    @property
-    def models(self) -> tuple[FittedInOwnUnits, ...]:
-        """The members with their units and covariances."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # `FitResult` has it
+
+        @property
+        def models(self) -> tuple[FittedInOwnUnits, ...]:
+            """The members with their units and covariances."""
+            ...
 
     def predict(self, x: Any) -> np.ndarray:
         """Return the mean E[y | x] = sum_i P_i(x) g(a_i . x + b_i), (n,) or (n, m), for x (n, d); averaged over `members`.

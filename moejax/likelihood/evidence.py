@@ -61,11 +61,21 @@ class Evidence(NamedTuple):
     """() bool: the last climb converged."""
 
 
+def _determined(
+    covariance: Float[jax.Array, "P P"], prior: Prior, ridge: Ridge
+) -> tuple[Float[jax.Array, ""], Float[jax.Array, ""]]:
+    """() gamma_e and () gamma_g: the coefficients of slopes and of gates that the data determine."""
+    half, count = prior.slopes.shape[0], prior.centred.shape[0]
+    of_slopes = jnp.diag(covariance)[:half] @ prior.slopes
+    blocks = covariance[half:, half:].reshape(count, half // count, count, half // count)
+    of_gates = jnp.einsum("idjd,ij->", blocks, prior.centred)
+    return prior.num_slopes - ridge.experts * of_slopes, prior.num_gates - ridge.gates * of_gates
+
+
 def _evidence(
     climb: Climb, prior: Prior, ridge: Ridge, active: Bool[jax.Array, " K"], num_passes: jax.Array
 ) -> Evidence:
-    number, half = active.sum().astype(climb.rows.dtype), prior.slopes.shape[0]
-    count, size = active.shape[0], climb.rows.shape[1]
+    number, size = active.sum().astype(climb.rows.dtype), climb.rows.shape[1]
     precision = prior.matrix(ridge)
     matrix = climb.sums.information + precision
     matrix = matrix + 10.0 * jnp.finfo(matrix.dtype).eps * jnp.diag(jnp.diag(matrix))
@@ -77,17 +87,14 @@ def _evidence(
     of_prior = of_prior + jnp.sum(
         jnp.where(prior.fixed > 0, jnp.log(jnp.where(prior.fixed > 0, prior.fixed, 1.0)), 0.0)
     )
-    of_slopes = jnp.diag(covariance)[:half] @ prior.slopes
-    of_gates = jnp.einsum(
-        "idjd,ij->", covariance[half:, half:].reshape(count, size, count, size), prior.centred
-    )
-    effective = slopes - ridge.experts * of_slopes + gates - ridge.gates * of_gates + num_intercepts
+    of_experts, of_gates = _determined(covariance, prior, ridge)
+    effective = of_experts + of_gates + num_intercepts
     flat = climb.rows.reshape(-1)
     value = (
         climb.sums.log_likelihood
         - 0.5 * flat @ precision @ flat
         + 0.5 * (of_prior - log_determinant)
-        + jax.scipy.special.gammaln(2.0 + (gates - ridge.gates * of_gates) / size)
+        + jax.scipy.special.gammaln(2.0 + of_gates / size)
     )
     return Evidence(
         climb.rows,
@@ -105,15 +112,10 @@ def _evidence(
 
 def next_ridge(found: Evidence, prior: Prior) -> Ridge:
     """The ridges by MacKay's fixed point at a mode, within their bounds."""
-    count, size = prior.centred.shape[0], found.rows.shape[1]
-    half = count * size
-    of_slopes = jnp.diag(found.covariance)[:half] @ prior.slopes
-    blocks = found.covariance[half:, half:].reshape(count, size, count, size)
-    of_gates = jnp.einsum("idjd,ij->", blocks, prior.centred)
+    of_experts, of_gates = _determined(found.covariance, prior, found.ridge)
     slopes, gates = prior.squares(found.rows)
     tiny = jnp.finfo(found.rows.dtype).tiny
-    experts = (prior.num_slopes - found.ridge.experts * of_slopes) / jnp.maximum(slopes, tiny)
-    of_gate = (prior.num_gates - found.ridge.gates * of_gates) / jnp.maximum(gates, tiny)
+    experts, of_gate = of_experts / jnp.maximum(slopes, tiny), of_gates / jnp.maximum(gates, tiny)
     return Ridge(
         jnp.clip(experts, LEAST_RIDGE, MOST_RIDGE),
         jnp.where(prior.num_gates > 0, jnp.clip(of_gate, LEAST_RIDGE, MOST_RIDGE), found.ridge.gates),
