@@ -122,6 +122,8 @@ def _run_command(arguments: list[str]) -> None:
         "`moejax COMMAND --help` the options of a command.",
         args=one_option_each(arguments) or ["--help"],
     )
+    from moejax.sweep.execution.signals import exit_status, stopped_by_signals
+
     os.environ["MPLBACKEND"] = "agg"  # a notebook's backend is of no use here: figures go into files
     try:
         command = with_homes(command)
@@ -131,10 +133,9 @@ def _run_command(arguments: list[str]) -> None:
         # a sweep first decides which processes need the devices
         if isinstance(command, Fit | Predict | Activations | Info):
             require_devices()
-        _RUN[type(command)](command)
+        with stopped_by_signals():
+            _RUN[type(command)](command)
     except KeyboardInterrupt as stop:
-        from moejax.sweep.execution.signals import exit_status
-
         if os.environ.get("MOEJAX_TRACEBACK"):
             raise
         print("moejax: interrupted", file=sys.stderr)

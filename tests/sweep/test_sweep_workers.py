@@ -271,6 +271,18 @@ def test_a_signal_is_an_interrupt_with_a_status_of_its_own():
         assert exit_status(caught.value) == status
         assert signal.getsignal(number) is signal.SIG_DFL
     assert exit_status(KeyboardInterrupt()) == 130
+
+    def stopped_inside_a_lock():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped:  # as a lock does it that was left half taken
+            raise RuntimeError("cannot release un-acquired lock") from None
+
+    with pytest.raises(Stopped) as caught, stopped_by_signals():
+        stopped_inside_a_lock()
+    assert exit_status(caught.value) == 143
+    with pytest.raises(RuntimeError, match="of its own"), stopped_by_signals():
+        raise RuntimeError("an error of its own")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stopped_by_signals():

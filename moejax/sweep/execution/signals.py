@@ -43,7 +43,8 @@ def raise_if_stopped() -> None:
 def stopped_by_signals() -> Iterator[None]:
     """In the block, the first SIGTERM or SIGHUP raises `Stopped`, and a second one ends the process at once.
 
-    Ctrl-C raises KeyboardInterrupt as usual. `raise_if_stopped` raises both again if they were lost. A signal that is ignored
+    Ctrl-C raises KeyboardInterrupt as usual. `raise_if_stopped` raises both again if they were lost. One that came out of a
+    library as another error (a lock that it left half taken) ends the block as the stop that it was. A signal that is ignored
     (nohup) stays ignored, and a signal that the caller handles stays with its handler.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -74,6 +75,10 @@ def stopped_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGINT, interrupt)
     try:
         yield
+    except Exception as error:
+        if _swallowed:
+            raise _swallowed.pop() from error
+        raise
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
