@@ -13,6 +13,8 @@ from moejax.environment import keep_compiled_programs
 from moejax.methods.method import register_method
 from moejax.methods.options import FitOptions
 from moejax.model.activations import activation_names, register_activation
+from moejax.model.families import family_names, get_family, register_family
+from moejax.model.family import Family
 from moejax.model.inputs import register_input_distribution
 from moejax.model.metrics import recovery_error, register_metric
 from moejax.model.mixture import MoEParams, log_likelihood, make_params, predict, responsibilities, sample
@@ -36,6 +38,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "ArraySource",
+    "Family",
     "FileSource",
     "FitOptions",
     "FitResult",
@@ -43,7 +46,9 @@ __all__ = [
     "MoEParams",
     "MoERegressor",
     "activation_names",
+    "family_names",
     "fit",
+    "get_family",
     "keep_compiled_programs",
     "label_transform",
     "load_fit",
@@ -56,6 +61,7 @@ __all__ = [
     "predict",
     "recovery_error",
     "register_activation",
+    "register_family",
     "register_input_distribution",
     "register_method",
     "register_metric",

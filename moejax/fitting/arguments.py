@@ -33,6 +33,7 @@ from moejax.likelihood.information import COVARIANCE_KINDS
 from moejax.methods.method import STARTS, lookup_method
 from moejax.methods.options import EstimatedNoise, FitOptions, Gate, Objective, WeightsAre
 from moejax.model.activations import get_activation
+from moejax.model.families import get_family
 from moejax.model.inputs import LogDensity, get_log_density
 from moejax.moments.label_transforms import TRANSFORM_KINDS
 
@@ -275,6 +276,11 @@ def _activation(value: Any, name: str) -> Any:
     return value
 
 
+def _family(value: Any, name: str) -> Any:
+    get_family(value)
+    return value
+
+
 def _method(value: Any, name: str) -> Any:
     lookup_method(value)
     return value
@@ -288,6 +294,7 @@ def _order(value: Any, name: str) -> int | None:
 
 CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "activation": _activation,
+    "family": _family,
     "noise": one_of(NOISE_MODELS),
     "weights_are": one_of((*get_args(WeightsAre), None)),
     "fit_intercept": flag,

@@ -23,7 +23,7 @@ from moejax.likelihood.collapse import (
 from moejax.likelihood.free_columns import FreeColumns, compact, expert_inputs, num_coefficients
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.methods.spectral_wide import wide_ridge
-from moejax.model.activations import activation_facts
+from moejax.model.family import as_family, channel_facts
 from moejax.model.status import Status
 
 FEW_SAMPLES_PER_PARAMETER = 5.0
@@ -85,6 +85,9 @@ def diagnose(
         least_noise=least,
         per_expert=per_expert,
     )
+    if not as_family(config.fn).location_scale:  # a dispersion that falls to zero is that of a simpler family
+        collapsed = np.zeros(k, bool)
+        per_expert = False
     exact = at_floor(params.noise_std, least, total) & ~collapsed if per_expert else np.zeros(k, bool)
     given_noise = params.noise_std * np.asarray(scale)
     entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
@@ -278,7 +281,7 @@ def _notes(
     theory += _correlation_notes(found)
     norms = np.asarray(found["expert_norms"])
     if norms.max() > 1.2 * norms.min() or (
-        not activation_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2
+        not channel_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2
     ):
         theory.append(
             f"the experts' norms, for white inputs, run from {norms.min():.2f} to {norms.max():.2f} and are not all 1"

@@ -13,10 +13,11 @@ import numpy as np
 import scipy.special
 
 from moejax.environment import compiled_fast
+from moejax.fitting.adapted import adapted, with_first_family
 from moejax.fitting.diagnostics import collapse_status, diagnose
 from moejax.fitting.expert_order import in_order, order_of_experts
 from moejax.fitting.label_units import labels_note
-from moejax.fitting.predictive import PredictiveDensity, log_gates_and_means
+from moejax.fitting.predictive import density_of
 from moejax.fitting.preparation import Prepared, Sample, TooManyExpertsError, prepare
 from moejax.fitting.result import NO_LARGE_MATRIX, FitResult, FittedInOwnUnits
 from moejax.fitting.selection import criteria, left_out, numbers_to_try, selection_table
@@ -25,7 +26,9 @@ from moejax.methods.finalists import RULED_OUT
 from moejax.methods.global_search import SAME_OPTIMUM
 from moejax.methods.method import Method, MethodConfig, MethodResult, Problem, lookup_method
 from moejax.methods.options import FitOptions
-from moejax.model.activations import ScalarFunction, activation_name
+from moejax.model.activations import activation_name
+from moejax.model.families import channel_name, is_registered
+from moejax.model.family import Channel, Family, as_family
 from moejax.model.mixture import HostParams, MoEParams, log_joint, permute_experts, weighted_sum
 from moejax.model.status import Status
 
@@ -56,9 +59,14 @@ def fit_sample(
     Raises:
         TooManyExpertsError, ValueError: as in `fit`.
     """
-    prepared = prepare(sample, num_experts, noise_std, options, least_noise=least_noise)
+    base = options.channel
+    first = with_first_family(options, sample)
+    prepared = prepare(sample, num_experts, noise_std, first, least_noise=least_noise)
     problem, config = prepared.problem, prepared.config
     result = run_method(key, problem, options.method, config)
+    if isinstance(base, Family) and base.adapt is not None:
+        result, config = adapted(result, problem, config, base)
+        prepared = prepared._replace(config=config)
     value, posterior = evaluate(result.params, problem, config.fn)
     # before the covariance, whose entries are those of the ordered parameters
     result, posterior = in_order(result, posterior, problem, prepared.units)
@@ -99,8 +107,7 @@ def best_distinct(
         if not np.isfinite(values[index]) or len(chosen) == count:
             break
         params = HostParams(*(np.asarray(leaf[index], np.float64) for leaf in result.finalists.params))
-        log_gates, means = log_gates_and_means(params, x, config.fn)
-        density = PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
+        density = density_of(params, x, config.fn)
         profile = density.log_density(y)
         behind = profiles[0] - profile if profiles else np.zeros_like(profile)
         error = np.sqrt(weights @ (behind - weights @ behind / weights.sum()) ** 2)
@@ -142,6 +149,8 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
     history = np.asarray(result.history, np.float64) - offset
     diagnostics = {
         "activation": activation_name(options.activation),
+        "family_parameters": as_family(options.channel).num_parameters,
+        "family": channel_name(config.fn) if isinstance(config.fn, Family) else "gaussian",
         "method": options.method,
         "noise": config.noise,
         "fit_intercept": config.has_expert_biases,
@@ -155,7 +164,9 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
     }
     if "optima" in diagnostics:
         diagnostics["optima"] = [value - offset for value in diagnostics["optima"]]
-    note = labels_note(sample.y, sample.weights, config.fn, diagnostics["activation"])
+    note = None
+    if not isinstance(config.fn, Family):
+        note = labels_note(sample.y, sample.weights, config.fn, diagnostics["activation"])
     if note is not None:
         diagnostics["notes"].insert(0, note)
     status = Status(int(result.status)).words
@@ -170,6 +181,9 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
     if lookup_method(options.method).wide:
         diagnostics["notes"].append(f"no standard errors: {NO_LARGE_MATRIX}")
     covariance = known.covariance if known is not None and at_maximum else None
+    unregistered_family = (
+        config.fn if isinstance(config.fn, Family) and not is_registered(config.fn) else None
+    )
     kept, covariance = jax.tree.map(np.asarray, (result.params, covariance))
     fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.has_expert_biases, config.columns)
     return FitResult(
@@ -180,6 +194,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         status,
         fitted.errors(units),
         _fitted=fitted,
+        _family=unregistered_family,
     )
 
 
@@ -269,7 +284,7 @@ def _compiled(key: jax.Array, problem: Problem, config: MethodConfig, method: Me
 
 
 @functools.partial(jax.jit, static_argnames="fn", compiler_options=compiled_fast())
-def evaluate(params: MoEParams, problem: Problem, fn: ScalarFunction) -> tuple[jax.Array, jax.Array]:
+def evaluate(params: MoEParams, problem: Problem, fn: Channel) -> tuple[jax.Array, jax.Array]:
     """() log-likelihood and (n, k) responsibilities."""
     with jax.default_matmul_precision("highest"):
         joint = log_joint(params, problem.x, problem.y, fn)

@@ -5,7 +5,8 @@ With P = softmax(w . x + c) and m_i(x) = g(a_i . x + b_i), a label has the densi
     p(y | x) = sum_i P_i(x) N(y; m_i(x), sigma_i^2)   or   N(y; sum_i P_i(x) m_i(x), s^2).
 
 Linear experts, and those of any homogeneous g, are reported in the user's units. Any other activation needs a
-target in its range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates.
+target in its range (scikit-learn's TransformedTargetRegressor makes one). Several targets share the gates. With another `family`,
+such as "poisson" for counts, the density of an expert is its own, and the objective is the mixture.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ from moejax.fitting.selection import numbers_to_try
 from moejax.fitting.whitening import InputMap, params_in_input_units
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, Objective, WeightsAre
-from moejax.model.activations import ActivationLike, activation_name, get_activation
+from moejax.model.activations import ActivationLike, activation_name
+from moejax.model.families import FamilyLike, get_family
+from moejax.model.family import Family, as_family
 from moejax.moments.label_transforms import TransformKind
 
 
@@ -60,6 +63,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
     Args:
         num_experts: k; or several, or "auto" for 1 to 12, among which evidence or BIC chooses, as in `moejax.fit`.
         activation: g, a registered name or a scalar JAX function.
+        family: the output family, such as "poisson" or "student_t", as in `moejax.fit`; "gaussian" by default.
         noise: one sigma for all experts, "shared", or one each, "per_expert".
         noise_std: sigma if it is known, in units of y, () or (m,); None estimates it.
         fit_intercept: give experts and gates biases.
@@ -104,6 +108,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         num_experts: int | str | Sequence[int] = "auto",
         activation: ActivationLike = FitOptions.activation,
         *,
+        family: FamilyLike = FitOptions.family,
         noise: EstimatedNoise = FitOptions.noise,
         noise_std: float | None = None,
         fit_intercept: bool = True,
@@ -125,6 +130,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
     ):
         self.num_experts = num_experts
         self.activation = activation
+        self.family = family
         self.noise: EstimatedNoise = noise
         self.noise_std = noise_std
         self.fit_intercept = fit_intercept
@@ -153,7 +159,9 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         options = self._options()
         chosen = number_of_experts(self.num_experts)
         numbers = (chosen,) if isinstance(chosen, int) else numbers_to_try(chosen)
-        fn = get_activation(self.activation)
+        channel = options.channel
+        gaussian = not isinstance(channel, Family)
+        linear = gaussian and is_linear(channel)
         checked_random_state(self.random_state)
         x = checked_inputs(X, "X", least_rows=2)
         self.require_columns(X, y, reset=True)
@@ -167,11 +175,11 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         weights, _ = rescaled_weights(weights, options.weights_are)
         used = weights > 0  # a small weight may have become zero
         sample = Sample(x[used], y[used], weights[used], input_precision(X))
-        support = supported_size(sample, numbers, options, is_linear=is_linear(fn))
+        support = supported_size(sample, numbers, options, is_linear=linear)
         num_experts, inputs, is_reduced, columns = support
         rank = inputs.matrix.shape[1]
         constant = bool(np.any(sample.y.max(axis=0) == sample.y.min(axis=0)))
-        alone = is_linear(fn) and num_experts == (1,) and y.ndim == 1
+        alone = linear and num_experts == (1,) and y.ndim == 1
         by_default = self.method == FitOptions.method and options.objective != "mean"
         if alone and (by_default or rank == 0 or constant):
             result, is_reduced = least_squares_fit(sample, inputs, self.fit_intercept, levels), False
@@ -184,15 +192,19 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
             result = self._run(sample, support, levels, options)
         self._keep(result, inputs if is_reduced else None)
         noise = "shared" if result.objective == "mean" else self.noise
-        self.n_parameters_ = num_free_parameters(
+        of_family = result.diagnostics.get("family_parameters", 0)
+        known = self.noise_std is not None or not as_family(channel).has_dispersion
+        self.n_parameters_ = of_family + num_free_parameters(
             self.num_experts_,
             rank,
-            noise if self.noise_std is None else "known",
+            "known" if known else noise,
             self.fit_intercept,
             num_outputs=1 if y.ndim == 1 else y.shape[1],
             columns=columns,
         )
-        note = labels_note(sample.y, sample.weights, fn, activation_name(self.activation))
+        note = None
+        if not isinstance(channel, Family):
+            note = labels_note(sample.y, sample.weights, channel, activation_name(self.activation))
         if note is not None:
             warnings.warn(f"y: {note}", UserWarning, stacklevel=2)
         return self
@@ -208,7 +220,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         self.num_experts_ = self.params_.experts.shape[0]
         self.method_ = result.diagnostics.get("method", self.method)
         self.objective_: Literal["likelihood", "mean"] = result.objective
-        self._models, self._directions = result.models, directions
+        self._models, self._directions, self._channel = result.models, directions, result.channel
         self.selection_ = result.selection
         self.log_likelihood_ = result.log_likelihood
         self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics
@@ -224,6 +236,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         return checked_options(
             FitOptions(
                 activation=self.activation,
+                family=self.family,
                 noise=self.noise,
                 fit_intercept=self.fit_intercept,
                 gate=self.gate,
@@ -268,5 +281,8 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
+        tags.target_tags.multi_output = self.family == "gaussian"
+        tags.target_tags.positive_only = (
+            self.family != "gaussian" and get_family(self.family).support != "real"
+        )
         return tags

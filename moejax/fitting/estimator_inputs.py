@@ -21,7 +21,8 @@ from moejax.fitting.result import FitResult
 from moejax.fitting.whitening import InputMap, params_in_input_units
 from moejax.likelihood.free_columns import FreeColumns, num_coefficients
 from moejax.methods.options import FitOptions
-from moejax.model.mixture import LOG_TWO_PI, MoEParams
+from moejax.model.family import LOG_TWO_PI
+from moejax.model.mixture import MoEParams
 
 
 def checked_random_state(value: Any) -> np.random.RandomState:

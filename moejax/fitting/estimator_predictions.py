@@ -16,19 +16,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from moejax.checks import brief_text, require
 from moejax.fitting.array_checks import checked_inputs, checked_weights
 from moejax.fitting.estimator_inputs import checked_random_state
+from moejax.fitting.family_density import FamilyDensity
 from moejax.fitting.predictive import (
     PredictiveDensity,
-    expected_log_density,
     log_gates_and_means,
     predictive_density,
 )
 from moejax.fitting.preparation import rescaled_weights
 from moejax.fitting.result import FittedInOwnUnits
-from moejax.fitting.result_predictions import checked_labels, checked_levels
+from moejax.fitting.result_predictions import checked_labels, checked_levels, posterior_of
 from moejax.fitting.whitening import InputMap
 from moejax.methods.options import WeightsAre
-from moejax.model.activations import ActivationLike, get_activation
-from moejax.model.mixture import HostParams, posterior
+from moejax.model.activations import ActivationLike
+from moejax.model.family import Channel
+from moejax.model.mixture import HostParams
 
 
 def _several_experts(estimator: Predictions) -> bool:
@@ -46,6 +47,8 @@ class Predictions:
     objective_: Literal["likelihood", "mean"]
     params_: HostParams
     noise_std_: np.ndarray
+    _channel: Channel
+    """What made the labels of the fit."""
     _models: tuple[FittedInOwnUnits, ...]
     _directions: InputMap | None
     """The map to the directions that were fitted, if the samples supported fewer than the inputs have."""
@@ -118,8 +121,7 @@ class Predictions:
         y = checked_labels(y, means, "X")
         if self.objective_ == "mean":
             return np.exp(log_gates)
-        with np.errstate(over="ignore"):  # the difference in nats may overflow
-            return posterior(log_gates, means, y, self.noise_std_, xp=np)
+        return posterior_of(self.params_, self._checked_rows(X), y, self._channel)
 
     def sample(self, X: ArrayLike, random_state: Any = None) -> np.ndarray:
         """Draw one y given each row of X, (n,) or (n, m)."""
@@ -140,7 +142,7 @@ class Predictions:
             return density.log_density(checked_labels(y, density.means, "X"))
         if density.means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")
-        return expected_log_density(*density)
+        return density.entropy_terms()
 
     def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the Bayesian information criterion on (X, y), -2 log-likelihood + parameters log n; lower is better.
@@ -173,11 +175,11 @@ class Predictions:
         self.require_columns(X, reset=False)
         return x
 
-    def _density(self, X: ArrayLike) -> PredictiveDensity:
+    def _density(self, X: ArrayLike) -> PredictiveDensity | FamilyDensity:
         """The density of y at each row, averaged over the members."""
         x = self._checked_rows(X)
         x = x if self._directions is None else self._directions(x)
-        return predictive_density(self._models, x, get_activation(self.activation), self.objective_)
+        return predictive_density(self._models, x, self._channel, self.objective_)
 
     @property
     def members_(self) -> tuple[HostParams, ...]:
@@ -187,7 +189,7 @@ class Predictions:
 
     def _experts(self, X: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m), of `params_`."""
-        return log_gates_and_means(self.params_, self._checked_rows(X), get_activation(self.activation))
+        return log_gates_and_means(self.params_, self._checked_rows(X), self._channel)
 
     def require_columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
         """Store the number and the names of the columns of X, or compare them with those of the fit."""

@@ -24,6 +24,7 @@ from moejax.methods.mean_search import (
 )
 from moejax.methods.method import MethodConfig
 from moejax.methods.options import FitOptions
+from moejax.model.family import Family
 
 LIKELIHOOD_GROWTHS = 2
 """Growths of the mixture, for its BIC beside the evidence of the mean."""
@@ -35,6 +36,8 @@ def why_not_mean(
     """(argument, accepted values, given value) if the mean has no meaning for a fit; None if it has."""
     if sample.several_outputs:
         return "y", "one output with objective 'mean'", sample.y.shape
+    if isinstance(options.channel, Family):
+        return "family", "'gaussian' with objective 'mean'", options.channel.name
     if noise_std is not None:
         return "noise_std", "None with objective 'mean', whose noise is estimated", noise_std.tolist()
     if options.noise != "shared" and options.objective == "mean":

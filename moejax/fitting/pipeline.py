@@ -29,6 +29,7 @@ from moejax.fitting.streaming.source import Source
 from moejax.likelihood.information import CovarianceKind
 from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, Objective, Start, WeightsAre
 from moejax.model.activations import ActivationLike, activation_name, unregistered
+from moejax.model.families import FamilyLike
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import with_stand_ins
 from moejax.moments.label_transforms import TransformKind
@@ -45,6 +46,7 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     source: Source | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     activation: ActivationLike = FitOptions.activation,
+    family: FamilyLike = FitOptions.family,
     noise_std: float | None = None,
     noise: EstimatedNoise = FitOptions.noise,
     fit_intercept: bool = FitOptions.fit_intercept,
@@ -72,6 +74,8 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
 ) -> FitResult:
     """Fit y | x, z = i ~ N(g(a_i . x + b_i), sigma_i^2), z ~ softmax(w . x + c), by the named method.
 
+    With another `family`, y | x, z = i ~ p(. | g(a_i . x + b_i); s_i), s_i its dispersion.
+
     Inputs are whitened, and labels of a homogeneous g (linear, relu, abs) are scaled, so that their units do not matter. Other
     activations are fitted to the labels as given. Labels outside their range and constant columns are reported.
 
@@ -90,7 +94,7 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
             of the likelihood, runs on a random subsample, and a few Newton passes over all rows climb from there. Everything
             about the estimate is that of all rows; the diagnostics of the sample are those of the subsample, counts scaled up.
         checkpoint: with a source, a file from which the same call continues after a kill; it is removed at the end.
-        noise_std: sigma if it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
+        noise_std: sigma (of another family its dispersion) if it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
             the moments and then jointly with the other parameters.
         weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are ignored and may hold any values.
 
@@ -190,6 +194,7 @@ def _settings(
     return vars(options) | {
         "num_experts": num_experts if isinstance(num_experts, int | str) else list(num_experts),
         "activation": activation_name(given.activation),
+        "family": given.family if isinstance(given.family, str) else given.family.name,
         "noise_std": None if levels is None else levels.tolist(),
         "log_density": density if isinstance(density, str) or density is None else repr(density),
         "key": key_data(key),

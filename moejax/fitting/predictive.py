@@ -1,6 +1,6 @@
-r"""The density of a label given its inputs, under one fitted model or the average of several, on the host.
+r"""The density of a Gaussian label given its inputs, under one fitted model or the average of several, on the host.
 
-It is a finite mixture of normal densities at each row, p(y | x) = sum_c w_c(x) N(y; m_c(x), s_c^2). For a mixture of experts the
+Those of other families are `family_density.FamilyDensity`. It is a finite mixture of normal densities at each row, p(y | x) = sum_c w_c(x) N(y; m_c(x), s_c^2). For a mixture of experts the
 components are the experts, for a mean fit there is one, with mean f(x); for an average of M models they are those of all models,
 with weights divided by M. Everything is computed in units in which no square overflows.
 """
@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import scipy.special
 
+from moejax.fitting.family_density import FamilyDensity
 from moejax.fitting.label_units import is_linear
 from moejax.fitting.padding import padded_size
 from moejax.fitting.result import FittedInOwnUnits
 from moejax.likelihood.padded import Objective
 from moejax.model.activations import ScalarFunction, values_and_slopes_on_host, values_on_host
-from moejax.model.mixture import LOG_TWO_PI, HostParams
+from moejax.model.family import LOG_TWO_PI, Channel, Family
+from moejax.model.mixture import HostParams
 
 PANEL_EDGES = np.arange(-8.0, 9.0)
 """Edges of the panels around each expert's mean, in its standard deviations; the mass outside is 1e-15."""
@@ -86,6 +88,10 @@ class PredictiveDensity(NamedTuple):
                 break
         return low + 0.5 * (high - low)
 
+    def entropy_terms(self) -> np.ndarray:
+        """(n,): int p(y | x) log p(y | x) dy in nats, minus the entropy of y given x, for one output."""
+        return expected_log_density(*self)
+
     def sample(self, generator: np.random.RandomState) -> np.ndarray:
         """(n,) or (n, m): one draw of y at each row."""
         cumulative = np.cumsum(np.exp(self.log_weights), axis=1)
@@ -96,9 +102,20 @@ class PredictiveDensity(NamedTuple):
         return self.means[rows, chosen] + self.noise_std[rows, chosen] * noise
 
 
+def density_of(params: HostParams, x: np.ndarray, channel: Channel) -> PredictiveDensity | FamilyDensity:
+    """The density of y at rows x (n, d) under one mixture."""
+    if isinstance(channel, Family):
+        log_gates, predictors = log_gates_and_predictors(params, x)
+        return FamilyDensity(
+            channel, log_gates, predictors, np.broadcast_to(params.noise_std, predictors.shape)
+        )
+    log_gates, means = log_gates_and_means(params, x, channel)
+    return PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
+
+
 def predictive_density(
-    members: Sequence[FittedInOwnUnits], x: np.ndarray, fn: ScalarFunction, objective: Objective
-) -> PredictiveDensity:
+    members: Sequence[FittedInOwnUnits], x: np.ndarray, fn: Channel, objective: Objective
+) -> PredictiveDensity | FamilyDensity:
     """The density under the average of models with equal weights.
 
     That of a mean fit contains the uncertainty of f: it is N(f(x), s^2 + var f(x)), with the variance of `mean_variance`.
@@ -106,9 +123,18 @@ def predictive_density(
     Args:
         members: the models.
         x: (n, d), in the units of the data.
-        fn: g.
+        fn: g, or an output family.
         objective: "likelihood" or "mean".
     """
+    if isinstance(fn, Family):
+        densities = [density_of(member.units.params(member.params), x, fn) for member in members]
+        share = np.log(float(len(densities)))
+        return FamilyDensity(
+            fn,
+            np.concatenate([density.log_weights - share for density in densities], axis=1),
+            np.concatenate([density.predictors for density in densities], axis=1),
+            np.concatenate([density.dispersion for density in densities], axis=1),
+        )
     parts = [_of_one(member, x, fn, objective) for member in members]
     share = np.log(float(len(parts)))
     return PredictiveDensity(
@@ -122,9 +148,9 @@ def _of_one(
     member: FittedInOwnUnits, x: np.ndarray, fn: ScalarFunction, objective: Objective
 ) -> PredictiveDensity:
     params = member.units.params(member.params)
-    log_gates, means = log_gates_and_means(params, x, fn)
     if objective == "likelihood":
-        return PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
+        return density_of(params, x, fn)
+    log_gates, means = log_gates_and_means(params, x, fn)
     f = averaged(np.exp(log_gates), means)
     variance = mean_variance(member, x, fn)
     std = (
@@ -163,15 +189,21 @@ def mean_variance(member: FittedInOwnUnits, x: np.ndarray, fn: ScalarFunction) -
     return np.maximum(variance, 0.0) * float(member.units.labels.scale) ** 2
 
 
-def log_gates_and_means(
-    params: HostParams, x: np.ndarray, fn: ScalarFunction
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n, k) log P_i(x), and (n, k) or (n, k, m) m_i(x)."""
+def log_gates_and_predictors(params: HostParams, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, k) log P_i(x), and (n, k) or (n, k, m) a_i . x + b_i."""
     logits = x @ params.gating.T + params.gating_bias
-    shape = params.expert_bias.shape
     predictors = x @ params.experts.reshape(params.expert_bias.size, -1).T + params.expert_bias.reshape(-1)
-    means = _values(fn, predictors.reshape(-1)).reshape(len(x), *shape)
-    return np.asarray(scipy.special.log_softmax(logits, axis=1)), means
+    log_gates = np.asarray(scipy.special.log_softmax(logits, axis=1))
+    return log_gates, predictors.reshape(len(x), *params.expert_bias.shape)
+
+
+def log_gates_and_means(params: HostParams, x: np.ndarray, fn: Channel) -> tuple[np.ndarray, np.ndarray]:
+    """(n, k) log P_i(x), and (n, k) or (n, k, m) m_i(x)."""
+    if isinstance(fn, Family):
+        density = density_of(params, x, fn)
+        return density.log_weights, density.means
+    log_gates, predictors = log_gates_and_predictors(params, x)
+    return log_gates, _values(fn, predictors.reshape(-1)).reshape(predictors.shape)
 
 
 def _values(fn: ScalarFunction, points: np.ndarray) -> np.ndarray:

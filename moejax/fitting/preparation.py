@@ -11,6 +11,7 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import log_density_of, require_density_at
 from moejax.fitting.data_units import DataUnits
+from moejax.fitting.family_labels import family_labels, require_support
 from moejax.fitting.input_roles import MappedInputs, input_roles, inputs_as_they_are, mapped_inputs
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
@@ -25,11 +26,12 @@ from moejax.methods.method import (
     lookup_method,
     method_names,
     moments_of,
+    require_family,
     require_slopes,
 )
 from moejax.methods.options import FitOptions, WeightsAre
 from moejax.methods.preparation import Orders, choose_orders, transforms_at
-from moejax.model.activations import get_activation
+from moejax.model.family import Channel, Family, Nuisances, as_family
 from moejax.model.inputs import LogDensity
 from moejax.moments.score_tensors import AffineLogDensity
 from moejax.moments.spectral import SpectralTransforms
@@ -122,8 +124,8 @@ def prepare(
     Raises:
         TooManyExpertsError: k is more than the data admit; ValueError: data and options that contradict each other.
     """
-    method, activation, intercept = options.method, options.activation, options.fit_intercept
-    fn, density = get_activation(activation), log_density_of(options.log_density)
+    method, intercept = options.method, options.fit_intercept
+    fn, density = options.channel, log_density_of(options.log_density)
     several = sample.several_outputs
     _require_consistent(sample, options, density)
     mapped = _mapped_inputs(sample, options) if inputs is None else inputs_as_they_are(inputs)
@@ -133,15 +135,13 @@ def prepare(
     require(rank > 0, name, "a column that varies", "constant columns only")
     _require_rows(sample, used, rank, num_experts, method, intercept, columns)
     z = inputs(sample.x)
-    labels = fitted_labels(
-        z[:, : mapped.num_expert_inputs],
-        sample.y,
-        sample.weights,
-        fn,
-        fit_intercept=intercept,
-        noise_std=noise_std,
-        standardise=options.standardise,
-    )
+    own, nuisances = z[:, : mapped.num_expert_inputs], None
+    about = {"fit_intercept": intercept, "noise_std": noise_std, "standardise": options.standardise}
+    if isinstance(fn, Family):
+        labels, nuisances = family_labels(sample.y, sample.weights, own, fn, **about)
+    else:
+        labels = fitted_labels(own, sample.y, sample.weights, fn, **about)
+    level = nuisances or (0.0 if several else float(labels.noise_std))
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
     _require_representable(y[sample.weights > 0], labels, noise_std, np.dtype(dtype))
@@ -150,8 +150,8 @@ def prepare(
         if several
         else choose_orders(
             method,
-            activation,
-            float(labels.noise_std),
+            fn,
+            level,
             num_rows=used,
             dim=rank,
             num_experts=num_experts,
@@ -162,7 +162,7 @@ def prepare(
     transforms = jax.device_put(
         transforms_at(
             fn,
-            0.0 if several else float(labels.noise_std),
+            level,
             orders,
             options.transform,
             num_experts,
@@ -174,7 +174,7 @@ def prepare(
         num_experts=num_experts,
         order=orders[0] if orders else 0,
         more_orders=orders[1:],
-        noise="known" if noise_std is not None else options.noise,
+        noise="known" if noise_std is not None or not as_family(fn).has_dispersion else options.noise,
         fit_intercept=intercept if columns is None else columns.has_ones,
         columns=columns,
         num_residual_passes=options.num_residual_passes,
@@ -189,8 +189,8 @@ def prepare(
         ridge=RIDGE if options.ridge is None or options.ridge == "evidence" else options.ridge,
         chunk_size=options.chunk_size,
     )
-    least = _least_noise(sample, labels, least_noise) if config.noise == "per_expert" else None
-    problem = _problem(sample.weights, z, y, labels.noise_std, transforms, least)
+    least = _least_noise(sample, labels, least_noise, fn) if config.noise == "per_expert" else None
+    problem = _problem(sample.weights, z, y, labels.noise_std, transforms, least, nuisances)
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
@@ -201,18 +201,24 @@ def _problem(
     noise_std: np.ndarray,
     transforms: tuple[SpectralTransforms, ...],
     least_noise: np.ndarray | None,
+    nuisances: Nuisances | None,
 ) -> Problem:
     """The problem of white inputs z (n, r) and fitted labels y (n,) or (n, m), padded, on the device."""
     dtype = jnp.result_type(float)
     whole = padded(weights, z, y)
     # converted on the host: each jnp.asarray with a dtype would be a program
     kept, x, labels, level = jax.device_put([np.asarray(a, dtype) for a in (*whole, noise_std)])
-    least = None if least_noise is None else jax.device_put(np.asarray(least_noise, dtype))
-    return Problem(x, labels, kept, level, transforms[0] if transforms else None, transforms[1:], least)
+    least, of_labels = jax.device_put(
+        jax.tree.map(lambda value: np.asarray(value, dtype), (least_noise, nuisances))
+    )
+    first = transforms[0] if transforms else None
+    return Problem(x, labels, kept, level, first, transforms[1:], of_labels, least)
 
 
-def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None) -> np.ndarray:
+def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None, fn: Channel) -> np.ndarray:
     """() or (m,) the least noise of an expert in units of the fitted labels: the given one, or the resolution of the labels."""
+    if given is None and not as_family(fn).location_scale:
+        return np.zeros(sample.y.shape[1:])  # of a dispersion, labels have no resolution
     least = resolution(sample.y[sample.weights > 0]) if given is None else given
     return np.broadcast_to(least / np.asarray(labels.map.scale), sample.y.shape[1:])
 
@@ -227,7 +233,14 @@ def _require_consistent(sample: Sample, options: FitOptions, density: LogDensity
     if sample.several_outputs and not registered.several_outputs:
         able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
         raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
-    require_slopes(method, options.activation, polish=options.polish)
+    require_slopes(method, options.channel, polish=options.polish)
+    require_family(method, options.channel)
+    if isinstance(options.channel, Family):
+        words = f"one output with family {options.channel.name}"
+        require(not sample.several_outputs, "y", words, f"shape {sample.y.shape}")
+        require_support(sample.y, sample.weights, options.channel)
+        words = f"'random' with family {options.channel.name}, for which there is no clusterwise regression"
+        require(options.start == "random", "start", words, options.start)
     if density is None:
         return
     words = f"None for method {method!r}, whose moments are those of normal inputs"

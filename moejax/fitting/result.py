@@ -20,6 +20,7 @@ from moejax.likelihood.free_columns import FreeColumns
 from moejax.likelihood.information import Covariance, confidence_intervals
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.activations import ScalarFunction
+from moejax.model.family import Family
 from moejax.model.mixture import AnyParams, HostParams, NoiseModel
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class FitResult(ResultPredictions):
     _fitted: FittedInOwnUnits | None = dataclasses.field(default=None, repr=False)
     _averaged: tuple[FittedInOwnUnits, ...] = dataclasses.field(default=(), repr=False)
     _function: ScalarFunction | None = dataclasses.field(default=None, repr=False)
+    _family: Family | None = dataclasses.field(default=None, repr=False)
 
     @property
     def members(self) -> tuple[HostParams, ...]:
@@ -172,7 +174,8 @@ class FitResult(ResultPredictions):
     @property
     def num_parameters(self) -> int:
         """The number of free parameters, as AIC and BIC count them."""
-        return self._own_fit("num_parameters").num_parameters
+        of_family = int(self.diagnostics.get("family_parameters", 0))
+        return self._own_fit("num_parameters").num_parameters + of_family
 
     def in_units(
         self,
@@ -233,6 +236,7 @@ class FitResult(ResultPredictions):
             noise=self.diagnostics["noise"],
             fit_intercept=self.diagnostics["fit_intercept"],
             num_inputs=self._own_fit("intervals").num_expert_inputs,
+            corrected=self.diagnostics.get("family", "gaussian") == "gaussian",
         )
 
     def summary(self, *, level: float = 0.95, feature_names: Sequence[str] | None = None) -> FitSummary:

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.special
 
 from moejax.checks import brief, require
 from moejax.fitting.array_checks import as_numbers, checked_inputs, checked_targets
-from moejax.model.activations import ScalarFunction, get_activation
+from moejax.model.activations import ScalarFunction
+from moejax.model.families import channel_of
+from moejax.model.family import Channel, Family
 from moejax.model.mixture import HostParams, posterior
 
 if TYPE_CHECKING:
+    from moejax.fitting.family_density import FamilyDensity
     from moejax.fitting.predictive import PredictiveDensity
     from moejax.fitting.result import FittedInOwnUnits
     from moejax.likelihood.padded import Objective
@@ -31,6 +35,8 @@ class ResultPredictions:
     objective: Objective
     _function: ScalarFunction | None
     """g, if it is not the registered function of its name."""
+    _family: Family | None
+    """The output family, if its name is not enough to find it."""
 
     if TYPE_CHECKING:  # `FitResult` has it
 
@@ -89,8 +95,7 @@ class ResultPredictions:
         y = checked_labels(y, means, "x")
         if self.objective == "mean":
             return np.exp(log_gates)
-        with np.errstate(over="ignore"):  # the difference in nats may overflow
-            return posterior(log_gates, means, y, self.params.noise_std, xp=np)
+        return posterior_of(self.params, self._rows(x), y, self.channel)
 
     def log_density(self, x: Any, y: Any) -> np.ndarray:
         """Return log p(y | x), (n,) in nats, in units of y, for y (n,) or (n, m)."""
@@ -115,28 +120,30 @@ class ResultPredictions:
         experts = self.params.experts
         require(experts.ndim == 2, name, "a fit of one output", f"{experts.shape[-2]} outputs")
 
-    def _density(self, x: Any) -> PredictiveDensity:
+    def _density(self, x: Any) -> PredictiveDensity | FamilyDensity:
         from moejax.fitting.predictive import predictive_density
 
-        return predictive_density(self.models, self._rows(x), self._activation(), self.objective)
+        return predictive_density(self.models, self._rows(x), self.channel, self.objective)
 
     def _gates_and_means(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
         """log P_i(x) (n, k) and m_i(x) (n, k), or (n, k, m), of `params`."""
         from moejax.fitting.predictive import log_gates_and_means
 
-        return log_gates_and_means(self.params, self._rows(x), self._activation())
+        return log_gates_and_means(self.params, self._rows(x), self.channel)
 
-    def _activation(self) -> ScalarFunction:
-        """The function g.
+    @property
+    def channel(self) -> Channel:
+        """What makes the labels.
 
         Raises:
-            ValueError: the result was made without its function, whose name is not registered.
+            ValueError: the result was made without its function or family, whose name is not registered.
         """
-        if self._function is not None:
-            return self._function
         name = self.settings.get("activation", self.diagnostics.get("activation"))
         require(name is not None, "activation", "a result of fit, which has one", None)
-        return get_activation(str(name))
+        if self._family is not None:
+            return self._family
+        activation = str(name) if self._function is None else self._function
+        return channel_of(str(self.diagnostics.get("family", "gaussian")), activation)
 
     def _rows(self, x: Any) -> np.ndarray:
         """(n, d) rows in the columns of the fit.
@@ -151,6 +158,17 @@ class ResultPredictions:
             for name, other in zip(names, given, strict=True):
                 require(name == other, "x", f"columns {', '.join(map(brief, names))} in this order", other)
         return rows
+
+
+def posterior_of(params: HostParams, x: np.ndarray, y: np.ndarray, channel: Channel) -> np.ndarray:
+    """(n, k): P(z = i | x, y) of rows x (n, d) and labels y (n,) or (n, m)."""
+    from moejax.fitting.predictive import density_of, log_gates_and_means
+
+    if isinstance(channel, Family):
+        return np.asarray(scipy.special.softmax(density_of(params, x, channel).log_joint(y), axis=1))
+    log_gates, means = log_gates_and_means(params, x, channel)
+    with np.errstate(over="ignore"):  # the difference in nats may overflow
+        return posterior(log_gates, means, y, params.noise_std, xp=np)
 
 
 def checked_labels(y: Any, means: np.ndarray, rows_of: str) -> np.ndarray:

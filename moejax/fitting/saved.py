@@ -37,11 +37,12 @@ from moejax.model.activations import (
     unregistered,
     values_on_host,
 )
+from moejax.model.families import get_family
 from moejax.model.mixture import MoEParams
 
 FORMAT, VERSION = "moejax fit", 1
 DOCUMENT = "fit.json"
-FUNCTION = "_function"
+FUNCTION, FAMILY = "_function", "_family"
 """The field with a function, which is given again to `load_fit`."""
 _TUPLES = {
     cls.__name__: cls
@@ -74,7 +75,9 @@ def save_fit(result: FitResult, path: str | os.PathLike[str]) -> None:
         require(file.is_file() and _is_fit(file), "path", "a new file, or one of a saved fit", str(file))
     arrays: list[np.ndarray] = []
     values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
-    function = values.pop(FUNCTION)
+    function, family = values.pop(FUNCTION), values.pop(FAMILY)
+    words = "a registered family (moejax.register_family), whose name is stored"
+    require(family is None, "family", words, None if family is None else family.name)
     fields = {name: _encoded(value, arrays) for name, value in values.items()}
     name = _activation_of(result)
     document = {
@@ -127,7 +130,7 @@ def load_fit(path: str | os.PathLike[str], *, activation: ActivationLike | None 
         require(
             version == VERSION, "path", f"a saved fit of version {VERSION}", f"version {version} in {file}"
         )
-        known = {field.name for field in dataclasses.fields(FitResult)} - {FUNCTION}
+        known = {field.name for field in dataclasses.fields(FitResult)} - {FUNCTION, FAMILY}
         fields = {
             name: _decoded(value, arrays) for name, value in document["fields"].items() if name in known
         }
@@ -135,7 +138,12 @@ def load_fit(path: str | os.PathLike[str], *, activation: ActivationLike | None 
         values = document["activation_values"]
     except _DAMAGED:
         raise ValueError(f"path: expected a whole file of FitResult.save, got {file}") from None
-    return _with_activation(result, values, activation)
+    result = _with_activation(result, values, activation)
+    try:
+        get_family(str(result.diagnostics.get("family", "gaussian")))
+    except ValueError as error:
+        raise ValueError(f"{error}; register the family of the fit before") from None
+    return result
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -28,7 +28,7 @@ from moejax.likelihood.information import (
 )
 from moejax.likelihood.predictors import gate_centring, predictors_of
 from moejax.methods.method import MethodConfig, Problem, least_noise_of
-from moejax.model.activations import activation_facts
+from moejax.model.family import channel_facts
 from moejax.model.mixture import MoEParams
 
 
@@ -135,7 +135,7 @@ def uncertainty(
         blocks = sample_blocks(x, y, weights, fit_intercept=config.fit_intercept)
         without_ridge = likelihood_curvature(params, blocks, fn=fn, **free)
         observed = without_ridge.observed
-        if activation_facts(fn).kinked:  # derivatives averaged over the kink, from another pass over the data
+        if channel_facts(fn).kinked:  # derivatives averaged over the kink, from another pass over the data
             size = scale.num_samples if kind == "observed" else scale.effective
             observed = observed_information(params, x, y, weights, fn, num_samples=size, **free)
         products = None

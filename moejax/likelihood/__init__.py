@@ -1,12 +1,12 @@
 """The likelihood: its EM steps, its derivatives, the ascent to its maximum and the information there."""
 
 from moejax.likelihood.em import gating_em, joint_em
+from moejax.likelihood.fisher import fisher_information
 from moejax.likelihood.information import (
     COVARIANCE_KINDS,
     confidence_intervals,
     covariance,
     cramer_rao_bound,
-    fisher_information,
     parameter_blocks,
     standard_errors,
 )

@@ -19,8 +19,8 @@ from moejax.likelihood.predictors import (
     predictors_of,
     weighted_gram,
 )
-from moejax.model.activations import ScalarFunction, activation_derivatives
-from moejax.model.mixture import MoEParams, NoiseModel, log_normal
+from moejax.model.family import Channel, as_family
+from moejax.model.mixture import MoEParams, NoiseModel
 
 
 class Curvature(NamedTuple):
@@ -52,11 +52,11 @@ class PredictorDerivatives(NamedTuple):
     observed_noise: Float[jax.Array, "k k n"]
     """(k, k, n) minus the Hessian in s."""
     complete_experts: Float[jax.Array, "k n"]
-    """(k, n) complete-data information of u, r g'^2 / sigma^2: diagonal."""
+    """(k, n) complete-data information of u, r E[(d log p / du)^2]: diagonal."""
     complete_gates: Float[jax.Array, "k*(k-1)/2 n"]
     """(k (k - 1) / 2, n) complete-data information of v, diag P - P P', its upper triangle."""
     complete_noise: Float[jax.Array, "k n"]
-    """(k, n) complete-data information of s, 2 r."""
+    """(k, n) complete-data information of s, of a Gaussian 2 r."""
 
 
 def _predictor_pairs(num_experts: int) -> np.ndarray:
@@ -75,29 +75,26 @@ def predictor_derivatives(
     predictors: Float[jax.Array, "predictors n"],
     y: Float[jax.Array, " n"],
     noise_std: Float[jax.Array, " k"],
-    fn: ScalarFunction,
+    fn: Channel,
     width: Float[jax.Array, ""] | None = None,
 ) -> PredictorDerivatives:
-    """Closed-form derivatives of log sum_i P_i(v) N(y; g(u_i), sigma_i^2).
+    """Derivatives of log sum_i P_i(v) p(y | u_i; s_i), from those of the family; s_i = log sigma_i.
 
     Args:
         predictors: (2k - 1, n), u then v.
         y: (n,).
         noise_std: (k,).
-        fn: g.
-        width: () half-width over which the derivatives of g are averaged; None takes them pointwise.
+        fn: g, or an output family.
+        width: () half-width over which the derivatives in u are averaged; None takes them pointwise.
     """
     k = noise_std.shape[0]
     u, v = predictors[:k], predictors[k:]
     logits = jnp.concatenate([v, jnp.zeros_like(u[:1])])
-    mean, slope, second = activation_derivatives(fn, u, width)
-    inverse = (1.0 / noise_std)[:, None]
-    error = (y[None] - mean) * inverse
-    joint = logits + log_normal((y[None] - mean) ** 2, noise_std)
+    at = as_family(fn).second_order(y[None], u, noise_std[:, None], width)
+    joint = logits + at.log_density
     evidence, gate_evidence = jax.nn.logsumexp(joint, axis=0), jax.nn.logsumexp(logits, axis=0)
     r, p_free = jnp.exp(joint - evidence[None]), jnp.exp(v - gate_evidence[None])
-    slope = slope * inverse
-    d, q = error * slope, error**2 - 1.0
+    d, q = at.score, at.dispersion_score
     a, b, r_free = r * d, r * q, r[: k - 1]
 
     # a a', a r' and r r' are one outer product; the other terms are at u_i u_i and u_i v_i, and the gates' own at v v'
@@ -106,15 +103,15 @@ def predictor_derivatives(
     gate_rows, gate_columns = np.triu_indices(k - 1)
     on_diagonal = (gate_rows == gate_columns).astype(y.dtype)[:, None]
     complete_gates = p_free[gate_rows] * (on_diagonal - p_free[gate_columns])
-    special = [r * (slope**2 - error * second * inverse - d**2), -a[: k - 1]]
+    special = [-r * (at.curvature + d**2), -a[: k - 1]]
     special = jnp.concatenate([*special, complete_gates - on_diagonal * r_free[gate_rows]])
     observed = score[rows] * score[columns]
     observed = jnp.concatenate([observed[: special.shape[0]] + special, observed[special.shape[0] :]])
 
     eye = jnp.eye(k, dtype=y.dtype)[:, :, None]
-    us = eye * (a * (2.0 - q))[:, None] + a[:, None] * b[None]
+    us = eye * (-r * (at.cross + d * q))[:, None] + a[:, None] * b[None]
     vs = (r_free[:, None] - eye[: k - 1]) * b[None]
-    ss = eye * (r * (2.0 * error**2 - q**2))[:, None] + b[:, None] * b[None]
+    ss = eye * (-r * (at.dispersion_curvature + q**2))[:, None] + b[:, None] * b[None]
     return PredictorDerivatives(
         value=evidence - gate_evidence,
         gradient=jnp.concatenate([a, r_free - p_free]),
@@ -122,9 +119,9 @@ def predictor_derivatives(
         observed=observed,
         observed_cross=jnp.concatenate([us, vs]),
         observed_noise=ss,
-        complete_experts=r * slope**2,
+        complete_experts=r * at.information,
         complete_gates=complete_gates,
-        complete_noise=2.0 * r,
+        complete_noise=r * at.dispersion_information,
     )
 
 
@@ -132,7 +129,7 @@ def likelihood_curvature(
     params: MoEParams,
     blocks: SampleBlocks,
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     noise: NoiseModel,
     fit_intercept: bool,
     ridge: Float[jax.Array, ""] | float = 0.0,
@@ -144,7 +141,7 @@ def likelihood_curvature(
     Args:
         params: the point of evaluation.
         blocks: the sample, from `sample_blocks`.
-        fn: g.
+        fn: g, or an output family.
         noise: which noise parameters are free.
         fit_intercept: if true, biases are free.
         ridge: () coefficient of sum_i ||w_i - mean w||^2 / 2, subtracted from the log-likelihood.

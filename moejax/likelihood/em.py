@@ -25,8 +25,8 @@ from moejax.likelihood.free_columns import FreeColumns, parts_of_design
 from moejax.likelihood.m_step import Expectation, MStep, Point, boehning_bound, maximisation
 from moejax.likelihood.predictors import block_matrix, gate_penalty, params_of, predictors_of, weighted_gram
 from moejax.likelihood.scan import frozen_scan
-from moejax.model.activations import ScalarFunction, activation_and_slope
-from moejax.model.mixture import MoEParams, NoiseModel, log_normal
+from moejax.model.family import Channel, as_family
+from moejax.model.mixture import MoEParams, NoiseModel
 
 RIDGE = 1e-6
 """Default ridge on the gates, the coefficient of sum_i ||w_i - mean w||^2 / 2 in nats: a normal prior of standard deviation 1000 on
@@ -61,21 +61,22 @@ def expectation(
     point: Point,
     blocks: SampleBlocks,
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     experts_free: bool,
     columns: FreeColumns | None = None,
 ) -> Expectation:
     """The E-step at a point, in one pass over the data; its sums are those of the free columns."""
+    family = as_family(fn)
     k, noise_std = point.noise_std.shape[0], point.noise_std.reshape(-1)
     rows, others = np.triu_indices(k - 1)
     on_diagonal = (rows == others).astype(blocks.y.dtype)[:, None]
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> Expectation:
         predictors = point.predictors(design)
-        mean, slope = activation_and_slope(fn, predictors[: noise_std.size])
-        error = (y[None] if y.ndim == 1 else jnp.tile(y, (k, 1))) - mean
+        labels = y[None] if y.ndim == 1 else jnp.tile(y, (k, 1))
+        at = family.first_order(labels, predictors[: noise_std.size], noise_std[:, None])
         logits = jnp.concatenate([predictors[noise_std.size :], jnp.zeros_like(weights)[None]])
-        log_densities = log_normal(error**2, noise_std)
+        log_densities = at.log_density
         if y.ndim == 2:
             log_densities = log_densities.reshape(k, *y.shape).sum(axis=1)
         evidence, r = _log_sum_and_shares(logits + log_densities)
@@ -89,19 +90,19 @@ def expectation(
         of_experts, of_gates = parts_of_design(design, columns)
         if columns is None:
             if experts_free:
-                coefficients = jnp.concatenate([coefficients, r * slope**2])
+                coefficients = jnp.concatenate([coefficients, r * at.information])
             grams = weighted_gram(design, coefficients)
             gate_grams, expert_grams = grams[: rows.size], grams[rows.size :]
         else:
             gate_grams = weighted_gram(of_gates, coefficients)
-            expert_grams = weighted_gram(of_experts, r * slope**2) if experts_free else None
+            expert_grams = weighted_gram(of_experts, r * at.information) if experts_free else None
         return Expectation(
             log_likelihood=(evidence - gate_evidence) @ weights,
             gate_gradient=(r_free - weighted_prior) @ of_gates.T,
             gate_information=block_matrix(gate_grams),
             counts=r.sum(axis=1),
-            squares=jnp.sum(r * error**2, axis=1),
-            expert_gradient=(r * slope * error) @ of_experts.T if experts_free else None,
+            dispersion=tuple(jnp.sum(r * term, axis=1) for term in at.dispersion),
+            expert_gradient=(r * at.score) @ of_experts.T if experts_free else None,
             expert_information=expert_grams if experts_free else None,
         )
 
@@ -140,7 +141,7 @@ def _run(
     y: Float[jax.Array, " n *m"],
     weights: Float[jax.Array, " n"],
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     num_steps: int,
     fit_intercept: bool,
     noise: NoiseModel,
@@ -202,6 +203,7 @@ def _run(
             gates_first=total_tolerance if before_polish else jnp.inf,
             least_noise=least_noise,
             columns=columns,
+            fn=fn,
         )
         done = flat & (gain < total_tolerance)
         if before_polish:
@@ -237,7 +239,7 @@ def gating_em(
     y: Float[jax.Array, " n *m"],
     weights: Float[jax.Array, " n"],
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     num_steps: int,
     fit_intercept: bool = False,
     noise: NoiseModel = "known",
@@ -254,7 +256,7 @@ def gating_em(
         x: (n, d).
         y: (n,), or (n, m).
         weights: (n,) sample weights.
-        fn: the activation g.
+        fn: the activation g, or an output family.
         num_steps: budget of passes over the data; the first evaluates the start.
         fit_intercept: if true, the biases of the gates are fitted.
         noise: "known" leaves noise_std; otherwise it is updated in closed form too, which absorbs the experts' error.
@@ -289,7 +291,7 @@ def joint_em(
     y: Float[jax.Array, " n *m"],
     weights: Float[jax.Array, " n"],
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     num_steps: int,
     fit_intercept: bool = False,
     noise: NoiseModel = "shared",

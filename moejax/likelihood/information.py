@@ -4,8 +4,7 @@ All results are conditional on the inputs. They are in the free parameters of `p
 last, log noise, and biases if they are fitted. The score of a sample is (scores in the 2k - 1 linear predictors) x (inputs) and
 scores in log sigma, in closed form (see `polish`); so an information matrix is one weighted Gram matrix of the inputs.
 
-* Fisher information: sum_j w_j E[s s' | x_j]; the integral over y is exact up to the quadrature. The outer-product form needs g'
-  only. So it also holds for a g with kinks, where the score still has mean zero.
+* Fisher information: see `fisher`.
 * Observed information H: minus the Hessian at the estimate; H^-1 is the covariance if the model is true (Efron and Hinkley 1978).
 * Sandwich H^-1 J H^-1, J = sum_j w_j^2 s_j s_j': the covariance even if the model is wrong (Huber 1967, White 1982).
 
@@ -28,37 +27,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from moejax.environment import runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sample_scale, sum_over_blocks
 from moejax.likelihood.derivatives import likelihood_curvature, predictor_derivatives
+from moejax.likelihood.fisher import free_noise
 from moejax.likelihood.free_columns import FreeColumns, expert_inputs, free_positions
 from moejax.likelihood.predictors import (
-    block_matrix,
     free_parameters,
     num_noise_parameters,
     params_from_free,
     predictors_of,
-    weighted_gram,
 )
-from moejax.model.activations import (
-    ActivationLike,
-    ScalarFunction,
-    activation_and_slope,
-    activation_facts,
-    get_activation,
-)
-from moejax.model.gaussian import Array, gaussian_grid
+from moejax.model.families import ChannelLike, get_channel
+from moejax.model.family import channel_facts
+from moejax.model.gaussian import Array
 from moejax.model.mixture import MoEParams, NoiseModel
 from moejax.model.small_linear_algebra import eigh
 
 CovarianceKind = Literal["observed", "sandwich"]
 COVARIANCE_KINDS = ("observed", "sandwich")
-NUM_NODES = 129
-"""Nodes of the rule over y, for each expert. Two experts that are s = |g_i - g_j| / sigma apart cause a relative error of
-exp(-s^2 / 8 - 2 pi^2 / (s h)), h the spacing: below 1e-11 for every s at 129 nodes, 1e-4 at 33. For unequal noise levels, multiply
-the nodes by their ratio."""
-CPU_BLOCK_SIZE = 512
-"""Inputs that the rule over y takes at once on a CPU. Products of scores then stay in cache, which halves the time."""
 _RANK_TOLERANCE = 10.0
 """Eigenvalues of the information (of unit diagonal) below this many times P eps of the largest are treated as zero."""
 
@@ -91,93 +77,12 @@ def parameter_blocks(
     }
 
 
-def fisher_information(
-    params: MoEParams,
-    x: Float[jax.Array, "n d"],
-    activation: ActivationLike,
-    *,
-    noise: NoiseModel,
-    fit_intercept: bool,
-    weights: Float[jax.Array, " n"] | None = None,
-    num_nodes: int = NUM_NODES,
-) -> Float[jax.Array, "P P"]:
-    r"""(P, P): sum_j w_j E[s(y, x_j) s(y, x_j)' | x_j], s the score, y from the mixture at `params`.
-
-    E over y is the sum over experts of P_i times the trapezoidal rule in (y - g(u_i)) / sigma_i.
-
-    Args:
-        params: the point of evaluation.
-        x: (n, d) inputs.
-        activation: g; kinks are allowed.
-        noise: which noise parameters are free.
-        fit_intercept: if true, biases are free.
-        weights: (n,) how often each input is observed; None for once.
-        num_nodes: odd number of nodes of the rule over y for each expert (see `NUM_NODES`).
-    """
-    fn, k, dtype = get_activation(activation), params.experts.shape[0], x.dtype
-    predictors = predictors_of(params, fit_intercept=fit_intercept)
-    noise_std = params.noise_std[:, None]
-    grid = gaussian_grid(num_nodes, dtype=dtype)
-    weights = jnp.ones_like(x[:, 0]) if weights is None else weights
-    block_size = CPU_BLOCK_SIZE if runs_on_cpu() else None
-    blocks = sample_blocks(
-        x, jnp.zeros_like(weights), weights, fit_intercept=fit_intercept, block_size=block_size
-    )
-    num_scores = 2 * k - 1 + num_noise_parameters(noise, k)
-    rows, columns = np.triu_indices(num_scores)
-
-    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
-        del y
-        at = predictors(design)
-        mean, slope = activation_and_slope(fn, at[:k])
-        log_prior = jax.nn.log_softmax(jnp.concatenate([at[k:], jnp.zeros_like(at[:1])]), axis=0)
-        prior = jnp.exp(log_prior)
-        log_scale = (log_prior - jnp.log(noise_std))[:, None]
-        slope = (slope / noise_std)[:, None]
-
-        def add_node(total: jax.Array, node: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            z, weight = node
-            y = mean + noise_std * z  # (k, B), one label from each expert
-            error = (y[None] - mean[:, None]) / noise_std[:, None]
-            r = jax.nn.softmax(log_scale - 0.5 * error**2, axis=0)
-            noise_score = _free_noise(r * (error**2 - 1.0), noise)
-            score = jnp.concatenate([r * error * slope, (r - prior[:, None])[: k - 1], noise_score])
-            products = jnp.sum(score[:, None] * score[None] * prior[None, None], axis=2)
-            return total + weight * products, None
-
-        zeros = jnp.zeros((num_scores, num_scores, design.shape[1]), dtype)
-        expected, _ = jax.lax.scan(add_node, zeros, (grid.nodes, grid.weights))
-        return _information_of(design, expected[rows, columns] * weights[None], 2 * k - 1)
-
-    return sum_over_blocks(sums_of, blocks)
-
-
-def _free_noise(noise_score: jax.Array, noise: NoiseModel) -> jax.Array:
-    """(0, 1 or k, ...): scores in the free noise parameters, from those (k, ...) in every log sigma_i."""
-    if noise == "shared":
-        return noise_score.sum(axis=0, keepdims=True)
-    return noise_score if noise == "per_expert" else noise_score[:0]
-
-
-def _information_of(
-    design: Float[jax.Array, "D B"], coefficients: Float[jax.Array, "pairs B"], num_predictors: int
-) -> Float[jax.Array, "P P"]:
-    """(P, P) from a (D, B) block and the (q (q + 1) / 2, B) products of scores, first in predictors, then in log noise."""
-    size = design.shape[0]
-    # a log sigma is a predictor whose only input is 1
-    extended = jnp.concatenate([design, jnp.ones_like(design[:1])])
-    matrix = block_matrix(weighted_gram(extended, coefficients))
-    places = np.arange(matrix.shape[0]).reshape(-1, size + 1)
-    kept = np.concatenate([places[:num_predictors, :size].reshape(-1), places[num_predictors:, size]])
-    return matrix[kept][:, kept]
-
-
 def score_outer_products(
     params: MoEParams,
     x: Float[jax.Array, "n d"],
     y: Float[jax.Array, " n"],
     squared_weights: Float[jax.Array, " n"],
-    activation: ActivationLike,
+    activation: ChannelLike,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
@@ -190,19 +95,19 @@ def score_outer_products(
         x: (n, d).
         y: (n,).
         squared_weights: (n,) squares of the sample weights.
-        activation: g; at a kink its one-sided derivative is used.
+        activation: g, or an output family; at a kink its one-sided derivative is used.
         noise: which noise parameters are free.
         fit_intercept: if true, biases are free.
         columns: the columns whose coefficients are free; None for all.
     """
-    fn: ScalarFunction = get_activation(activation)
+    fn = get_channel(activation)
     predictors = predictors_of(params, fit_intercept=fit_intercept)
     blocks = sample_blocks(x, y, squared_weights, fit_intercept=fit_intercept)
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> jax.Array:
         at = predictor_derivatives(predictors(design), y, params.noise_std, fn)
         of_rows = (at.gradient[:, None] * design[None]).reshape(-1, y.shape[0])
-        scores = jnp.concatenate([of_rows, _free_noise(at.noise_gradient, noise)])
+        scores = jnp.concatenate([of_rows, free_noise(at.noise_gradient, noise)])
         if columns is not None:
             k = params.noise_std.shape[0]
             scores = scores[free_positions(k, k, num_noise_parameters(noise, k), columns)]
@@ -216,7 +121,7 @@ def observed_information(
     x: Float[jax.Array, "n d"],
     y: Float[jax.Array, " n"],
     weights: Float[jax.Array, " n"],
-    activation: ActivationLike,
+    activation: ChannelLike,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
@@ -228,9 +133,9 @@ def observed_information(
     The derivatives of a g with kinks are averaged over the standard error of a linear predictor from `num_samples` () samples
     (see the module). None counts a weight as a number of equal rows.
     """
-    fn = get_activation(activation)
+    fn = get_channel(activation)
     width = None
-    if activation_facts(fn).kinked:
+    if channel_facts(fn).kinked:
         num_samples = sample_scale(weights).num_samples if num_samples is None else num_samples
         width = params.noise_std.min() * jnp.sqrt(expert_inputs(params.experts, columns).size / num_samples)
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
@@ -266,7 +171,7 @@ def covariance(
     params: MoEParams,
     x: Float[jax.Array, "n d"],
     y: Float[jax.Array, " n"],
-    activation: ActivationLike,
+    activation: ChannelLike,
     *,
     noise: NoiseModel,
     fit_intercept: bool,
@@ -279,7 +184,7 @@ def covariance(
         params: the estimate.
         x: (n, d).
         y: (n,).
-        activation: g.
+        activation: g, or an output family.
         noise: which noise parameters were estimated.
         fit_intercept: if true, biases were estimated.
         weights: (n,) the weights of the fit; None for ones.
@@ -359,6 +264,7 @@ def confidence_intervals(
     noise: NoiseModel,
     fit_intercept: bool,
     num_inputs: int | None = None,
+    corrected: bool = True,
 ) -> tuple[MoEParams[Array], MoEParams[Array]]:
     """(lower, upper) ends of Wald intervals for every parameter.
 
@@ -374,6 +280,7 @@ def confidence_intervals(
         noise: the noise model of the fit; "shared" has the coefficients of all experts for one sigma.
         fit_intercept: if true, biases were fitted.
         num_inputs: rank of the inputs; None for d.
+        corrected: if false, intervals of sigma are about the estimate; the correction is that of Gaussian labels.
 
     Raises:
         ValueError: the level is not between 0 and 1.
@@ -382,7 +289,7 @@ def confidence_intervals(
         raise ValueError(f"level: expected a number between 0 and 1, got {level!r}")
     num_experts, dim = params.experts.shape
     coefficients = (dim if num_inputs is None else num_inputs) + int(fit_intercept)
-    coefficients *= num_experts if noise == "shared" else 1
+    coefficients *= (num_experts if noise == "shared" else 1) if corrected else 0
     quantile = NormalDist().inv_cdf(0.5 + 0.5 * level)
     log_error = errors.noise_std / params.noise_std
     xp = np if isinstance(log_error, np.ndarray) else jnp

@@ -13,6 +13,7 @@ from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.collapse import noise_floor
 from moejax.likelihood.free_columns import FreeColumns, expert_columns, gate_columns, parts_of_design
 from moejax.likelihood.predictors import Predictors, gate_centring, weighted_gram
+from moejax.model.family import Channel, Family, as_family, is_gaussian
 from moejax.model.mixture import NoiseModel
 from moejax.model.small_linear_algebra import solve_positive_definite
 
@@ -43,12 +44,12 @@ class Expectation(NamedTuple):
     """((k - 1) D, (k - 1) D) sum (diag P - P P') (x) x x'."""
     counts: Float[jax.Array, " k"]
     """(k,) sum r."""
-    squares: Float[jax.Array, " k"]
-    """(k,) sum r (y - g)^2."""
+    dispersion: tuple[Float[jax.Array, " k"], ...]
+    """Each (k,): the sums of r times the terms of `FirstOrder.dispersion`; of a Gaussian one, sum r (y - g)^2."""
     expert_gradient: Float[jax.Array, "k D"] | None
-    """(k, D) sum r (y - g) g' x; None if the experts are fixed."""
+    """(k, D) sum r (score) x, in the family's unit: of a Gaussian sum r (y - g) g' x. None if the experts are fixed."""
     expert_information: Float[jax.Array, "k D D"] | None
-    """(k, D, D) sum r g'^2 x x'; None if the experts are fixed."""
+    """(k, D, D) sum r (information) x x', in the family's unit: of a Gaussian sum r g'^2 x x'. None if the experts are fixed."""
 
 
 def boehning_bound(
@@ -92,6 +93,7 @@ def maximisation(
     gates_first: Float[jax.Array, ""] | float = jnp.inf,
     least_noise: Float[jax.Array, "*m"] | None = None,
     columns: FreeColumns | None = None,
+    fn: Channel,
 ) -> MStep:
     """The M-step from the sums of an E-step, damped.
 
@@ -108,6 +110,7 @@ def maximisation(
         gates_first: () nats: the experts are not updated if the step of the gates promises this gain or more.
         least_noise: () or (m,), as in `noise_m_step`.
         columns: the columns whose coefficients are free, as in the sums; None for all.
+        fn: the activation g, or an output family.
     """
     (rows, offsets), noise_std = point
     k, num_rows, promised = noise_std.shape[0], noise_std.size, jnp.zeros((), rows.dtype)
@@ -123,22 +126,28 @@ def maximisation(
         gates = gates + step.reshape(k - 1, size)
         promised = step @ gradient - 0.5 * step @ hessian @ step
     hold_experts |= promised >= gates_first
-    squares = sums.squares
+    gains = jnp.zeros(num_rows, rows.dtype)
     if sums.expert_gradient is not None and sums.expert_information is not None:
         step = _least_squares(sums.expert_information, sums.expert_gradient) / (1.0 + damping)
         step = jnp.where(hold_experts, 0.0, step)
         experts = experts + step
-        fall = 2.0 * jnp.sum(step * sums.expert_gradient, axis=1)
-        fall = fall - jnp.einsum("id,ide,ie->i", step, sums.expert_information, step)
-        # the rounding residual of an exact fit is no noise level
-        squares = jnp.maximum(squares - fall, 10 * jnp.finfo(squares.dtype).eps * squares)
-    counts, before, after = (a.reshape(noise_std.shape) for a in (sums.counts, sums.squares, squares))
-    updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise, least_noise))
-
-    def noise_loss(squares: jax.Array, noise_std: jax.Array) -> jax.Array:
-        return jnp.sum(0.5 * squares / noise_std**2 + counts * jnp.log(noise_std))
-
-    promised = promised + noise_loss(before, noise_std) - noise_loss(after, updated)
+        gains = jnp.sum(step * sums.expert_gradient, axis=1)
+        gains = gains - 0.5 * jnp.einsum("id,ide,ie->i", step, sums.expert_information, step)
+    family = as_family(fn)
+    move = _gaussian_noise_step if is_gaussian(fn) else _dispersion_step
+    counts, gains, *terms = (a.reshape(noise_std.shape) for a in (sums.counts, gains, *sums.dispersion))
+    updated, gain = move(
+        noise_std,
+        counts,
+        tuple(terms),
+        gains,
+        family=family,
+        noise=noise,
+        least_noise=least_noise,
+        hold_noise=hold_noise,
+        damping=damping,
+    )
+    promised = promised + gain
     if columns is None:
         rows = jnp.concatenate([experts, gates])
     else:
@@ -177,6 +186,64 @@ def _least_squares(
     floor = (10 + size) * info.eps * jnp.maximum(trace, info.tiny) + info.tiny
     step = solve_positive_definite(gram + floor * jnp.eye(size, dtype=gram.dtype)[None], gradient)
     return jnp.where(jnp.isfinite(step), step, 0.0)
+
+
+def _gaussian_noise_step(
+    noise_std: jax.Array,
+    counts: jax.Array,
+    terms: tuple[jax.Array, ...],
+    gains: jax.Array,
+    *,
+    noise: NoiseModel,
+    least_noise: jax.Array | None,
+    hold_noise: jax.Array | bool,
+    **_: object,
+) -> tuple[jax.Array, jax.Array]:
+    """The noise that maximises the expected log-likelihood after the experts' step, and what both steps gain, () nats."""
+    (before,) = terms
+    # the rounding residual of an exact fit is no noise level
+    after = jnp.maximum(before - 2.0 * gains, 10 * jnp.finfo(before.dtype).eps * before)
+    updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise, least_noise))
+
+    def noise_loss(squares: jax.Array, noise_std: jax.Array) -> jax.Array:
+        return jnp.sum(0.5 * squares / noise_std**2 + counts * jnp.log(noise_std))
+
+    return updated, noise_loss(before, noise_std) - noise_loss(after, updated)
+
+
+LARGEST_DISPERSION_STEP = 1.0
+"""The logarithm of a dispersion changes by at most this much in one step."""
+DISPERSION_INFORMATION = 1e-2
+"""The least information in the logarithm of a dispersion, per sample, that a step assumes."""
+
+
+def _dispersion_step(
+    dispersion: jax.Array,
+    counts: jax.Array,
+    terms: tuple[jax.Array, ...],
+    gains: jax.Array,
+    *,
+    family: Family,
+    noise: NoiseModel,
+    hold_noise: jax.Array | bool,
+    damping: jax.Array,
+    **_: object,
+) -> tuple[jax.Array, jax.Array]:
+    """A damped step of scoring in the logarithm of the dispersion, and what it and the experts' step gain, () nats."""
+    gain = jnp.sum(gains * family.unit(dispersion))
+    if noise == "known" or not terms:
+        return dispersion, gain
+    gradient, information = terms
+    if noise == "shared":
+        counts, gradient, information = (
+            a.sum(axis=0, keepdims=True) for a in (counts, gradient, information)
+        )
+    least = DISPERSION_INFORMATION * counts + jnp.finfo(counts.dtype).tiny
+    step = gradient / jnp.maximum(information, least) / (1.0 + damping)
+    step = jnp.clip(step, -LARGEST_DISPERSION_STEP, LARGEST_DISPERSION_STEP)
+    promised = step * gradient - 0.5 * information * step**2
+    step, promised = (jnp.where(hold_noise, 0.0, a) for a in (step, promised))
+    return dispersion * jnp.exp(step), gain + promised.sum()
 
 
 def noise_m_step(

@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float, Int
 from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.predictors import block_matrix, weighted_gram
 from moejax.model.activations import ScalarFunction, activation_and_slope
-from moejax.model.mixture import LOG_TWO_PI, MoEParams, regauge
+from moejax.model.family import LOG_TWO_PI
+from moejax.model.mixture import MoEParams, regauge
 from moejax.model.small_linear_algebra import solve_positive_definite
 
 Objective = Literal["likelihood", "mean"]

@@ -6,7 +6,8 @@ e_i = (y - g(u_i)) / sigma_i, d_i = e_i g'(u_i) / sigma_i,
 
     dl/du_i = r_i d_i,   dl/dv_i = r_i - P_i,   dl/ds_i = r_i (e_i^2 - 1),
 
-and the Hessian in (u, v, s) has a closed form too (`predictor_derivatives`). So the Hessian in the parameters is one product of
+and the Hessian in (u, v, s) has a closed form too (`predictor_derivatives`). Of another output family than the Gaussian, d_i is the
+derivative of its log-density in u_i, and the last bracket that in s_i, the logarithm of its dispersion. So the Hessian in the parameters is one product of
 (pairs of inputs) x (pairs of predictors): exact Newton costs no more than the outer-product approximation.
 
 A step solves (H + mu C) delta = gradient, H the observed and C the complete-data information (Louis 1982): with mu = 0 it
@@ -31,7 +32,7 @@ from moejax.likelihood.derivatives import Curvature, likelihood_curvature, witho
 from moejax.likelihood.free_columns import FreeColumns, compact
 from moejax.likelihood.predictors import free_parameters, params_from_free
 from moejax.likelihood.scan import frozen_scan
-from moejax.model.activations import ScalarFunction, activation_facts
+from moejax.model.family import Channel, channel_facts
 from moejax.model.mixture import MoEParams, NoiseModel
 from moejax.model.small_linear_algebra import solve_positive_definite
 
@@ -165,7 +166,7 @@ class AscentRules(NamedTuple):
 def ascent_rules(
     params: MoEParams,
     scale: SampleScale,
-    fn: ScalarFunction,
+    fn: Channel,
     tolerance: float,
     *,
     economical: bool = False,
@@ -184,7 +185,7 @@ def ascent_rules(
         rounding: () that of `label_rounding`, used with `least_noise`.
     """
     widest = params.noise_std.min() * jnp.sqrt(params.experts.size / scale.num_samples)
-    widest = widest if activation_facts(fn).kinked else jnp.zeros_like(widest)
+    widest = widest if channel_facts(fn).kinked else jnp.zeros_like(widest)
     rules = AscentRules(jnp.asarray(tolerance, widest.dtype) * scale.unit, widest, economical=economical)
     if least_noise is None:
         return rules
@@ -241,7 +242,7 @@ def polish(
     y: Float[jax.Array, " n"],
     weights: Float[jax.Array, " n"],
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     num_steps: int = 50,
     noise: NoiseModel = "shared",
     fit_intercept: bool = False,
@@ -286,7 +287,7 @@ def polish(
         rounding=label_rounding(y, weights),
     )
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
-    kinked = activation_facts(fn).kinked
+    kinked = channel_facts(fn).kinked
 
     def params_at(free: jax.Array) -> MoEParams:
         return params_from_free(free, params, noise=noise, fit_intercept=fit_intercept, columns=columns)

@@ -78,17 +78,18 @@ __all__ = [
     "zero_gates",
 ]
 
-register_method("spectral", spectral, moments="required", slopes="unused", separate_inputs=True)
+_ANY_LABEL_ANY_INPUTS = {"families": True, "separate_inputs": True}
+register_method("spectral", spectral, moments="required", slopes="unused", **_ANY_LABEL_ANY_INPUTS)
 register_method(
-    "spectral_residual", spectral_residual, moments="required", slopes="unused", separate_inputs=True
+    "spectral_residual", spectral_residual, moments="required", slopes="unused", **_ANY_LABEL_ANY_INPUTS
 )
-register_method("spectral_em", spectral_em, moments="required", slopes="polish", separate_inputs=True)
+register_method("spectral_em", spectral_em, moments="required", slopes="polish", **_ANY_LABEL_ANY_INPUTS)
 register_method("spectral_wide", spectral_wide, moments="required", wide=True)
-register_method("joint_em", joint_em_starts, moments="none", several_outputs=True, separate_inputs=True)
-register_method("gradient_nll", gradient_nll, moments="none")
+register_method("joint_em", joint_em_starts, moments="none", several_outputs=True, **_ANY_LABEL_ANY_INPUTS)
+register_method("gradient_nll", gradient_nll, moments="none", families=True)
 register_method("gradient_mse", gradient_mse, moments="none")
 register_method("gated_losses", gated_losses, moments="required", order=4)
 register_method("mean_fit", mean_fit, moments="none", staged=True)
 register_method(
-    "multistart", multistart, moments="optional", several_outputs=True, staged=True, separate_inputs=True
+    "multistart", multistart, moments="optional", several_outputs=True, staged=True, **_ANY_LABEL_ANY_INPUTS
 )

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 
 from moejax.likelihood.em import EMRun, joint_em
 from moejax.likelihood.polish import PolishRun, polish
+from moejax.methods.from_moments import em_before_polish
 from moejax.methods.method import (
     Finalists,
     MethodConfig,
@@ -18,10 +19,10 @@ from moejax.methods.method import (
     least_noise_of,
     with_path,
 )
-from moejax.methods.population import collapsed_experts, in_precision_of, rows_of
+from moejax.methods.population import collapsed_experts, in_precision_of, rows_of, side_by_side
 from moejax.methods.search_plan import Plan, Search
 from moejax.methods.stages import stage
-from moejax.model.activations import ScalarFunction
+from moejax.model.family import Channel, is_gaussian
 from moejax.model.mixture import MoEParams, log_likelihood_per_sample
 
 NUM_FINALISTS = 6
@@ -31,7 +32,7 @@ EM_STEPS_FOR_ONE = 10
 """EM passes allowed for each pass of the polish, if EM replaces it."""
 
 
-def contenders(params: MoEParams, sample: Problem, fn: ScalarFunction) -> Bool[jax.Array, " s"]:
+def contenders(params: MoEParams, sample: Problem, fn: Channel) -> Bool[jax.Array, " s"]:
     """(s,): true for mixtures, leaves (s, ..), that may be as good as the first on the data that `sample` was drawn from.
 
     The difference of two log-likelihoods is a sum over the sample, and has a standard error (Vuong 1989).
@@ -87,11 +88,18 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
             columns=config.columns,
         )
 
+    is_part = search.sample.x.shape[0] < problem.x.shape[0]
     count = min(NUM_FINALISTS, plan.num_parents)
     may_win = jnp.isfinite(search.values[:count]).at[0].set(True)
-    if search.sample.x.shape[0] < problem.x.shape[0]:
+    if is_part:
         may_win &= contenders(rows_of(search.population, slice(count)), search.sample, config.fn)
     finalists = in_precision_of(problem.x, rows_of(search.population, slice(count)))
+    if is_part and plan.num_spectral and not is_gaussian(config.fn):
+        # a part of labels that tell little has other optima, but the moments are those of all rows
+        starts = in_precision_of(problem.x, rows_of(search.drawn, slice(plan.num_spectral)))
+        climbed = jax.lax.map(lambda start: em_before_polish(start, problem, config).params, starts)
+        finalists = side_by_side(climbed, finalists)
+        may_win = jnp.concatenate([jnp.ones(plan.num_spectral, bool), may_win])
     untouched = jax.eval_shape(finish_one, rows_of(finalists, 0))
 
     def lost(_: MoEParams) -> PolishRun | EMRun:

@@ -18,7 +18,7 @@ from moejax.methods.method import (
     with_path,
 )
 from moejax.methods.residual_passes import NUM_PASSES, residual_estimate
-from moejax.methods.starts import with_experts_inputs, zero_gates
+from moejax.methods.starts import with_experts_inputs, with_nuisances, zero_gates
 from moejax.model.mixture import MoEParams
 from moejax.model.status import Status
 from moejax.moments.spectral import spectral_estimate
@@ -46,6 +46,7 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         log_density=config.log_density,
     )
     params = with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
+    params = with_nuisances(params, problem)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
     num_iterations = jnp.asarray(MOMENT_PASSES, jnp.int32)
@@ -80,6 +81,7 @@ def spectral_residual(key: jax.Array, problem: Problem, config: MethodConfig) ->
         chunk_size=config.chunk_size,
         log_density=config.log_density,
         columns=config.columns,
+        nuisances=problem.nuisances,
     )
     params = run.params
     if config.noise == "known":

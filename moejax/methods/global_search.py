@@ -14,8 +14,8 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
    compete only with newcomers in their first generation, and with the population one generation later.
 4. A ridge on the gates keeps them from saturating before experts have found their samples. In the last generations it falls to
    that of the fit: the best mixture with sharp gates is seldom the best one with soft gates, made sharp.
-5. The last few are polished to their maxima on the whole sample, and the best is the result. The search uses at most SEARCH_SAMPLES
-   random rows of it, in single precision; mixtures that are clearly worse on these are not polished. Several outputs are polished
+5. The last few are polished to their maxima on the whole sample, and the best is the result. The search uses at most
+   `search_rows` random rows of it, in single precision; mixtures that are clearly worse on these are not polished. Several outputs are polished
    by EM.
 
 The rule of 1 is wrong if better optima have a small share of the starts: with a share p they are missed by all N starts with
@@ -50,10 +50,10 @@ from moejax.methods.population import (
     rows_of,
     side_by_side,
 )
-from moejax.methods.search_plan import NEWCOMERS, SEARCH_SAMPLES, Plan, Search, plan_of
+from moejax.methods.search_plan import NEWCOMERS, Plan, Search, plan_of, search_rows
 from moejax.methods.stages import stage
-from moejax.methods.starts import label_mean, label_spread, random_starts
-from moejax.model.activations import ScalarFunction, activation_facts
+from moejax.methods.starts import label_mean, random_starts, start_noise
+from moejax.model.family import Channel, channel_facts, in_precision
 from moejax.model.mixture import MoEParams
 from moejax.moments.spectral import SpectralEstimate
 
@@ -91,9 +91,9 @@ def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_st
 
     For a homogeneous g, the experts get the scale of the labels and, with intercepts, their mean.
     """
-    spread, facts = label_spread(problem), activation_facts(config.fn)
+    spread, facts = start_noise(problem, config), channel_facts(config.fn)
     starts = random_starts(key, problem, config, num_starts, spread)
-    if not facts.homogeneous:
+    if not facts.homogeneous or problem.nuisances is not None:
         return starts
     shape = starts.expert_bias.shape
     scale = jnp.broadcast_to(spread / facts.standard_deviation, shape)
@@ -103,12 +103,13 @@ def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_st
     return starts._replace(experts=scale[..., None] * starts.experts, expert_bias=bias)
 
 
-def search_sample(key: jax.Array, problem: Problem) -> Problem:
-    """The problem on at most SEARCH_SAMPLES rows, those of positive weight drawn without replacement."""
-    if problem.x.shape[0] <= SEARCH_SAMPLES:
+def search_sample(key: jax.Array, problem: Problem, fn: Channel) -> Problem:
+    """The problem on at most `search_rows` rows, those of positive weight drawn without replacement."""
+    num_rows = search_rows(fn)
+    if problem.x.shape[0] <= num_rows:
         return problem
     draw = jax.random.uniform(key, problem.weights.shape, problem.weights.dtype)
-    _, rows = jax.lax.top_k(jnp.where(problem.weights > 0, draw, -1.0), SEARCH_SAMPLES)
+    _, rows = jax.lax.top_k(jnp.where(problem.weights > 0, draw, -1.0), num_rows)
     return problem._replace(x=problem.x[rows], y=problem.y[rows], weights=problem.weights[rows])
 
 
@@ -151,14 +152,14 @@ def spectral_starts(
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimates[0], num_passes
 
 
-def in_single_precision(sample: Problem, fn: ScalarFunction) -> Problem:
+def in_single_precision(sample: Problem, fn: Channel) -> Problem:
     """The sample in single precision, in which the search takes less time; as it is if g of such numbers is none.
 
     The search compares log-likelihoods that differ by tenths of a nat, and its best mixtures are polished in the precision of the
     data.
     """
     single = jnp.float32
-    if jax.eval_shape(fn, jax.ShapeDtypeStruct((), single)).dtype != single:
+    if not in_precision(fn, single):
         return sample
     return Problem(
         sample.x.astype(single),
@@ -167,6 +168,7 @@ def in_single_precision(sample: Problem, fn: ScalarFunction) -> Problem:
         jnp.asarray(sample.noise_std, single),
         None,
         least_noise=None if sample.least_noise is None else sample.least_noise.astype(single),
+        nuisances=jax.tree.map(lambda leaf: jnp.asarray(leaf, single), sample.nuisances),
     )
 
 
@@ -261,7 +263,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
 def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig, plan: Plan) -> Search:
     """The sample and the starts of the search, the first of which climb alone."""
     sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
-    sample = in_single_precision(search_sample(sample_key, problem), config.fn)
+    sample = in_single_precision(search_sample(sample_key, problem, config.fn), config.fn)
     from_moments, estimate, num_passes = spectral_starts(spectral_key, problem, config)
     # one draw for all starts: each draw costs compile time
     drawn = scaled_starts(start_key, sample, config, plan.num_drawn - plan.num_spectral)

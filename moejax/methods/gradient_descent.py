@@ -36,9 +36,16 @@ from moejax.methods.method import (
     noise_while_inexact,
     with_path,
 )
-from moejax.methods.starts import index_of_best, label_mean, label_spread, number_of_starts, random_starts
+from moejax.methods.starts import (
+    index_of_best,
+    label_mean,
+    label_spread,
+    number_of_starts,
+    random_starts,
+    start_noise,
+)
 from moejax.methods.stationarity import is_stationary, likelihood_is_stationary, squared_error_curvature
-from moejax.model.activations import ScalarFunction, activation_facts
+from moejax.model.family import Channel, channel_facts, is_gaussian
 from moejax.model.mixture import MoEParams, NoiseModel, log_likelihood_per_sample, predict
 
 
@@ -232,12 +239,12 @@ def gradient_descent(
     )
 
 
-def negative_log_likelihood(fn: ScalarFunction) -> Loss:
+def negative_log_likelihood(fn: Channel) -> Loss:
     """-log p(y | x) of each sample, in nats."""
     return lambda params, x, y: -log_likelihood_per_sample(params, x, y, fn)
 
 
-def squared_error(fn: ScalarFunction) -> Loss:
+def squared_error(fn: Channel) -> Loss:
     """(y - sum_i P_i(x) g(a_i . x + b_i))^2 of each sample, in squared units of y."""
     return lambda params, x, y: (y - predict(params, x, fn)) ** 2
 
@@ -260,8 +267,8 @@ def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Fl
 
     The experts of a homogeneous g, such as the linear one, absorb any unit; for any other g the unit is 1.
     """
-    facts = activation_facts(config.fn)
-    if not facts.homogeneous:
+    facts = channel_facts(config.fn)
+    if not (facts.homogeneous and is_gaussian(config.fn)):
         return problem, jnp.ones((), problem.y.dtype)
     spread = label_spread(problem)
     unit = jnp.where(spread > 0, spread / facts.standard_deviation, 1.0)
@@ -271,8 +278,9 @@ def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Fl
 
 def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> MoEParams:
     """`random_starts` with the labels' standard deviation as noise and, for a homogeneous g with biases, their mean as bias."""
-    starts = random_starts(key, standard, config, number_of_starts(config), label_spread(standard))
-    if not (config.fit_intercept and activation_facts(config.fn).homogeneous):
+    starts = random_starts(key, standard, config, number_of_starts(config), start_noise(standard, config))
+    homogeneous = channel_facts(config.fn).homogeneous and is_gaussian(config.fn)
+    if not (config.fit_intercept and homogeneous):
         return starts
     return starts._replace(expert_bias=starts.expert_bias + label_mean(standard))
 
@@ -329,7 +337,7 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     def step(noise_std: jax.Array, _: None):
         sums = expectation(Point(predictors, noise_std), blocks, fn=config.fn, experts_free=False)
         least_noise = least_noise_of(standard, config)
-        return noise_m_step(noise_std, sums.counts, sums.squares, config.noise, least_noise), None
+        return noise_m_step(noise_std, sums.counts, sums.dispersion[0], config.noise, least_noise), None
 
     noise_std, _ = jax.lax.scan(step, params.noise_std, length=NOISE_PASSES)
     path = path._replace(noise_std=path.noise_std.at[-1].set(noise_std))

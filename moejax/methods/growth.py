@@ -21,8 +21,8 @@ from moejax.likelihood.padded import Objective, Ridge, climb_padded, gates_and_m
 from moejax.methods.population import repetitions
 from moejax.methods.splits import Sample, centred_gates, divided, turned_apart
 from moejax.model.activations import ScalarFunction
+from moejax.model.family import LOG_TWO_PI
 from moejax.model.gaussian import standard_normal
-from moejax.model.mixture import LOG_TWO_PI
 
 NUM_PARENTS = 2
 NUM_CANDIDATES = 16

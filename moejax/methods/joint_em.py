@@ -13,13 +13,14 @@ from moejax.likelihood.predictors import weighted_gram
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, least_noise_of, with_path
 from moejax.methods.starts import (
     index_of_best,
-    label_spread,
     number_of_starts,
     random_starts,
+    start_noise,
     with_experts_inputs,
     zero_gates,
 )
 from moejax.model.activations import ScalarFunction, activation_and_slope
+from moejax.model.family import Family
 from moejax.model.mixture import MoEParams
 from moejax.model.small_linear_algebra import solve_positive_definite
 
@@ -89,7 +90,7 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
     "kmeans", clusterwise regression improves these first. The noise starts at the labels' standard deviation ("kmeans": at the
     residuals') and is estimated; a known noise is restored for the second half of the steps.
     """
-    spread = label_spread(problem)
+    spread = start_noise(problem, config)
     data = (problem.x, problem.y, problem.weights)
     common = {
         "fn": config.fn,
@@ -103,7 +104,9 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
     def run(start: MoEParams) -> EMRun:
         if config.start == "kmeans":
             own = expert_inputs(start.experts, config.columns), expert_inputs(problem.x, config.columns)
-            experts, residual = clusterwise_regression(*own, *data[1:], fn=config.fn)
+            fn = config.fn
+            assert not isinstance(fn, Family), "`check_start` refuses other families"
+            experts, residual = clusterwise_regression(*own, *data[1:], fn=fn)
             start = zero_gates(experts, jnp.where(jnp.isfinite(residual), residual, spread))
             start = with_experts_inputs(start, config)
         if config.noise != "known":

@@ -19,13 +19,8 @@ from moejax.likelihood.collapse import rounding_noise
 from moejax.likelihood.em import RIDGE
 from moejax.likelihood.free_columns import FreeColumns
 from moejax.methods.options import FitOptions, Start
-from moejax.model.activations import (
-    ActivationLike,
-    ScalarFunction,
-    activation_facts,
-    activation_name,
-    get_activation,
-)
+from moejax.model.families import ChannelLike, channel_name, get_channel
+from moejax.model.family import Channel, Nuisances, as_family, channel_facts, is_gaussian
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import MoEParams, NoiseModel, mean_gates
 from moejax.model.status import Status
@@ -50,6 +45,8 @@ class Problem(NamedTuple):
     """Label transforms of the fitted activation at that noise; None if the method uses no moments."""
     more_transforms: tuple[SpectralTransforms, ...] = ()
     """Label transforms of other orders (`MethodConfig.more_orders`), for a method that tries several."""
+    nuisances: Nuisances | None = None
+    """Norm and intercept of the experts, if they were estimated from the labels; None: norm 1, no intercept."""
     least_noise: Float[jax.Array, "*m"] | None = None
     """() or (m,): the least noise of an expert if each has its own (`collapse.noise_floor`); None: the rounding of the labels."""
 
@@ -64,7 +61,8 @@ class Problem(NamedTuple):
 class MethodConfig:
     """The static choices of a fit; hashable, one compiled program each. `FitOptions` explains the options."""
 
-    fn: ScalarFunction
+    fn: Channel
+    """g of Gaussian labels, or another output family."""
     num_experts: int
     order: int
     """Order of the tensor that is decomposed, 3 or 4."""
@@ -162,6 +160,7 @@ class Registered(NamedTuple):
     staged: bool
     wide: bool = False
     separate_inputs: bool = False
+    families: bool = False
 
 
 _REGISTRY: Registry[Registered] = Registry("method")
@@ -178,6 +177,7 @@ def register_method(
     staged: bool = False,
     wide: bool = False,
     separate_inputs: bool = False,
+    families: bool = False,
     replace: bool = False,
 ) -> Method:
     """Make a method available under a name to `fit`, trials and sweeps.
@@ -196,6 +196,7 @@ def register_method(
             column instead of whitening them, and gives no standard errors.
         separate_inputs: if true, the method fits the coefficients of `config.columns` only, and leaves the others zero; `fit` then
             accepts it with gates that are constant or have other inputs than the experts.
+        families: if true, `config.fn` may be any output family; otherwise only Gaussian labels are accepted.
         replace: if true, a built-in name may be given to `method`; your own names may always be given again.
 
     Raises:
@@ -215,7 +216,7 @@ def register_method(
         raise ValueError(f"slopes: expected one of {', '.join(get_args(Slopes))}, got {slopes!r}")
     _REGISTRY.register(
         name,
-        Registered(method, moments, order, several_outputs, slopes, staged, wide, separate_inputs),
+        Registered(method, moments, order, several_outputs, slopes, staged, wide, separate_inputs, families),
         replace,
     )
     return method
@@ -249,7 +250,7 @@ def lookup_method(name: str) -> Registered:
     return _REGISTRY.lookup(name)
 
 
-def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> None:
+def require_slopes(name: str, activation: ChannelLike, *, polish: bool) -> None:
     """Refuse a step function as the activation of a method that needs its slope.
 
     Raises:
@@ -257,11 +258,25 @@ def require_slopes(name: str, activation: ActivationLike, *, polish: bool) -> No
     """
     slopes = lookup_method(name).slopes
     uses = slopes == "used" or (slopes == "polish" and polish)
-    if uses and activation_facts(get_activation(activation)).stepped:
+    if uses and channel_facts(get_channel(activation)).stepped:
         raise ValueError(
-            f"activation: expected a function with a slope for method {name!r}, got {activation_name(activation)}, which "
+            f"activation: expected a function with a slope for method {name!r}, got {channel_name(activation)}, which "
             'changes in jumps only; take a smooth step such as sigmoid(10 t), or method="spectral", which uses moments only'
         )
+
+
+def require_family(name: str, channel: Channel) -> None:
+    """Refuse labels that are not Gaussian for a method that is made for these.
+
+    Raises:
+        ValueError: with the methods that accept the family.
+    """
+    if is_gaussian(channel) or lookup_method(name).families:
+        return
+    others = ", ".join(other for other, registered in _REGISTRY.items() if registered.families)
+    raise ValueError(
+        f"method: expected one for any family ({others}) with family {as_family(channel).name}, got {name!r}"
+    )
 
 
 def noise_while_inexact(config: MethodConfig) -> NoiseModel:

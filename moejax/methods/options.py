@@ -8,6 +8,8 @@ from typing import Literal
 
 from moejax.likelihood.information import CovarianceKind
 from moejax.model.activations import ActivationLike
+from moejax.model.families import FamilyLike, channel_of
+from moejax.model.family import Channel
 from moejax.model.inputs import LogDensity
 from moejax.moments.label_transforms import TransformKind
 
@@ -27,6 +29,9 @@ class FitOptions:
     To pass one object: `moejax.fit(key, x, y, num_experts=3, **dataclasses.asdict(options))`.
 
     Args:
+        family: the output family, a registered name ("poisson", "binomial(10)", .. : `moejax families` lists them) or a `Family`: the
+            law of a label given g(a_i . x + b_i), which is its mean for Gaussian labels, the log mean for counts, the logit of a
+            probability for classes. "student_t" and "ordinal(C)" have their degrees of freedom and cuts estimated.
         activation: g, a registered name or a scalar JAX function.
         noise: an estimated noise has one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for
@@ -82,6 +87,7 @@ class FitOptions:
     """
 
     activation: ActivationLike = "linear"
+    family: FamilyLike = "gaussian"
     noise: EstimatedNoise = "shared"
     fit_intercept: bool = False
     gate: Gate = "softmax"
@@ -104,3 +110,8 @@ class FitOptions:
     num_residual_passes: int | None = None
     covariance: CovarianceKind = "observed"
     log_density: LogDensity | str | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """What makes labels: g if the family is Gaussian, else the family of g."""
+        return channel_of(self.family, self.activation)

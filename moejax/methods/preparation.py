@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.methods.method import lookup_method
-from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
+from moejax.model.families import ChannelLike, channel_name, get_channel
+from moejax.model.family import Channel, Nuisances
+from moejax.moments.family_transforms import Level
 from moejax.moments.label_transforms import TransformKind
-from moejax.moments.orders import choose_order, transform_noise_std, why_unusable
+from moejax.moments.orders import choose_order, transform_level, why_unusable
 from moejax.moments.spectral import SpectralTransforms, host_transforms, traced_transforms
 
 FEWEST_ROWS_FOR_MOMENTS = 500
@@ -37,8 +39,8 @@ class Orders(NamedTuple):
 
 def choose_orders(
     method: str,
-    activation: ActivationLike,
-    noise_std: float,
+    activation: ChannelLike,
+    noise_std: Level,
     *,
     num_rows: int,
     dim: int,
@@ -54,8 +56,8 @@ def choose_orders(
 
     Args:
         method: a registered name.
-        activation: g.
-        noise_std: sigma in units of g's values; it is moved into the range for which transforms are built.
+        activation: g, or an output family.
+        noise_std: sigma in units of g's values, or the nuisances of a family; a sigma is moved into the range for which transforms are built.
         num_rows: rows with weight.
         dim: d, or the rank of the inputs.
         num_experts: k.
@@ -75,9 +77,9 @@ def choose_orders(
         return Orders(
             (), f"no moments: fewer than {FEWEST_ROWS_FOR_MOMENTS} rows say too little of a third moment"
         )
-    fn, name = get_activation(activation), activation_name(activation)
-    noise_std = transform_noise_std(fn, noise_std)
-    where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
+    fn, name = get_channel(activation), channel_name(activation)
+    noise_std = transform_level(fn, noise_std)
+    where, advice = _place(noise_std), 'method="joint_em" uses no moments'
     chosen = registered.order or order
     if chosen is not None:
         reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, chosen)
@@ -95,9 +97,15 @@ def choose_orders(
     return Orders((choice.order, *others), choice.reason)
 
 
+def _place(level: Level) -> str:
+    if not isinstance(level, Nuisances):
+        return f"at noise_std {level:.3g}"
+    return f"at norm {level.norm:.3g}, intercept {level.intercept:.3g}, dispersion {level.dispersion:.3g}"
+
+
 def transforms_at(
-    fn: ScalarFunction,
-    noise_std: float | jax.Array,
+    fn: Channel,
+    noise_std: Level | jax.Array,
     orders: tuple[int, ...],
     kind: TransformKind,
     num_experts: int,
@@ -108,13 +116,13 @@ def transforms_at(
 
     Args:
         fn: g.
-        noise_std: sigma; a number (computed on the host in double precision; NumPy leaves in the default precision), or traced.
+        noise_std: sigma, or the nuisances of a family; numbers (computed on the host in double precision; NumPy leaves in the default precision), or traced.
         orders: the result of `choose_orders`.
         kind: kind of the transforms.
         num_experts: k.
         normal_inputs: true if the inputs are normal; required if noise_std is traced.
     """
-    if isinstance(noise_std, jax.Array):
+    if isinstance(noise_std[0] if isinstance(noise_std, Nuisances) else noise_std, jax.Array):
         return tuple(traced_transforms(fn, noise_std, m, kind, num_experts) for m in orders)
     round_leaf = functools.partial(np.asarray, dtype=jnp.result_type(float))
     made = (host_transforms(fn, noise_std, m, kind, num_experts, normal_inputs=normal_inputs) for m in orders)

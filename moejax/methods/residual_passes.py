@@ -28,9 +28,10 @@ from jaxtyping import Bool, Float, Int
 from moejax.likelihood.em import RIDGE, gating_em
 from moejax.likelihood.free_columns import FreeColumns, expert_inputs, widened_experts
 from moejax.methods.starts import index_of_best, zero_gates
-from moejax.model.activations import ScalarFunction, activation_facts, apply_activation
+from moejax.model.family import Channel, Nuisances, as_family, channel_facts, is_gaussian
 from moejax.model.gaussian import HALF_WIDTH, gaussian_grid
 from moejax.model.inputs import LogDensity
+from moejax.model.label_rule import label_rule
 from moejax.model.metrics import match_experts
 from moejax.model.mixture import MoEParams, NoiseModel, gate_logits, mean_gates
 from moejax.moments.label_transforms import LabelTransform
@@ -75,23 +76,33 @@ class ConditionalMeans(NamedTuple):
 
 
 def conditional_means(
-    transforms: tuple[LabelTransform, ...], noise_std: Float[jax.Array, " k"], *, fn: ScalarFunction
+    transforms: tuple[LabelTransform, ...],
+    noise_std: Float[jax.Array, " k"],
+    *,
+    fn: Channel,
+    nuisances: Nuisances | None = None,
 ) -> ConditionalMeans:
-    """h_i(z) = E[l(g(z) + sigma_i N)] of the transforms as they are applied, by quadrature over the noise.
+    """h_i(t) = E[l(Y) | t] of the transforms as they are applied, by quadrature over the labels of a predictor t.
 
     Args:
         transforms: t of them.
         noise_std: (k,) sigma_i, traced or not; it may differ from the noise that the transforms were made for.
-        fn: g.
+        fn: g, or an output family.
+        nuisances: norm and intercept of the experts, which give the range of t; None for 1 and 0.
     """
-    dtype = noise_std.dtype
-    nodes = jnp.linspace(-HALF_WIDTH, HALF_WIDTH, NUM_NODES, dtype=dtype)
+    dtype, family = noise_std.dtype, as_family(fn)
+    norm, intercept = (1.0, 0.0) if nuisances is None else nuisances[:2]
+    nodes = intercept + norm * jnp.linspace(-HALF_WIDTH, HALF_WIDTH, NUM_NODES, dtype=dtype)
     noise = gaussian_grid(NUM_NOISE_NODES, half_width=7.0, dtype=dtype)
-    labels = apply_activation(fn, nodes)
 
     def at_noise(noise_std: jax.Array) -> jax.Array:
-        y = labels[:, None] + noise_std * noise.nodes[None]
-        return jnp.stack([transform(y) @ noise.weights for transform in transforms])
+        if is_gaussian(fn):
+            y = family.mean(nodes, noise_std)[:, None] + noise_std * noise.nodes[None]
+            return jnp.stack([transform(y) @ noise.weights for transform in transforms])
+        rule = label_rule(family, nodes, gaussian_grid(NUM_NODES, dtype=dtype).weights, noise_std)
+        labels = jnp.stack([transform(rule.nodes) for transform in transforms]) * rule.weights[None]
+        mass = jnp.exp(family.log_density(rule.nodes[None], nodes[:, None], noise_std))
+        return (mass @ labels.T).T
 
     values = jax.lax.map(at_noise, noise_std).transpose(1, 0, 2)
     return ConditionalMeans(nodes[0], nodes[1] - nodes[0], values)
@@ -104,8 +115,9 @@ def residual_labels(
     transforms: SpectralTransforms,
     scale: Float[jax.Array, ""],
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     chunk_size: int | None = None,
+    nuisances: Nuisances | None = None,
 ) -> SpectralLabels:
     """l(y) - scale * sum_i P_i(x) h_i(a_i . x + b_i) for every transform l of a spectral estimate.
 
@@ -115,11 +127,12 @@ def residual_labels(
         y: (n,).
         transforms: the label transforms l.
         scale: () 1, or 0 for the plain labels.
-        fn: g.
+        fn: g, or an output family.
         chunk_size: samples taken at once; None takes all.
+        nuisances: norm and intercept of the experts; None for 1 and 0.
     """
     used = tuple(transform for transform in transforms if transform is not None)
-    means = conditional_means(used, params.noise_std, fn=fn)
+    means = conditional_means(used, params.noise_std, fn=fn, nuisances=nuisances)
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, y = chunk
@@ -142,10 +155,10 @@ def residual_labels(
 
 
 def _in_order_of(
-    experts: Float[jax.Array, "k d"], estimate: SpectralEstimate, fn: ScalarFunction
+    experts: Float[jax.Array, "k d"], estimate: SpectralEstimate, fn: Channel
 ) -> SpectralEstimate:
     """The estimate with its experts in the order of the nearest of these (k, d)."""
-    order = match_experts(experts, estimate.experts, activation_facts(fn).parity == "even")
+    order = match_experts(experts, estimate.experts, channel_facts(fn).parity == "even")
     return estimate._replace(experts=estimate.experts[order], mixing_weights=estimate.mixing_weights[order])
 
 
@@ -180,7 +193,7 @@ def residual_estimate(
     weights: Float[jax.Array, " n"],
     noise_std: Float[jax.Array, ""],
     *,
-    fn: ScalarFunction,
+    fn: Channel,
     num_experts: int,
     order: int,
     num_passes: int = NUM_PASSES,
@@ -192,6 +205,7 @@ def residual_estimate(
     chunk_size: int | None = None,
     log_density: LogDensity | None = None,
     columns: FreeColumns | None = None,
+    nuisances: Nuisances | None = None,
 ) -> ResidualEstimate:
     """Experts from moments; then `num_passes` times gates by EM with these experts, and experts from residual moments.
 
@@ -217,11 +231,18 @@ def residual_estimate(
         chunk_size: samples that the moments process at once; None takes all.
         log_density: log density of inputs that are not standard normal, as in `spectral_estimate`.
         columns: the columns whose coefficients are free; None for all. The score tensors are those of the experts' inputs.
+        nuisances: norm and intercept that every expert has; None for 1 and 0.
     """
     k, of_experts = num_experts, expert_inputs(x, columns)
+    norm, intercept = (1.0, 0.0) if nuisances is None else nuisances[:2]
+
+    def unit_experts(params: MoEParams) -> jax.Array:
+        return expert_inputs(params.experts, columns) / norm
+
     # the first pass subtracts nothing; its experts to match with may be any distinct ones
     eye = jnp.eye(k, of_experts.shape[1], dtype=x.dtype)
-    start = zero_gates(widened_experts(eye, columns), jnp.asarray(noise_std, x.dtype))
+    start = zero_gates(widened_experts(norm * eye, columns), jnp.asarray(noise_std, x.dtype))
+    start = start._replace(expert_bias=start.expert_bias + intercept)
 
     def advance(params: MoEParams, step: tuple[jax.Array, jax.Array]) -> tuple[MoEParams, Any]:
         key, scale = step
@@ -230,9 +251,11 @@ def residual_estimate(
         estimate = estimate_from_labels(
             key,
             of_experts,
-            residual_labels(expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size),
+            residual_labels(
+                expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size, nuisances=nuisances
+            ),
             weights,
-            TensorPart(expert_inputs(params.experts, columns), scale * mean_gates(params, x, weights)),
+            TensorPart(unit_experts(params), scale * mean_gates(params, x, weights)),
             num_experts=k,
             order=order,
             num_restarts=num_restarts,
@@ -241,9 +264,9 @@ def residual_estimate(
             log_density=log_density,
         )
         # a decomposition gives the experts in any order; each starts from the gate of the nearest previous expert
-        estimate = _in_order_of(expert_inputs(params.experts, columns), estimate, fn)
+        estimate = _in_order_of(unit_experts(params), estimate, fn)
         gates = gating_em(
-            params._replace(experts=widened_experts(estimate.experts, columns)),
+            params._replace(experts=widened_experts(norm * estimate.experts, columns)),
             x,
             y,
             weights,

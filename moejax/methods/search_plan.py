@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.methods.method import MethodConfig, Problem
 from moejax.methods.population import Optima
+from moejax.model.family import Channel, as_family
 from moejax.model.mixture import MoEParams
 from moejax.moments.spectral import SpectralEstimate
 
@@ -16,6 +17,8 @@ DEFAULT_STARTS = 256
 """Random starts if `num_starts` is None."""
 SEARCH_SAMPLES = 2048
 """The search uses at most this many random rows."""
+MORE_FOR_OTHERS = 2
+"""The factor of SEARCH_SAMPLES for families without a location, whose labels tell less of their expert."""
 POPULATION = 24
 KEPT_NEWCOMERS = 24
 """Best newcomers of the previous generation that are kept besides the population."""
@@ -111,9 +114,17 @@ class Search(NamedTuple):
     """The moments' diagnostics."""
 
 
+def search_rows(fn: Channel) -> int:
+    """The most rows of a search: SEARCH_SAMPLES, and more for labels that tell less of their expert."""
+    family = as_family(fn)
+    if family.location_scale:
+        return SEARCH_SAMPLES
+    return SEARCH_SAMPLES * MORE_FOR_OTHERS
+
+
 def plan_of(problem: Problem, config: MethodConfig) -> Plan:
     """The plan of the search for a problem."""
     num_random = DEFAULT_STARTS if config.num_starts is None else config.num_starts
     num_spectral = (problem.transforms is not None) + len(problem.more_transforms)
-    num_rows = min(problem.x.shape[0], SEARCH_SAMPLES)
+    num_rows = min(problem.x.shape[0], search_rows(config.fn))
     return Plan.of(num_random, num_spectral, config.num_experts, num_rows)

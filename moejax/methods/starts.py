@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 
 from moejax.likelihood.free_columns import expert_inputs, widened_experts
 from moejax.methods.method import MethodConfig, Problem
+from moejax.model.family import as_family, channel_facts, is_gaussian
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import MoEParams
 from moejax.model.small_linear_algebra import unit_rows
@@ -47,6 +48,28 @@ def _per_row(values: jax.Array, like: jax.Array) -> jax.Array:
     return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
+def start_noise(problem: Problem, config: MethodConfig) -> Float[jax.Array, "*m"]:
+    """() or (m,): the noise, or dispersion, of a random start, which explains its labels by noise first.
+
+    For Gaussian labels it is their standard deviation; for another location family, robustly, that of the estimated signal and noise;
+    for others the dispersion that was estimated before.
+    """
+    if is_gaussian(config.fn):
+        return label_spread(problem)
+    facts = channel_facts(config.fn)
+    if not as_family(config.fn).location_scale or problem.nuisances is None:
+        return problem.noise_std
+    return jnp.hypot(problem.noise_std, problem.nuisances.norm * facts.standard_deviation)
+
+
+def with_nuisances(params: MoEParams, problem: Problem) -> MoEParams:
+    """Parameters whose unit-norm experts get the norm, and the intercept, that were estimated from the labels."""
+    if problem.nuisances is None:
+        return params
+    norm, intercept, _ = problem.nuisances
+    return params._replace(experts=norm * params.experts, expert_bias=norm * params.expert_bias + intercept)
+
+
 def random_starts(
     key: jax.Array,
     problem: Problem,
@@ -57,7 +80,8 @@ def random_starts(
     """Leaves (s, ..): experts uniform on the unit sphere, zero gates, one noise level (), or (m,) for several outputs.
 
     If there are more experts than inputs, experts are normal instead, and so are the biases if there are intercepts. In few
-    dimensions, random experts on the sphere coincide, and EM keeps equal experts equal.
+    dimensions, random experts on the sphere coincide, and EM keeps equal experts equal. If norm and intercept were estimated
+    (`Problem.nuisances`), all experts have these.
     """
     dim = expert_inputs(problem.x, config.columns).shape[1]
     crowded = config.num_experts > dim
@@ -66,7 +90,7 @@ def random_starts(
     starts = jax.vmap(zero_gates, (0, None))(draws[..., :dim] if crowded else unit_rows(draws), noise_std)
     if crowded and config.has_expert_biases:
         starts = starts._replace(expert_bias=draws[..., -1])
-    return with_experts_inputs(starts, config)
+    return with_nuisances(with_experts_inputs(starts, config), problem)
 
 
 def with_experts_inputs(params: MoEParams, config: MethodConfig) -> MoEParams:

@@ -20,7 +20,8 @@ from moejax.likelihood.predictors import (
     weighted_gram,
 )
 from moejax.methods.method import MethodConfig, Problem, least_noise_of
-from moejax.model.activations import activation_and_slope, activation_facts
+from moejax.model.activations import activation_and_slope
+from moejax.model.family import as_family, channel_facts, is_gaussian
 from moejax.model.mixture import MoEParams
 
 NATS_FROM_STATIONARY = 0.5
@@ -43,7 +44,7 @@ def likelihood_is_stationary(
     """(): true if the likelihood is stationary in experts, gates and noise, or in the gates and the noise only."""
     weights, k = problem.weights, config.num_experts
     width = None
-    if activation_facts(config.fn).kinked:
+    if channel_facts(config.fn).kinked:
         width = params.noise_std.min() * jnp.sqrt(params.experts.size / sample_scale(weights).num_samples)
     curvature = likelihood_curvature(
         params,
@@ -75,6 +76,8 @@ def squared_error_curvature(params: MoEParams, problem: Problem, config: MethodC
     The objective is minus the squared errors of the mean, with the gates' penalty, over twice their weighted mean s^2. Up to a
     constant it is the log-likelihood if the labels were normal about that mean with variance s^2.
     """
+    fn = as_family(config.fn).activation
+    assert fn is not None and is_gaussian(config.fn), "`require_family` refuses others"
     k, size = config.num_experts, problem.x.shape[1] + int(config.fit_intercept)
     blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=config.fit_intercept)
     predictors = predictors_of(params, fit_intercept=config.fit_intercept)
@@ -82,7 +85,7 @@ def squared_error_curvature(params: MoEParams, problem: Problem, config: MethodC
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array):
         at = predictors(design)
-        means, slopes = activation_and_slope(config.fn, at[:k])
+        means, slopes = activation_and_slope(fn, at[:k])
         gates = jax.nn.softmax(jnp.concatenate([at[k:], jnp.zeros_like(at[:1])]), axis=0)
         mean = jnp.sum(gates * means, axis=0)
         error = y - mean

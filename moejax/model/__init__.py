@@ -1,6 +1,8 @@
 """The mixture of experts itself: activations, parameters, likelihood, input distributions, random instances and errors."""
 
 from moejax.model.activations import activation_facts, activation_names, get_activation, register_activation
+from moejax.model.families import family_names, get_family, register_family
+from moejax.model.family import Family
 from moejax.model.gaussian import standard_normal
 from moejax.model.inputs import get_input_distribution, get_log_density, register_input_distribution
 from moejax.model.instances import InstanceScales, random_params
@@ -28,6 +30,7 @@ from moejax.model.small_linear_algebra import unit_rows
 
 __all__ = [
     "SUCCESS_THRESHOLD",
+    "Family",
     "InstanceScales",
     "MoEParams",
     "activation_facts",
@@ -35,7 +38,9 @@ __all__ = [
     "align",
     "bottleneck_assignment",
     "expert_distances",
+    "family_names",
     "get_activation",
+    "get_family",
     "get_input_distribution",
     "get_log_density",
     "log_likelihood",
@@ -47,6 +52,7 @@ __all__ = [
     "recovery_error",
     "regauge",
     "register_activation",
+    "register_family",
     "register_input_distribution",
     "register_metric",
     "responsibilities",

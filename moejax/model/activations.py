@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from moejax.environment import compiled_fast, is_machines_fault
+from moejax.environment import is_machines_fault
 from moejax.model.gaussian import HALF_WIDTH
+from moejax.model.on_host import on_host
 from moejax.registry import Registry
 
 ScalarFunction = Callable[[Float[jax.Array, ""]], Float[jax.Array, ""]]
@@ -164,36 +164,19 @@ def activation_and_slope(
 
 def values_on_host(fn: ScalarFunction, points: Float[np.ndarray, "*shape"]) -> np.ndarray:
     """g at points, in double precision under any default of JAX, also while a program is being traced."""
-    return _on_host(_elementwise, fn, points)
+    return on_host(_elementwise, fn, points)
 
 
 def values_and_slopes_on_host(
     fn: ScalarFunction, points: Float[np.ndarray, "*shape"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """g and its slope at points, as `values_on_host`."""
-    return _on_host(activation_and_slope, fn, points)
-
-
-def _on_host(
-    function: Callable[[ScalarFunction, jax.Array], Any], fn: ScalarFunction, points: np.ndarray
-) -> Any:
-    """NumPy arrays of function(fn, points), in double precision and by one program.
-
-    It is evaluated in a separate thread, because JAX keeps its tracing state by thread.
-    """
-
-    def evaluate() -> Any:
-        with jax.enable_x64(True):
-            program = jax.jit(function, static_argnums=0, compiler_options=compiled_fast())
-            return jax.tree.map(np.asarray, program(fn, np.asarray(points, np.float64)))
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(evaluate).result()
+    return on_host(activation_and_slope, fn, points)
 
 
 def _slopes_on_host(fn: ScalarFunction, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """g' and g'' at points by JAX's differentiation; not finite where that fails."""
-    return _on_host(_both_slopes, fn, points)
+    return on_host(_both_slopes, fn, points)
 
 
 def _both_slopes(fn: ScalarFunction, t: jax.Array) -> tuple[jax.Array, jax.Array]:

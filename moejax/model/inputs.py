@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Float
 
 from moejax.checks import require
+from moejax.model.family import LOG_TWO_PI
 from moejax.model.gaussian import standard_normal
-from moejax.model.mixture import LOG_TWO_PI
 from moejax.registry import Registry
 
 InputSampler = Callable[[jax.Array, int, int, jnp.dtype], Float[jax.Array, "n d"]]

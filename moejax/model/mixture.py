@@ -16,12 +16,11 @@ from jax.core import Tracer
 from jaxtyping import Float, Int
 
 from moejax.checks import require
-from moejax.model.activations import ActivationLike, apply_activation, get_activation
+from moejax.model.families import ChannelLike, get_channel
+from moejax.model.family import Family, as_family, is_gaussian
 from moejax.model.gaussian import AnyArray, Array, standard_normal
 from moejax.model.shapes import require_shapes
 from moejax.model.sums import in_parts, natural_part_size, num_used_parts, sum_over_parts
-
-LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
 class MoEParams(NamedTuple, Generic[Array]):
@@ -110,16 +109,24 @@ def gate_logits(params: MoEParams[Array], x: Float[Array, "n d"]) -> Float[Array
 
 
 def expert_means(
-    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ChannelLike
 ) -> Float[jax.Array, "n k *m"]:
     """(n, k), or (n, k, m): g(a_i . x + b_i)."""
-    return jnp.moveaxis(_means_and_logits(params, x, activation)[0], -1, 0)
+    return jnp.moveaxis(_means_and_logits(params, x, as_family(get_channel(activation)))[0], -1, 0)
 
 
 def _means_and_logits(
-    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+    params: AnyParams, x: Float[AnyArray, "n d"], family: Family
 ) -> tuple[Float[jax.Array, "k *m n"], Float[jax.Array, "k n"]]:
-    """(k, n), or (k, m, n), g(a_i . x + b_i) and (k, n) w_i . x + c_i.
+    """(k, n), or (k, m, n), E[y | x, z = i] and (k, n) w_i . x + c_i."""
+    predictors, logits = _predictors(params, x)
+    return family.mean(predictors, params.noise_std[..., None]), logits
+
+
+def _predictors(
+    params: AnyParams, x: Float[AnyArray, "n d"]
+) -> tuple[Float[jax.Array, "k *m n"], Float[jax.Array, "k n"]]:
+    """(k, n), or (k, m, n), a_i . x + b_i and (k, n) w_i . x + c_i.
 
     Both come from one product: with two products that share x, XLA's CPU compiler (jaxlib 0.10.2) made wrong rows at n = 20000.
     """
@@ -127,32 +134,30 @@ def _means_and_logits(
     rows = jnp.concatenate([params.experts.reshape(size, -1), params.gating])
     biases = jnp.concatenate([params.expert_bias.reshape(-1), params.gating_bias])
     predictors = rows @ x.T + biases[:, None]
-    means = apply_activation(get_activation(activation), predictors[:size])
-    return means.reshape(*shape, -1), predictors[size:]
+    return predictors[:size].reshape(*shape, -1), predictors[size:]
 
 
 def log_joint(
-    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ChannelLike
 ) -> Float[jax.Array, "n k"]:
     """(n, k): log P(z = i, y | x), in nats."""
     return _log_joint_rows(params, x, y, activation).T
 
 
 def _log_joint_rows(
-    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ChannelLike
 ) -> Float[jax.Array, "k n"]:
     """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
-    means, logits = _means_and_logits(params, x, activation)
-    residual = (y.T[None] - means) / params.noise_std[..., None]
-    scale = jnp.log(params.noise_std)[..., None] + 0.5 * LOG_TWO_PI
-    log_densities = -0.5 * residual**2 - scale
+    predictors, logits = _predictors(params, x)
+    family = as_family(get_channel(activation))
+    log_densities = family.log_density(y.T[None], predictors, params.noise_std[..., None])
     if y.ndim == 2:
         log_densities = log_densities.sum(axis=1)
     return jax.nn.log_softmax(logits, axis=0) + log_densities
 
 
 def log_likelihood_per_sample(
-    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ChannelLike
 ) -> Float[jax.Array, " n"]:
     """(n,): log p(y_j | x_j), in nats."""
     return jax.nn.logsumexp(_log_joint_rows(params, x, y, activation), axis=0)
@@ -162,7 +167,7 @@ def log_likelihood(
     params: AnyParams,
     x: Float[AnyArray, "n d"],
     y: Float[AnyArray, " n *m"],
-    activation: ActivationLike,
+    activation: ChannelLike,
     weights: Float[AnyArray, " n"] | None = None,
 ) -> Float[jax.Array, ""]:
     """Return the log-likelihood of a sample, sum_j weights_j log p(y_j | x_j), () in nats.
@@ -173,7 +178,7 @@ def log_likelihood(
         params: the mixture, k experts in d dimensions.
         x: (n, d).
         y: (n,), or (n, m).
-        activation: g, a registered name or a scalar JAX function.
+        activation: g, a registered name or a scalar JAX function; or an output `Family`.
         weights: (n,); None for ones. A row of weight zero may hold any values.
 
     Raises:
@@ -191,7 +196,7 @@ def log_likelihood(
 
 
 def responsibilities(
-    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ActivationLike
+    params: AnyParams, x: Float[AnyArray, "n d"], y: Float[AnyArray, " n *m"], activation: ChannelLike
 ) -> Float[jax.Array, "n k"]:
     """Return the responsibilities (n, k): P(z = i | x, y), the probability that expert i made the label.
 
@@ -199,7 +204,7 @@ def responsibilities(
         params: the mixture, k experts in d dimensions.
         x: (n, d).
         y: (n,), or (n, m).
-        activation: g, a registered name or a scalar JAX function.
+        activation: g, a registered name or a scalar JAX function; or an output `Family`.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -210,7 +215,9 @@ def responsibilities(
         [[1.0, 0.0]]
     """
     require_shapes(params, x, y)
-    means, logits = _means_and_logits(params, x, activation)
+    if not is_gaussian(get_channel(activation)):
+        return jax.nn.softmax(_log_joint_rows(params, x, y, activation), axis=0).T
+    means, logits = _means_and_logits(params, x, as_family(get_channel(activation)))
     log_gates = jax.nn.log_softmax(logits, axis=0).T
     return posterior(log_gates, jnp.moveaxis(means, -1, 0), y, params.noise_std, xp=jnp)
 
@@ -267,14 +274,14 @@ def largest_size(values: Float[Array, "n k m"], *, xp: ModuleType) -> Float[Arra
 
 
 def predict(
-    params: AnyParams, x: Float[AnyArray, "n d"], activation: ActivationLike
+    params: AnyParams, x: Float[AnyArray, "n d"], activation: ChannelLike
 ) -> Float[jax.Array, " n *m"]:
     """Return the mean of the label, E[y | x] = sum_i P_i(x) g(a_i . x + b_i), (n,) or (n, m).
 
     Args:
         params: the mixture, k experts in d dimensions.
         x: (n, d).
-        activation: g, a registered name or a scalar JAX function.
+        activation: g, a registered name or a scalar JAX function; or an output `Family`.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -285,7 +292,7 @@ def predict(
         [2.0]
     """
     require_shapes(params, x)
-    means, logits = _means_and_logits(params, x, activation)
+    means, logits = _means_and_logits(params, x, as_family(get_channel(activation)))
     return jnp.einsum("in,i...n->n...", jax.nn.softmax(logits, axis=0), means)
 
 
@@ -326,14 +333,14 @@ def weighted_sum(
 
 
 def sample(
-    key: jax.Array, params: MoEParams, activation: ActivationLike, num_samples: int
+    key: jax.Array, params: MoEParams, activation: ChannelLike, num_samples: int
 ) -> tuple[Float[jax.Array, "n d"], Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
     """Draw from the model with standard normal inputs.
 
     Args:
         key: PRNG key.
         params: the mixture, k experts in d dimensions.
-        activation: g, a registered name or a scalar JAX function.
+        activation: g, a registered name or a scalar JAX function; or an output `Family`.
         num_samples: n.
 
     Returns:
@@ -358,30 +365,27 @@ def sample(
 
 
 def sample_labels(
-    key: jax.Array, params: MoEParams, activation: ActivationLike, x: Float[jax.Array, "n d"]
+    key: jax.Array, params: MoEParams, activation: ChannelLike, x: Float[jax.Array, "n d"]
 ) -> tuple[Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
-    """y (n,), or (n, m), and z (n,) given inputs x (n, d)."""
+    """y (n,), or (n, m), and z (n,) given inputs x (n, d).
+
+    Raises:
+        ValueError: the family has no sampler.
+    """
+    family = as_family(get_channel(activation))
+    require(family.sample is not None, f"family {family.name}", "one with a sampler", family.sample)
     z_key, noise_key = jax.random.split(key)
-    means, logits = _means_and_logits(params, x, activation)
+    predictors, logits = _predictors(params, x)
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=0)[:-1], axis=0)
     z = jnp.sum(jax.random.uniform(z_key, x.shape[:1], x.dtype)[None] >= cumulative, axis=0)
-    noise = jax.random.normal(noise_key, z.shape + means.shape[1:-1], x.dtype)
     is_chosen = z[None] == jnp.arange(cumulative.shape[0] + 1)[:, None]
-    if means.ndim == 3:
+    if predictors.ndim == 3:
         is_chosen = is_chosen[:, None]
-    chosen = jnp.sum(jnp.where(is_chosen, means, 0), axis=0).T
-    return chosen + params.noise_std[z] * noise, z.astype(jnp.int32)
+    chosen = jnp.sum(jnp.where(is_chosen, predictors, 0), axis=0).T
+    return family.sample(noise_key, chosen, params.noise_std[z]), z.astype(jnp.int32)
 
 
 NoiseModel = Literal["known", "shared", "per_expert"]
-
-
-def log_normal(
-    squared_residual: Float[jax.Array, "k n"], noise_std: Float[jax.Array, " k"]
-) -> Float[jax.Array, "k n"]:
-    """(k, n): log N(residual; 0, sigma_i^2) from squared residuals (k, n) and noise_std (k,)."""
-    scaled = squared_residual * (0.5 / noise_std**2)[:, None]
-    return -scaled - (jnp.log(noise_std) + 0.5 * LOG_TWO_PI)[:, None]
 
 
 def mean_gates(

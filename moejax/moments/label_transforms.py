@@ -67,9 +67,13 @@ class LabelTransform(NamedTuple, Generic[Array]):
     """() E[l(Y)^2]."""
     weighted_second_moment: Float[Array, ""]
     """() E[l(Y)^2 tau_m(Y)], the contribution of one sample to the experts' variance."""
+    knots: Float[Array, " num_labels"] | None = None
+    """(num_labels,) the points of the table if they are not uniform; `start`, `step` and `coefficients` then have no meaning."""
 
     def __call__(self, y: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
         """l(y), elementwise."""
+        if self.knots is not None:
+            return jnp.interp(y, jnp.asarray(self.knots, y.dtype), jnp.asarray(self.values, y.dtype))
         start, step, values, coefficients = (jnp.asarray(leaf, y.dtype) for leaf in self[:4])
         polynomial = coefficients[-1]
         for power in range(coefficients.shape[0] - 2, -1, -1):

@@ -17,6 +17,8 @@ from moejax.model.activations import (
     activation_name,
     get_activation,
 )
+from moejax.model.family import Channel, Nuisances, as_family, is_gaussian
+from moejax.moments.family_transforms import Level, transform_at, why_no_transform
 from moejax.moments.label_transforms import (
     ORDERS,
     TRANSFORM_KINDS,
@@ -88,6 +90,11 @@ def transform_noise_range(fn: ScalarFunction) -> tuple[float, float]:
     return low * spread, high * spread
 
 
+def transform_level(fn: Channel, level: Level) -> Level:
+    """The level to build transforms for: `transform_noise_std` of Gaussian labels, or a family's nuisances as they are."""
+    return transform_noise_std(fn, level) if is_gaussian(fn) else level
+
+
 def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
     """The noise level to build transforms for: `noise_std` moved into the range for which they are built.
 
@@ -98,12 +105,23 @@ def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
     return min(max(noise_std, low), high)
 
 
-def why_unusable(fn: ScalarFunction, noise_std: float, order: int) -> str:
+def why_unusable(fn: Channel, noise_std: Level, order: int) -> str:
     """The reason why no order-m transform of g is usable at this noise, with the numbers; empty if one is.
+
+    Args:
+        fn: g, or an output family.
+        noise_std: sigma, or the family's nuisances.
+        order: m.
 
     Raises:
         ValueError: noise_std is not a positive finite number.
     """
+    if isinstance(noise_std, Nuisances):
+        family = as_family(fn)
+        reason = why_no_transform(family, noise_std, order, "weighted", LARGEST_SECOND_MOMENT)
+        if reason and order > 2:
+            reason = why_no_transform(family, noise_std, order, "relaxed", LARGEST_SECOND_MOMENT) and reason
+        return reason
     if not (math.isfinite(noise_std) and noise_std > 0):
         raise ValueError(f"noise_std: expected a positive finite number, got {noise_std!r}")
     facts = activation_facts(fn)
@@ -127,8 +145,8 @@ def why_unusable(fn: ScalarFunction, noise_std: float, order: int) -> str:
 
 
 def predicted_mse(
-    fn: ScalarFunction,
-    noise_std: float,
+    fn: Channel,
+    noise_std: Level,
     order: int,
     kind: TransformKind,
     *,
@@ -139,8 +157,8 @@ def predicted_mse(
 
     p^-2 { (d-k) E[l2^2 tau_2] + (k-1) E[l_m^2 tau_m] }, p = 1/k, orthogonal experts and gates (docs/method.md).
     """
-    two = transform_on_host(fn, noise_std, 2, kind, num_experts, draft=True)
-    high = transform_on_host(fn, noise_std, order, kind, num_experts, draft=True)
+    two = transform_at(fn, noise_std, 2, kind, num_experts, draft=True)
+    high = transform_at(fn, noise_std, order, kind, num_experts, draft=True)
     return num_experts**2 * float(
         (dim - num_experts) * two.weighted_second_moment + (num_experts - 1) * high.weighted_second_moment
     )
@@ -157,8 +175,8 @@ class OrderChoice(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def choose_order(
-    fn: ScalarFunction,
-    noise_std: float,
+    fn: Channel,
+    noise_std: Level,
     *,
     kind: TransformKind = "weighted",
     dim: int = 10,

@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from moejax.model.activations import ActivationLike, ScalarFunction, activation_facts, get_activation
+from moejax.model.families import ChannelLike, get_channel
+from moejax.model.family import Channel, Nuisances, as_family, channel_facts
 from moejax.model.inputs import LogDensity
 from moejax.model.small_linear_algebra import eigh, unit_rows
 from moejax.model.status import Status
 from moejax.moments.cross_moments import first_moment, second_moment, whitened_moment
+from moejax.moments.family_transforms import Level, traced_family_transforms, transform_at
 from moejax.moments.label_transforms import (
     LabelTransform,
     TransformKind,
     traced_label_transforms,
-    transform_on_host,
 )
-from moejax.moments.orders import transform_noise_range, transform_noise_std
+from moejax.moments.orders import transform_level, transform_noise_range
 from moejax.moments.score_tensors import score_first_moment, score_second_moment, score_whitened_moment
 from moejax.moments.tensor_power import TensorDecomposition, tensor_power_method
 
@@ -36,18 +37,18 @@ class SpectralTransforms(NamedTuple):
     or free (even g)."""
 
 
-def needs_signs(fn: ScalarFunction, order: int, *, normal_inputs: bool = True) -> bool:
+def needs_signs(fn: Channel, order: int, *, normal_inputs: bool = True) -> bool:
     """True if an order-1 moment is needed for the signs of the experts; for an even g they are free.
 
     At order 4 the tensor does not determine them; at order 3 the mean of l's third derivative is positive for normal inputs, but
     may be negative for others.
     """
-    return (order == 4 or not normal_inputs) and activation_facts(fn).parity != "even"
+    return (order == 4 or not normal_inputs) and channel_facts(fn).parity != "even"
 
 
 def host_transforms(
-    activation: ActivationLike,
-    noise_std: float,
+    activation: ChannelLike,
+    noise_std: Level,
     order: int,
     kind: TransformKind,
     num_experts: int,
@@ -55,22 +56,29 @@ def host_transforms(
     normal_inputs: bool = True,
 ) -> SpectralTransforms:
     """The transforms of a spectral estimate at a noise level that is a number; NumPy leaves in double precision."""
-    fn = get_activation(activation)
-    noise_std = transform_noise_std(fn, noise_std)
+    fn = get_channel(activation)
+    noise_std = transform_level(fn, noise_std)
     signs = needs_signs(fn, order, normal_inputs=normal_inputs)
-    first = transform_on_host(fn, noise_std, 1, kind, num_experts) if signs else None
-    second, high = (transform_on_host(fn, noise_std, m, kind, num_experts) for m in (2, order))
+    first = transform_at(fn, noise_std, 1, kind, num_experts) if signs else None
+    second, high = (transform_at(fn, noise_std, m, kind, num_experts) for m in (2, order))
     return SpectralTransforms(second, high, first)
 
 
 def traced_transforms(
-    fn: ScalarFunction, noise_std: Float[jax.Array, ""], order: int, kind: TransformKind, num_experts: int
+    fn: Channel,
+    noise_std: Float[jax.Array, ""] | Nuisances,
+    order: int,
+    kind: TransformKind,
+    num_experts: int,
 ) -> SpectralTransforms:
     """The transforms of a spectral estimate at a traced noise level."""
-    smallest, _ = transform_noise_range(fn)
     orders = (2, order, 1) if needs_signs(fn, order) else (2, order)
     wanted: tuple[tuple[int, TransformKind], ...] = tuple((m, kind) for m in orders)
-    second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
+    if isinstance(noise_std, Nuisances):
+        second, high, *first = traced_family_transforms(as_family(fn), noise_std, wanted, num_experts)
+    else:
+        smallest, _ = transform_noise_range(fn)
+        second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
     return SpectralTransforms(second, high, first[0] if first else None)
 
 

@@ -10,11 +10,11 @@ from compiled_model import log_likelihood_per_sample, make_params, permute_exper
 from scipy import integrate, special, stats
 
 from moejax.fitting.whitening import params_in_input_units
+from moejax.likelihood.fisher import fisher_information
 from moejax.likelihood.information import (
     confidence_intervals,
     covariance,
     cramer_rao_bound,
-    fisher_information,
     observed_information,
     parameter_blocks,
     score_outer_products,

@@ -240,13 +240,13 @@ def test_split_halves_keep_the_mean_of_their_parent():
 
 
 def test_large_samples_are_searched_by_a_random_part():
-    n = multistart.SEARCH_SAMPLES + 1000
+    n = search_plan.SEARCH_SAMPLES + 1000
     x = np.arange(n, dtype=float)[:, None]
     weights = (np.arange(n) % 2).astype(float)
-    sample = jax.jit(multistart.search_sample)
-    small = sample(jax.random.key(0), Problem(x, x[:, 0], weights, np.asarray(1.0), None))
-    assert small.x.shape == (multistart.SEARCH_SAMPLES, 1)
-    assert len(np.unique(small.x)) == multistart.SEARCH_SAMPLES
+    sample = jax.jit(multistart.search_sample, static_argnums=2)
+    small = sample(jax.random.key(0), Problem(x, x[:, 0], weights, np.asarray(1.0), None), jnp.tanh)
+    assert small.x.shape == (search_plan.SEARCH_SAMPLES, 1)
+    assert len(np.unique(small.x)) == search_plan.SEARCH_SAMPLES
     np.testing.assert_array_equal(np.asarray(small.x)[:, 0], small.y)
     assert float(small.weights.sum()) == float(weights.sum())  # all that count fit in
 
@@ -274,7 +274,7 @@ def test_only_what_may_still_win_contends(problem):
 @pytest.mark.slow
 def test_what_is_ruled_out_is_not_polished(problem, monkeypatch):
     """The search sees half of the data."""
-    monkeypatch.setattr(multistart, "SEARCH_SAMPLES", N // 2)
+    monkeypatch.setattr(search_plan, "SEARCH_SAMPLES", N // 2)
     monkeypatch.setattr(search_plan, "GENERATIONS_OF_CHILDREN", 10)
     results = {}
     for limit in (0.0, np.inf):

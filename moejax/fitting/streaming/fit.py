@@ -46,7 +46,8 @@ from moejax.likelihood.predictors import free_parameters, params_from_free, pred
 from moejax.methods.method import MethodConfig, least_noise_of
 from moejax.methods.options import FitOptions, WeightsAre
 from moejax.methods.population import in_precision_of
-from moejax.model.activations import activation_facts, activation_name, get_activation, values_on_host
+from moejax.model.activations import activation_name, get_activation, values_on_host
+from moejax.model.family import as_family, channel_facts
 from moejax.model.mixture import MoEParams, mean_gates
 from moejax.model.status import Status
 
@@ -169,6 +170,8 @@ def fit_source(
         default = getattr(FitOptions, name)
         given = getattr(options, name)
         require(given == default, name, f"{default!r} with a source, for now", given)
+    words = "one whose parameters are known with a source, such as student_t(3) or ordinal(3,-1,1)"
+    require(as_family(options.channel).num_parameters == 0, "family", words, options.family)
     require(
         checkpoint is None or jax.process_count() == 1,
         "checkpoint",
@@ -278,10 +281,12 @@ def _estimate(
         scale = SampleScale(
             jnp.asarray(survey.weight_squares / survey.weight_sum * factor), jnp.asarray(survey.effective)
         )
-    kinked, precision = activation_facts(config.fn).kinked, str(jnp.result_type(float))
+    kinked, precision = channel_facts(config.fn).kinked, str(jnp.result_type(float))
 
     def sums_at(number: int, params: MoEParams, width: float, *, score_products: bool = False) -> Sums:
-        wanted = Wanted(options.activation, config.noise, config.fit_intercept, kinked, score_products)
+        wanted = Wanted(
+            options.activation, options.family, config.noise, config.fit_intercept, kinked, score_products
+        )
         at = MoEParams(*(np.asarray(leaf) for leaf in params))
         task = LikelihoodTask(units, factor, at, width, wanted, precision)
         some = jnp.zeros(())

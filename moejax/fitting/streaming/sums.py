@@ -13,12 +13,15 @@ import jax
 import numpy as np
 
 from moejax.fitting.data_units import DataUnits
+from moejax.fitting.family_labels import require_support
 from moejax.fitting.streaming.source import Batch, Source, batch_size
 from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.derivatives import Curvature, likelihood_curvature
 from moejax.likelihood.information import score_outer_products
 from moejax.likelihood.sharding import placement_of_rows, sum_over_devices
-from moejax.model.activations import ActivationLike, get_activation
+from moejax.model.activations import ActivationLike
+from moejax.model.families import FamilyLike, channel_of
+from moejax.model.family import Family
 from moejax.model.mixture import HostParams, NoiseModel
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -40,6 +43,8 @@ class Wanted:
 
     activation: ActivationLike
     """By its name where it has one, so that another process finds the same function."""
+    family: FamilyLike
+    """In the same way."""
     noise: NoiseModel
     fit_intercept: bool
     averaged: bool
@@ -49,7 +54,7 @@ class Wanted:
 
 def _sums_of(wanted: Wanted, shared: Any, x: jax.Array, y: jax.Array, weights: jax.Array) -> Sums:
     params, width = shared
-    fn = get_activation(wanted.activation)
+    fn = channel_of(wanted.family, wanted.activation)
     with jax.default_matmul_precision("highest"):
         blocks = sample_blocks(x, y, weights, fit_intercept=wanted.fit_intercept)
         curvature = likelihood_curvature(
@@ -109,6 +114,9 @@ class LikelihoodTask:
 
     def _of_batch(self, batch: Batch, rows_at_once: int, devices: tuple[Any, ...]) -> Sums:
         inputs, labels = self.units
+        channel = channel_of(self.wanted.family, self.wanted.activation)
+        if isinstance(channel, Family):
+            require_support(batch.y, batch.weights, channel, varied=False)
         z = inputs(batch.x)
         more = rows_at_once - len(z)
         with jax.enable_x64(self.precision == "float64"):
