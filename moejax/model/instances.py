@@ -26,6 +26,8 @@ class InstanceScales(NamedTuple, Generic[Array]):
     """() cosine between every two experts, in (-1/(k-1), 1)."""
     expert_norms: Float[Array, " k"]
     """(k,)"""
+    expert_bias: Float[Array, ""] | float = 0.0
+    """() intercept of every expert."""
 
 
 def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams:
@@ -52,4 +54,6 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
     directions = jnp.cos(angle) * unit_rows(in_span) + jnp.sin(angle) * unit_rows(outside)
     gating = scales.gating_norm * directions.at[-1].set(0.0)
     zeros = jnp.zeros(num_experts, dtype)
-    return MoEParams(experts, gating, jnp.full(num_experts, scales.noise_std, dtype), zeros, zeros)
+    return MoEParams(
+        experts, gating, jnp.full(num_experts, scales.noise_std, dtype), zeros + scales.expert_bias, zeros
+    )

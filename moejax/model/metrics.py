@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from moejax.checks import require
-from moejax.model.activations import ScalarFunction
+from moejax.model.family import Channel
 from moejax.model.gaussian import AnyArray
 from moejax.model.mixture import MoEParams, permute_experts
 from moejax.model.small_linear_algebra import unit_rows
@@ -38,7 +38,7 @@ class Recovery(NamedTuple):
     """(m,) their labels."""
 
 
-Metric = Callable[[Recovery, ScalarFunction], jax.Array]
+Metric = Callable[[Recovery, Channel], jax.Array]
 _REGISTRY: Registry[Metric] = Registry("metric")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
+from moejax.sweep.trial.settings import ADDED_LATER, AlgorithmSettings, DataSettings
 
 
 def canonical_json(content: Any) -> str:
@@ -20,7 +20,15 @@ def canonical_json(content: Any) -> str:
 
 
 def _settings_json(settings: DataSettings | AlgorithmSettings) -> str:
-    return canonical_json({name: getattr(settings, name) for name in _field_names(type(settings))})
+    """The settings, without fields that were added later and have their default: results of before keep their keys."""
+    values = {name: getattr(settings, name) for name in _field_names(type(settings))}
+    return canonical_json(
+        {
+            name: value
+            for name, value in values.items()
+            if name not in ADDED_LATER or value != ADDED_LATER[name]
+        }
+    )
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from moejax.checks import require
 from moejax.files import write_whole
 from moejax.sweep import trial as core
 from moejax.sweep.plan.chunks import ENGINE_STATUS_REASONS
-from moejax.sweep.spec.fields import ALGORITHM_FIELDS, DATA_FIELDS, METHOD_FIELD
+from moejax.sweep.spec.fields import ALGORITHM_FIELDS, DATA_FIELDS, FIELDS, METHOD_FIELD
 from moejax.sweep.spec.precision import PrecisionRule
 from moejax.sweep.store.digests import DIGEST_COLUMN
 from moejax.sweep.store.schema import STORE_NAME, StoreError, clear_errors, columns_of, connect_for_reading
@@ -175,7 +175,10 @@ def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
     ).fetchall()
     records = [json.loads(row[1]) for row in rows]
     frame = pd.DataFrame(
-        {name: _column([record.get(name) for record in records]) for name in (*FIELD_COLUMNS, METHOD_FIELD)}
+        {
+            name: _column([record.get(name, default_of(name)) for record in records])
+            for name in (*FIELD_COLUMNS, METHOD_FIELD)
+        }
     )
     frame.insert(0, "cell", [row[0] for row in rows])
     return frame.assign(
@@ -184,6 +187,11 @@ def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
         most_trials=[row[4] for row in rows],
         result_hash=[row[5] for row in rows],
     )
+
+
+def default_of(name: str) -> Any:
+    """The value that a field has in a cell of before it was added."""
+    return FIELDS[name].default if name in FIELDS else None
 
 
 def _column(values: list[Any]) -> pd.Series:

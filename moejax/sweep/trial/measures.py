@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.checks import require
-from moejax.model.activations import ScalarFunction, activation_facts
+from moejax.model.family import Channel, channel_facts
 from moejax.model.metrics import (
     align,
     bottleneck_assignment,
@@ -48,7 +48,7 @@ def metric_names() -> tuple[str, ...]:
     return METRICS + names
 
 
-def errors_along(path: MoEParams, truth: MoEParams, fn: ScalarFunction) -> jax.Array:
+def errors_along(path: MoEParams, truth: MoEParams, fn: Channel) -> jax.Array:
     """(h, 2): recovery and gating error of parameters with leaves (h, ..); NaN if those are."""
     unused = truth.noise_std
 
@@ -60,14 +60,14 @@ def errors_along(path: MoEParams, truth: MoEParams, fn: ScalarFunction) -> jax.A
 
 
 def recovery_metrics(
-    truth: MoEParams, fitted: MoEParams, true_mixing: jax.Array, mixing_weights: jax.Array, fn: ScalarFunction
+    truth: MoEParams, fitted: MoEParams, true_mixing: jax.Array, mixing_weights: jax.Array, fn: Channel
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(recovery, gating, mixing) errors; all NaN if fewer experts were fitted than are true, the last two also if more were.
 
     The mixing error is the total variation distance of the estimated E[P_i] (k',) from the mean of the true gates over the
     sample (k,).
     """
-    even = activation_facts(fn).parity == "even"
+    even = channel_facts(fn).parity == "even"
     num_true, num_fitted = truth.experts.shape[0], fitted.experts.shape[0]
     nothing = jnp.full((), jnp.nan, truth.experts.dtype)
     if num_fitted < num_true:

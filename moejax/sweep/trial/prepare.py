@@ -13,9 +13,11 @@ import numpy as np
 
 from moejax.methods.method import Start
 from moejax.methods.preparation import choose_orders, transforms_at
-from moejax.model.activations import get_activation
+from moejax.model.families import channel_of, get_family
+from moejax.model.family import Nuisances
 from moejax.model.instances import InstanceScales
 from moejax.model.metrics import Metric, registered_metrics
+from moejax.moments.family_transforms import Level
 from moejax.moments.label_transforms import TransformKind
 from moejax.moments.spectral import SpectralTransforms
 from moejax.registry import State, registered_state
@@ -36,6 +38,10 @@ class TrialSpec:
     """At least num_samples; additional samples have weight zero."""
     input_distribution: str
     fit_activation: str
+    family: str
+    fit_family: str
+    fit_intercept: bool
+    has_outliers: bool
     fit_num_experts: int
     noise_knowledge: str
     transform: TransformKind | None
@@ -61,6 +67,8 @@ class Hyperparameters(NamedTuple):
     num_samples: np.ndarray | jax.Array
     """() int32"""
     scales: InstanceScales[Any]
+    outlier_share: np.ndarray | jax.Array
+    """()"""
     transforms: tuple[SpectralTransforms, ...]
     """Transforms for each order at the known noise; empty if the trial estimates the noise."""
 
@@ -85,7 +93,9 @@ def static_spec(
         data.num_samples,
         padded_num_samples or max(SMALLEST_PADDED, 2 ** math.ceil(math.log2(data.num_samples))),
         data.input_distribution,
-        data.noise_std,
+        known_level(data, algorithm),
+        data.family,
+        data.outlier_share > 0,
         algorithm,
         registered_state(),
         tuple(registered_metrics().items()),
@@ -100,17 +110,20 @@ def _static_spec(
     num_samples: int,
     padded_num_samples: int,
     input_distribution: str,
-    noise_std: float,
+    level: Level,
+    family: str,
+    has_outliers: bool,
     algorithm: AlgorithmSettings,
     registered: State,
     metrics: tuple[tuple[str, Metric], ...],
 ) -> TrialSpec:
     fit_activation = algorithm.fit_activation or activation
     fit_num_experts = num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
+    fit_family = algorithm.fit_family or family
     orders, _ = choose_orders(
         algorithm.method,
-        fit_activation,
-        noise_std,
+        channel_of(fit_family, fit_activation),
+        level,
         num_rows=num_samples,
         dim=dim,
         num_experts=fit_num_experts,
@@ -125,6 +138,10 @@ def _static_spec(
         padded_num_samples=padded_num_samples,
         input_distribution=input_distribution,
         fit_activation=fit_activation,
+        family=family,
+        fit_family=fit_family,
+        fit_intercept=algorithm.fit_intercept,
+        has_outliers=has_outliers,
         fit_num_experts=fit_num_experts,
         noise_knowledge=algorithm.noise_knowledge,
         transform=cast(TransformKind, algorithm.transform)
@@ -158,8 +175,8 @@ def prepare(
     transforms: tuple[SpectralTransforms, ...] = ()
     if spec.noise_knowledge == "known":
         transforms = transforms_at(
-            get_activation(spec.fit_activation),
-            data.noise_std,
+            channel_of(spec.fit_family, spec.fit_activation),
+            known_level(data, algorithm),
             spec.orders,
             cast(TransformKind, algorithm.transform),
             spec.fit_num_experts,
@@ -170,8 +187,20 @@ def prepare(
         gating_angle=np.asarray(data.gating_angle, dtype),
         expert_correlation=np.asarray(data.expert_correlation, dtype),
         expert_norms=np.asarray(norms_of_experts(data), dtype),
+        expert_bias=np.asarray(data.expert_bias, dtype),
     )
-    return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
+    count, share = np.asarray(data.num_samples, np.int32), np.asarray(data.outlier_share, dtype)
+    return spec, Hyperparameters(count, scales, share, transforms)
+
+
+def known_level(data: DataSettings, algorithm: AlgorithmSettings) -> Level:
+    """The noise of Gaussian labels that are fitted, or the true nuisances of another family."""
+    if (algorithm.fit_family or data.family) == "gaussian":
+        return data.noise_std
+    family = get_family(algorithm.fit_family or data.family)
+    norms = norms_of_experts(data)
+    dispersion = float(data.noise_std) if family.has_dispersion else 1.0
+    return Nuisances(sum(norms) / len(norms), float(data.expert_bias), dispersion)
 
 
 def trial_memory_bytes(spec: TrialSpec) -> int:

@@ -8,9 +8,10 @@ import math
 
 from moejax.checks import require
 from moejax.likelihood.predictors import num_free_parameters
-from moejax.methods.method import STARTS, get_method, require_slopes
+from moejax.methods.method import STARTS, get_method, require_family, require_slopes
 from moejax.methods.options import FitOptions
 from moejax.model.activations import get_activation
+from moejax.model.families import channel_of, get_family
 from moejax.model.inputs import get_input_distribution
 from moejax.moments.label_transforms import TRANSFORM_KINDS
 
@@ -32,6 +33,12 @@ class DataSettings:
     expert_norms: float | tuple[float, ...] = 1.0
     """One norm for all experts, or one for each."""
     input_distribution: str = "standard_normal"
+    family: str = "gaussian"
+    """The output family, with its numbers: "poisson", "binomial(10)"; its dispersion is `noise_std`."""
+    expert_bias: float = 0.0
+    """The intercept of every expert."""
+    outlier_share: float = 0.0
+    """Share of the labels of the sample, not of the held-out one, that are replaced by normal ones of standard deviation 10."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +51,11 @@ class AlgorithmSettings:
     method: str = "spectral_em"
     fit_activation: str | None = None
     """The activation that is fitted; None: the true one."""
+    fit_family: str | None = None
+    """The family that is fitted; None: the true one."""
+    fit_intercept: bool = False
+    """If true, the intercepts of experts and gates are fitted; otherwise the experts of other families than the Gaussian have the true
+    one, or the one that is estimated with the dispersion."""
     fit_num_experts: int | None = None
     noise_knowledge: str = "known"
     """"known" or "estimated"."""
@@ -57,6 +69,16 @@ class AlgorithmSettings:
     """Smaller than for a fit: trials side by side all use their whole budget. The default is part of the keys of stored results."""
     record: tuple[str, ...] = ()
     """Extra results: "history" of the objective (`method.MethodResult`), "path" of the errors along it."""
+
+
+ADDED_LATER = {
+    "family": "gaussian",
+    "expert_bias": 0.0,
+    "outlier_share": 0.0,
+    "fit_family": None,
+    "fit_intercept": False,
+}
+"""Fields that older results lack, and their defaults."""
 
 
 def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
@@ -77,10 +99,34 @@ def check_settings(data: DataSettings, algorithm: AlgorithmSettings) -> None:
         data.num_samples,
     )
     fitted, field = algorithm.fit_activation or data.activation, "fit_" if algorithm.fit_activation else ""
+    channel = channel_of(algorithm.fit_family or data.family, fitted)
     try:
-        require_slopes(algorithm.method, fitted, polish=algorithm.polish)
+        require_slopes(algorithm.method, channel, polish=algorithm.polish)
     except ValueError as error:
         raise ValueError(f"{field}{error}") from None
+    require_family(algorithm.method, channel)
+    _check_fitted_family(data, algorithm)
+
+
+def _check_fitted_family(data: DataSettings, algorithm: AlgorithmSettings) -> None:
+    """Refuse families whose parameters have no values, and a fitted one that cannot have the true labels."""
+    fitted = algorithm.fit_family or data.family
+    families = {"family": data.family, "fit_family": fitted}
+    for field, name in families.items():
+        words = "one with its parameters, as student_t(3) or ordinal(3,-1,1)"
+        require(get_family(name).num_parameters == 0, field, words, name)
+    truth, support = (get_family(name).support for name in families.values())
+    real, positive = support == "real", support == "positive" and truth == "positive"
+    counts = (support == "counts" and truth != "real" and truth != "positive") or support == truth
+    require(real or positive or counts, "fit_family", f"one for labels of {data.family}", fitted)
+    gaussian = fitted == "gaussian"
+    words = "'random' with another family than the Gaussian"
+    require(gaussian or algorithm.start == "random", "start", words, algorithm.start)
+    words = "0 for Gaussian experts whose intercepts are not fitted (fit_intercept)"
+    none = data.expert_bias == 0 or algorithm.fit_intercept or not gaussian
+    require(none, "expert_bias", words, data.expert_bias)
+    words = "0 with labels that are not real numbers"
+    require(truth == "real" or data.outlier_share == 0, "outlier_share", words, data.outlier_share)
 
 
 @functools.lru_cache(maxsize=1024)  # a sweep calls this for every method of the same data
@@ -115,6 +161,8 @@ def _check_data(data: DataSettings) -> None:
     require(
         all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms
     )
+    require(0 <= data.outlier_share < 1, "outlier_share", "a number from 0 to below 1", data.outlier_share)
+    require(math.isfinite(data.expert_bias), "expert_bias", "a finite number", data.expert_bias)
     get_activation(data.activation)
     get_input_distribution(data.input_distribution)
 

@@ -20,7 +20,8 @@ from moejax.environment import PRNG, runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.methods.method import MethodConfig, MethodResult, Problem, get_method
 from moejax.methods.preparation import transforms_at
-from moejax.model.activations import get_activation
+from moejax.model.families import channel_of
+from moejax.model.family import Family, Nuisances, as_family
 from moejax.model.inputs import get_input_distribution
 from moejax.model.instances import random_params
 from moejax.model.metrics import Recovery
@@ -33,11 +34,14 @@ from moejax.model.mixture import (
     with_stand_ins,
 )
 from moejax.model.status import Status
+from moejax.moments.marginal import estimate_nuisances
 from moejax.moments.noise import estimate_noise_std
 from moejax.sweep.trial.measures import NUM_HELD_OUT, errors_along, recovery_metrics
 from moejax.sweep.trial.prepare import Hyperparameters, TrialSpec
 
 STATUS_REASONS = {int(status): status.words for status in Status}
+OUTLIER_STD = 10.0
+"""Standard deviation of the normal labels that replace others."""
 SAMPLING_BLOCK = 2048
 """Samples drawn with one key, on any device and with any padding; it divides NUM_HELD_OUT."""
 
@@ -101,7 +105,9 @@ def draw_trial(key: jax.Array, hyperparameters: Hyperparameters, *, spec: TrialS
     instance_key, sample_key, method_key = jax.random.split(key, 3)
     scales = hyperparameters.scales
     truth = random_params(instance_key, scales, spec.dim)
-    x, y, held_out_x, held_out_y = _draw(sample_key, truth, hyperparameters.num_samples, spec)
+    x, y, held_out_x, held_out_y = _draw(
+        sample_key, truth, hyperparameters.num_samples, hyperparameters.outlier_share, spec
+    )
     in_sample = jnp.arange(spec.padded_num_samples, dtype=jnp.int32) < hyperparameters.num_samples
     weights = in_sample.astype(scales.expert_norms.dtype)
     x, y = with_stand_ins(weights, x, y)
@@ -112,19 +118,25 @@ def posed(
     data: TrialData, hyperparameters: Hyperparameters, *, spec: TrialSpec
 ) -> tuple[Problem, MethodConfig]:
     """The arguments of the trial's method, with label transforms and noise level."""
-    fn = get_activation(spec.fit_activation)
-    transforms, noise_std = hyperparameters.transforms, hyperparameters.scales.noise_std
-    if spec.noise_knowledge == "estimated":
+    fn = channel_of(spec.fit_family, spec.fit_activation)
+    transforms, scales = hyperparameters.transforms, hyperparameters.scales
+    noise_std, nuisances = scales.noise_std, None
+    if isinstance(fn, Family):
+        nuisances = _nuisances(fn, data, hyperparameters, spec)
+        noise_std = nuisances.dispersion
+    elif spec.noise_knowledge == "estimated":
         noise_std = estimate_noise_std(data.y, data.weights, fn=fn)
-        if spec.transform is not None:
-            transforms = transforms_at(fn, noise_std, spec.orders, spec.transform, spec.fit_num_experts)
+    if spec.noise_knowledge == "estimated" and spec.transform is not None:
+        level = noise_std if nuisances is None else nuisances
+        transforms = transforms_at(fn, level, spec.orders, spec.transform, spec.fit_num_experts)
     config = MethodConfig(
         economical=True,
         fn=fn,
         num_experts=spec.fit_num_experts,
         order=spec.orders[0] if spec.orders else 0,
         more_orders=spec.orders[1:],
-        noise="known" if spec.noise_knowledge == "known" else "shared",
+        noise="known" if spec.noise_knowledge == "known" or not as_family(fn).has_dispersion else "shared",
+        fit_intercept=spec.fit_intercept,
         num_restarts=spec.num_restarts,
         num_starts=spec.num_starts,
         start=spec.start,
@@ -133,14 +145,27 @@ def posed(
         record_path=spec.record_path,
     )
     first = transforms[0] if transforms else None
-    return Problem(data.x, data.y, data.weights, noise_std, first, transforms[1:]), config
+    return Problem(data.x, data.y, data.weights, noise_std, first, transforms[1:], nuisances), config
+
+
+def _nuisances(
+    family: Family, data: TrialData, hyperparameters: Hyperparameters, spec: TrialSpec
+) -> Nuisances:
+    """Norm, intercept and dispersion for the moments and the starts: the true ones, or those of the labels' marginal likelihood."""
+    scales = hyperparameters.scales
+    norm, one = scales.expert_norms.mean(), jnp.ones_like(scales.noise_std)
+    dispersion = scales.noise_std if family.has_dispersion else one
+    if spec.noise_knowledge == "known":
+        return Nuisances(norm, scales.expert_bias + 0.0 * one, dispersion)
+    known = None if family.marginal_tells_norm else norm
+    return estimate_nuisances(data.y, data.weights, family=family, norm=known).nuisances
 
 
 def measured(
     data: TrialData, fitted: MethodResult, hyperparameters: Hyperparameters, *, spec: TrialSpec
 ) -> TrialResult:
     """The last stage of a trial: the errors of the method's result."""
-    fn, truth = get_activation(spec.fit_activation), data.truth
+    fn, truth = channel_of(spec.fit_family, spec.fit_activation), data.truth
     blocks = sample_blocks(data.x, data.y, data.weights, fit_intercept=False)
 
     def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -154,12 +179,15 @@ def measured(
     recovery, gating, mixing = recovery_metrics(
         truth, fitted.params, gate_sums / total, fitted.mixing_weights, fn
     )
+    comparable = spec.fit_family == spec.family and as_family(fn).has_dispersion
     noise_ratio = fitted.params.noise_std / hyperparameters.scales.noise_std
     return TrialResult(
         recovery_error=recovery,
         gating_error=gating,
         mixing_error=mixing,
-        noise_error=jnp.sqrt(jnp.mean((noise_ratio - 1.0) ** 2)),
+        noise_error=jnp.sqrt(jnp.mean((noise_ratio - 1.0) ** 2))
+        if comparable
+        else jnp.full_like(error[0], jnp.nan),
         log_likelihood_per_sample=log_likelihood / total,
         held_out_log_likelihood=held_out.mean(),
         predictive_rmse=jnp.sqrt(jnp.mean(error**2)),
@@ -175,14 +203,21 @@ def measured(
 
 
 def _registered(spec: TrialSpec, recovery: Recovery) -> dict[str, jax.Array]:
-    values = {name: metric(recovery, get_activation(spec.fit_activation)) for name, metric in spec.metrics}
+    values = {
+        name: metric(recovery, channel_of(spec.fit_family, spec.fit_activation))
+        for name, metric in spec.metrics
+    }
     for name, value in values.items():
         require(jnp.shape(value) == (), f"metric {name}", "one number for a trial", jnp.shape(value))
     return values
 
 
 def _draw(
-    key: jax.Array, truth: MoEParams, num_samples: jax.Array | np.ndarray, spec: TrialSpec
+    key: jax.Array,
+    truth: MoEParams,
+    num_samples: jax.Array | np.ndarray,
+    outlier_share: jax.Array | np.ndarray,
+    spec: TrialSpec,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """x, y of the padded sample, then of the held-out one; drawn in blocks, each with its own key.
 
@@ -191,11 +226,18 @@ def _draw(
     num_held_out = NUM_HELD_OUT // SAMPLING_BLOCK
     num_blocks = num_held_out + -(-spec.padded_num_samples // SAMPLING_BLOCK)
     sampler, dtype = get_input_distribution(spec.input_distribution), truth.experts.dtype
+    channel = channel_of(spec.family, spec.activation)
 
     def draw(block: jax.Array) -> tuple[jax.Array, jax.Array]:
         input_key, label_key = jax.random.split(jax.random.fold_in(key, block))
         x = sampler(input_key, SAMPLING_BLOCK, spec.dim, dtype)
-        return x, sample_labels(label_key, truth, spec.activation, x)[0]
+        y = sample_labels(label_key, truth, channel, x)[0]
+        if not spec.has_outliers:
+            return x, y
+        place_key, value_key = jax.random.split(jax.random.fold_in(label_key, 1))
+        replaced = jax.random.uniform(place_key, y.shape, y.dtype) < outlier_share
+        replaced &= block >= num_held_out
+        return x, jnp.where(replaced, OUTLIER_STD * jax.random.normal(value_key, y.shape, y.dtype), y)
 
     def put(block: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.tree.map(lambda all_blocks, new: all_blocks.at[block].set(new), drawn, draw(block))
