@@ -14,6 +14,7 @@ import numpy as np
 import moejax
 from moejax.checks import require
 from moejax.cli.activations import load_function
+from moejax.cli.families import load_family
 from moejax.cli.fit_files import FILES, write_fit
 from moejax.cli.fit_rows import fit_in_batches, reads_in_batches
 from moejax.cli.fit_tables import print_fit
@@ -49,6 +50,7 @@ def fit_command(command: Fit) -> dict[str, Any]:
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     options = FitOptions(
         activation=activation if activation in activation_names() else fn,
+        family=load_family(command.family) if ":" in command.family else command.family,
         noise=command.noise,
         objective=command.objective,
         average=command.average,

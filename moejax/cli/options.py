@@ -60,6 +60,9 @@ class Fit:
     """A number, several ("2,3,4" or "1-5"), or "auto"; among several, the fit with the least BIC is kept."""
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
+    family: str = "gaussian"
+    """Law of the target: gaussian, student_t (outliers), poisson or negative_binomial (counts), gamma (positive), bernoulli, .. as
+    `moejax families` lists them, or FILE.py:NAME."""
     method: str = FitOptions.method
     """A method by name, such as spectral_em, spectral or joint_em; docs/how_to_choose.md compares them."""
     noise: EstimatedNoise = FitOptions.noise
@@ -227,6 +230,21 @@ class Activations:
 
 
 @dataclasses.dataclass(frozen=True)
+class Families:
+    """Output families: what their labels tell of the experts, and whether methods of moments can use them."""
+
+    which: Positional[Annotated[str | None, arg(metavar="[NAME]", help_behavior_hint="")]] = None
+    """A name such as poisson or binomial(10), or FILE.py:NAME of a moejax.Family; default: all registered ones."""
+    norm: float = 1.0
+    """Norm of the experts."""
+    intercept: float = 0.0
+    """Their intercept."""
+    dispersion: OptionalFloat = None
+    """Dispersion of the family; default: an example."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
 class Info:
     """Versions, devices, precision and the compilation cache."""
 
@@ -242,5 +260,6 @@ Command = (
     | Annotated[Export, subcommand("export")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Activations, subcommand("activations")]
+    | Annotated[Families, subcommand("families")]
     | Annotated[Info, subcommand("info")]
 )

@@ -26,6 +26,7 @@ from moejax.cli.options import (
     Command,
     Common,
     Export,
+    Families,
     Fit,
     Info,
     Predict,
@@ -128,10 +129,10 @@ def _run_command(arguments: list[str]) -> None:
     try:
         command = with_homes(command)
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
-        if isinstance(command, Fit | Predict | Sweep | Reproduce | Activations):
+        if isinstance(command, Fit | Predict | Sweep | Reproduce | Activations | Families):
             keep_programs()
         # a sweep first decides which processes need the devices
-        if isinstance(command, Fit | Predict | Activations | Info):
+        if isinstance(command, Fit | Predict | Activations | Families | Info):
             require_devices()
         with stopped_by_signals():
             _RUN[type(command)](command)
@@ -275,6 +276,16 @@ def _run_activations(command: Activations) -> None:
         print_activation_rows(rows)
 
 
+def _run_families(command: Families) -> None:
+    from moejax.cli.families import family_rows, print_family_rows
+
+    rows = family_rows(command.which, command.norm, command.intercept, command.dispersion)
+    if command.common.json:
+        _print_json(rows)
+    elif not command.common.quiet:
+        print_family_rows(rows)
+
+
 def _run_info(command: Info) -> None:
     import importlib.metadata
 
@@ -320,5 +331,6 @@ _RUN = {
     Export: _run_export,
     Reproduce: _run_reproduce,
     Activations: _run_activations,
+    Families: _run_families,
     Info: _run_info,
 }
