@@ -1,0 +1,91 @@
+"""Commands that read run folders: status, export and report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moejax.console import make_console, print_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+
+def write_results(folder: Path, *, page: bool = False) -> tuple[pd.DataFrame, list[Path]]:
+    """Write summary.csv and the figures into a run folder, and report.html if `page`, before anything is printed.
+
+    Returns:
+        The summary, and the files.
+
+    Raises:
+        StoreError: the folder cannot be read or written.
+    """
+    from moejax.files import write_whole
+    from moejax.pictures import own_style
+    from moejax.sweep.report.summary import summarise
+    from moejax.sweep.store.schema import StoreError
+
+    summary, path = summarise(folder), folder / "summary.csv"
+    with own_style():
+        from moejax.sweep.report.figures import make_figures, write_figures
+        from moejax.sweep.report.page import write_report
+
+        figures = make_figures(summary)
+        try:
+            write_whole(path, lambda path: summary.to_csv(path, index=False))
+            written = [path, *write_figures(figures, folder)]
+        except OSError as error:
+            raise StoreError(f"{folder}: the summary cannot be written: {error.strerror or error}") from None
+        if page:
+            written.append(write_report(folder, summary, figures))
+    return summary, written
+
+
+def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path]) -> None:
+    """Print the summary of a run folder, and the names of the written files."""
+    from moejax.sweep.report.terminal import print_summary
+
+    print_summary(tables, summary)
+    tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
+
+
+def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
+    """Print the progress of a sweep; it only reads, and works while the sweep runs."""
+    from moejax.sweep.report.status import read_status
+    from moejax.sweep.report.terminal import print_status
+
+    state = read_status(folder)
+    print_status(make_console(quiet=as_json), state)
+    result = dataclasses.asdict(state)
+    if as_json:
+        print_json(result)
+    return result
+
+
+def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
+    """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or to stdout for `-`; returns the number of rows."""
+    from moejax.sweep.store.read import STDOUT, export_table
+
+    rows = export_table(folder, file)
+    if file != STDOUT:
+        make_console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
+    return rows
+
+
+def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Write summary.csv, the figures and report.html into a run folder, and print the summary.
+
+    It works on a sweep that is running or was stopped: missing trials are shown as missing.
+
+    Raises:
+        OSError: there is no store, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    tables = make_console(quiet=quiet)
+    summary, written = write_results(folder, page=True)
+    print_results(tables, summary, written[:-1])
+    tables.print(f"report: {written[-1]}", soft_wrap=True)
+    return {"folder": str(folder), "written": [str(path) for path in written]}
