@@ -193,6 +193,29 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compare:
+    """Paired differences of two runs, or of two methods of one run, on the trials that have the same data."""
+
+    run_a: Positional[Annotated[Path, arg(metavar="RUN_A")]]
+    """The run folder of A."""
+    run_b: Positional[Annotated[Path | None, arg(metavar="[RUN_B]", help_behavior_hint="")]] = None
+    """The run folder of B; default: RUN_A, with another method."""
+    metric: UseAppendAction[tuple[str, ...]] = ()
+    """A column of the trials' table; may be given several times; default: recovery_error."""
+    by: OptionalText = None
+    """Fields of a row, such as num_samples,noise_std; others are pooled. Default: all that vary."""
+    method_a: OptionalText = None
+    """The method of A; default: trials of equal methods are compared, or the only two of a run."""
+    method_b: OptionalText = None
+    """The method of B."""
+    where: OptionalText = None
+    """A condition on the trials of both sides, such as "noise_std < 0.2"."""
+    out: OptionalPath = None
+    """FILE.csv, FILE.csv.gz or FILE.parquet for the whole table."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
 class Reproduce:
     """Make the figures and tables of experiments/ into results/; the same command again resumes."""
 
@@ -240,6 +263,7 @@ Command = (
     | Annotated[Status, subcommand("status")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Activations, subcommand("activations")]
     | Annotated[Info, subcommand("info")]

@@ -1,4 +1,4 @@
-"""The command line: `moejax fit | predict | sweep | status | report | export | reproduce | activations | info`.
+"""The command line: `moejax fit | predict | sweep | status | report | export | compare | reproduce | activations | info`.
 
 A bad value gives one line on stderr and exit status 2, and no change on disk. Platform, precision and the compilation
 cache are set here, before any computation, and recorded with the results.
@@ -25,6 +25,7 @@ from moejax.cli.options import (
     Activations,
     Command,
     Common,
+    Compare,
     Export,
     Fit,
     Info,
@@ -255,6 +256,30 @@ def _run_export(command: Export) -> None:
     commands.export(command.folder, command.file, quiet=command.common.quiet)
 
 
+def _run_compare(command: Compare) -> None:
+    from moejax.sweep import commands
+
+    metrics = command.metric or ("recovery_error",)
+    result = commands.compare(
+        command.run_a,
+        command.run_b,
+        metrics=metrics,
+        by=_listed(command.by),
+        method_a=command.method_a,
+        method_b=command.method_b,
+        where=command.where or "",
+        out=command.out,
+        quiet=command.common.quiet or command.common.json,
+    )
+    if command.common.json:
+        _print_json(result)
+
+
+def _listed(names: str | None) -> list[str] | None:
+    """The names of a list such as "a,b"; None if there is no list."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
 def _run_reproduce(command: Reproduce) -> None:
     from moejax.reproduce.runner import reproduce
 
@@ -318,6 +343,7 @@ _RUN = {
     Status: _run_status,
     Report: _run_report,
     Export: _run_export,
+    Compare: _run_compare,
     Reproduce: _run_reproduce,
     Activations: _run_activations,
     Info: _run_info,

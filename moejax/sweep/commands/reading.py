@@ -1,4 +1,4 @@
-"""Commands that read run folders: status, export and report."""
+"""Commands that read run folders: status, export, report and compare."""
 
 from __future__ import annotations
 
@@ -89,3 +89,40 @@ def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
     print_results(tables, summary, written[:-1])
     tables.print(f"report: {written[-1]}", soft_wrap=True)
     return {"folder": str(folder), "written": [str(path) for path in written]}
+
+
+def compare(
+    run_a: Path, run_b: Path | None = None, *, out: Path | None = None, quiet: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Print the paired differences of two runs, or of two methods of one run.
+
+    Args:
+        run_a: a run folder.
+        run_b: another; None: the same.
+        out: FILE.csv, FILE.csv.gz or FILE.parquet for the whole table.
+        quiet: print nothing.
+        options: those of `moejax.sweep.compare`.
+
+    Raises:
+        ValueError: an option, or there is no pair; OSError: a store or the file.
+    """
+    from moejax.sweep.report.comparison import compare as compared
+    from moejax.sweep.report.terminal import print_comparison
+    from moejax.sweep.store.read import check_table_name, write_table
+
+    if out is not None:
+        check_table_name(out)
+    comparison = compared(run_a, run_b, **options)
+    if out is not None:
+        write_table(comparison.table, out)
+    tables = make_console(quiet=quiet)
+    print_comparison(tables, comparison)
+    if out is not None:
+        tables.print(f"{len(comparison.table):,} rows written to {out}", soft_wrap=True)
+    return {
+        "a": comparison.names[0],
+        "b": comparison.names[1],
+        "rows": comparison.table.to_dict("records"),
+        "unpaired": comparison.unpaired.to_dict("records"),
+        "notes": list(comparison.notes),
+    }

@@ -1,3 +1,3 @@
 """Estimates, tables, figures and the report page of a sweep."""
 
-__all__ = ["axes", "figures", "page", "progress", "status", "summary", "terminal"]
+__all__ = ["axes", "comparison", "figures", "page", "pairing", "progress", "status", "summary", "terminal"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ def _parsed(condition: str, option: str) -> ast.expr:
     try:
         if len(condition) > LONGEST_CONDITION:
             raise ValueError(f"more than {LONGEST_CONDITION:,} characters")
-        return ast.parse(condition.strip(), mode="eval").body
+        with warnings.catch_warnings(action="ignore"):  # on unusual escapes in a text
+            return ast.parse(condition.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         words = error.msg if isinstance(error, SyntaxError) else brief_text(error)
         raise ValueError(f"{option} {brief_text(condition)}: {words}; expected {ACCEPTED}") from None
@@ -74,13 +76,16 @@ class _Condition:
         match node:
             case ast.BoolOp(op, parts):
                 masks = [self.mask(part) for part in parts]
-                return np.logical_and.reduce(masks) if isinstance(op, ast.And) else np.logical_or.reduce(masks)
+                return (
+                    np.logical_and.reduce(masks) if isinstance(op, ast.And) else np.logical_or.reduce(masks)
+                )
             case ast.UnaryOp(ast.Not(), operand):
                 return ~self.mask(operand)
             case ast.Compare(left, operators, others):
                 sides = [left, *others]
                 masks = [
-                    self._compared(sides[index], kind, sides[index + 1]) for index, kind in enumerate(operators)
+                    self._compared(sides[index], kind, sides[index + 1])
+                    for index, kind in enumerate(operators)
                 ]
                 return np.logical_and.reduce(masks)
             case ast.Name():
@@ -92,7 +97,9 @@ class _Condition:
     def _compared(self, left: ast.expr, kind: ast.cmpop, right: ast.expr) -> np.ndarray:
         one, other = self._value(left), self._value(right)
         if not isinstance(one, pd.Series) and not isinstance(other, pd.Series):
-            raise ValueError(f"{self._place}: expected a column in {ast.unparse(left)} .. {ast.unparse(right)}")
+            raise ValueError(
+                f"{self._place}: expected a column in {ast.unparse(left)} .. {ast.unparse(right)}"
+            )
         if isinstance(kind, ast.In | ast.NotIn):
             if not isinstance(one, pd.Series) or not isinstance(other, tuple):
                 raise ValueError(f"{self._place}: expected COLUMN in [VALUE, ..]")
@@ -123,10 +130,14 @@ class _Condition:
             if not isinstance(column, pd.Series) or isinstance(value, pd.Series):
                 continue
             if isinstance(value, str) and _is_number(column.to_numpy()):
-                raise ValueError(f"{self._place}: {ast.unparse(node)} holds numbers, got the text {brief(value)}")
+                raise ValueError(
+                    f"{self._place}: {ast.unparse(node)} holds numbers, got the text {brief(value)}"
+                )
             texts = all(isinstance(entry, str) for entry in column)
             if isinstance(value, int | float) and len(column) and texts:
-                raise ValueError(f"{self._place}: {ast.unparse(node)} holds text, got {brief(value)}; write it in quotes")
+                raise ValueError(
+                    f"{self._place}: {ast.unparse(node)} holds text, got {brief(value)}; write it in quotes"
+                )
 
     def _value(self, node: ast.expr) -> Any:
         """A column as a Series, a list as a tuple, or a constant."""
@@ -151,7 +162,9 @@ class _Condition:
         raise self._refusal(node)
 
     def _refusal(self, node: ast.expr) -> ValueError:
-        return ValueError(f"{self._place}: {brief_text(ast.unparse(node))} is not accepted; expected {ACCEPTED}")
+        return ValueError(
+            f"{self._place}: {brief_text(ast.unparse(node))} is not accepted; expected {ACCEPTED}"
+        )
 
 
 def _is_number(side: Any) -> bool:
@@ -188,7 +201,11 @@ def _unseen_text(expression: ast.expr, table: pd.DataFrame) -> str:
         values: Sequence[ast.expr] = node.comparators
         if isinstance(values[0], ast.List | ast.Tuple):
             values = values[0].elts
-        held = {entry for entry in table[node.left.id] if isinstance(entry, str)} if node.left.id in table else set()
+        held = (
+            {entry for entry in table[node.left.id] if isinstance(entry, str)}
+            if node.left.id in table
+            else set()
+        )
         for value in values:
             if isinstance(value, ast.Constant) and isinstance(value.value, str) and value.value not in held:
                 return f"{node.left.id} is never {brief(value.value)}: {nearest(value.value, sorted(held))}"

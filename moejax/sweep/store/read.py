@@ -115,8 +115,8 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
     """Cells and trials as two tables, which `load` joins.
 
     Returns:
-        cells: every field, the method, `bucket`, `first_trials`, `most_trials`, `result_hash`; one row per cell,
-            in the spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
+        cells: every field, the method, `bucket`, `first_trials`, `most_trials`, `result_hash`, `data_hash`; one row
+            per cell, in the spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
             status), metrics; sorted.
     """
     with reading(folder) as connection:
@@ -170,7 +170,7 @@ def status_words(status: pd.Series, reason: pd.Series) -> pd.Series:
 def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
     join = "LEFT JOIN" if all_specs else "JOIN"
     rows = connection.execute(
-        "SELECT cell, fields, bucket, first_trials, most_trials, result_hash "
+        "SELECT cell, fields, bucket, first_trials, most_trials, result_hash, data_hash "
         f"FROM cells {join} plan USING (cell) ORDER BY position IS NULL, position, cell"
     ).fetchall()
     records = [json.loads(row[1]) for row in rows]
@@ -183,6 +183,7 @@ def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
         first_trials=[row[3] for row in rows],
         most_trials=[row[4] for row in rows],
         result_hash=[row[5] for row in rows],
+        data_hash=[row[6] for row in rows],
     )
 
 
@@ -301,26 +302,47 @@ def export_table(folder: Path | str, file: Path | str) -> int:
         >>> moejax.sweep.export_table("runs/quickstart", "table.csv") == len(moejax.sweep.load("runs/quickstart"))
         True
     """
+    check_table_name(file)
+    table = load(folder)
+    write_table(table, file)
+    return len(table)
+
+
+def check_table_name(file: Path | str) -> None:
+    """Refuse a file name whose ending stands for no format of tables.
+
+    Raises:
+        ValueError: it is none of .csv, .csv.gz, .parquet, and not `-`.
+    """
     file = Path(file)
-    name = file.name.lower()
-    if file != STDOUT and not name.endswith((".csv", ".csv.gz", ".parquet")):
+    if file != STDOUT and not file.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
         raise ValueError(
             f"{file}: unknown format {file.suffix!r}: expected a name that ends in .csv, .csv.gz or .parquet, or - for stdout"
         )
-    table = load(folder)
+
+
+def write_table(table: pd.DataFrame, file: Path | str) -> None:
+    """Write any table to FILE.csv, FILE.csv.gz or FILE.parquet, or as CSV to stdout for `-`; lists become text.
+
+    Raises:
+        ValueError: the name has another ending.
+        StoreError: the file cannot be written.
+    """
+    check_table_name(file)
+    file = Path(file)
+    name = file.name.lower()
     for column in table:
         if table[column].map(lambda value: isinstance(value, tuple)).any():
-            table[column] = table[column].map(_tuple_text)
+            table = table.assign(**{str(column): table[column].map(_tuple_text)})
     if file == STDOUT:
         table.to_csv(sys.stdout, index=False)
-        return len(table)
+        return
     packed: dict[str, Any] = {"compression": {"method": "gzip", "mtime": 0}} if name.endswith(".gz") else {}
     write = table.to_parquet if name.endswith(".parquet") else table.to_csv
     try:
         write_whole(file, lambda path: write(path, index=False, **packed))
     except OSError as error:
         raise StoreError(f"{file}: cannot be written: {error.strerror or error}") from None
-    return len(table)
 
 
 def _tuple_text(value: Any) -> Any:
