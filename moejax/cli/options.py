@@ -216,6 +216,21 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Merge:
+    """Merge run folders into a new one: runs on several machines, or of parts of a study."""
+
+    folders: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN RUN [RUN ..]", help_behavior_hint="")]]
+    """The run folders, which stay unchanged."""
+    out: Path
+    """The new folder."""
+    keep_first: bool = False
+    """Keep the first numbers of a trial that has different ones in several runs; default: refuse."""
+    across_versions: bool = False
+    """Merge results of different versions or sources of moejax, or of JAX."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
 class Reproduce:
     """Make the figures and tables of experiments/ into results/; the same command again resumes."""
 
@@ -264,6 +279,7 @@ Command = (
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Merge, subcommand("merge")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Activations, subcommand("activations")]
     | Annotated[Info, subcommand("info")]

@@ -1,4 +1,4 @@
-"""The command line: `moejax fit | predict | sweep | status | report | export | compare | reproduce | activations | info`.
+"""The command line: `moejax fit | predict | sweep | status | report | export | compare | merge | reproduce | activations | info`.
 
 A bad value gives one line on stderr and exit status 2, and no change on disk. Platform, precision and the compilation
 cache are set here, before any computation, and recorded with the results.
@@ -29,6 +29,7 @@ from moejax.cli.options import (
     Export,
     Fit,
     Info,
+    Merge,
     Predict,
     Report,
     Reproduce,
@@ -275,6 +276,20 @@ def _run_compare(command: Compare) -> None:
         _print_json(result)
 
 
+def _run_merge(command: Merge) -> None:
+    from moejax.sweep import commands
+
+    result = commands.merge(
+        command.folders,
+        out=command.out,
+        across_versions=command.across_versions,
+        keep_first=command.keep_first,
+        quiet=command.common.quiet or command.common.json,
+    )
+    if command.common.json:
+        _print_json(result)
+
+
 def _listed(names: str | None) -> list[str] | None:
     """The names of a list such as "a,b"; None if there is no list."""
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
@@ -344,6 +359,7 @@ _RUN = {
     Report: _run_report,
     Export: _run_export,
     Compare: _run_compare,
+    Merge: _run_merge,
     Reproduce: _run_reproduce,
     Activations: _run_activations,
     Info: _run_info,

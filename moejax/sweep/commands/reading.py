@@ -1,8 +1,10 @@
-"""Commands that read run folders: status, export, report and compare."""
+"""Commands that read run folders: status, export, report, compare and merge."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,3 +128,36 @@ def compare(
         "unpaired": comparison.unpaired.to_dict("records"),
         "notes": list(comparison.notes),
     }
+
+
+def merge(
+    folders: Sequence[Path],
+    *,
+    out: Path,
+    across_versions: bool = False,
+    keep_first: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Write the trials of several run folders into a new one, which every other command takes.
+
+    Args:
+        folders: the run folders, which stay unchanged.
+        out: the new folder.
+        across_versions: if true, results of different versions or sources of moejax, or of JAX, may be merged.
+        keep_first: if true, the first of different numbers of one trial is kept.
+        quiet: print nothing.
+
+    Raises:
+        ValueError: specs that contradict each other; OSError: a store, or numbers that differ.
+    """
+    from moejax.sweep.execution.provenance import check_mergeable
+    from moejax.sweep.store.merge import merge_stores
+
+    check = functools.partial(check_mergeable, across_versions=across_versions)
+    done = merge_stores(folders, out, check, keep_first=keep_first, command=sys.argv)
+    tables = make_console(quiet=quiet)
+    line = f"{out}: {done.trials:,} trials of {done.cells:,} cells from {len(folders)} runs"
+    line += f"; {done.duplicates:,} trials in several runs are kept once" if done.duplicates else ""
+    line += f"; {done.replaced:,} without a result have one in another run" if done.replaced else ""
+    tables.print(line, soft_wrap=True)
+    return {"folder": str(out), **dataclasses.asdict(done)}

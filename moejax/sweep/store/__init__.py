@@ -1,3 +1,3 @@
-"""The SQLite store of results: writing, reading, checking and repairing it."""
+"""The SQLite store of results: writing, reading, checking, repairing and merging it."""
 
-__all__ = ["digests", "lock", "read", "repair", "schema", "soundness", "store"]
+__all__ = ["digests", "filters", "lock", "merge", "read", "repair", "schema", "soundness", "store"]
