@@ -19,6 +19,9 @@ Platform = Annotated[Literal["cpu", "gpu", "tpu"] | None, arg(metavar="{cpu,gpu,
 Precision = Annotated[
     Literal["float32", "float64"] | None, arg(metavar="{float32,float64}", help_behavior_hint="")
 ]
+OptionalPivot = Annotated[
+    tuple[str, str, str] | None, arg(metavar="ROWS COLUMNS VALUE", help_behavior_hint="")
+]
 DecimalSign = Annotated[Literal[".", ","] | None, arg(metavar="SIGN", help_behavior_hint="")]
 
 
@@ -179,6 +182,12 @@ class Report:
     """Write summary tables, figures and a self-contained report.html into a run folder."""
 
     folder: Positional[Path]
+    where: OptionalText = None
+    """A condition on fields, such as "noise_std < 0.2 and method == 'spectral_em'": the report is on these cells only."""
+    pivot: OptionalPivot = None
+    """Add a table: fields of its rows, fields of its columns, and a metric, as for `moejax export`; pivot.csv has it too."""
+    out: OptionalPath = None
+    """Folder of the files; default: the run folder, or with --where its subfolder `selection`."""
     common: CommonOptions = Common()
 
 
@@ -189,6 +198,11 @@ class Export:
     folder: Positional[Path]
     file: Positional[Path]
     """FILE.csv, FILE.csv.gz or FILE.parquet; - is CSV on stdout."""
+    where: OptionalText = None
+    """A condition on the columns, such as "noise_std < 0.2 and method == 'spectral_em'"."""
+    pivot: OptionalPivot = None
+    """Fields of the rows, fields of the columns, and a metric, as in num_samples method recovery_error; STATISTIC:METRIC takes
+    mean or rmse instead of the median; success_rate and trials are values too."""
     common: CommonOptions = Common()
 
 

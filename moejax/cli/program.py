@@ -246,7 +246,13 @@ def _run_status(command: Status) -> None:
 def _run_report(command: Report) -> None:
     from moejax.sweep import commands
 
-    result = commands.report(command.folder, quiet=command.common.quiet or command.common.json)
+    result = commands.report(
+        command.folder,
+        where=command.where or "",
+        pivot=command.pivot,
+        out=command.out,
+        quiet=command.common.quiet or command.common.json,
+    )
     if command.common.json:
         _print_json(result)
 
@@ -254,7 +260,8 @@ def _run_report(command: Report) -> None:
 def _run_export(command: Export) -> None:
     from moejax.sweep import commands
 
-    commands.export(command.folder, command.file, quiet=command.common.quiet)
+    where, pivot = command.where or "", command.pivot
+    commands.export(command.folder, command.file, where=where, pivot=pivot, quiet=command.common.quiet)
 
 
 def _run_compare(command: Compare) -> None:

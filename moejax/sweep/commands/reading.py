@@ -16,33 +16,57 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def write_results(folder: Path, *, page: bool = False) -> tuple[pd.DataFrame, list[Path]]:
+SELECTION_NAME = "selection"
+"""Subfolder of a run folder for the report on a part of its cells."""
+
+
+def write_results(
+    folder: Path,
+    *,
+    page: bool = False,
+    where: str = "",
+    pivoted: tuple[str, pd.DataFrame] | None = None,
+    out: Path | None = None,
+) -> tuple[pd.DataFrame, list[Path]]:
     """Write summary.csv and the figures into a run folder, and report.html if `page`, before anything is printed.
+
+    Args:
+        folder: the run folder.
+        page: write report.html too.
+        where: a condition on the fields; the results are those of the cells that meet it.
+        pivoted: title and table of a pivot, for the page and for pivot.csv.
+        out: the folder of the files; None: the run folder.
 
     Returns:
         The summary, and the files.
 
     Raises:
-        StoreError: the folder cannot be read or written.
+        ValueError: the condition is not accepted. StoreError: the folder cannot be read or written.
     """
     from moejax.files import write_whole
     from moejax.pictures import own_style
     from moejax.sweep.report.summary import summarise
+    from moejax.sweep.store.export import write_table
     from moejax.sweep.store.schema import StoreError
 
-    summary, path = summarise(folder), folder / "summary.csv"
+    summary, out = summarise(folder, where), folder if out is None else out
+    path = out / "summary.csv"
     with own_style():
         from moejax.sweep.report.figures import make_figures, write_figures
         from moejax.sweep.report.page import write_report
 
         figures = make_figures(summary)
         try:
+            out.mkdir(parents=True, exist_ok=True)
             write_whole(path, lambda path: summary.to_csv(path, index=False))
-            written = [path, *write_figures(figures, folder)]
+            written = [path, *write_figures(figures, out)]
         except OSError as error:
-            raise StoreError(f"{folder}: the summary cannot be written: {error.strerror or error}") from None
+            raise StoreError(f"{out}: the summary cannot be written: {error.strerror or error}") from None
+        if pivoted is not None:
+            write_table(pivoted[1], out / "pivot.csv")
+            written.append(out / "pivot.csv")
         if page:
-            written.append(write_report(folder, summary, figures))
+            written.append(write_report(folder, summary, figures, out=out, where=where, pivoted=pivoted))
     return summary, written
 
 
@@ -67,28 +91,62 @@ def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
     return result
 
 
-def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
-    """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or to stdout for `-`; returns the number of rows."""
-    from moejax.sweep.store.read import STDOUT, export_table
+def export(
+    folder: Path, file: Path, *, where: str = "", pivot: Sequence[str] | None = None, quiet: bool = False
+) -> int:
+    """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or to stdout for `-`; returns the number of rows.
 
-    rows = export_table(folder, file)
+    `where` and `pivot` are those of `moejax.sweep.export_table`.
+    """
+    from moejax.sweep.store.export import STDOUT, export_table
+
+    rows = export_table(folder, file, where=where, pivot=pivot)
     if file != STDOUT:
         make_console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
     return rows
 
 
-def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
+def report(
+    folder: Path,
+    *,
+    where: str = "",
+    pivot: Sequence[str] | None = None,
+    out: Path | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Write summary.csv, the figures and report.html into a run folder, and print the summary.
 
     It works on a sweep that is running or was stopped: missing trials are shown as missing.
 
+    Args:
+        folder: the run folder.
+        where: a condition on the fields: the report is on the cells that meet it.
+        pivot: a table to add, as for `moejax.sweep.export_table`.
+        out: the folder of the files; None: the run folder, or with `where` its subfolder `selection`, so that the report on all
+            cells stays.
+        quiet: print nothing.
+
     Raises:
-        OSError: there is no store, or the folder cannot be written.
+        ValueError: the condition or the pivot is not accepted. OSError: there is no store, or the folder cannot be written.
     """
+    from moejax.sweep.report.terminal import print_pivot
+    from moejax.sweep.store.filters import matching_rows
+    from moejax.sweep.store.pivot import Pivot
+    from moejax.sweep.store.read import load
+
     folder = Path(folder)
+    if out is None:
+        out = folder / SELECTION_NAME if where else folder
+    pivoted = None
+    if pivot is not None:
+        table = matching_rows(load(folder), where)
+        asked = Pivot.parse(pivot, table)
+        pivoted = (asked.title, asked.of(table))
     tables = make_console(quiet=quiet)
-    summary, written = write_results(folder, page=True)
+    summary, written = write_results(folder, page=True, where=where, pivoted=pivoted, out=out)
     print_results(tables, summary, written[:-1])
+    if pivoted is not None:
+        print_pivot(tables, *pivoted)
     tables.print(f"report: {written[-1]}", soft_wrap=True)
     return {"folder": str(folder), "written": [str(path) for path in written]}
 
@@ -110,7 +168,7 @@ def compare(
     """
     from moejax.sweep.report.comparison import compare as compared
     from moejax.sweep.report.terminal import print_comparison
-    from moejax.sweep.store.read import check_table_name, write_table
+    from moejax.sweep.store.export import check_table_name, write_table
 
     if out is not None:
         check_table_name(out)

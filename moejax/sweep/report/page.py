@@ -17,11 +17,18 @@ from moejax.console import duration, printable, shorten
 from moejax.files import write_whole
 from moejax.model.metrics import SUCCESS_THRESHOLD
 from moejax.sweep.report.figures import NamedFigure, picture_name
-from moejax.sweep.report.status import Status, read_status
-from moejax.sweep.report.summary import ESTIMATES, SUCCESS_METRIC, percent, swept_fields, with_error
+from moejax.sweep.report.status import read_status
+from moejax.sweep.report.summary import (
+    ESTIMATES,
+    SUCCESS_METRIC,
+    percent,
+    shown_pivot,
+    swept_fields,
+    with_error,
+)
 from moejax.sweep.spec.fields import METHOD_FIELD, show
 from moejax.sweep.spec.precision import PrecisionRule
-from moejax.sweep.store.read import load_runs
+from moejax.sweep.store.read import FIELD_COLUMNS, load_runs
 from moejax.sweep.store.schema import StoreError
 
 REPORT_NAME = "report.html"
@@ -43,18 +50,29 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: 13px; }
 """
 
 
-def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]) -> Path:
+def write_report(
+    folder: Path,
+    summary: pd.DataFrame,
+    figures: list[NamedFigure],
+    *,
+    out: Path | None = None,
+    where: str = "",
+    pivoted: tuple[str, pd.DataFrame] | None = None,
+) -> Path:
     """Write report.html into a run folder; returns its path.
 
     Args:
         folder: the run folder.
         summary: from `moejax.sweep.report.summary.summarise`.
-        figures: figures whose PNGs are already in the folder.
+        figures: figures whose PNGs are already in the folder of the page.
+        out: the folder of the page; None: the run folder.
+        where: the condition that the cells of the summary meet.
+        pivoted: title and table of a pivot.
 
     Raises:
         StoreError: the file cannot be written.
     """
-    runs = load_runs(folder)
+    runs, out = load_runs(folder), folder if out is None else out
     spec = json.loads(runs[-1]["spec"]) if runs else {"name": folder.name, "precision": None, "seed": 0}
     recovery = summary[summary["metric"] == SUCCESS_METRIC]
     axes = swept_fields(recovery)
@@ -62,14 +80,16 @@ def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]
         [
             f"<h1>{_text(spec['name'])}</h1>",
             f"<p class=lead>{_text(_lead(recovery, spec))}</p>",
-            *(_figure(folder / picture_name(figures, i), named.caption) for i, named in enumerate(figures)),
+            *([f"<p>Only cells with <code>{_text(where)}</code>.</p>"] if where else []),
+            *(_figure(out / picture_name(figures, i), named.caption) for i, named in enumerate(figures)),
             "<h2>Recovery error and success</h2>",
             "<p>Median of the recovery error 1 − min cos over trials, ± its Monte Carlo standard error, and "
             f"the share of trials with an error below {SUCCESS_THRESHOLD} (a trial without a number is none). Shaded: some "
             "trials failed or are missing.</p>",
             _method_table(recovery, axes),
+            *([] if pivoted is None else _pivot(*pivoted)),
             "<h2>Failed and missing</h2>",
-            _trouble(recovery, axes, read_status(folder)),
+            _trouble(recovery, axes, read_status(folder).failures if not where else []),
             "<h2>All metrics</h2>",
             "<p>Every estimate ± its Monte Carlo standard error (Morris, White, Crowther 2019; medians: "
             "Maritz, Jarrett 1978). The same, for all cells and fields, is in <code>summary.csv</code>.</p>",
@@ -78,7 +98,7 @@ def write_report(folder: Path, summary: pd.DataFrame, figures: list[NamedFigure]
             _provenance(runs),
         ]
     )
-    path = folder / REPORT_NAME
+    path = out / REPORT_NAME
     document = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -138,7 +158,7 @@ def _median(cell: Mapping[Hashable, Any]) -> str:
     return with_error(cell["median"], cell["median_mcse"])
 
 
-def _trouble(recovery: pd.DataFrame, axes: Sequence[str], status: Status) -> str:
+def _trouble(recovery: pd.DataFrame, axes: Sequence[str], failures: Sequence[tuple[str, int]]) -> str:
     bad = recovery[(recovery["failed"] > 0) | (recovery["missing"] > 0)]
     if bad.empty:
         return "<p>None: every planned trial was run, and none failed.</p>"
@@ -153,8 +173,18 @@ def _trouble(recovery: pd.DataFrame, axes: Sequence[str], status: Status) -> str
         )
         for record in bad.to_dict("records")
     ]
-    reasons = "".join(f"<li>{count:,} × {_text(shorten(reason))}</li>" for reason, count in status.failures)
+    reasons = "".join(f"<li>{count:,} × {_text(shorten(reason))}</li>" for reason, count in failures)
     return f"<ul>{reasons}</ul>" + _table(heads, body, texts=len(axes) + 1)
+
+
+def _pivot(title: str, table: pd.DataFrame) -> list[str]:
+    shown = shown_pivot(table)
+    body = [(False, list(row)) for row in shown.itertuples(index=False)]
+    texts = sum(name in FIELD_COLUMNS or name == METHOD_FIELD for name in shown)
+    return [
+        f"<h2>{_text(title[0].upper() + title[1:])}</h2>",
+        _table([str(name) for name in shown], body, texts=texts),
+    ]
 
 
 def _metric_table(summary: pd.DataFrame, axes: Sequence[str]) -> str:

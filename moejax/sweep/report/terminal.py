@@ -14,8 +14,9 @@ from moejax.sweep.plan.estimate import BucketTiming, total_seconds
 from moejax.sweep.plan.plan import Plan
 from moejax.sweep.report.comparison import BEYOND, Comparison
 from moejax.sweep.report.status import Status
-from moejax.sweep.report.summary import SUCCESS_METRIC, percent, swept_fields, with_error
+from moejax.sweep.report.summary import SUCCESS_METRIC, percent, shown_pivot, swept_fields, with_error
 from moejax.sweep.spec.fields import METHOD_FIELD, SHORT, show
+from moejax.sweep.store.read import FIELD_COLUMNS
 
 MAX_ROWS = 60
 MAX_UNPAIRED = 5
@@ -117,6 +118,20 @@ def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool)
             *("\n".join(lines) for lines in zip(*methods, strict=True)),
         )
     return screen
+
+
+def print_pivot(console: Console, title: str, table: pd.DataFrame) -> None:
+    """A pivot, every estimate with its Monte Carlo standard error."""
+    console.print(title, soft_wrap=True)
+    shown = shown_pivot(table)
+    screen = Table(box=None, pad_edge=False, header_style="bold")
+    for name in shown:
+        screen.add_column(str(name), justify="left" if name in FIELD_COLUMNS else "right", no_wrap=True)
+    for row in shown.head(MAX_ROWS).itertuples(index=False):
+        screen.add_row(*row)
+    console.print(screen)
+    if len(shown) > MAX_ROWS:
+        console.print(f"... and {len(shown) - MAX_ROWS} more rows: see pivot.csv")
 
 
 def _plain(value: object) -> str:

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import sqlite3
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from moejax.checks import require
-from moejax.files import write_whole
 from moejax.sweep import trial as core
 from moejax.sweep.plan.chunks import ENGINE_STATUS_REASONS
 from moejax.sweep.spec.fields import ALGORITHM_FIELDS, DATA_FIELDS, METHOD_FIELD
@@ -25,7 +23,6 @@ from moejax.sweep.store.digests import DIGEST_COLUMN
 from moejax.sweep.store.schema import STORE_NAME, StoreError, clear_errors, columns_of, connect_for_reading
 from moejax.sweep.store.soundness import check_store
 
-STDOUT = Path("-")
 ARRAY_NAMES = ("history", "path")
 """Names that the field `record` of a spec may list."""
 FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
@@ -285,66 +282,3 @@ def load_runs(folder: Path | str) -> list[dict[str, Any]]:
         }
         for provenance, started, wall, compiling, devices, trials in rows
     ]
-
-
-def export_table(folder: Path | str, file: Path | str) -> int:
-    """Write the table of trials to a file and return the number of rows.
-
-    Args:
-        folder: a run folder.
-        file: FILE.csv, FILE.csv.gz or FILE.parquet; `-` is CSV on stdout.
-
-    Raises:
-        ValueError: the name has another ending.
-        StoreError: the store or the file cannot be used.
-
-    Examples:
-        >>> moejax.sweep.export_table("runs/quickstart", "table.csv") == len(moejax.sweep.load("runs/quickstart"))
-        True
-    """
-    check_table_name(file)
-    table = load(folder)
-    write_table(table, file)
-    return len(table)
-
-
-def check_table_name(file: Path | str) -> None:
-    """Refuse a file name whose ending stands for no format of tables.
-
-    Raises:
-        ValueError: it is none of .csv, .csv.gz, .parquet, and not `-`.
-    """
-    file = Path(file)
-    if file != STDOUT and not file.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
-        raise ValueError(
-            f"{file}: unknown format {file.suffix!r}: expected a name that ends in .csv, .csv.gz or .parquet, or - for stdout"
-        )
-
-
-def write_table(table: pd.DataFrame, file: Path | str) -> None:
-    """Write any table to FILE.csv, FILE.csv.gz or FILE.parquet, or as CSV to stdout for `-`; lists become text.
-
-    Raises:
-        ValueError: the name has another ending.
-        StoreError: the file cannot be written.
-    """
-    check_table_name(file)
-    file = Path(file)
-    name = file.name.lower()
-    for column in table:
-        if table[column].map(lambda value: isinstance(value, tuple)).any():
-            table = table.assign(**{str(column): table[column].map(_tuple_text)})
-    if file == STDOUT:
-        table.to_csv(sys.stdout, index=False)
-        return
-    packed: dict[str, Any] = {"compression": {"method": "gzip", "mtime": 0}} if name.endswith(".gz") else {}
-    write = table.to_parquet if name.endswith(".parquet") else table.to_csv
-    try:
-        write_whole(file, lambda path: write(path, index=False, **packed))
-    except OSError as error:
-        raise StoreError(f"{file}: cannot be written: {error.strerror or error}") from None
-
-
-def _tuple_text(value: Any) -> Any:
-    """Lists and single numbers share a column: as text they fit both file formats."""
-    return json.dumps(list(value)) if isinstance(value, tuple) else value if value is None else str(value)
