@@ -252,12 +252,14 @@ class Reproduce:
     """Experiments; default: all."""
     quick: bool = False
     """The small version of each, all as one sweep: minutes. It never replaces the results of a full run."""
+    verify: bool = False
+    """Remake a random tenth of the committed tables at another rounding, and compare every number of their sentences."""
     root: Path = Path()
     """Folder with experiments/ and sweeps/; default: here."""
     seed: OptionalInt = None
-    """A seed that replaces the specs' own; its results go to separate folders."""
+    """A seed that replaces the specs' own; its results go to separate folders. With --verify, the seed of the choice."""
     out: OptionalPath = None
-    """Folder of the results; default ROOT/results."""
+    """Folder of the results; default ROOT/results. With --verify, of the committed ones."""
     workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     dry_run: bool = False

@@ -306,10 +306,24 @@ def _run_reproduce(command: Reproduce) -> None:
     from moejax.reproduce.runner import reproduce
 
     options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
-    common = options.pop("common")
+    common, verifies = options.pop("common"), options.pop("verify")
     # the time of a quick run is nearly all compilation, that of a whole one half
     prepare = functools.partial(_own_process_of_many_programs, level=0 if command.quick else 1)
-    reproduce(**options, quiet=common.quiet, as_json=common.json, own_process=prepare)
+    if not verifies:
+        reproduce(**options, quiet=common.quiet, as_json=common.json, own_process=prepare)
+        return
+    from moejax.cli.rounding import round_like_another_machine
+    from moejax.reproduce.verify import verify
+
+    for name in ("dry_run", "across_versions"):
+        if options.pop(name):
+            raise ValueError(f"--{name.replace('_', '-')}: does not go with --verify")
+
+    def rounded(place: Place) -> None:
+        prepare(place)
+        round_like_another_machine()
+
+    verify(**options, quiet=common.quiet, as_json=common.json, own_process=rounded)
 
 
 def _run_activations(command: Activations) -> None:

@@ -29,6 +29,8 @@ class PlannedSweep:
     overrides: tuple[str, ...] = ()
     across_versions: bool = False
     """If true, the folder may hold results of other code."""
+    only: frozenset[int] | None = None
+    """The trials of every cell that run; None: all. A plan that stops by precision runs all."""
 
 
 def run_sweeps(
@@ -72,7 +74,7 @@ def run_sweeps(
                 note(repair_store(sweep.folder, check))
             store = stack.enter_context(contextlib.closing(Store(sweep.folder, check, note)))
             first = sum(len(part.plan.cells) for part in parts)
-            parts.append(Part(sweep.plan, store, first))
+            parts.append(Part(sweep.plan, store, first, sweep.only))
         workers.join(note)
         for part in parts:  # the folders are written from here on
             stack.enter_context(part.store)

@@ -68,6 +68,12 @@ class Part:
     store: Store
     first: int
     """Position of its first cell in the plan of all."""
+    only: frozenset[int] | None = None
+    """The trials of every cell that run; None: all of the plan."""
+
+    def left_out(self, target: int) -> set[int]:
+        """The trials below a target that do not run."""
+        return set() if self.only is None else set(range(target)) - self.only
 
 
 class Engine:
@@ -147,13 +153,18 @@ class Engine:
         for part in self._parts:
             committed = part.store.committed(None if rule is None else rule.metric)
             for position, have in enumerate(committed, part.first):
+                left_out: set[int] = set()
                 if rule is None:
-                    self._raise_target(position, part.plan.spec.first_target, have.values)
+                    target = part.plan.spec.first_target
+                    left_out = part.left_out(target) - have.values.keys()
+                    self._raise_target(position, target, have.values.keys() | left_out)
+                    self._trials_known -= len(left_out)
+                    self._work_known -= len(left_out) * self._work(position)
                 else:
                     self._values[position] = have.values
                     self._judge(position)
                 target = self._targets[position]
-                reused = target - self._left[position]
+                reused = target - self._left[position] - len(left_out)
                 self.summary.trials_reused += reused
                 self.summary.broken_before += sum(trial < target for trial in have.broken)
                 self._work_done += reused * self._work(position)
