@@ -62,7 +62,8 @@ def test_a_part_of_the_table(run, tmp_path):
     np.testing.assert_array_equal(part["recovery_error"], table.loc[chosen, "recovery_error"])
 
 
-def test_a_report_on_a_part_leaves_that_on_all(run, capsys):
+def test_a_report_on_a_part_leaves_that_on_all(run, capsys, monkeypatch):
+    monkeypatch.setattr("moejax.sweep.report.figures.make_figures", lambda summary: [])  # they take seconds
     program.main(["report", str(run), "--quiet"])
     whole = (run / "report.html").read_bytes()
     arguments = ["--where", "noise_std == 0.5", "--pivot", "num_samples", "method", "mean:gating_error"]

@@ -16,7 +16,9 @@ import pandas as pd
 from moejax.console import duration, printable, shorten
 from moejax.files import write_whole
 from moejax.model.metrics import SUCCESS_THRESHOLD
+from moejax.sweep.report.charts import charts_html
 from moejax.sweep.report.figures import NamedFigure, picture_name
+from moejax.sweep.report.page_script import TABLE_SCRIPT
 from moejax.sweep.report.status import read_status
 from moejax.sweep.report.summary import (
     ESTIMATES,
@@ -32,14 +34,21 @@ from moejax.sweep.store.read import FIELD_COLUMNS, load_runs
 from moejax.sweep.store.schema import StoreError
 
 REPORT_NAME = "report.html"
-MAX_TABLE_ROWS = 400
+MAX_TABLE_ROWS = 2000
 """Rows of a table in the page; all rows are in summary.csv."""
+POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
+"""The browser fetches nothing from any address. Vega compiles its expressions, which needs 'unsafe-eval'."""
 
 STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; color: #1a1a1a; background: #fff;
        margin: 2rem auto; max-width: 72rem; padding: 0 1.25rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
+thead th { position: sticky; top: 0; background: #fff; vertical-align: top; cursor: pointer; }
+th[aria-sort=ascending]::after { content: " ▲"; } th[aria-sort=descending]::after { content: " ▼"; }
+th select { font: inherit; font-weight: normal; max-width: 9rem; } p.bar { margin: .8rem 0 .3rem; color: #444; }
+p.bar input { font: inherit; padding: .15rem .4rem; width: 16rem; } h3 { font-size: 1rem; margin-bottom: .3rem; }
+div.scroll { max-height: 80vh; } .chart { overflow-x: auto; } .vega-bind { margin-right: 1rem; }
 p.lead { color: #444; margin-top: 0; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e3e3; }
@@ -82,6 +91,7 @@ def write_report(
             f"<p class=lead>{_text(_lead(recovery, spec))}</p>",
             *([f"<p>Only cells with <code>{_text(where)}</code>.</p>"] if where else []),
             *(_figure(out / picture_name(figures, i), named.caption) for i, named in enumerate(figures)),
+            charts_html(summary),
             "<h2>Recovery error and success</h2>",
             "<p>Median of the recovery error 1 − min cos over trials, ± its Monte Carlo standard error, and "
             f"the share of trials with an error below {SUCCESS_THRESHOLD} (a trial without a number is none). Shaded: some "
@@ -102,8 +112,9 @@ def write_report(
     document = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<title>{_text(spec['name'])} – moejax sweep</title><style>{STYLE}</style></head>"
-        f"<body>{page}</body></html>"
+        f"<body>{page}<script>{TABLE_SCRIPT}</script></body></html>"
     )
     try:
         write_whole(path, lambda file: file.write_text(document, encoding="utf-8", errors="backslashreplace"))
@@ -144,18 +155,26 @@ def _method_table(recovery: pd.DataFrame, axes: Sequence[str]) -> str:
         rows.setdefault(setting, {})[record[METHOD_FIELD]] = record
     body = []
     for setting, cells in rows.items():
-        entries = list(setting)
+        entries: list[Entry] = list(setting)
         for method in methods:
             cell = cells.get(method)
-            entries += ["", ""] if cell is None else [_median(cell), percent(cell["success_rate"])]
+            entries += (
+                ["", ""]
+                if cell is None
+                else [
+                    _estimate(cell, "median"),
+                    _estimate(cell, "success_rate", as_percent=True),
+                ]
+            )
         bad = any(cell["failed"] or cell["missing"] for cell in cells.values())
         body.append((bad, entries))
     heads = [*axes, *(head for method in methods for head in (method, "success"))]
     return _table(heads, body, texts=len(axes))
 
 
-def _median(cell: Mapping[Hashable, Any]) -> str:
-    return with_error(cell["median"], cell["median_mcse"])
+def _estimate(record: Mapping[Hashable, Any], name: str, *, as_percent: bool = False) -> Entry:
+    value, mcse = float(record[name]), float(record[f"{name}_mcse"])
+    return percent(value) if as_percent else with_error(value, mcse), value, mcse
 
 
 def _trouble(recovery: pd.DataFrame, axes: Sequence[str], failures: Sequence[tuple[str, int]]) -> str:
@@ -197,21 +216,27 @@ def _metric_table(summary: pd.DataFrame, axes: Sequence[str]) -> str:
         "ended",
     ]
     body = []
-    for record in summary.head(MAX_TABLE_ROWS + 1).to_dict("records"):
-        estimates = (with_error(record[name], record[f"{name}_mcse"]) for name in ESTIMATES)
+    for record in summary.head(MAX_TABLE_ROWS).to_dict("records"):
+        estimates = (_estimate(record, name) for name in ESTIMATES)
         names = [_plain(record[name]) for name in (*axes, METHOD_FIELD)]
         body.append((False, [*names, record["metric"], f"{record['trials']:,}", *estimates, record["ended"]]))
     return _table(heads, body, texts=len(axes) + 2, total=len(summary))
 
 
+Entry = str | tuple[str, float, float]
+"""The text of a cell of a table; or the text of an estimate with its value and standard error, for sorting and for hover."""
+
+
 def _table(
-    heads: Sequence[str], body: Sequence[tuple[bool, Sequence[str]]], texts: int, total: int | None = None
+    heads: Sequence[str],
+    body: Sequence[tuple[bool, Sequence[Entry]]],
+    texts: int,
+    total: int | None = None,
+    *,
+    plain: bool = False,
 ) -> str:
-    def row(tag: str, entries: Iterable[str], shade: bool = False) -> str:
-        marked = (
-            f"<{tag}{' class=text' if index < texts else ''}>{_text(entry)}</{tag}>"
-            for index, entry in enumerate(entries)
-        )
+    def row(tag: str, entries: Iterable[Entry], shade: bool = False) -> str:
+        marked = (_cell(tag, entry, index < texts) for index, entry in enumerate(entries))
         return f"<tr{' class=bad' if shade else ''}>{''.join(marked)}</tr>"
 
     rows = "".join(row("td", entries, shade) for shade, entries in body[:MAX_TABLE_ROWS])
@@ -219,8 +244,22 @@ def _table(
     more = (
         f"<p>{total - MAX_TABLE_ROWS:,} more rows are in summary.csv.</p>" if total > MAX_TABLE_ROWS else ""
     )
+    sortable = " class=sortable" if len(body) > 1 and not plain else ""
     head = row("th", heads)
-    return f"<div class=scroll><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>{more}"
+    return (
+        f"<div class=scroll><table{sortable}><thead>{head}</thead><tbody>{rows}</tbody></table></div>{more}"
+    )
+
+
+def _cell(tag: str, entry: Entry, is_text: bool) -> str:
+    marks = " class=text" if is_text else ""
+    if isinstance(entry, tuple):
+        text, value, mcse = entry
+        if math.isfinite(value):
+            exact = f"{value:.7g}" + (f" ± {mcse:.3g}" if math.isfinite(mcse) else "")
+            marks += f' data-value="{value!r}" title="{exact}"'
+        entry = text
+    return f"<{tag}{marks}>{_text(entry)}</{tag}>"
 
 
 def _provenance(runs: Sequence[dict[str, Any]]) -> str:
@@ -241,7 +280,7 @@ def _provenance(runs: Sequence[dict[str, Any]]) -> str:
         ]
         body.append((False, entries))
     heads = ["started", "trials", "wall", "compiling", "workers", "device", "host", "commit", "versions"]
-    parts = [_table(heads, body, texts=len(heads))]
+    parts = [_table(heads, body, texts=len(heads), plain=True)]
     if runs:
         last = runs[-1]
         changes = "".join(f"\n# --set {override}" for override in last["overrides"])
