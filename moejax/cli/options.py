@@ -145,7 +145,8 @@ class Sweep:
     dry_run: bool = False
     """Print cells, compilations and memory; run nothing."""
     pilot: bool = False
-    """With --dry-run: time one chunk of every program and estimate the total time."""
+    """Time a trial of every method and activation first, and choose the chunk sizes by these times. With --dry-run: time one chunk
+    of every program and estimate the total time."""
     workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     set: UseAppendAction[tuple[str, ...]] = ()

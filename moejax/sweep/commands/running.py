@@ -134,7 +134,8 @@ def sweep(
     Args:
         spec: the TOML file.
         dry_run: print cells, compilations and memory; run and write nothing.
-        pilot: with dry_run, time one chunk of every program and estimate the total time.
+        pilot: with dry_run, time one chunk of every program and estimate the total time. Otherwise time a trial of every method
+            and activation first, and choose the chunk sizes by these times.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
         own_process: see `Place.prepare`.
@@ -145,11 +146,9 @@ def sweep(
             SystemExit: after Ctrl-C, SIGTERM or SIGHUP.
     """
     tables = make_console(quiet=quiet or as_json)
-    if pilot and not dry_run:
-        raise ValueError("--pilot: goes with --dry-run")
     with stopped_by_signals(), pinned_random_numbers():
         planned = _Run.planned(spec, SweepOptions(**options), own_process)
-        done = None if dry_run else _run_or_exit(planned, quiet)
+        done = None if dry_run else _run_or_exit(planned, quiet, pilot)
         result = _dry_run(planned, pilot, tables) if done is None else _tell(planned, done, tables)
         if as_json:
             print_json(result)
@@ -182,13 +181,21 @@ class _Run:
         folder = Path("runs") / checked.name if options.out is None else Path(options.out)
         return cls(options, place, PlannedSweep(plan, folder, tuple(options.set), options.across_versions))
 
-    def execute(self, notes: Console, quiet: bool) -> RunSummary:
-        """Run the missing trials; notes, and unless `quiet` the progress, go to the console `notes`."""
+    def execute(self, notes: Console, quiet: bool, pilot: bool = False) -> RunSummary:
+        """Run the missing trials; notes, and unless `quiet` the progress, go to the console `notes`.
+
+        With `pilot`, the chunk sizes follow from trials that are timed first.
+        """
         from moejax.sweep.execution.coordinator import run_sweeps
+        from moejax.sweep.execution.pilot import pilot_costs
         from moejax.sweep.report.progress import sweep_progress
 
         plan = self.sweep.plan
         settings = worker_settings(plan.plugins)
+        costs = None
+        if pilot:
+            configure(settings)
+            costs = pilot_costs(plan, settings, lambda line: notes.print(line, soft_wrap=True))
         chunks = sum(plan.chunks_of(bucket) for bucket in plan.buckets)
         with contextlib.closing(self.place.start_workers(chunks, settings)) as workers:
             return run_sweeps(
@@ -200,6 +207,8 @@ class _Run:
                 lambda line: notes.print(line, soft_wrap=True),
                 retry_failed=self.options.retry_failed,
                 repair=self.options.repair,
+                costs=costs,
+                limits=self.place.limits(self.options.vmap_width),
             )
 
     def refuse_if_nothing_worked(self, done: RunSummary) -> None:
@@ -213,11 +222,11 @@ class _Run:
             )
 
 
-def _run_or_exit(planned: _Run, quiet: bool) -> RunSummary:
+def _run_or_exit(planned: _Run, quiet: bool, pilot: bool) -> RunSummary:
     """Run. After a stop, print the trials that are kept and the command that resumes, and end the program."""
     notes = make_notes()
     try:
-        return planned.execute(notes, quiet)
+        return planned.execute(notes, quiet, pilot)
     except KeyboardInterrupt as stop:
         kept = getattr(stop, "__notes__", None)
         if not kept:  # no trial had begun

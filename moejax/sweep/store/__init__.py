@@ -1,6 +1,7 @@
 """The SQLite store of results: writing, reading, checking, repairing and merging it."""
 
 __all__ = [
+    "costs",
     "digests",
     "export",
     "filters",
