@@ -193,9 +193,7 @@ def _print_checks(session: _Sample, checks: Sequence[TableCheck]) -> None:
         )
     for check in checks:
         for number in check.numbers:
-            shift, errors = (
-                "" if math.isnan(value) else f"{value:+.1e}" for value in (number.shift, number.errors)
-            )
+            shift = "" if math.isnan(number.shift) else f"{number.shift:+.1e}" if number.shift else "0"
             errors = "" if math.isnan(number.errors) else f"{number.errors:.2f}"
             table.add_row(
                 f"{check.name} {number.name}", number.text, f"{number.rows:,}", shift, errors, number.verdict
