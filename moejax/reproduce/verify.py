@@ -127,6 +127,9 @@ def verify(
         session = _Sample(root, committed, seed or 0, quick, place, quiet or as_json)
         with stopped_by_signals():
             checks = _checks(session, results)
+    if not any(check.remade for check in checks[0]):
+        names = ", ".join(check.name for check in checks[0])
+        raise ValueError(f"--quick: no row of {names} is in the committed tables; verify without it")
     result = {
         "seed": seed or 0,
         "quick": quick,
@@ -152,7 +155,11 @@ def _checks(session: _Sample, results: Path) -> tuple[list[TableCheck], str]:
 
     def compare(experiment: ExperimentFile, table: Any, cells: Sequence[Mapping[str, Any]] | None) -> None:
         scratch = session.folder(experiment) / "remade"
-        checks.append(check_table(experiment, table, results / experiment.name, row_keys(cells), scratch))
+        checks.append(
+            check_table(
+                experiment, table, results / experiment.name, row_keys(cells), scratch, quick=session.quick
+            )
+        )
 
     session.notes.print(f"{session.num_programs} programs to compile on {session.place.description}")
     with contextlib.closing(
@@ -172,6 +179,12 @@ def _checks(session: _Sample, results: Path) -> tuple[list[TableCheck], str]:
 
 def _print_checks(session: _Sample, checks: Sequence[TableCheck]) -> None:
     for check in checks:
+        if not check.remade:
+            session.tables.print(
+                f"{check.name}: none of {check.unmatched:,} remade rows is in the committed table: --quick has other settings",
+                soft_wrap=True,
+            )
+            continue
         relative = (
             ""
             if math.isnan(check.relative_difference)

@@ -122,6 +122,8 @@ def test_rows_that_are_not_committed_are_counted(table, tmp_path):
     assert (check.remade, check.unmatched) == (8, 8)
     with pytest.raises(ValueError, match="none of 8 remade rows is in it: its spec has changed"):
         checked(tmp_path, other)
+    check = check_table(experiment(), other, tmp_path / "committed", KEYS, tmp_path / "scratch", quick=True)
+    assert (check.remade, check.unmatched, check.numbers) == (0, 8, ())
     (tmp_path / "committed" / "table.csv").unlink()
     with pytest.raises(ValueError, match="there is no such table"):
         checked(tmp_path, other)
