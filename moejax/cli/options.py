@@ -19,6 +19,9 @@ Platform = Annotated[Literal["cpu", "gpu", "tpu"] | None, arg(metavar="{cpu,gpu,
 Precision = Annotated[
     Literal["float32", "float64"] | None, arg(metavar="{float32,float64}", help_behavior_hint="")
 ]
+OptionalPivot = Annotated[
+    tuple[str, str, str] | None, arg(metavar="ROWS COLUMNS VALUE", help_behavior_hint="")
+]
 DecimalSign = Annotated[Literal[".", ","] | None, arg(metavar="SIGN", help_behavior_hint="")]
 
 
@@ -145,7 +148,8 @@ class Sweep:
     dry_run: bool = False
     """Print cells, compilations and memory; run nothing."""
     pilot: bool = False
-    """With --dry-run: time one chunk of every program and estimate the total time."""
+    """Time a trial of every method and activation first, and choose the chunk sizes by these times. With --dry-run: time one chunk
+    of every program and estimate the total time."""
     workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     set: UseAppendAction[tuple[str, ...]] = ()
@@ -182,6 +186,12 @@ class Report:
     """Write summary tables, figures and a self-contained report.html into a run folder."""
 
     folder: Positional[Path]
+    where: OptionalText = None
+    """A condition on fields, such as "noise_std < 0.2 and method == 'spectral_em'": the report is on these cells only."""
+    pivot: OptionalPivot = None
+    """Add a table: fields of its rows, fields of its columns, and a metric, as for `moejax export`; pivot.csv has it too."""
+    out: OptionalPath = None
+    """Folder of the files; default: the run folder, or with --where its subfolder `selection`."""
     common: CommonOptions = Common()
 
 
@@ -192,6 +202,49 @@ class Export:
     folder: Positional[Path]
     file: Positional[Path]
     """FILE.csv, FILE.csv.gz or FILE.parquet; - is CSV on stdout."""
+    where: OptionalText = None
+    """A condition on the columns, such as "noise_std < 0.2 and method == 'spectral_em'"."""
+    pivot: OptionalPivot = None
+    """Fields of the rows, fields of the columns, and a metric, as in num_samples method recovery_error; STATISTIC:METRIC takes
+    mean or rmse instead of the median; success_rate and trials are values too."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Paired differences of two runs, or of two methods of one run, on the trials that have the same data."""
+
+    run_a: Positional[Annotated[Path, arg(metavar="RUN_A")]]
+    """The run folder of A."""
+    run_b: Positional[Annotated[Path | None, arg(metavar="[RUN_B]", help_behavior_hint="")]] = None
+    """The run folder of B; default: RUN_A, with another method."""
+    metric: UseAppendAction[tuple[str, ...]] = ()
+    """A column of the trials' table; may be given several times; default: recovery_error."""
+    by: OptionalText = None
+    """Fields of a row, such as num_samples,noise_std; others are pooled. Default: all that vary."""
+    method_a: OptionalText = None
+    """The method of A; default: trials of equal methods are compared, or the only two of a run."""
+    method_b: OptionalText = None
+    """The method of B."""
+    where: OptionalText = None
+    """A condition on the trials of both sides, such as "noise_std < 0.2"."""
+    out: OptionalPath = None
+    """FILE.csv, FILE.csv.gz or FILE.parquet for the whole table."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """Merge run folders into a new one: runs on several machines, or of parts of a study."""
+
+    folders: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN RUN [RUN ..]", help_behavior_hint="")]]
+    """The run folders, which stay unchanged."""
+    out: Path
+    """The new folder."""
+    keep_first: bool = False
+    """Keep the first numbers of a trial that has different ones in several runs; default: refuse."""
+    across_versions: bool = False
+    """Merge results of different versions or sources of moejax, or of JAX."""
     common: CommonOptions = Common()
 
 
@@ -203,12 +256,14 @@ class Reproduce:
     """Experiments; default: all."""
     quick: bool = False
     """The small version of each, all as one sweep: minutes. It never replaces the results of a full run."""
+    verify: bool = False
+    """Remake a random tenth of the committed tables at another rounding, and compare every number of their sentences."""
     root: Path = Path()
     """Folder with experiments/ and sweeps/; default: here."""
     seed: OptionalInt = None
-    """A seed that replaces the specs' own; its results go to separate folders."""
+    """A seed that replaces the specs' own; its results go to separate folders. With --verify, the seed of the choice."""
     out: OptionalPath = None
-    """Folder of the results; default ROOT/results."""
+    """Folder of the results; default ROOT/results. With --verify, of the committed ones."""
     workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     dry_run: bool = False
@@ -258,6 +313,8 @@ Command = (
     | Annotated[Status, subcommand("status")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Merge, subcommand("merge")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Activations, subcommand("activations")]
     | Annotated[Families, subcommand("families")]
