@@ -54,7 +54,8 @@ class FitOptions:
         standardise: scale the labels of a homogeneous g for the fit, so that their unit does not matter; False fits the labels as
             given. (`moejax fit --no-standardise` also prints the results in the units of the data.)
         order: order of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
-        transform: kind of the label transforms: "weighted", "least_norm", "centred" or "polynomial" (docs/method.md).
+        transform: kind of the label transforms: "weighted", "relaxed" (fewer constraints at order 3 or 4, so less variance, but
+            more bias if the gates are not orthogonal to the experts), "least_norm", "centred" or "polynomial" (docs/method.md).
         num_restarts: restarts of the tensor power method.
         num_starts: random starts; None takes the method's own number (multistart at most 256, the others 1).
         start: start of "joint_em": "random" (experts uniform on the unit sphere) or "kmeans" (the same experts, improved by

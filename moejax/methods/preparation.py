@@ -80,7 +80,7 @@ def choose_orders(
     where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
     chosen = registered.order or order
     if chosen is not None:
-        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, chosen)
+        reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, chosen, kind)
         if reason:
             raise NoUsableOrderError(
                 f"order: {name} has no usable order {chosen} {where}: {reason}; {advice}"
@@ -91,8 +91,8 @@ def choose_orders(
         raise NoUsableOrderError(f"activation: {name} has no usable order {where}: {choice.reason}; {advice}")
     if choice.order is None:
         return Orders((), f"no moments: {choice.reason}")
-    others = (m for m in (3, 4) if optional and m != choice.order and not why_unusable(fn, noise_std, m))
-    return Orders((choice.order, *others), choice.reason)
+    others = [m for m in (3, 4) if m != choice.order and not why_unusable(fn, noise_std, m, kind)]
+    return Orders((choice.order, *(others if optional else ())), choice.reason)
 
 
 def transforms_at(
