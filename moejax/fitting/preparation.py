@@ -28,7 +28,7 @@ from moejax.methods.method import (
     require_slopes,
 )
 from moejax.methods.options import FitOptions, WeightsAre
-from moejax.methods.preparation import Orders, choose_orders, transforms_at
+from moejax.methods.preparation import Orders, choose_orders, third_transform_at, transforms_at
 from moejax.model.activations import get_activation
 from moejax.model.inputs import LogDensity
 from moejax.moments.score_tensors import AffineLogDensity
@@ -145,7 +145,7 @@ def prepare(
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
     _require_representable(y[sample.weights > 0], labels, noise_std, np.dtype(dtype))
-    orders, reason = (
+    orders, reason, needs_third = (
         Orders((), "no moments: several outputs")
         if several
         else choose_orders(
@@ -159,14 +159,23 @@ def prepare(
             kind=options.transform,
         )
     )
-    transforms = jax.device_put(
-        transforms_at(
-            fn,
-            0.0 if several else float(labels.noise_std),
-            orders,
-            options.transform,
-            num_experts,
-            normal_inputs=density is None,
+    # the third moment without whitening is that of normal inputs
+    third = (
+        third_transform_at(fn, float(labels.noise_std), num_experts)
+        if needs_third and density is None
+        else None
+    )
+    transforms, third = jax.device_put(
+        (
+            transforms_at(
+                fn,
+                0.0 if several else float(labels.noise_std),
+                orders,
+                options.transform,
+                num_experts,
+                normal_inputs=density is None,
+            ),
+            third,
         ),
     )
     config = MethodConfig(
@@ -190,7 +199,7 @@ def prepare(
         chunk_size=options.chunk_size,
     )
     least = _least_noise(sample, labels, least_noise) if config.noise == "per_expert" else None
-    problem = _problem(sample.weights, z, y, labels.noise_std, transforms, least)
+    problem = _problem(sample.weights, z, y, labels.noise_std, transforms, least)._replace(third=third)
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
@@ -231,7 +240,8 @@ def _require_consistent(sample: Sample, options: FitOptions, density: LogDensity
     if density is None:
         return
     words = f"None for method {method!r}, whose moments are those of normal inputs"
-    require(not registered.wide, "log_density", words, options.log_density)
+    normal = registered.wide or registered.moments == "third"
+    require(not normal, "log_density", words, options.log_density)
     num_inputs = len(input_roles(options, sample.x.shape[1]).experts)
     words = "None with expert_inputs, because it is a density of all inputs"
     require(num_inputs == sample.x.shape[1], "log_density", words, options.log_density)
@@ -268,7 +278,7 @@ def _require_rows(
     Raises:
         TooManyExpertsError: k is too large.
     """
-    if num_experts > rank and moments_of(method) == "required":
+    if num_experts > rank and moments_of(method) in ("required", "third"):
         raise TooManyExpertsError(
             f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
         )

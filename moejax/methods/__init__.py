@@ -4,6 +4,7 @@ from moejax.methods.from_moments import (
     EM_STEPS,
     EM_TOLERANCE,
     MOMENT_PASSES,
+    climbed_from,
     em_before_polish,
     polish_from,
     spectral,
@@ -37,6 +38,7 @@ from moejax.methods.method import (
 )
 from moejax.methods.spectral_wide import spectral_wide
 from moejax.methods.starts import label_mean, label_spread, random_starts, zero_gates
+from moejax.methods.third_moment import third_moment
 
 __all__ = [
     "EM_STEPS",
@@ -52,6 +54,7 @@ __all__ = [
     "SearchEnd",
     "Slopes",
     "Start",
+    "climbed_from",
     "em_before_polish",
     "finish",
     "gated_losses",
@@ -74,6 +77,7 @@ __all__ = [
     "spectral_em",
     "spectral_residual",
     "spectral_wide",
+    "third_moment",
     "with_path",
     "zero_gates",
 ]
@@ -84,6 +88,7 @@ register_method(
 )
 register_method("spectral_em", spectral_em, moments="required", slopes="polish", separate_inputs=True)
 register_method("spectral_wide", spectral_wide, moments="required", wide=True)
+register_method("third_moment", third_moment, moments="third", slopes="polish", separate_inputs=True)
 register_method("joint_em", joint_em_starts, moments="none", several_outputs=True, separate_inputs=True)
 register_method("gradient_nll", gradient_nll, moments="none")
 register_method("gradient_mse", gradient_mse, moments="none")

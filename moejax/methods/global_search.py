@@ -53,6 +53,7 @@ from moejax.methods.population import (
 from moejax.methods.search_plan import NEWCOMERS, SEARCH_SAMPLES, Plan, Search, plan_of
 from moejax.methods.stages import stage
 from moejax.methods.starts import label_mean, label_spread, random_starts
+from moejax.methods.third_moment import third_moment_experts, third_moment_passes
 from moejax.model.activations import ScalarFunction, activation_facts
 from moejax.model.mixture import MoEParams
 from moejax.moments.spectral import SpectralEstimate
@@ -130,7 +131,7 @@ def ridges_of(
 def spectral_starts(
     key: jax.Array, problem: Problem, config: MethodConfig
 ) -> tuple[MoEParams | None, SpectralEstimate | None, jax.Array]:
-    """Leaves (s, ..): experts from the moments of each order of transforms, with zero gates.
+    """Leaves (s, ..): experts from the moments of each order of transforms, or from the third alone, with zero gates.
 
     Returns:
         The starts; the moments' diagnostics, of the first order; () int32 passes over the data.
@@ -146,9 +147,13 @@ def spectral_starts(
         starts.append(start.params)
         estimates.append(start.spectral)
         num_passes = num_passes + start.num_iterations
+    if problem.third is not None:
+        starts.append(third_moment_experts(key, problem, config))
+        num_passes = num_passes + third_moment_passes(problem, config)
     if not starts:
         return None, None, num_passes
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimates[0], num_passes
+    estimate = estimates[0] if estimates else None
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimate, num_passes
 
 
 def in_single_precision(sample: Problem, fn: ScalarFunction) -> Problem:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,13 @@ import numpy as np
 
 from moejax.methods.method import lookup_method
 from moejax.model.activations import ActivationLike, ScalarFunction, activation_name, get_activation
-from moejax.moments.label_transforms import TransformKind
-from moejax.moments.orders import choose_order, transform_noise_std, why_unusable
+from moejax.moments.label_transforms import (
+    LabelTransform,
+    TransformKind,
+    traced_label_transforms,
+    transform_on_host,
+)
+from moejax.moments.orders import choose_order, transform_noise_range, transform_noise_std, why_unusable
 from moejax.moments.spectral import SpectralTransforms, host_transforms, traced_transforms
 
 FEWEST_ROWS_FOR_MOMENTS = 500
@@ -33,6 +38,8 @@ class Orders(NamedTuple):
     """The best first; empty if the method uses no moments here."""
     reason: str
     """The reason for these orders."""
+    third: bool = False
+    """True if the third moment is decomposed without whitening (`third_transform_at`)."""
 
 
 def choose_orders(
@@ -50,7 +57,8 @@ def choose_orders(
 
     A method that needs moments gets one order: its own, the one given, or the usable one with the least predicted error. A
     method for which moments are optional gets every usable order; it gets none if there are more experts than inputs, or if no
-    order was given and there are fewer than FEWEST_ROWS_FOR_MOMENTS rows.
+    order was given and there are fewer than FEWEST_ROWS_FOR_MOMENTS rows. If order 2, which whitening needs, is not usable but
+    order 3 is, such a method gets the third moment without whitening.
 
     Args:
         method: a registered name.
@@ -78,6 +86,12 @@ def choose_orders(
     fn, name = get_activation(activation), activation_name(activation)
     noise_std = transform_noise_std(fn, noise_std)
     where, advice = f"at noise_std {noise_std:.3g}", 'method="joint_em" uses no moments'
+    third = Orders((), "the third moment, without whitening", third=True)
+    if registered.moments == "third":
+        reason = why_unusable(fn, noise_std, 3, "relaxed")
+        if reason:
+            raise NoUsableOrderError(f"activation: {name} has no usable order 3 {where}: {reason}; {advice}")
+        return third
     chosen = registered.order or order
     if chosen is not None:
         reason = why_unusable(fn, noise_std, 2) or why_unusable(fn, noise_std, chosen, kind)
@@ -89,6 +103,12 @@ def choose_orders(
     choice = choose_order(fn, noise_std, kind=kind, dim=dim, num_experts=num_experts)
     if choice.order is None and not optional:
         raise NoUsableOrderError(f"activation: {name} has no usable order {where}: {choice.reason}; {advice}")
+    if (
+        choice.order is None
+        and why_unusable(fn, noise_std, 2)
+        and not why_unusable(fn, noise_std, 3, "relaxed")
+    ):
+        return third._replace(reason=f"{third.reason}: {choice.reason}")
     if choice.order is None:
         return Orders((), f"no moments: {choice.reason}")
     others = [m for m in (3, 4) if m != choice.order and not why_unusable(fn, noise_std, m, kind)]
@@ -119,3 +139,20 @@ def transforms_at(
     round_leaf = functools.partial(np.asarray, dtype=jnp.result_type(float))
     made = (host_transforms(fn, noise_std, m, kind, num_experts, normal_inputs=normal_inputs) for m in orders)
     return tuple(jax.tree.map(round_leaf, transforms) for transforms in made)
+
+
+def third_transform_at(
+    fn: ScalarFunction, noise_std: float | jax.Array, num_experts: int
+) -> LabelTransform[Any]:
+    """The label transform of `Problem.third`: the relaxed one of order 3, which exists for more activations than a full one.
+
+    Args:
+        fn: g.
+        noise_std: sigma, a number or traced, as in `transforms_at`.
+        num_experts: k.
+    """
+    if isinstance(noise_std, jax.Array):
+        smallest, _ = transform_noise_range(fn)
+        return traced_label_transforms(fn, noise_std, ((3, "relaxed"),), num_experts, smallest)[0]
+    made = transform_on_host(fn, transform_noise_std(fn, noise_std), 3, "relaxed", num_experts)
+    return jax.tree.map(functools.partial(np.asarray, dtype=jnp.result_type(float)), made)

@@ -114,6 +114,8 @@ class Search(NamedTuple):
 def plan_of(problem: Problem, config: MethodConfig) -> Plan:
     """The plan of the search for a problem."""
     num_random = DEFAULT_STARTS if config.num_starts is None else config.num_starts
-    num_spectral = (problem.transforms is not None) + len(problem.more_transforms)
+    num_spectral = (
+        (problem.transforms is not None) + len(problem.more_transforms) + (problem.third is not None)
+    )
     num_rows = min(problem.x.shape[0], SEARCH_SAMPLES)
     return Plan.of(num_random, num_spectral, config.num_experts, num_rows)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.methods.method import Start
-from moejax.methods.preparation import choose_orders, transforms_at
+from moejax.methods.preparation import choose_orders, third_transform_at, transforms_at
 from moejax.model.activations import get_activation
 from moejax.model.instances import InstanceScales
 from moejax.model.metrics import Metric, registered_metrics
-from moejax.moments.label_transforms import TransformKind
+from moejax.moments.label_transforms import LabelTransform, TransformKind
 from moejax.moments.spectral import SpectralTransforms
 from moejax.registry import State, registered_state
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, norms_of_experts
@@ -53,6 +53,8 @@ class TrialSpec:
     """State of the registries, so that a name with a different function gives a different program."""
     metrics: tuple[tuple[str, Metric], ...] = ()
     """Registered metrics, by name."""
+    third: bool = False
+    """True if the third moment is decomposed without whitening."""
 
 
 class Hyperparameters(NamedTuple):
@@ -63,6 +65,8 @@ class Hyperparameters(NamedTuple):
     scales: InstanceScales[Any]
     transforms: tuple[SpectralTransforms, ...]
     """Transforms for each order at the known noise; empty if the trial estimates the noise."""
+    third: LabelTransform[Any] | None = None
+    """Transform of a third moment without whitening, at the known noise."""
 
 
 def static_spec(
@@ -107,7 +111,7 @@ def _static_spec(
 ) -> TrialSpec:
     fit_activation = algorithm.fit_activation or activation
     fit_num_experts = num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
-    orders, _ = choose_orders(
+    orders, _, third = choose_orders(
         algorithm.method,
         fit_activation,
         noise_std,
@@ -140,6 +144,7 @@ def _static_spec(
         record_path="path" in algorithm.record,
         registered=registered,
         metrics=metrics,
+        third=third,
     )
 
 
@@ -156,7 +161,12 @@ def prepare(
     spec = static_spec(data, algorithm, padded_num_samples)
     dtype = jnp.result_type(float)
     transforms: tuple[SpectralTransforms, ...] = ()
+    third = None
     if spec.noise_knowledge == "known":
+        if spec.third:
+            third = third_transform_at(
+                get_activation(spec.fit_activation), data.noise_std, spec.fit_num_experts
+            )
         transforms = transforms_at(
             get_activation(spec.fit_activation),
             data.noise_std,
@@ -171,7 +181,7 @@ def prepare(
         expert_correlation=np.asarray(data.expert_correlation, dtype),
         expert_norms=np.asarray(norms_of_experts(data), dtype),
     )
-    return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms)
+    return spec, Hyperparameters(np.asarray(data.num_samples, np.int32), scales, transforms, third)
 
 
 def trial_memory_bytes(spec: TrialSpec) -> int:

@@ -19,7 +19,7 @@ from moejax.checks import require
 from moejax.environment import PRNG, runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.methods.method import MethodConfig, MethodResult, Problem, get_method
-from moejax.methods.preparation import transforms_at
+from moejax.methods.preparation import third_transform_at, transforms_at
 from moejax.model.activations import get_activation
 from moejax.model.inputs import get_input_distribution
 from moejax.model.instances import random_params
@@ -114,10 +114,13 @@ def posed(
     """The arguments of the trial's method, with label transforms and noise level."""
     fn = get_activation(spec.fit_activation)
     transforms, noise_std = hyperparameters.transforms, hyperparameters.scales.noise_std
+    third = hyperparameters.third
     if spec.noise_knowledge == "estimated":
         noise_std = estimate_noise_std(data.y, data.weights, fn=fn)
         if spec.transform is not None:
             transforms = transforms_at(fn, noise_std, spec.orders, spec.transform, spec.fit_num_experts)
+        if spec.third:
+            third = third_transform_at(fn, noise_std, spec.fit_num_experts)
     config = MethodConfig(
         economical=True,
         fn=fn,
@@ -133,7 +136,8 @@ def posed(
         record_path=spec.record_path,
     )
     first = transforms[0] if transforms else None
-    return Problem(data.x, data.y, data.weights, noise_std, first, transforms[1:]), config
+    problem = Problem(data.x, data.y, data.weights, noise_std, first, transforms[1:], third=third)
+    return problem, config
 
 
 def measured(
