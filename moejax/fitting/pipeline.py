@@ -58,7 +58,7 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     average: int = FitOptions.average,
     standardise: bool = FitOptions.standardise,
     order: int | None = FitOptions.order,
-    transform: TransformKind = FitOptions.transform,
+    transform: TransformKind | None = FitOptions.transform,
     num_restarts: int = FitOptions.num_restarts,
     num_starts: int | None = FitOptions.num_starts,
     start: Start = FitOptions.start,

@@ -28,7 +28,13 @@ from moejax.methods.method import (
     require_slopes,
 )
 from moejax.methods.options import FitOptions, WeightsAre
-from moejax.methods.preparation import Orders, choose_orders, third_transform_at, transforms_at
+from moejax.methods.preparation import (
+    Orders,
+    choose_orders,
+    third_transform_at,
+    transform_kind,
+    transforms_at,
+)
 from moejax.model.activations import get_activation
 from moejax.model.inputs import LogDensity
 from moejax.moments.score_tensors import AffineLogDensity
@@ -145,6 +151,7 @@ def prepare(
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
     _require_representable(y[sample.weights > 0], labels, noise_std, np.dtype(dtype))
+    kind = transform_kind(options.transform, method, options.num_residual_passes)
     orders, reason, needs_third = (
         Orders((), "no moments: several outputs")
         if several
@@ -156,28 +163,15 @@ def prepare(
             dim=rank,
             num_experts=num_experts,
             order=options.order,
-            kind=options.transform,
+            kind=kind,
         )
     )
+    normal_inputs = density is None
+    level = 0.0 if several else float(labels.noise_std)
+    transforms = transforms_at(fn, level, orders, kind, num_experts, normal_inputs=normal_inputs)
     # the third moment without whitening is that of normal inputs
-    third = (
-        third_transform_at(fn, float(labels.noise_std), num_experts)
-        if needs_third and density is None
-        else None
-    )
-    transforms, third = jax.device_put(
-        (
-            transforms_at(
-                fn,
-                0.0 if several else float(labels.noise_std),
-                orders,
-                options.transform,
-                num_experts,
-                normal_inputs=density is None,
-            ),
-            third,
-        ),
-    )
+    third = third_transform_at(fn, level, num_experts) if needs_third and normal_inputs else None
+    transforms, third = jax.device_put((transforms, third))
     config = MethodConfig(
         fn=fn,
         num_experts=num_experts,

@@ -1,5 +1,6 @@
 """The methods: each is a registered function from a sample to an estimate."""
 
+from moejax.methods.annealed import annealed_em
 from moejax.methods.from_moments import (
     EM_STEPS,
     EM_TOLERANCE,
@@ -54,6 +55,7 @@ __all__ = [
     "SearchEnd",
     "Slopes",
     "Start",
+    "annealed_em",
     "climbed_from",
     "em_before_polish",
     "finish",
@@ -89,6 +91,7 @@ register_method(
 register_method("spectral_em", spectral_em, moments="required", slopes="polish", separate_inputs=True)
 register_method("spectral_wide", spectral_wide, moments="required", wide=True)
 register_method("third_moment", third_moment, moments="third", slopes="polish", separate_inputs=True)
+register_method("annealed_em", annealed_em, moments="optional", separate_inputs=True)
 register_method("joint_em", joint_em_starts, moments="none", several_outputs=True, separate_inputs=True)
 register_method("gradient_nll", gradient_nll, moments="none")
 register_method("gradient_mse", gradient_mse, moments="none")

@@ -56,6 +56,7 @@ class FitOptions:
         order: order of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
         transform: kind of the label transforms: "weighted", "relaxed" (fewer constraints at order 3 or 4, so less variance, but
             more bias if the gates are not orthogonal to the experts), "least_norm", "centred" or "polynomial" (docs/method.md).
+            None: "relaxed" if there are residual passes, which remove that bias, and else "weighted".
         num_restarts: restarts of the tensor power method.
         num_starts: random starts; None takes the method's own number (multistart at most 256, the others 1).
         start: start of "joint_em": "random" (experts uniform on the unit sphere) or "kmeans" (the same experts, improved by
@@ -94,7 +95,7 @@ class FitOptions:
     average: int = 1
     standardise: bool = True
     order: int | None = None
-    transform: TransformKind = "weighted"
+    transform: TransformKind | None = None
     num_restarts: int = 16
     num_starts: int | None = None
     start: Start = "random"

@@ -42,6 +42,20 @@ class Orders(NamedTuple):
     """True if the third moment is decomposed without whitening (`third_transform_at`)."""
 
 
+def transform_kind(
+    kind: TransformKind | None, method: str, num_residual_passes: int | None = None
+) -> TransformKind:
+    """The kind of the label transforms: the given one, or if None "relaxed" with residual passes and "weighted" without.
+
+    With gates that are not orthogonal to the experts, a relaxed transform has more bias in some settings, unless residual passes
+    remove it.
+    """
+    if kind is not None:
+        return kind
+    by_default = 1 if method == "spectral_residual" else 0
+    return "relaxed" if (by_default if num_residual_passes is None else num_residual_passes) else "weighted"
+
+
 def choose_orders(
     method: str,
     activation: ActivationLike,

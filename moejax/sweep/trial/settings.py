@@ -47,7 +47,8 @@ class AlgorithmSettings:
     fit_num_experts: int | None = None
     noise_knowledge: str = "known"
     """"known" or "estimated"."""
-    transform: str = FitOptions.transform
+    transform: str = "weighted"
+    """For all methods; a fit with residual passes takes "relaxed" by default. The default is part of the keys of stored results."""
     order: int | None = FitOptions.order
     num_restarts: int = FitOptions.num_restarts
     num_starts: int | None = FitOptions.num_starts
