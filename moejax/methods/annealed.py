@@ -34,7 +34,7 @@ ANNEALED_STARTS = 4
 """Random starts if `num_starts` is None."""
 
 
-def noise_levels(problem: Problem) -> Float[jax.Array, " {NUM_LEVELS}"]:
+def noise_levels(problem: Problem) -> Float[jax.Array, " levels"]:
     """(NUM_LEVELS,) noise of each stage: falling by equal factors, and never below the noise of the label transforms."""
     shares = jnp.geomspace(FIRST_LEVEL, LAST_LEVEL, NUM_LEVELS, dtype=problem.x.dtype)
     return jnp.maximum(shares * label_spread(problem), problem.noise_std)
