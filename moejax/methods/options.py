@@ -39,8 +39,9 @@ class FitOptions:
             constant or their inputs independent of these, and otherwise a start, as for gates not orthogonal to the experts.
         method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
             EM for the gates, a few passes of EM for all parameters, polish), "spectral" (moments only), "spectral_residual"
-            (moments and residual passes), "spectral_wide" (spectral_em for thousands of inputs, without d x d matrices), or a
-            method to compare with: "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
+            (moments and residual passes), "spectral_wide" (spectral_em for thousands of inputs, without d x d matrices),
+            "third_moment" (for an activation without a usable order 2), "annealed_em" (EM with a noise that falls slowly, for a
+            steep activation), or a method to compare with: "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
         weights_are: the meaning of sample weights. "counts": a weight is a number of equal rows. "reliability": a weight is how
             much a row counts relative to the others (sampling or importance weights), and their scale has no meaning; they are
             scaled to sum to their effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.

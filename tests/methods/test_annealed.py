@@ -33,7 +33,7 @@ def test_levels_fall_from_the_spread_of_the_labels_to_the_noise(problem):
     _, data = problem
     levels = np.asarray(noise_levels(data))
     assert levels.shape == (NUM_LEVELS,)
-    assert levels[0] == pytest.approx(FIRST_LEVEL * np.std(data.y), rel=1e-6)
+    assert levels[0] == pytest.approx(FIRST_LEVEL * float(np.std(np.asarray(data.y))), rel=1e-6)
     assert (np.diff(levels) < 0).all()
     noisy = noise_levels(data._replace(noise_std=jnp.asarray(0.5)))
     assert float(noisy.min()) == 0.5
