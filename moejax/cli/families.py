@@ -44,8 +44,9 @@ def load_family(reference: str) -> Family:
 def family_row(which: FamilyLike, norm: float, intercept: float, dispersion: float | None) -> dict[str, Any]:
     """Numbers of one family for experts of one norm and intercept; None for a transform that does not exist.
 
-    signals: E[rho_r(Y)^2] / r!, r = 1..4, how much of He_r(Z) a label tells, at most 1. order2, order3, order4: E[l^2] at c_m = 1 of
-    the least-norm and of the weighted transform. order: the order to use, with its reason; predicted_n_mse: as in `activation_row`.
+    signals: E[rho_r(Y)^2] / r!, r = 1..4, how much of He_r(Z) a label tells, at most 1. order2, order3, order4: E[l^2] at c_m = 1
+    of the least-norm and of the weighted transform. order: the order to use, with its reason; predicted_n_mse: as in
+    `activation_row`.
 
     Raises:
         ValueError: a norm or a dispersion that is not positive, or an unknown family.
@@ -133,7 +134,8 @@ def print_family_rows(rows: list[dict[str, Any]]) -> None:
         found = "" if row["order"] else "no usable order: "
         console.print(f"{row['name']} ({row['labels']}): {found}{row['reason']}", soft_wrap=True)
     console.print(
-        f"Usable: E[l^2] of the weighted transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1. Predicted n MSE of one expert by "
-        f"weighted transforms, d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}. The families are fitted by likelihood in any case.",
+        f"Usable: E[l^2] of the weighted transform at most {LARGEST_SECOND_MOMENT:g} at c_m = 1. Predicted n MSE of one "
+        f"expert by weighted transforms, d = {REFERENCE_DIM}, k = {REFERENCE_NUM_EXPERTS}. Without an order, a family is still "
+        "fitted by likelihood.",
         soft_wrap=True,
     )

@@ -152,7 +152,7 @@ class FamilyDensity(NamedTuple):
         return below / np.maximum(mass.sum(axis=1, keepdims=True), 1e-300)
 
     def _log_densities(self, rows: slice, labels: np.ndarray) -> np.ndarray:
-        """(rows, C, q)"""
+        """(rows, C, q): log p of every component."""
         t, s = self.predictors[rows], self.dispersion[rows]
         size = padded_size(len(t))
         fill = ((0, size - len(t)), (0, 0))

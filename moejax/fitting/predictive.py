@@ -1,9 +1,9 @@
 r"""The density of a Gaussian label given its inputs, under one fitted model or the average of several, on the host.
 
-Those of other families are `family_density.FamilyDensity`. It is a finite mixture of normal densities at each row, p(y | x) = sum_c w_c(x) N(y; m_c(x), s_c^2). For a mixture of experts the
-components are the experts, for a mean fit there is one, with mean f(x); for an average of M models they are those of all models,
-with weights divided by M. Everything is computed in units in which no square overflows.
-"""
+`family_density` has that of other families. It is a finite mixture of normal densities at each row, p(y | x) = sum_c w_c(x)
+N(y; m_c(x), s_c^2). For a mixture of experts the components are the experts, for a mean fit there is one, with mean f(x); for
+an average of M models they are those of all models, with weights divided by M. Everything is computed in units in which no
+square overflows."""
 
 from __future__ import annotations
 

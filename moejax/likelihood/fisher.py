@@ -1,7 +1,8 @@
 r"""Fisher information of the parameters: sum_j w_j E[s s' | x_j], s the score of a sample.
 
-It is conditional on the inputs, and in the free parameters of `predictors.free_parameters`. The score of a sample is (scores in the
-2k - 1 linear predictors) x (inputs) and scores in the log dispersions; so the information is one weighted Gram matrix of the inputs.
+It is conditional on the inputs, and in the free parameters of `predictors.free_parameters`. The score of a sample is (scores in
+the 2k - 1 linear predictors) x (inputs) and scores in the log dispersions; so the information is one weighted Gram matrix of the
+inputs.
 The expectation over y is a quadrature. The outer-product form needs first derivatives only. So it also holds for a g with kinks,
 where the score still has mean zero.
 """

@@ -77,7 +77,8 @@ def squared_error_curvature(params: MoEParams, problem: Problem, config: MethodC
     constant it is the log-likelihood if the labels were normal about that mean with variance s^2.
     """
     fn = as_family(config.fn).activation
-    assert fn is not None and is_gaussian(config.fn), "`require_family` refuses others"
+    assert is_gaussian(config.fn), "`require_family` refuses others"
+    assert fn is not None, "a Gaussian has an activation"
     k, size = config.num_experts, problem.x.shape[1] + int(config.fit_intercept)
     blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=config.fit_intercept)
     predictors = predictors_of(params, fit_intercept=config.fit_intercept)

@@ -1,7 +1,7 @@
 r"""Quadrature over the labels of an output family: nodes y_q and weights w_q with sum_q w_q f(y_q) p(y_q | t) = E[f(Y) | t].
 
-Labels 0, .., N are their own nodes. Counts are nodes up to EXACT_COUNTS; beyond, one node stands for a run of counts that is shorter
-than their standard deviation, with the log-density continued between the integers. Other labels are transformed, y = e^u or
+Labels 0, .., N are their own nodes. Counts are nodes up to EXACT_COUNTS; beyond, one node stands for a run of counts that is
+shorter than their standard deviation, with the log-density continued between the integers. Other labels are transformed, y = e^u or
 y = c + h sinh(u), and every cell between two knots has Gauss-Legendre nodes, so that functions which are linear between the
 knots lose no accuracy there. The knots reach as far as some label has a noticeable density in u, in which heavy tails are
 exponential ones.

@@ -93,7 +93,8 @@ def test_outliers_do_not_move_student_t():
     for family in ("gaussian", "student_t"):
         result = moejax.fit(jax.random.key(1), x, y, num_experts=2, family=family, method="spectral_em")
         errors[family] = float(moejax.recovery_error(truth.experts, jnp.asarray(result.params.experts)))
-    assert errors["student_t"] < 1e-3 < 0.01 < errors["gaussian"]
+    assert errors["student_t"] < 1e-3
+    assert errors["gaussian"] > 0.01
     assert result.diagnostics["family"].startswith("student_t(")
     assert result.num_parameters == 2 * 3 + 3 + 1 + 1
 
@@ -136,13 +137,19 @@ def test_maximum_is_that_of_flexmix(name, tmp_path):
     columns = np.column_stack([x, y, 10 - y, z + 1])
     header = "x1,x2,x3,y,rest,z"
     np.savetxt(tmp_path / "data.csv", columns, delimiter=",", header=header, comments="", fmt="%.17g")
-    words = {"response": "y", "family": "poisson"} if counts else {"response": "cbind(y, rest)", "family": "binomial"}
+    words = (
+        {"response": "y", "family": "poisson"}
+        if counts
+        else {"response": "cbind(y, rest)", "family": "binomial"}
+    )
     (tmp_path / "fit.R").write_text(SCRIPT.format(**words))
     done = subprocess.run(["Rscript", "fit.R"], check=False, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     theirs = float(done.stdout)
     if not counts:  # flexmix leaves out the number of ways
-        theirs += float(np.sum(scipy.special.gammaln(11) - scipy.special.gammaln(y + 1) - scipy.special.gammaln(11 - y)))
+        theirs += float(
+            np.sum(scipy.special.gammaln(11) - scipy.special.gammaln(y + 1) - scipy.special.gammaln(11 - y))
+        )
     ours = moejax.fit(
         jax.random.key(0), x, y, num_experts=2, family=name, method="spectral_em", fit_intercept=True
     )
@@ -154,7 +161,11 @@ def test_maximum_is_that_of_flexmix(name, tmp_path):
     [
         ("poisson", -2.0, r"y: expected counts 0, 1, 2, .. for family poisson, got -2 in row 3"),
         ("poisson", 1.5, r"y: expected counts 0, 1, 2, .. for family poisson, got 1.5 in row 3"),
-        ("binomial(10)", 11.0, r"y: expected whole numbers from 0 to 10 for family binomial\(10\), got 11 in row 3"),
+        (
+            "binomial(10)",
+            11.0,
+            r"y: expected whole numbers from 0 to 10 for family binomial\(10\), got 11 in row 3",
+        ),
         ("bernoulli", 1.2, r"y: expected 0 or 1 for family bernoulli, got 1.2 in row 3"),
         ("gamma", 0.0, r"y: expected positive numbers for family gamma, got 0 in row 3"),
         ("ordinal(3)", 3.0, r"y: expected whole numbers from 0 to 2 for family ordinal\(3\), got 3 in row 3"),
@@ -162,7 +173,9 @@ def test_maximum_is_that_of_flexmix(name, tmp_path):
 )
 def test_labels_that_a_family_cannot_have_are_refused(family, label, words):
     x = np.random.default_rng(0).normal(size=(50, 2))
-    y = np.tile([1.0, 2.0] if family in ("poisson", "gamma", "binomial(10)", "ordinal(3)") else [0.0, 1.0], 25)
+    y = np.tile(
+        [1.0, 2.0] if family in ("poisson", "gamma", "binomial(10)", "ordinal(3)") else [0.0, 1.0], 25
+    )
     y[3] = label
     with pytest.raises(ValueError, match=words):
         moejax.fit(jax.random.key(0), x, y, num_experts=1, family=family)
@@ -185,7 +198,9 @@ def test_other_contradictions_are_refused():
             moejax.fit(jax.random.key(0), x, y, **(fit | options))
     with pytest.raises(ValueError, match="one output with family poisson"):
         moejax.fit(jax.random.key(0), x, np.column_stack([y, y]), **fit)
-    require_support(np.array([1.0, -5.0, 2.0]), np.array([1.0, 0.0, 1.0]), get_family("poisson"))  # of weight zero
+    require_support(
+        np.array([1.0, -5.0, 2.0]), np.array([1.0, 0.0, 1.0]), get_family("poisson")
+    )  # of weight zero
 
 
 LAWS = {

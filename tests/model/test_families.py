@@ -30,9 +30,9 @@ def ordinal(y, t, s):
 
 
 LAWS = {
-    "gaussian": (0.7, lambda y, t, s: scipy.stats.norm.logpdf(y, t, s)),
+    "gaussian": (0.7, scipy.stats.norm.logpdf),
     "student_t(3)": (0.7, lambda y, t, s: scipy.stats.t.logpdf(y, 3, t, s)),
-    "laplace": (0.7, lambda y, t, s: scipy.stats.laplace.logpdf(y, t, s)),
+    "laplace": (0.7, scipy.stats.laplace.logpdf),
     "poisson": (1.0, lambda y, t, s: scipy.stats.poisson.logpmf(y, np.exp(t))),
     "negative_binomial": (
         0.4,
@@ -152,7 +152,9 @@ def test_derivatives_over_a_width_are_differences():
     at = family.second_order(y, t, s, jnp.asarray(w))
     values = [-abs(0.02 + sign * w) / 0.5 for sign in (1, -1)]
     assert float(at.score[0, 0]) == pytest.approx((values[0] - values[1]) / (2 * w))
-    assert float(at.curvature[0, 0]) == pytest.approx((-2.0 - 2.0) / (2 * w))  # the jump of the score at the kink
+    assert float(at.curvature[0, 0]) == pytest.approx(
+        (-2.0 - 2.0) / (2 * w)
+    )  # the jump of the score at the kink
 
 
 def test_log_gamma_is_that_of_scipy():
@@ -197,9 +199,16 @@ def test_cuts_and_degrees_of_freedom_are_estimated():
     ("changes", "words"),
     [
         ({"log_density": lambda y, t, s: -jnp.abs(y - t)}, "normalised over the labels, got total mass 2"),
-        ({"log_density": lambda y, t, s: jnp.where(y > 1, jnp.nan, -jnp.abs(y - t) - jnp.log(2.0))}, "got nan"),
         (
-            {"log_density": lambda y, t, s: -jnp.sqrt(jnp.abs(y - t)) ** 2 - jnp.log(2.0) + 0 * jnp.sqrt(t - t)},
+            {"log_density": lambda y, t, s: jnp.where(y > 1, jnp.nan, -jnp.abs(y - t) - jnp.log(2.0))},
+            "got nan",
+        ),
+        (
+            {
+                "log_density": lambda y, t, s: (
+                    -(jnp.sqrt(jnp.abs(y - t)) ** 2) - jnp.log(2.0) + 0 * jnp.sqrt(t - t)
+                )
+            },
             "expected a finite",
         ),
         ({"mean": lambda t, s: t + 1.0}, "expected the mean of its density"),

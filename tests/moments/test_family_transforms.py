@@ -98,7 +98,7 @@ TABLE = {
     "zero-inflated": (
         ("zero_inflated_poisson", (1, 0.5, 0.25)),
         counts(6000),
-        lambda y, t: inflated(y, t),
+        inflated,
         (0.4188, 0.3276, 0.3029, 2.1144, 1.3139, 326.8),
     ),
     "ordinal": (
@@ -139,7 +139,9 @@ def independent(labels, weights, density, at):
 def test_signals_second_moments_and_errors(case):
     (name, at), (labels, weights), density, published = TABLE[case]
     expected = independent(labels, weights, density, at)
-    np.testing.assert_allclose(expected, published, rtol=3e-3)  # the numbers have four digits, the smallest of them two
+    np.testing.assert_allclose(
+        expected, published, rtol=3e-3
+    )  # the numbers have four digits, the smallest of them two
     family, nuisances = get_family(name), Nuisances(*at)
     made = family_transforms_on_host(family, nuisances, 3)
     got = (
@@ -190,7 +192,7 @@ def test_few_values_have_few_orders():
     assert (3, "weighted") not in family_transforms_on_host(get_family("binomial(2)"), at, 3).transforms
     about = {"num_rows": 10_000, "dim": 5, "num_experts": 2}
     assert choose_orders("multistart", get_family("bernoulli"), at, **about).orders == ()
-    with pytest.raises(ValueError, match="bernoulli has no usable order at norm 1.*labels of 2 values"):
+    with pytest.raises(ValueError, match=r"bernoulli has no usable order at norm 1.*labels of 2 values"):
         choose_orders("spectral_em", get_family("bernoulli"), at, **about)
 
 
@@ -207,7 +209,11 @@ def test_few_values_have_few_orders():
 def test_labels_tell_norm_intercept_and_dispersion(name, at):
     """At n = 20,000, within five of the standard errors that were measured for such labels."""
     family, n = get_family(name), 20_000
-    errors = {"poisson": (0.01, 0.012, 1), "negative_binomial": (0.065, 0.07, 0.22), "student_t(3)": (0.03, 0.02, 0.05)}
+    errors = {
+        "poisson": (0.01, 0.012, 1),
+        "negative_binomial": (0.065, 0.07, 0.22),
+        "student_t(3)": (0.03, 0.02, 0.05),
+    }
     error = errors.get(name, (0.02, 0.02, 0.025))
     with jax.enable_x64(True):
         z = jax.random.normal(jax.random.key(5), (n,))
