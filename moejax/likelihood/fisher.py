@@ -22,7 +22,7 @@ from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.likelihood.predictors import block_matrix, num_noise_parameters, predictors_of, weighted_gram
 from moejax.model.activations import ScalarFunction, activation_and_slope
 from moejax.model.families import ChannelLike, get_channel
-from moejax.model.family import Family, as_family, is_gaussian
+from moejax.model.family import Family, activation_of, as_family, is_gaussian
 from moejax.model.gaussian import GaussianGrid, gaussian_grid
 from moejax.model.label_rule import LabelRule, label_rule
 from moejax.model.mixture import MoEParams, NoiseModel
@@ -68,9 +68,8 @@ def fisher_information(
         x, jnp.zeros_like(weights), weights, fit_intercept=fit_intercept, block_size=block_size
     )
     if is_gaussian(channel):
-        assert family.activation is not None, "a Gaussian has an activation"
         expected = _gaussian_products(
-            family.activation, params.noise_std, noise, gaussian_grid(num_nodes, dtype=x.dtype)
+            activation_of(channel), params.noise_std, noise, gaussian_grid(num_nodes, dtype=x.dtype)
         )
     else:
         rule = _rule_for(family, params, x)

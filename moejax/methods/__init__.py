@@ -1,5 +1,7 @@
 """The methods: each is a registered function from a sample to an estimate."""
 
+from typing import Any
+
 from moejax.methods.annealed import annealed_em
 from moejax.methods.from_moments import (
     EM_STEPS,
@@ -84,7 +86,7 @@ __all__ = [
     "zero_gates",
 ]
 
-_ANY_LABEL_ANY_INPUTS = {"families": True, "separate_inputs": True}
+_ANY_LABEL_ANY_INPUTS: dict[str, Any] = {"families": True, "separate_inputs": True}
 register_method("spectral", spectral, moments="required", slopes="unused", **_ANY_LABEL_ANY_INPUTS)
 register_method(
     "spectral_residual", spectral_residual, moments="required", slopes="unused", **_ANY_LABEL_ANY_INPUTS

@@ -14,7 +14,7 @@ import numpy as np
 
 from moejax.methods.method import lookup_method
 from moejax.model.families import ChannelLike, channel_name, get_channel
-from moejax.model.family import Channel, Family, Nuisances, as_family
+from moejax.model.family import Channel, Nuisances, activation_of, as_family
 from moejax.moments.family_transforms import Level, traced_family_transforms, transform_at
 from moejax.moments.label_transforms import LabelTransform, TransformKind, traced_label_transforms
 from moejax.moments.orders import choose_order, transform_level, transform_noise_range, why_unusable
@@ -156,7 +156,9 @@ def transforms_at(
         num_experts: k.
         normal_inputs: true if the inputs are normal; required if noise_std is traced.
     """
-    if isinstance(noise_std[0] if isinstance(noise_std, Nuisances) else noise_std, jax.Array):
+    if isinstance(noise_std, jax.Array) or (
+        isinstance(noise_std, Nuisances) and isinstance(noise_std.norm, jax.Array)
+    ):
         return tuple(traced_transforms(fn, noise_std, m, kind, num_experts) for m in orders)
     round_leaf = functools.partial(np.asarray, dtype=jnp.result_type(float))
     made = (host_transforms(fn, noise_std, m, kind, num_experts, normal_inputs=normal_inputs) for m in orders)
@@ -175,8 +177,8 @@ def third_transform_at(fn: Channel, noise_std: Level | jax.Array, num_experts: i
     if isinstance(noise_std, Nuisances) and isinstance(noise_std.norm, jax.Array):
         return traced_family_transforms(as_family(fn), noise_std, wanted, num_experts)[0]
     if isinstance(noise_std, jax.Array):
-        assert not isinstance(fn, Family), "a family has nuisances"
-        smallest, _ = transform_noise_range(fn)
-        return traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)[0]
+        own = activation_of(fn)
+        smallest, _ = transform_noise_range(own)
+        return traced_label_transforms(own, noise_std, wanted, num_experts, smallest)[0]
     made = transform_at(fn, transform_level(fn, noise_std), 3, "relaxed", num_experts)
     return jax.tree.map(functools.partial(np.asarray, dtype=jnp.result_type(float)), made)

@@ -296,6 +296,19 @@ def is_gaussian(channel: Channel) -> bool:
     return not isinstance(channel, Family) or isinstance(channel, Gaussian)
 
 
+def activation_of(channel: Channel) -> ScalarFunction:
+    """g of Gaussian labels.
+
+    Raises:
+        TypeError: another family.
+    """
+    if not isinstance(channel, Family):
+        return channel
+    if not isinstance(channel, Gaussian) or channel.activation is None:
+        raise TypeError(f"family {channel.name}: expected Gaussian labels")
+    return channel.activation
+
+
 @functools.lru_cache(maxsize=256)
 def channel_facts(channel: Channel) -> ActivationFacts:
     """The facts of a channel: those of its activation, as far as they hold for its labels.

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moejax.model.activations import activation_facts
-from moejax.model.family import Channel, Family, Nuisances, channel_facts, is_gaussian
+from moejax.model.family import Channel, Family, Nuisances, activation_of, channel_facts
 from moejax.model.gaussian import HALF_WIDTH, gaussian_grid, hermite_polynomials
 from moejax.model.label_rule import LabelRule, label_rule
 from moejax.model.on_host import on_host
@@ -211,12 +211,9 @@ def transform_at(
 
     Its `second_moment` is infinite if there is none.
     """
-    if not isinstance(channel, Family) or is_gaussian(channel):
-        assert not isinstance(level, Nuisances), "Gaussian labels have a noise"
-        fn = channel.activation if isinstance(channel, Family) else channel
-        assert fn is not None, "a Gaussian has an activation"
-        return transform_on_host(fn, level, order, kind, num_experts, draft)
-    assert isinstance(level, Nuisances), "a family has nuisances"
+    if not isinstance(level, Nuisances):
+        return transform_on_host(activation_of(channel), level, order, kind, num_experts, draft)
+    assert isinstance(channel, Family), "a family has nuisances"
     kind = "weighted" if kind == "relaxed" and order < 3 else kind
     return family_transforms_on_host(channel, level, num_experts).transforms.get((order, kind), _NONE)
 

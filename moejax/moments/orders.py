@@ -17,7 +17,7 @@ from moejax.model.activations import (
     activation_name,
     get_activation,
 )
-from moejax.model.family import Channel, Nuisances, as_family, is_gaussian
+from moejax.model.family import Channel, Nuisances, activation_of, as_family
 from moejax.moments.family_transforms import Level, transform_at, why_no_transform
 from moejax.moments.label_transforms import (
     ORDERS,
@@ -94,7 +94,7 @@ def transform_noise_range(fn: ScalarFunction) -> tuple[float, float]:
 
 def transform_level(fn: Channel, level: Level) -> Level:
     """The level to build transforms for: `transform_noise_std` of Gaussian labels, or a family's nuisances as they are."""
-    return transform_noise_std(fn, level) if is_gaussian(fn) else level
+    return level if isinstance(level, Nuisances) else transform_noise_std(activation_of(fn), level)
 
 
 def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
@@ -127,6 +127,7 @@ def why_unusable(fn: Channel, noise_std: Level, order: int, kind: TransformKind 
         return why_no_transform(family, noise_std, order, own, LARGEST_SECOND_MOMENT)
     if not (math.isfinite(noise_std) and noise_std > 0):
         raise ValueError(f"noise_std: expected a positive finite number, got {noise_std!r}")
+    fn = activation_of(fn)
     facts = activation_facts(fn)
     if facts.constant:
         return "g is constant, so every c_m is 0"
