@@ -77,7 +77,7 @@ def posed(key, family, at, transforms, num_samples):
     x, y, _ = sample(sample_key, truth, family, num_samples)
     level = jnp.asarray(at.dispersion, float)
     nuisances = Nuisances(*(jnp.asarray(v, float) for v in at))
-    return truth, method_key, Problem(x, y, jnp.ones(num_samples), level, transforms, (), nuisances)
+    return truth, method_key, Problem(x, y, jnp.ones(num_samples), level, transforms, nuisances=nuisances)
 
 
 def over_trials(function, count, seed):

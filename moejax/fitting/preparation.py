@@ -215,7 +215,7 @@ def _problem(
         jax.tree.map(lambda value: np.asarray(value, dtype), (least_noise, nuisances))
     )
     first = transforms[0] if transforms else None
-    return Problem(x, labels, kept, level, first, transforms[1:], of_labels, least)
+    return Problem(x, labels, kept, level, first, transforms[1:], least, of_labels)
 
 
 def _least_noise(sample: Sample, labels: FittedLabels, given: np.ndarray | None, fn: Channel) -> np.ndarray:

@@ -46,10 +46,10 @@ class Problem(NamedTuple):
     """Label transforms of the fitted activation at that noise; None if the method uses no moments."""
     more_transforms: tuple[SpectralTransforms, ...] = ()
     """Label transforms of other orders (`MethodConfig.more_orders`), for a method that tries several."""
-    nuisances: Nuisances | None = None
-    """Norm and intercept of the experts, if they were estimated from the labels; None: norm 1, no intercept."""
     least_noise: Float[jax.Array, "*m"] | None = None
     """() or (m,): the least noise of an expert if each has its own (`collapse.noise_floor`); None: the rounding of the labels."""
+    nuisances: Nuisances | None = None
+    """Norm, intercept and dispersion of the experts of another family than the Gaussian; None: norm 1, no intercept."""
     third: LabelTransform[Any] | None = None
     """Order-3 label transform of a third moment that is not whitened; None unless the method needs it, or has no other moments."""
 
