@@ -1,4 +1,4 @@
-"""Do the estimates of every output family have the errors that theory predicts? Four parts, d = 10, k = 3, float64.
+"""Do the estimates of every output family have the errors that theory predicts? Five parts, d = 10, k = 3, float64.
 
 Orthonormal experts, gates of norm 1 orthogonal to them, standard normal inputs; the nuisances (norm, intercept, dispersion) are
 known, and all parameters but the intercepts are fitted jointly where there is a fit.
@@ -11,18 +11,26 @@ known, and all parameters but the intercepts are fitted jointly where there is a
 * outliers: of 20 samples whose labels are replaced by N(0, 10^2) at random, in how many linear experts of noise 0.1 are found to
   a recovery error below 1e-3, by the Gaussian family, by Student's t with 3 degrees of freedom, and by moments alone (below 0.02).
 
-    python benchmarks/families.py [moments efficiency coverage outliers] [--trials N] [--families poisson gamma ..]
+* flexmix: the log-likelihood of the fit less that of R's flexmix from the true labels, for counts and for successes of ten, and
+  the seconds of both (ours warm, without compilation). It needs R with the package flexmix.
+
+    python benchmarks/families.py [moments efficiency coverage outliers flexmix] [--trials N] [--families poisson gamma ..]
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import subprocess
+import tempfile
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import moejax
 from moejax.likelihood import (
     confidence_intervals,
     covariance,
@@ -236,11 +244,57 @@ def outliers(trials, num_samples=10_000):
         print(f"| {share:.0%} | {' | '.join(cells[name] for name in (*fits, 'moments'))} |", flush=True)
 
 
+SCRIPT = """
+suppressMessages(library(flexmix))
+data <- read.csv("data.csv")
+inputs <- paste0("x", 1:10, collapse = " + ")
+begun <- proc.time()[["elapsed"]]
+model <- flexmix(as.formula(paste("{response} ~", inputs)), data = data, k = 3, cluster = data$z,
+    model = FLXMRglm(family = "{family}"), concomitant = FLXPmultinom(as.formula(paste("~", inputs))),
+    control = list(iter.max = 2000, tolerance = 1e-10, minprior = 0))
+cat(format(as.numeric(logLik(model)), digits = 15), proc.time()[["elapsed"]] - begun)
+"""
+
+
+def flexmix(num_samples=10_000):
+    """Print the differences to flexmix; samples have experts of intercept 1 (counts) or 0."""
+    print(
+        f"n = {num_samples:,}\n\n| family | nats above flexmix | seconds | flexmix, seconds | ratio |\n|---|---|---|---|---|"
+    )
+    for name, intercept in (("poisson", 1.0), ("binomial(10)", 0.0)):
+        family = get_family(name)
+        truth_key, sample_key = jax.random.split(jax.random.key(6))
+        truth = random_params(truth_key, scales_of(intercept, 1.0), DIM)
+        x, y, z = (np.asarray(a, float) for a in sample(sample_key, truth, family, num_samples))
+        counts = name == "poisson"
+        words = ("y", "poisson") if counts else ("cbind(y, rest)", "binomial")
+        with tempfile.TemporaryDirectory() as folder:
+            columns = np.column_stack([x, y, 10 - y, z + 1])
+            header = ",".join([f"x{i + 1}" for i in range(DIM)] + ["y", "rest", "z"])
+            place = Path(folder)
+            np.savetxt(place / "data.csv", columns, delimiter=",", header=header, comments="", fmt="%.17g")
+            (place / "fit.R").write_text(SCRIPT.format(response=words[0], family=words[1]))
+            done = subprocess.run(
+                ["Rscript", "fit.R"], check=True, cwd=folder, capture_output=True, text=True
+            )
+        theirs, their_seconds = map(float, done.stdout.split())
+        options = {"num_experts": NUM_EXPERTS, "family": name, "method": "spectral_em", "fit_intercept": True}
+        for _ in range(2):
+            begun = time.perf_counter()
+            ours = moejax.fit(jax.random.key(0), x, y, **options)
+            seconds = time.perf_counter() - begun
+        nats = ours.log_likelihood - theirs
+        print(
+            f"| {name} | {nats:.5f} | {seconds:.2f} | {their_seconds:.2f} | {their_seconds / seconds:.1f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("moments", "efficiency", "coverage", "outliers")
+    parts = ("moments", "efficiency", "coverage", "outliers", "flexmix")
     parser.add_argument("parts", nargs="*", choices=(*parts, []), default=parts)
     parser.add_argument("--trials", type=int)
     parser.add_argument("--families", nargs="*", choices=tuple(FAMILIES))
@@ -254,8 +308,10 @@ def main() -> None:
             efficiency(options.families or EFFICIENT, options.trials or 400)
         elif part == "coverage":
             coverage(options.families or ("poisson",), options.trials or 1000)
-        else:
+        elif part == "outliers":
             outliers(options.trials or 20)
+        else:
+            flexmix()
         print(flush=True)
 
 
