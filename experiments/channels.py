@@ -39,6 +39,7 @@ EXPERIMENT = Experiment(
         "noise_std": [1.0],
         "expert_bias": [0.0],
         "num_samples": [2000, 4000],
+        "methods": ["spectral_em"],
     },
     numbers={
         f"{method}_{family.translate(_PLAIN)}": Number(

@@ -51,6 +51,7 @@ EXPERIMENT = Experiment(
         "pad_samples_to": [],
         "outlier_share": [0.05],
         "methods": ["spectral_em"],
+        "fit_family": ["student_t(3)"],
     },
     numbers={
         "gaussian": Number(_ROWS.format("gaussian", "spectral_em"), statistic="success_rate"),

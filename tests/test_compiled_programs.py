@@ -4,6 +4,7 @@ The calls are read in the lowered text: XLA's CPU compiler adds no call of LAPAC
 `test_the_lowered_text_shows_the_calls_that_are_compiled` checks.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -18,7 +19,11 @@ from moejax.fitting.streaming.sums import Wanted, batch_program
 from moejax.fitting.uncertainty import uncertainty
 from moejax.methods import MethodConfig, Problem, get_method, lookup_method, method_names, zero_gates
 from moejax.model.activations import get_activation
-from moejax.moments.spectral import host_transforms, traced_transforms
+from moejax.model.families import get_family
+from moejax.model.family import Nuisances
+from moejax.moments.label_transforms import LabelTransform
+from moejax.moments.marginal import estimate_nuisances
+from moejax.moments.spectral import SpectralTransforms, host_transforms, traced_transforms
 from moejax.sweep import trial
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
 from moejax.sweep.trial.trial import _run_trials
@@ -54,9 +59,9 @@ def problem(method, num_outputs=1):
     order = lookup_method(method).order or 3
     shape = (N,) if num_outputs == 1 else (N, num_outputs)
     x, y = jnp.ones((N, D)), jnp.ones(shape)
-    return Problem(
-        x, y, jnp.ones(N), jnp.full(shape[1:], 0.1), transforms(order) if num_outputs == 1 else None
-    )
+    given = transforms(order) if num_outputs == 1 else None
+    third = given.high if lookup_method(method).moments == "third" else None
+    return Problem(x, y, jnp.ones(N), jnp.full(shape[1:], 0.1), given, third=third)
 
 
 def config(method):
@@ -132,3 +137,15 @@ def test_the_lowered_text_shows_the_calls_that_are_compiled():
     assert batched(lowered) == ["lapack_dgetrf_ffi", "lapack_dsyevd_ffi", "lapack_dtrsm_ffi"]
     compiled = re.findall(r'custom_call_target="(lapack_\w+)"', lowered.compile().as_text())
     assert sorted(compiled) == sorted(name for name, _ in found)
+
+
+@pytest.mark.parametrize("name", ["poisson", "student_t(3)", "laplace", "negative_binomial"])
+def test_fits_of_other_families_have_no_batched_calls(name):
+    family, given = get_family(name), problem("spectral_em")
+    one, knots = jnp.ones(()), jnp.linspace(0.0, 3.0, 8)
+    of = dataclasses.replace(config("spectral_em"), fn=family)
+    own = LabelTransform(one, one, knots, knots[:4], one, one, knots)
+    given = given._replace(transforms=SpectralTransforms(own, own, None), nuisances=Nuisances(one, one, one))
+    assert batched(fitting._compiled.lower(jax.random.key(0), given, of, get_method("spectral_em"))) == []
+    estimated = jax.jit(jax.vmap(lambda y, w: estimate_nuisances(y, w, family=family)))
+    assert batched(estimated.lower(jnp.ones((2, N)), jnp.ones((2, N)))) == []

@@ -50,7 +50,7 @@ from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.options import Column, EstimatedNoise, FitOptions, Gate, Objective, WeightsAre
 from moejax.model.activations import ActivationLike, activation_name
 from moejax.model.families import FamilyLike, get_family
-from moejax.model.family import Channel, Family, as_family
+from moejax.model.family import Family, as_family
 from moejax.moments.label_transforms import TransformKind
 
 
@@ -190,7 +190,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
             )
         else:
             result = self._run(sample, support, levels, options)
-        self._keep(result, inputs if is_reduced else None, channel)
+        self._keep(result, inputs if is_reduced else None)
         noise = "shared" if result.objective == "mean" else self.noise
         of_family = result.diagnostics.get("family_parameters", 0)
         known = self.noise_std is not None or not as_family(channel).has_dispersion
@@ -209,7 +209,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
             warnings.warn(f"y: {note}", UserWarning, stacklevel=2)
         return self
 
-    def _keep(self, result: FitResult, directions: InputMap | None, channel: Channel) -> None:
+    def _keep(self, result: FitResult, directions: InputMap | None) -> None:
         """Store a result in the fitted attributes, or refuse one without finite parameters; warn if its status is not ok."""
         self.params_ = result.params
         if result.status != "ok" and not all(np.isfinite(leaf).all() for leaf in self.params_):
@@ -221,8 +221,9 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         self.method_ = result.diagnostics.get("method", self.method)
         self.objective_: Literal["likelihood", "mean"] = result.objective
         self._models, self._directions = result.models, directions
-        # that of a family whose own parameters were estimated is the result's
-        self._channel = result.channel if isinstance(channel, Family) else channel
+        # the name of a family whose own parameters were estimated has these
+        named = result.diagnostics.get("family", "gaussian")
+        self._family: FamilyLike = self.family if isinstance(self.family, Family) else str(named)
         self.selection_ = result.selection
         self.log_likelihood_ = result.log_likelihood
         self.history_, self.status_, self.diagnostics_ = result.history, result.status, result.diagnostics

@@ -28,6 +28,7 @@ from moejax.fitting.result_predictions import checked_labels, checked_levels, po
 from moejax.fitting.whitening import InputMap
 from moejax.methods.options import WeightsAre
 from moejax.model.activations import ActivationLike
+from moejax.model.families import FamilyLike, channel_of
 from moejax.model.family import Channel
 from moejax.model.mixture import HostParams
 
@@ -47,8 +48,8 @@ class Predictions:
     objective_: Literal["likelihood", "mean"]
     params_: HostParams
     noise_std_: np.ndarray
-    _channel: Channel
-    """What made the labels of the fit."""
+    _family: FamilyLike
+    """The family of the fit, by its name if that is enough."""
     _models: tuple[FittedInOwnUnits, ...]
     _directions: InputMap | None
     """The map to the directions that were fitted, if the samples supported fewer than the inputs have."""
@@ -180,6 +181,10 @@ class Predictions:
         x = self._checked_rows(X)
         x = x if self._directions is None else self._directions(x)
         return predictive_density(self._models, x, self._channel, self.objective_)
+
+    @property
+    def _channel(self) -> Channel:
+        return channel_of(self._family, self.activation)
 
     @property
     def members_(self) -> tuple[HostParams, ...]:

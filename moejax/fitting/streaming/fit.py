@@ -285,7 +285,12 @@ def _estimate(
 
     def sums_at(number: int, params: MoEParams, width: float, *, score_products: bool = False) -> Sums:
         wanted = Wanted(
-            options.activation, options.family, config.noise, config.fit_intercept, kinked, score_products
+            options.activation,
+            config.noise,
+            config.fit_intercept,
+            kinked,
+            score_products,
+            options.family,
         )
         at = MoEParams(*(np.asarray(leaf) for leaf in params))
         task = LikelihoodTask(units, factor, at, width, wanted, precision)

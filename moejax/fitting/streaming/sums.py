@@ -43,13 +43,13 @@ class Wanted:
 
     activation: ActivationLike
     """By its name where it has one, so that another process finds the same function."""
-    family: FamilyLike
-    """In the same way."""
     noise: NoiseModel
     fit_intercept: bool
     averaged: bool
     """The derivatives of g are averaged over a width."""
     score_products: bool
+    family: FamilyLike = "gaussian"
+    """By its name, as the activation."""
 
 
 def _sums_of(wanted: Wanted, shared: Any, x: jax.Array, y: jax.Array, weights: jax.Array) -> Sums:
