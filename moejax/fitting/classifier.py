@@ -28,7 +28,7 @@ from sklearn.utils.validation import check_is_fitted
 from moejax.checks import brief, brief_text, require
 from moejax.fitting.arguments import CHECKS, checked_options, number_of_experts
 from moejax.fitting.array_checks import checked_inputs, checked_weights, input_precision
-from moejax.fitting.estimation import RISES, fit_sample
+from moejax.fitting.estimation import LARGEST_SHORTFALL, RISES, fit_sample
 from moejax.fitting.estimator_inputs import checked_random_state, require_columns
 from moejax.fitting.expert_order import order_of_experts
 from moejax.fitting.padding import padded
@@ -89,7 +89,7 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         *,
         fit_intercept: bool = True,
         num_starts: int | None = None,
-        max_iterations: int = FitOptions.max_iterations,
+        max_iterations: int = 2000,
         ridge: float | None = None,
         precision: Literal["float32", "float64"] | None = "float64",
         random_state: Any = None,
@@ -161,7 +161,10 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         return int(table.loc[table["chosen"], "num_experts"].iloc[0])
 
     def _fit_bernoulli(self, key: jax.Array, sample: Sample, num_experts: int) -> None:
-        """Two classes by `moejax.fit`; nothing is kept of a fit that the rows do not admit or that does not end well."""
+        """Two classes by `moejax.fit`; nothing is kept of a fit that the rows do not admit or that does not end well.
+
+        It does not either if the classes are separable, or nearly so: the ridge would cost half a nat or more.
+        """
         options = FitOptions(
             family="bernoulli",
             fit_intercept=self.fit_intercept,
@@ -172,8 +175,10 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
             result = fit_sample(key, sample, num_experts, None, checked_options(options))
         except TooManyExpertsError:
             return
-        finite = all(np.isfinite(leaf).all() for leaf in result.params)
-        if result.status != "ok" or not finite:
+        _, log_odds = log_gates_and_predictors(result.params, sample.x)
+        # |a|^2 + b^2 of white inputs is the mean square of a . x + b, and the two rows of a class are -+ half of it
+        squares = float(sample.weights @ (log_odds**2).sum(axis=1)) / float(sample.weights.sum())
+        if result.status != "ok" or not 0.25 * EXPERT_RIDGE * squares < LARGEST_SHORTFALL:
             return
         half = 0.5 * result.params.experts, 0.5 * result.params.expert_bias
         self.params_: HostParams = result.params._replace(
@@ -235,7 +240,8 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """Return the most probable class, (n,), for X (n, d)."""
-        return self.classes_[np.argmax(self.predict_log_proba(X), axis=1)]
+        log_classes = self.predict_log_proba(X)
+        return self.classes_[np.argmax(log_classes, axis=1)]
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return P(y = c | x), (n, C), in the order of `classes_`, for X (n, d)."""
@@ -304,7 +310,8 @@ def _checked_classes(y: Any, num_rows: int) -> np.ndarray:
     labels = column_or_1d(y, warn=True)
     require(len(labels) == num_rows, "y", f"shape {(num_rows,)} to go with X", labels.shape)
     try:
-        check_classification_targets(labels)
+        with np.errstate(invalid="ignore"):  # of numbers that are not finite, which are refused
+            check_classification_targets(labels)
         np.unique(labels)
     except (ValueError, TypeError) as error:
         raise ValueError(f"y: expected classes, got {brief_text(error)}") from error

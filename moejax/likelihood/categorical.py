@@ -30,7 +30,7 @@ FAIR_PART = 1e-4
 """A trial point is kept if it gains this part of the slope's promise (Armijo 1966)."""
 SHORTEST_STEP = 1e-10
 """A line search ends below this part of the quasi-Newton step."""
-TOLERANCE = 1e-11
+TOLERANCE = 1e-10
 """An ascent has converged if its gain and its next promise are below this, in nats per sample, or below rounding."""
 
 

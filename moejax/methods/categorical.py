@@ -72,7 +72,7 @@ def search_categorical(
 
     def start(key: jax.Array) -> jax.Array:
         gates = GATE_NORM * unit_rows(jax.random.normal(key, (num_experts, size), x.dtype))
-        gates = gates - gates.mean(axis=0)
+        gates = gates - gates.mean(axis=0, keepdims=True)
         return jnp.concatenate([jnp.zeros((num_experts * num_classes, size), x.dtype), gates])
 
     if num_experts == 1:

@@ -195,7 +195,7 @@ def _climb(
 
     def step(state: _State) -> _State:
         ridge = state.damping * jnp.diag(state.information) + 1e-10
-        move = solve(state.information + ridge * eye, state.gradient)
+        move = solve(state.information + ridge[None] * eye, state.gradient)
         move = jnp.where(jnp.isfinite(move), move, 0.0)
         move = move * jnp.minimum(1.0, _LARGEST_STEP / jnp.maximum(jnp.abs(move).max(), 1e-30))
         value, gradient, information = evaluated(state.free + move)
