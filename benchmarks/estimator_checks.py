@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of MoERegressor and MoEClassifier as they are by default: a line for each, and the number that passed."""
+"""scikit-learn's own checks of MoERegressor and MoEClassifier with their defaults: a line for each, and the number that passed."""
 
 import sys
 import warnings

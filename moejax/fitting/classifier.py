@@ -48,8 +48,9 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
     """Mixture-of-experts classification: each expert is a multinomial logistic regression, and gates choose among them.
 
     P(y = c | x) = sum_i P_i(x) softmax_c(A_i x + b_i). Inputs are whitened. By default two classes are fitted by `moejax.fit` with
-    `family="bernoulli"`, which gives standard errors and diagnostics, if that ends well; otherwise, and with more classes, the
-    log-likelihood minus a ridge is maximised by L-BFGS from random starts. The order of the rows does not matter in any digit.
+    `family="bernoulli"`, which gives standard errors and diagnostics, if that ends well
+    and the classes overlap; otherwise, and with more classes, the log-likelihood minus a ridge is maximised by L-BFGS from random
+    starts. The order of the rows does not matter in any digit.
 
     Args:
         num_experts: k; or several, or "auto" for 1 to 12, among which BIC chooses.
@@ -67,8 +68,8 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         coef_, intercept_: (k, C, d), (k, C) of the experts, for X as given; their sums over classes are zero.
         gating_coef_, gating_intercept_: (k, d), (k,) of the gates, the last 0.
         num_experts_: the number of fitted experts, the one with the largest share first.
-        fit_result_: the `moejax.FitResult` of two classes, which has `summary()` and standard errors: its experts are the log odds of
-            `classes_[1]`. None if `moejax.fit` was not used.
+        fit_result_: the `moejax.FitResult` of two classes, which has `summary()` and standard errors; its experts are the log odds
+            of `classes_[1]`. None if `moejax.fit` was not used.
         selection_: criteria for each number of experts that was tried, a DataFrame; None if there was one.
         n_parameters_: free parameters.
         log_likelihood_: weighted sum over the training sample, in nats, without the ridge.
@@ -192,9 +193,7 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
     def _fit_categorical(self, key: jax.Array, sample: Sample, num_experts: int) -> None:
         """Any number of classes by penalised likelihood."""
         k, num_classes = num_experts, len(self.classes_)
-        inputs = input_map(
-            sample.x, sample.weights, centre=self.fit_intercept, precision=sample.precision
-        )
+        inputs = input_map(sample.x, sample.weights, centre=self.fit_intercept, precision=sample.precision)
         weights, z, y = padded(sample.weights, inputs(sample.x), sample.y)
         run = search_categorical(
             key,

@@ -5,9 +5,9 @@ rows of one ((C + 1) k, D) matrix: C for each expert, then one for each gate, D 
 
     sum_j weight_j log P(y_j | x_j) - r_a sum_i |A_i|^2 / 2 - r_w sum_i |w_i|^2 / 2        in nats,
 
-biases included in the squares. All C rows of an expert and all k gates are free, so that no class and no expert is a reference. The
-penalty decides among the equivalent ones: from a start whose rows sum to zero over classes and over gates, every step keeps these sums.
-With r_a, r_w > 0 the maximum is finite on separable data too.
+biases included in the squares. All C rows of an expert and all k gates are free, so that no class and no expert is a reference.
+From a start whose rows sum to zero over classes and over gates, every step keeps these sums, which the penalty prefers among
+equivalent ones. With r_a, r_w > 0 the maximum is finite on separable data too.
 
 L-BFGS (Nocedal 1980; Liu and Nocedal 1989) makes one pass over the data for each trial point. A point is kept only if the objective
 gains a fair part of what its slope promised, so that the objective never decreases.
@@ -66,7 +66,9 @@ def _log_likelihood(
 ) -> jax.Array:
     """() nats of a block, for classes y (B,) 0 .. C - 1."""
     log_gates, log_classes = log_probabilities(rows, design, num_classes)
-    own = (y[None] == jnp.arange(num_classes, dtype=y.dtype)[:, None])[None]  # no gather: its gradient is a scatter
+    own = (y[None] == jnp.arange(num_classes, dtype=y.dtype)[:, None])[
+        None
+    ]  # no gather: its gradient is a scatter
     return weights @ jax.nn.logsumexp(log_gates + jnp.sum(jnp.where(own, log_classes, 0.0), axis=1), axis=0)
 
 
@@ -192,6 +194,4 @@ def maximise_categorical(
     memory = _Memory(pairs, pairs, pairs[:, 0], 2.0 / total)
     first = _Climb(begin, jnp.full_like(zero, jnp.inf), zero, none, memory, none, zero + 1.0)
     end, history, count, done = frozen_scan(advance, first, num_steps)
-    return CategoricalRun(
-        end.point.reshape(rows.shape), end.log_likelihood, -end.loss, history, count, done
-    )
+    return CategoricalRun(end.point.reshape(rows.shape), end.log_likelihood, -end.loss, history, count, done)

@@ -13,9 +13,9 @@ from moejax.model.small_linear_algebra import unit_rows
 
 NUM_STARTS = 16
 """Random starts if `num_starts` is None."""
-FIRST_STEPS = 60
+FIRST_STEPS = 100
 """Passes of the short ascent of each start."""
-FINALISTS = 3
+FINALISTS = 4
 """Starts that go on to their maximum."""
 GATE_NORM = 3.0
 """Norm of the gates of a start, for inputs of unit variance."""
@@ -49,7 +49,8 @@ def search_categorical(
         x: (n, d) inputs of about unit variance.
         y: (n,) classes 0 .. C - 1.
         weights: (n,) non-negative, not all zero.
-        expert_ridge, gate_ridge: as in `maximise_categorical`.
+        expert_ridge: r_a >= 0, as in `maximise_categorical`.
+        gate_ridge: r_w >= 0.
         num_experts: k.
         num_classes: C.
         num_starts: random starts.

@@ -16,19 +16,21 @@ from sklearn.utils.estimator_checks import (
 
 from moejax import MoEClassifier
 
-EXPERTS = np.array([[[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]], [[-2.0, 0.0], [1.0, -1.5], [1.0, 1.5]]])
-GATE = np.array([0.0, 3.0])
+PLANE = 1.5 * np.array([[2.0, 0.0, 0.0], [-1.0, 1.5, 0.0], [-1.0, -1.5, 0.0]])
+EXPERTS = np.stack([PLANE, -PLANE])
+GATE = np.array([0.0, 0.0, 3.0])
+SCALE, CENTRE = np.array([10.0, 0.1, 1.0]), np.array([300.0, -2.0, 0.0])
 
 
 @pytest.fixture(scope="module")
 def classes():
     """Two experts of three classes, in units far from standard."""
     rng = np.random.default_rng(0)
-    z = rng.normal(size=(700, 2))
+    z = rng.normal(size=(700, 3))
     first = rng.uniform(size=700) < scipy.special.expit(z @ GATE)
     logits = np.where(first[:, None], z @ EXPERTS[0].T, z @ EXPERTS[1].T)
     y = np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
-    return z * [10.0, 0.1] + [300.0, -2.0], y
+    return SCALE * z + CENTRE, y
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +40,12 @@ def fitted(classes):
 
 @pytest.fixture(scope="module")
 def crossed():
-    """Two classes by the sign of a product, with a tenth of the labels wrong."""
-    rng = np.random.default_rng(2)
+    """Two classes by the sign of a product, with softened edges."""
+    rng = np.random.default_rng(3)
     x = rng.uniform(-1, 1, (500, 2))
-    return x, np.where((x[:, 0] * x[:, 1] > 0) != (rng.uniform(size=500) < 0.1), "same", "other")
+    first = rng.uniform(size=500) < scipy.special.expit(10.0 * x[:, 1])
+    log_odds = np.where(first, 6.0, -6.0) * x[:, 0]
+    return x, np.where(rng.uniform(size=500) < scipy.special.expit(log_odds), "same", "other")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,9 @@ def binary(crossed):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-@parametrize_with_checks([MoEClassifier(2, num_starts=3, ridge=1e-2)])  # the default: benchmarks/estimator_checks.py
+@parametrize_with_checks(
+    [MoEClassifier(2, num_starts=3, ridge=1e-2)]
+)  # the default: benchmarks/estimator_checks.py
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -64,25 +70,25 @@ def test_one_expert_is_logistic_regression(classes, num_classes):
     weights = np.random.default_rng(1).integers(0, 3, used.sum())
     model = MoEClassifier(1, ridge=1e-6).fit(x[used], y[used], sample_weight=weights)
     reference = LogisticRegression(C=1e6, tol=1e-9, max_iter=10_000)
-    reference.fit((x[used] - [300.0, -2.0]) / [10.0, 0.1], y[used], sample_weight=weights)
-    expected = reference.predict_proba((x - [300.0, -2.0]) / [10.0, 0.1])
+    reference.fit((x[used] - CENTRE) / SCALE, y[used], sample_weight=weights)
+    expected = reference.predict_proba((x - CENTRE) / SCALE)
     np.testing.assert_allclose(model.predict_proba(x), expected, atol=1e-4)
     coefficients = model.coef_[0] if num_classes == 3 else model.coef_[0, 1:] - model.coef_[0, :1]
-    np.testing.assert_allclose(coefficients * [10.0, 0.1], reference.coef_, atol=1e-4)
+    np.testing.assert_allclose(coefficients * SCALE, reference.coef_, atol=1e-4)
     assert model.status_ == "ok"
 
 
 def test_two_experts_of_three_classes_are_recovered(classes, fitted):
     x, y = classes
-    z = (x - [300.0, -2.0]) / [10.0, 0.1]
+    z = (x - CENTRE) / SCALE
     assert fitted.score(x, y) > LogisticRegression().fit(z, y).score(z, y) + 0.1
-    experts = fitted.coef_ * [10.0, 0.1]
+    experts = SCALE * fitted.coef_
     order = [0, 1] if experts[0, 0, 0] > 0 else [1, 0]
-    # five standard errors of a coefficient at some 350 rows of an expert, each of information p (1 - p) ~ 0.15
-    np.testing.assert_allclose(experts[order], EXPERTS, atol=5 / np.sqrt(350 * 0.15))
-    gates = fitted.gating_coef_ * [10.0, 0.1]
-    np.testing.assert_allclose(gates[order[0]] - gates[order[1]], GATE, atol=2.0)
-    assert fitted.n_parameters_ == 2 * 2 * 3 + 3
+    # five standard errors of a coefficient at some 350 rows of an expert, each of information p (1 - p) ~ 0.1
+    np.testing.assert_allclose(experts[order], EXPERTS, atol=5 / np.sqrt(350 * 0.1))
+    gates = SCALE * fitted.gating_coef_
+    np.testing.assert_allclose(gates[order[0]] - gates[order[1]], GATE, atol=1.5)
+    assert fitted.n_parameters_ == 2 * 2 * 4 + 4
 
 
 def test_probabilities_and_responsibilities_are_those_of_the_parameters(classes, fitted):
@@ -96,12 +102,10 @@ def test_probabilities_and_responsibilities_are_those_of_the_parameters(classes,
         fitted.predict_experts(x), scipy.special.softmax(predictors, axis=2), atol=1e-9
     )
     own = joint[np.arange(len(y)), :, y]
-    np.testing.assert_allclose(
-        fitted.responsibilities(x, y), own / own.sum(axis=1, keepdims=True), atol=1e-9
-    )
+    np.testing.assert_allclose(fitted.responsibilities(x, y), own / own.sum(axis=1, keepdims=True), atol=1e-9)
     value = np.log(own.sum(axis=1)).sum()
     assert fitted.log_likelihood_ == pytest.approx(value, abs=1e-6)
-    assert fitted.bic(x, y) == pytest.approx(-2 * value + 15 * np.log(700))
+    assert fitted.bic(x, y) == pytest.approx(-2 * value + 20 * np.log(700))
     assert np.all(np.diff(fitted.history_) >= 0)
     shares = fitted.responsibilities(x, y).sum(axis=0)
     assert shares[0] >= shares[1]
@@ -139,13 +143,13 @@ def test_rows_of_weight_zero_are_rows_removed(classes):
 @pytest.mark.slow
 def test_two_classes_where_logistic_regression_is_at_chance(crossed, binary):
     x, y = crossed
-    assert LogisticRegression().fit(x, y).score(x, y) < 0.62
-    assert binary.score(x, y) > 0.87
+    assert LogisticRegression().fit(x, y).score(x, y) < 0.6
+    assert binary.score(x, y) > 0.8
     assert binary.classes_.tolist() == ["other", "same"]
     # the fit behind it, with its errors
     result = binary.fit_result_
     assert result.standard_errors is not None
-    assert result.settings == {} or result.settings["family"] == "bernoulli"
+    assert result.diagnostics["family"] == "bernoulli"
     np.testing.assert_allclose(result.predict(x), binary.predict_proba(x)[:, 1], atol=1e-9)
     np.testing.assert_allclose(
         result.responsibilities(x, y == "same"), binary.responsibilities(x, y), atol=1e-9
@@ -172,14 +176,14 @@ def test_scikit_learns_check_of_weights_for_the_default():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_bic_chooses_the_number_of_experts(classes):
-    model = MoEClassifier("auto", num_starts=8, random_state=0).fit(*classes)
+    model = MoEClassifier("auto", random_state=0).fit(*classes)
     assert model.num_experts_ == 2
     table = model.selection_
     assert table["num_experts"].tolist() == [1, 2, 3, 4]  # until BIC has risen twice
     np.testing.assert_allclose(
         table["bic"], -2 * table["log_likelihood"] + table["num_parameters"] * np.log(700)
     )
-    assert table["num_parameters"].tolist() == [6, 15, 24, 33]
+    assert table["num_parameters"].tolist() == [8, 20, 32, 44]
 
 
 def test_separable_classes_have_a_finite_fit():
@@ -195,10 +199,10 @@ def test_data_frames_pickles_and_what_is_refused(classes):
     model = MoEClassifier(1)
     with pytest.raises(NotFittedError):
         model.predict(x)
-    model.fit(pd.DataFrame(x, columns=["a", "b"]), pd.Series(y, dtype="category"))
-    assert model.feature_names_in_.tolist() == ["a", "b"]
+    model.fit(pd.DataFrame(x, columns=["a", "b", "c"]), pd.Series(y, dtype="category"))
+    assert model.feature_names_in_.tolist() == ["a", "b", "c"]
     again = pickle.loads(pickle.dumps(model))
-    frame = pd.DataFrame(x, columns=["a", "b"])
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
     np.testing.assert_array_equal(again.predict(frame), model.predict(frame))
     for labels, words in (
         (np.zeros(120), r"y: expected at least two classes, got one: "),
@@ -212,7 +216,7 @@ def test_data_frames_pickles_and_what_is_refused(classes):
     with pytest.raises(ValueError, match=r"y: expected at least two classes, got one: 1"):
         MoEClassifier().fit(x, y, sample_weight=y == 1)
     with pytest.raises(ValueError, match=r"X: expected values that vary"):
-        MoEClassifier().fit(np.ones((120, 2)), y)
+        MoEClassifier().fit(np.ones((120, 3)), y)
     with pytest.raises(ValueError, match=r"y: expected classes of the fit, \[0, 1, 2\], got 7"):
         model.responsibilities(frame, np.full(120, 7))
     for name, value in (("num_experts", 0), ("ridge", -1.0), ("ridge", "evidence"), ("num_starts", 0)):

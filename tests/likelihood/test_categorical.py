@@ -22,7 +22,9 @@ def penalised(rows, design, y, weights):
     experts = (design @ rows[:cut].T).reshape(len(y), EXPERTS, CLASSES)
     own = scipy.special.log_softmax(experts, axis=2)[np.arange(len(y)), :, y]
     value = weights @ scipy.special.logsumexp(log_gates + own, axis=1)
-    return value - 0.5 * RIDGES[0] * np.sum(rows[:cut] ** 2) - 0.5 * RIDGES[1] * np.sum(rows[cut:] ** 2), value
+    return value - 0.5 * RIDGES[0] * np.sum(rows[:cut] ** 2) - 0.5 * RIDGES[1] * np.sum(
+        rows[cut:] ** 2
+    ), value
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,12 @@ def climbed():
         def run(rows, x, y, weights):
             blocks = sample_blocks(x, y, weights, fit_intercept=True)
             return maximise_categorical(
-                rows, blocks, num_classes=CLASSES, num_steps=1000, expert_ridge=RIDGES[0], gate_ridge=RIDGES[1]
+                rows,
+                blocks,
+                num_classes=CLASSES,
+                num_steps=1000,
+                expert_ridge=RIDGES[0],
+                gate_ridge=RIDGES[1],
             )
 
         end = run(*(jnp.asarray(a, float) for a in (start, x, y, weights)))
