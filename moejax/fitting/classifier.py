@@ -129,9 +129,8 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         self.selection_, self.fit_result_ = None, None
         with self._in_precision():
             key = jax.random.key(seed)
-            if len(numbers) > 1:
-                numbers = (self._select(key, sample, numbers, until_bic_rises=chosen == "auto"),)
-            self.num_experts_ = numbers[0]
+            several = len(numbers) > 1
+            self.num_experts_ = self._select(key, sample, numbers) if several else min(numbers)
             if len(self.classes_) == 2 and self.ridge is None:
                 self._fit_bernoulli(key, sample, self.num_experts_)
             if self.fit_result_ is None:
@@ -143,9 +142,7 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
             warnings.warn(words, ConvergenceWarning, stacklevel=2)
         return self
 
-    def _select(
-        self, key: jax.Array, sample: Sample, numbers: Sequence[int], *, until_bic_rises: bool
-    ) -> int:
+    def _select(self, key: jax.Array, sample: Sample, numbers: Sequence[int]) -> int:
         """The number of experts with the least BIC, by penalised likelihood; keeps the table of all."""
         rows, total, rises = [], float(sample.weights.sum()), 0
         for k in numbers:
@@ -155,7 +152,7 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
             size = self.n_parameters_
             rows.append(criteria(k, self.log_likelihood_, size, entropy, total, None, self.status_))
             rises = 0 if rows[-1]["bic"] <= min(row["bic"] for row in rows) else rises + 1
-            if until_bic_rises and rises == RISES:
+            if isinstance(self.num_experts, str) and rises == RISES:
                 break
         table = selection_table(rows)
         self.selection_: pd.DataFrame | None = table
@@ -197,7 +194,9 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         weights, z, y = padded(sample.weights, inputs(sample.x), sample.y)
         run = search_categorical(
             key,
-            *(jnp.asarray(a, float) for a in (z, y, weights)),
+            jnp.asarray(z, float),
+            jnp.asarray(y, float),
+            jnp.asarray(weights, float),
             EXPERT_RIDGE if self.ridge is None else float(self.ridge),
             RIDGE if self.ridge is None else float(self.ridge),
             num_experts=k,
@@ -306,7 +305,10 @@ def _checked_classes(y: Any, num_rows: int) -> np.ndarray:
     Raises:
         ValueError: they are something else, or of another n.
     """
-    labels = column_or_1d(y, warn=True)
+    try:
+        labels = column_or_1d(y, warn=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"y: expected classes (n,), got {brief_text(error)}") from error
     require(len(labels) == num_rows, "y", f"shape {(num_rows,)} to go with X", labels.shape)
     try:
         with np.errstate(invalid="ignore"):  # of numbers that are not finite, which are refused

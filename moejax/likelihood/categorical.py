@@ -104,12 +104,16 @@ class _Memory(NamedTuple):
         product, square = step @ change, change @ change
         good = product > jnp.finfo(step.dtype).eps * square
         safe = jnp.where(good, product, 1.0)
-        newer = (step, change, 1.0 / safe)
-        kept = (
-            jnp.where(good, jnp.roll(old, -1, axis=0).at[-1].set(new), old)
-            for old, new in zip(self[:3], newer, strict=True)
+
+        def kept(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jnp.where(good, jnp.roll(old, -1, axis=0).at[-1].set(new), old)
+
+        return _Memory(
+            kept(self.steps, step),
+            kept(self.changes, change),
+            kept(self.inverses, 1.0 / safe),
+            jnp.where(good, safe / jnp.where(good, square, 1.0), self.scale),
         )
-        return _Memory(*kept, jnp.where(good, safe / jnp.where(good, square, 1.0), self.scale))
 
 
 class _Climb(NamedTuple):

@@ -76,6 +76,11 @@ def test_one_expert_is_logistic_regression(classes, num_classes):
     coefficients = model.coef_[0] if num_classes == 3 else model.coef_[0, 1:] - model.coef_[0, :1]
     np.testing.assert_allclose(coefficients * SCALE, reference.coef_, atol=1e-4)
     assert model.status_ == "ok"
+    through_zero = MoEClassifier(1, ridge=1e-6, fit_intercept=False).fit(x[used] - CENTRE, y[used])
+    reference.set_params(fit_intercept=False).fit((x[used] - CENTRE) / SCALE, y[used])
+    expected = reference.predict_proba((x - CENTRE) / SCALE)
+    np.testing.assert_allclose(through_zero.predict_proba(x - CENTRE), expected, atol=1e-4)
+    assert not through_zero.intercept_.any()
 
 
 def test_two_experts_of_three_classes_are_recovered(classes, fitted):
@@ -208,6 +213,7 @@ def test_data_frames_pickles_and_what_is_refused(classes):
         (np.zeros(120), r"y: expected at least two classes, got one: "),
         (np.linspace(0, 1, 120), r"y: expected classes, got Unknown label type: continuous"),
         (np.where(y == 0, np.nan, 1.0), r"y: expected classes, got "),
+        (np.zeros((120, 2)), r"y: expected classes \(n,\), got "),
         (y[:5], r"y: expected shape \(120,\) to go with X, got "),
     ):
         with pytest.raises(ValueError, match=words) as error:
