@@ -8,6 +8,7 @@ With P = softmax(w . x + c), a class has the probability
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from moejax.fitting.estimation import LARGEST_SHORTFALL, RISES, fit_sample
 from moejax.fitting.estimator_inputs import checked_random_state, require_columns
 from moejax.fitting.expert_order import order_of_experts
 from moejax.fitting.padding import padded
+from moejax.fitting.pipeline import fit_settings
 from moejax.fitting.predictive import log_gates_and_predictors
 from moejax.fitting.preparation import Sample, TooManyExpertsError, rescaled_weights
 from moejax.fitting.result import FitResult
@@ -169,8 +171,9 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
             num_starts=self.num_starts,
             max_iterations=self.max_iterations,
         )
+        checked = checked_options(options)
         try:
-            result = fit_sample(key, sample, num_experts, None, checked_options(options))
+            result = fit_sample(key, sample, num_experts, None, checked)
         except TooManyExpertsError:
             return
         _, log_odds = log_gates_and_predictors(result.params, sample.x)
@@ -182,7 +185,11 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         self.params_: HostParams = result.params._replace(
             experts=np.stack([-half[0], half[0]], axis=1), expert_bias=np.stack([-half[1], half[1]], axis=1)
         )
-        self.fit_result_: FitResult | None = result
+        names = {"input_names": list(self.feature_names_in_)} if hasattr(self, "feature_names_in_") else {}
+        settings = fit_settings(key, options, checked, num_experts, None) | {"weights_are": "counts"}
+        self.fit_result_: FitResult | None = dataclasses.replace(
+            result, settings=settings, diagnostics=result.diagnostics | names
+        )
         self.n_parameters_, self.log_likelihood_ = result.num_parameters, result.log_likelihood
         self.history_, self.status_ = result.history, result.status
         self.n_iter_ = int(result.diagnostics["num_passes"])

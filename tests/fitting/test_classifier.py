@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import (
     parametrize_with_checks,
 )
 
+import moejax
 from moejax import MoEClassifier
 
 PLANE = 1.5 * np.array([[2.0, 0.0, 0.0], [-1.0, 1.5, 0.0], [-1.0, -1.5, 0.0]])
@@ -146,7 +147,7 @@ def test_rows_of_weight_zero_are_rows_removed(classes):
 
 
 @pytest.mark.slow
-def test_two_classes_where_logistic_regression_is_at_chance(crossed, binary):
+def test_two_classes_where_logistic_regression_is_at_chance(crossed, binary, tmp_path):
     x, y = crossed
     assert LogisticRegression().fit(x, y).score(x, y) < 0.6
     assert binary.score(x, y) > 0.8
@@ -159,9 +160,37 @@ def test_two_classes_where_logistic_regression_is_at_chance(crossed, binary):
     np.testing.assert_allclose(
         result.responsibilities(x, y == "same"), binary.responsibilities(x, y), atol=1e-9
     )
+    result.save(tmp_path / "fit.moejax")
+    again = moejax.load_fit(tmp_path / "fit.moejax")
+    np.testing.assert_array_equal(again.predict(x), result.predict(x))
+    assert again.settings["family"] == "bernoulli"
     value = np.log(binary.predict_proba(x)[np.arange(500), (y == "same").astype(int)]).sum()
     assert binary.log_likelihood_ == pytest.approx(value, abs=1e-6)
     assert binary.n_parameters_ == result.num_parameters == 3 * 3
+
+
+@pytest.mark.slow
+def test_one_expert_of_two_classes_has_the_errors_of_a_logit_model(crossed):
+    statsmodels = pytest.importorskip("statsmodels.api")
+    x, y = crossed[0], crossed[0][:, 0] + np.random.default_rng(5).logistic(size=500) > 0.5
+    model = MoEClassifier(1, random_state=0).fit(x, y)
+    reference = statsmodels.Logit(y.astype(float), np.column_stack([x, np.ones(500)])).fit(
+        disp=False, tol=1e-12
+    )
+    result = model.fit_result_
+    np.testing.assert_allclose(
+        [*result.params.experts[0], *result.params.expert_bias], reference.params, atol=1e-5
+    )
+    errors = [*result.standard_errors.experts[0], *result.standard_errors.expert_bias]
+    np.testing.assert_allclose(errors, reference.bse, rtol=1e-4)
+    assert model.log_likelihood_ == pytest.approx(reference.llf, abs=1e-6)
+    assert model.predict(x).dtype == bool
+
+
+def test_single_precision_is_as_good_as_the_data(classes, fitted):
+    single = clone(fitted).set_params(precision="float32").fit(*classes)
+    assert single.log_likelihood_ == pytest.approx(fitted.log_likelihood_, abs=0.01)
+    np.testing.assert_allclose(single.predict_proba(classes[0]), fitted.predict_proba(classes[0]), atol=0.01)
 
 
 @pytest.mark.slow
