@@ -30,8 +30,8 @@ REFERENCE_DIM, REFERENCE_NUM_EXPERTS = 10, 3
 """The setting of the predicted mean squared error."""
 
 
-def load_function(reference: str) -> ScalarFunction:
-    """The function that FILE.py:FUNCTION names.
+def load_function(reference: str, kind: type | None = None) -> ScalarFunction:
+    """The function, or value of another `kind`, that FILE.py:FUNCTION names.
 
     Raises:
         ValueError: the file or function does not exist, or the file cannot be run.
@@ -43,7 +43,7 @@ def load_function(reference: str) -> ScalarFunction:
     name = f"moejax_function_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     module = run_user_file(read_user_file(path, reference), name, f"{reference}: running the file")
     fn = getattr(module, function, None)
-    if not callable(fn):
+    if not callable(fn) and (kind is None or not isinstance(fn, kind)):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise ValueError(
             f"{reference}: no function {function!r} there; functions: {', '.join(names) or 'none'}"

@@ -14,6 +14,7 @@ import numpy as np
 import moejax
 from moejax.checks import require
 from moejax.cli.activations import load_function
+from moejax.cli.families import load_family
 from moejax.cli.fit_files import FILES, write_fit
 from moejax.cli.fit_rows import fit_in_batches, reads_in_batches
 from moejax.cli.fit_tables import print_fit
@@ -30,7 +31,8 @@ from moejax.fitting.selection import CRITERIA
 from moejax.fitting.tables import Dataset, read_table
 from moejax.methods.method import get_method
 from moejax.methods.options import FitOptions
-from moejax.model.activations import ScalarFunction, activation_names, get_activation
+from moejax.model.activations import activation_names, get_activation
+from moejax.model.family import Channel
 from moejax.registry import nearest
 from moejax.sweep.plan.plugins import run_plugins
 
@@ -49,6 +51,7 @@ def fit_command(command: Fit) -> dict[str, Any]:
     fn = load_function(activation) if ":" in activation else get_activation(activation)
     options = FitOptions(
         activation=activation if activation in activation_names() else fn,
+        family=load_family(command.family) if ":" in command.family else command.family,
         noise=command.noise,
         objective=command.objective,
         average=command.average,
@@ -93,7 +96,7 @@ def fit_command(command: Fit) -> dict[str, Any]:
         named = {"input_names": list(table.input_names), "target_name": table.target_name}
         result = dataclasses.replace(result, diagnostics=result.diagnostics | named)
         predicted, posterior = result.predict(table.x), result.responsibilities(table.x, table.y)
-        summary = _summary(command, table, result, fn, posterior, predicted)
+        summary = _summary(command, table, result, options.channel, posterior, predicted)
         written: list[str] = []
         if scratch is not None:
             try:
@@ -164,14 +167,14 @@ def _summary(
     command: Fit,
     table: Dataset,
     result: FitResult,
-    fn: ScalarFunction,
+    channel: Channel,
     posterior: np.ndarray,
     predicted: np.ndarray,
 ) -> dict[str, Any]:
     """The content of fit.json."""
     in_units = {
         units.name: summary_in_units(table, result, posterior, predicted, units)
-        for units in (data_units(table), standardised_units(table, fn, command.fit_intercept))
+        for units in (data_units(table), standardised_units(table, channel, command.fit_intercept))
     }
     shown = UNIT_NAMES[int(command.standardise)]
     summary = {

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moejax.fitting.label_units import is_linear
 from moejax.fitting.result import FitResult
 from moejax.fitting.tables import Dataset
-from moejax.model.activations import ScalarFunction, activation_facts
+from moejax.model.activations import get_activation
+from moejax.model.family import Channel, as_family, channel_facts
 
 UNIT_NAMES = ("data", "standardised")
 
@@ -31,19 +31,20 @@ def data_units(table: Dataset) -> Units:
     return Units(UNIT_NAMES[0], np.zeros(d), np.ones(d), 0.0, 1.0)
 
 
-def standardised_units(table: Dataset, fn: ScalarFunction, intercept: bool) -> Units:
+def standardised_units(table: Dataset, channel: Channel, intercept: bool) -> Units:
     """Units of standard deviations, about the mean if the model allows it.
 
     With intercepts, the mean of the inputs is subtracted. The target is scaled if g is homogeneous, and its mean subtracted if g is
-    linear with intercepts; for any other g it stays unchanged.
+    linear with intercepts; for any other g, and for families that are not of a location, it stays unchanged.
     """
     spread = table.x.std(axis=0)
-    scaled = activation_facts(fn).homogeneous
+    scaled = channel_facts(channel).homogeneous
+    linear = scaled and (as_family(channel).activation is get_activation("linear"))
     return Units(
         UNIT_NAMES[1],
         table.x.mean(axis=0) if intercept else np.zeros(table.x.shape[1]),
         np.where(spread > 0, spread, 1.0),
-        float(table.y.mean()) if intercept and is_linear(fn) else 0.0,
+        float(table.y.mean()) if intercept and linear else 0.0,
         float(table.y.std()) if scaled else 1.0,
     )
 

@@ -19,6 +19,9 @@ Platform = Annotated[Literal["cpu", "gpu", "tpu"] | None, arg(metavar="{cpu,gpu,
 Precision = Annotated[
     Literal["float32", "float64"] | None, arg(metavar="{float32,float64}", help_behavior_hint="")
 ]
+OptionalPivot = Annotated[
+    tuple[str, str, str] | None, arg(metavar="ROWS COLUMNS VALUE", help_behavior_hint="")
+]
 DecimalSign = Annotated[Literal[".", ","] | None, arg(metavar="SIGN", help_behavior_hint="")]
 
 
@@ -60,6 +63,9 @@ class Fit:
     """A number, several ("2,3,4" or "1-5"), or "auto"; among several, the fit with the least BIC is kept."""
     activation: str = "linear"
     """A registered activation, or FILE.py:FUNCTION."""
+    family: str = "gaussian"
+    """Law of the target: gaussian, student_t (outliers), poisson or negative_binomial (counts), gamma (positive), bernoulli, .. as
+    `moejax families` lists them, or FILE.py:NAME."""
     method: str = FitOptions.method
     """A method by name, such as spectral_em, spectral or joint_em; docs/how_to_choose.md compares them."""
     noise: EstimatedNoise = FitOptions.noise
@@ -142,7 +148,8 @@ class Sweep:
     dry_run: bool = False
     """Print cells, compilations and memory; run nothing."""
     pilot: bool = False
-    """With --dry-run: time one chunk of every program and estimate the total time."""
+    """Time a trial of every method and activation first, and choose the chunk sizes by these times. With --dry-run: time one chunk
+    of every program and estimate the total time."""
     workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     set: UseAppendAction[tuple[str, ...]] = ()
@@ -179,6 +186,12 @@ class Report:
     """Write summary tables, figures and a self-contained report.html into a run folder."""
 
     folder: Positional[Path]
+    where: OptionalText = None
+    """A condition on fields, such as "noise_std < 0.2 and method == 'spectral_em'": the report is on these cells only."""
+    pivot: OptionalPivot = None
+    """Add a table: fields of its rows, fields of its columns, and a metric, as for `moejax export`; pivot.csv has it too."""
+    out: OptionalPath = None
+    """Folder of the files; default: the run folder, or with --where its subfolder `selection`."""
     common: CommonOptions = Common()
 
 
@@ -189,6 +202,49 @@ class Export:
     folder: Positional[Path]
     file: Positional[Path]
     """FILE.csv, FILE.csv.gz or FILE.parquet; - is CSV on stdout."""
+    where: OptionalText = None
+    """A condition on the columns, such as "noise_std < 0.2 and method == 'spectral_em'"."""
+    pivot: OptionalPivot = None
+    """Fields of the rows, fields of the columns, and a metric, as in num_samples method recovery_error; STATISTIC:METRIC takes
+    mean or rmse instead of the median; success_rate and trials are values too."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Paired differences of two runs, or of two methods of one run, on the trials that have the same data."""
+
+    run_a: Positional[Annotated[Path, arg(metavar="RUN_A")]]
+    """The run folder of A."""
+    run_b: Positional[Annotated[Path | None, arg(metavar="[RUN_B]", help_behavior_hint="")]] = None
+    """The run folder of B; default: RUN_A, with another method."""
+    metric: UseAppendAction[tuple[str, ...]] = ()
+    """A column of the trials' table; may be given several times; default: recovery_error."""
+    by: OptionalText = None
+    """Fields of a row, such as num_samples,noise_std; others are pooled. Default: all that vary."""
+    method_a: OptionalText = None
+    """The method of A; default: trials of equal methods are compared, or the only two of a run."""
+    method_b: OptionalText = None
+    """The method of B."""
+    where: OptionalText = None
+    """A condition on the trials of both sides, such as "noise_std < 0.2"."""
+    out: OptionalPath = None
+    """FILE.csv, FILE.csv.gz or FILE.parquet for the whole table."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """Merge run folders into a new one: runs on several machines, or of parts of a study."""
+
+    folders: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN RUN [RUN ..]", help_behavior_hint="")]]
+    """The run folders, which stay unchanged."""
+    out: Path
+    """The new folder."""
+    keep_first: bool = False
+    """Keep the first numbers of a trial that has different ones in several runs; default: refuse."""
+    across_versions: bool = False
+    """Merge results of different versions or sources of moejax, or of JAX."""
     common: CommonOptions = Common()
 
 
@@ -200,12 +256,14 @@ class Reproduce:
     """Experiments; default: all."""
     quick: bool = False
     """The small version of each, all as one sweep: minutes. It never replaces the results of a full run."""
+    verify: bool = False
+    """Remake a random tenth of the committed tables at another rounding, and compare every number of their sentences."""
     root: Path = Path()
     """Folder with experiments/ and sweeps/; default: here."""
     seed: OptionalInt = None
-    """A seed that replaces the specs' own; its results go to separate folders."""
+    """A seed that replaces the specs' own; its results go to separate folders. With --verify, the seed of the choice."""
     out: OptionalPath = None
-    """Folder of the results; default ROOT/results."""
+    """Folder of the results; default ROOT/results. With --verify, of the committed ones."""
     workers: OptionalInt = None
     """Number of processes; 1 is this one. Default: one for each core or GPU."""
     dry_run: bool = False
@@ -227,6 +285,21 @@ class Activations:
 
 
 @dataclasses.dataclass(frozen=True)
+class Families:
+    """Output families: what their labels tell of the experts, and whether methods of moments can use them."""
+
+    which: Positional[Annotated[str | None, arg(metavar="[NAME]", help_behavior_hint="")]] = None
+    """A name such as poisson or binomial(10), or FILE.py:NAME of a moejax.Family; default: all registered ones."""
+    norm: float = 1.0
+    """Norm of the experts."""
+    intercept: float = 0.0
+    """Their intercept."""
+    dispersion: OptionalFloat = None
+    """Dispersion of the family; default: an example."""
+    common: CommonOptions = Common()
+
+
+@dataclasses.dataclass(frozen=True)
 class Info:
     """Versions, devices, precision and the compilation cache."""
 
@@ -240,7 +313,10 @@ Command = (
     | Annotated[Status, subcommand("status")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Merge, subcommand("merge")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Activations, subcommand("activations")]
+    | Annotated[Families, subcommand("families")]
     | Annotated[Info, subcommand("info")]
 )

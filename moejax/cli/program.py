@@ -1,4 +1,4 @@
-"""The command line: `moejax fit | predict | sweep | status | report | export | reproduce | activations | info`.
+"""The command line: `moejax fit | predict | sweep | status | report | export | compare | merge | reproduce | activations | info`.
 
 A bad value gives one line on stderr and exit status 2, and no change on disk. Platform, precision and the compilation
 cache are set here, before any computation, and recorded with the results.
@@ -25,9 +25,12 @@ from moejax.cli.options import (
     Activations,
     Command,
     Common,
+    Compare,
     Export,
+    Families,
     Fit,
     Info,
+    Merge,
     Predict,
     Report,
     Reproduce,
@@ -128,10 +131,10 @@ def _run_command(arguments: list[str]) -> None:
     try:
         command = with_homes(command)
         configure_jax(command.common, "float32" if isinstance(command, Sweep | Reproduce) else "float64")
-        if isinstance(command, Fit | Predict | Sweep | Reproduce | Activations):
+        if isinstance(command, Fit | Predict | Sweep | Reproduce | Activations | Families):
             keep_programs()
         # a sweep first decides which processes need the devices
-        if isinstance(command, Fit | Predict | Activations | Info):
+        if isinstance(command, Fit | Predict | Activations | Families | Info):
             require_devices()
         with stopped_by_signals():
             _RUN[type(command)](command)
@@ -244,7 +247,13 @@ def _run_status(command: Status) -> None:
 def _run_report(command: Report) -> None:
     from moejax.sweep import commands
 
-    result = commands.report(command.folder, quiet=command.common.quiet or command.common.json)
+    result = commands.report(
+        command.folder,
+        where=command.where or "",
+        pivot=command.pivot,
+        out=command.out,
+        quiet=command.common.quiet or command.common.json,
+    )
     if command.common.json:
         _print_json(result)
 
@@ -252,17 +261,70 @@ def _run_report(command: Report) -> None:
 def _run_export(command: Export) -> None:
     from moejax.sweep import commands
 
-    commands.export(command.folder, command.file, quiet=command.common.quiet)
+    where, pivot = command.where or "", command.pivot
+    commands.export(command.folder, command.file, where=where, pivot=pivot, quiet=command.common.quiet)
+
+
+def _run_compare(command: Compare) -> None:
+    from moejax.sweep import commands
+
+    metrics = command.metric or ("recovery_error",)
+    result = commands.compare(
+        command.run_a,
+        command.run_b,
+        metrics=metrics,
+        by=_listed(command.by),
+        method_a=command.method_a,
+        method_b=command.method_b,
+        where=command.where or "",
+        out=command.out,
+        quiet=command.common.quiet or command.common.json,
+    )
+    if command.common.json:
+        _print_json(result)
+
+
+def _run_merge(command: Merge) -> None:
+    from moejax.sweep import commands
+
+    result = commands.merge(
+        command.folders,
+        out=command.out,
+        across_versions=command.across_versions,
+        keep_first=command.keep_first,
+        quiet=command.common.quiet or command.common.json,
+    )
+    if command.common.json:
+        _print_json(result)
+
+
+def _listed(names: str | None) -> list[str] | None:
+    """The names of a list such as "a,b"; None if there is no list."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _run_reproduce(command: Reproduce) -> None:
     from moejax.reproduce.runner import reproduce
 
     options = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
-    common = options.pop("common")
+    common, verifies = options.pop("common"), options.pop("verify")
     # the time of a quick run is nearly all compilation, that of a whole one half
     prepare = functools.partial(_own_process_of_many_programs, level=0 if command.quick else 1)
-    reproduce(**options, quiet=common.quiet, as_json=common.json, own_process=prepare)
+    if not verifies:
+        reproduce(**options, quiet=common.quiet, as_json=common.json, own_process=prepare)
+        return
+    from moejax.cli.rounding import round_like_another_machine
+    from moejax.reproduce.verify import verify
+
+    for name in ("dry_run", "across_versions"):
+        if options.pop(name):
+            raise ValueError(f"--{name.replace('_', '-')}: does not go with --verify")
+
+    def rounded(place: Place) -> None:
+        prepare(place)
+        round_like_another_machine()
+
+    verify(**options, quiet=common.quiet, as_json=common.json, own_process=rounded)
 
 
 def _run_activations(command: Activations) -> None:
@@ -273,6 +335,16 @@ def _run_activations(command: Activations) -> None:
         _print_json(rows)
     elif not command.common.quiet:
         print_activation_rows(rows)
+
+
+def _run_families(command: Families) -> None:
+    from moejax.cli.families import family_rows, print_family_rows
+
+    rows = family_rows(command.which, command.norm, command.intercept, command.dispersion)
+    if command.common.json:
+        _print_json(rows)
+    elif not command.common.quiet:
+        print_family_rows(rows)
 
 
 def _run_info(command: Info) -> None:
@@ -318,7 +390,10 @@ _RUN = {
     Status: _run_status,
     Report: _run_report,
     Export: _run_export,
+    Compare: _run_compare,
+    Merge: _run_merge,
     Reproduce: _run_reproduce,
     Activations: _run_activations,
+    Families: _run_families,
     Info: _run_info,
 }

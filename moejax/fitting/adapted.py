@@ -95,5 +95,5 @@ def _value(params: MoEParams, problem: Problem, config: MethodConfig) -> jax.Arr
 @functools.partial(jax.jit, static_argnames="config", compiler_options=compiled_fast())
 def _experts_of(params: MoEParams, problem: Problem, config: MethodConfig) -> tuple[jax.Array, jax.Array]:
     """(n, k) linear predictors and responsibilities."""
-    predictors = problem.x @ params.experts.T + params.expert_bias
+    predictors = problem.x @ params.experts.T + params.expert_bias[None]
     return predictors, responsibilities(params, problem.x, problem.y, config.fn)

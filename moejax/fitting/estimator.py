@@ -123,7 +123,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         num_starts: int | None = FitOptions.num_starts,
         max_iterations: int = FitOptions.max_iterations,
         order: int | None = FitOptions.order,
-        transform_kind: TransformKind = FitOptions.transform,
+        transform_kind: TransformKind | None = FitOptions.transform,
         ridge: float | Literal["evidence"] | None = FitOptions.ridge,
         precision: Literal["float32", "float64"] | None = "float64",
         random_state: Any = None,
@@ -145,7 +145,7 @@ class MoERegressor(Predictions, RegressorMixin, BaseEstimator):
         self.num_starts = num_starts
         self.max_iterations = max_iterations
         self.order = order
-        self.transform_kind: TransformKind = transform_kind
+        self.transform_kind: TransformKind | None = transform_kind
         self.ridge: float | Literal["evidence"] | None = ridge
         self.precision = precision
         self.random_state = random_state

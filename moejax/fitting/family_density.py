@@ -62,7 +62,7 @@ class FamilyDensity(NamedTuple):
         def of_rows(rows: slice) -> np.ndarray:
             mass = np.exp(self._log_densities(rows, rule.nodes)) * rule.weights
             mean = mass @ rule.nodes
-            return mass @ rule.nodes**2 - mean**2
+            return np.maximum(mass @ rule.nodes**2 - mean**2, 0.0)
 
         return self._in_parts(of_rows, rule.nodes.size)
 
@@ -129,37 +129,35 @@ class FamilyDensity(NamedTuple):
         rule = self._rule()
 
         def of_rows(rows: slice) -> np.ndarray:
-            log_density = scipy.special.logsumexp(
-                self.log_weights[rows][..., None] + self._log_densities(rows, rule.nodes), axis=1
-            )
+            log_density = self._mixed(rows, rule.nodes)
             return np.sum(
                 np.where(log_density > -700, np.exp(log_density) * log_density, 0.0) * rule.weights, axis=1
             )
 
         return self._in_parts(of_rows, rule.nodes.size)
 
-    def _cumulative(self, rows: slice, rule: LabelRule) -> np.ndarray:
+    def _cumulative(self, rows: slice, rule: LabelRule[np.ndarray]) -> np.ndarray:
         """(rows, q): P(Y <= y_q | x), made to end at one."""
-        mass = np.exp(
-            scipy.special.logsumexp(
-                self.log_weights[rows][..., None] + self._log_densities(rows, rule.nodes), axis=1
-            )
-        )
-        mass = mass * rule.weights
+        mass = np.exp(self._mixed(rows, rule.nodes)) * rule.weights
         below = np.cumsum(mass, axis=1)
         if not self.is_discrete:
             below = below - 0.5 * mass
         return below / np.maximum(mass.sum(axis=1, keepdims=True), 1e-300)
 
+    def _mixed(self, rows: slice, labels: np.ndarray) -> np.ndarray:
+        """(rows, q): log p(y_q | x)."""
+        joint = self.log_weights[rows][..., None] + self._log_densities(rows, labels)
+        return np.asarray(scipy.special.logsumexp(joint, axis=1))
+
     def _log_densities(self, rows: slice, labels: np.ndarray) -> np.ndarray:
-        """(rows, C, q)"""
+        """(rows, C, q): log p of every component."""
         t, s = self.predictors[rows], self.dispersion[rows]
         size = padded_size(len(t))
         fill = ((0, size - len(t)), (0, 0))
         arrays = (np.pad(a, fill, mode="edge") for a in (t, s))
         return on_host(_of_labels, self.family, labels, *arrays)[: len(t)]
 
-    def _rule(self) -> LabelRule:
+    def _rule(self) -> LabelRule[np.ndarray]:
         low, high = self.predictors.min(), self.predictors.max()
         return on_host(_rule_between, self.family, low, high, self.dispersion.max())
 

@@ -145,7 +145,7 @@ def _nuisances(
 
 
 FIRST_NORMS = (0.9, 0.6)
-"""The first norms that are tried, in standard deviations of the logarithm of the labels."""
+"""The first norms that are tried, in standard deviations of the labels (robustly), or of the logarithms of positive ones."""
 SECANT_STEPS = 3
 
 
@@ -160,8 +160,12 @@ def _norm_by_trace(
     """The norm at which tr T2 = E[l_2(y) (|z|^2 - r)] is one, as sum_i E[P_i] is; by secants in the logarithms of both."""
     share = weights / weights.sum()
     excess = np.sum(z**2, axis=1) - z.shape[1]
-    logs = np.log(np.maximum(y, np.finfo(float).tiny))
-    spread = float(np.sqrt(share @ (logs - share @ logs) ** 2)) or 1.0
+    if family.support == "positive":
+        logs = np.log(np.maximum(y, np.finfo(float).tiny))
+        spread = float(np.sqrt(share @ (logs - share @ logs) ** 2)) or 1.0
+    else:
+        low, high = np.quantile(y, (0.25, 0.75))
+        spread = float(high - low) / NORMAL_QUARTILES or 1.0
 
     def tried(norm: float) -> tuple[float, float, Nuisances]:
         at = _nuisances(y, weights, family, intercept, dispersion, norm)

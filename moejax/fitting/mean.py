@@ -43,6 +43,7 @@ from moejax.methods.mean_search import mean_result, refined
 from moejax.methods.method import MethodConfig, Problem
 from moejax.methods.options import FitOptions
 from moejax.methods.stages import stage
+from moejax.model.family import activation_of
 from moejax.model.mixture import HostParams, permute_experts
 
 MIXTURES_TRIED = 2
@@ -60,10 +61,10 @@ def _products_of_scores(
     active = jnp.arange(rows.shape[0] // 2) < number
     design = jnp.concatenate([x.T, jnp.ones_like(y)[None]]) if config.fit_intercept else x.T
     with jax.default_matmul_precision("highest"):
-        error = y - mean_of(rows, active, design, config.fn)
+        error = y - mean_of(rows, active, design, activation_of(config.fn))
         squares = jnp.where(weights > 0, weights**2 * error**2 / variance, 0.0)
         blocks = sample_blocks(x, y, squares, fit_intercept=config.fit_intercept)
-        return mean_sums(rows, active, variance, blocks, config.fn).information
+        return mean_sums(rows, active, variance, blocks, activation_of(config.fn)).information
 
 
 def _covariance(end: Evidence, order: np.ndarray, products: np.ndarray | None, total: float) -> Covariance:
@@ -119,7 +120,7 @@ def _refined(trial: Trial, growth: int, k: int, prepared: Prepared, options: Fit
     kept = dataclasses.replace(config, num_experts=k)
     result = mean_result(end, k, jnp.asarray(0, jnp.int32), problem, kept)
     host = HostParams(*(np.asarray(leaf, np.float64) for leaf in result.params))
-    log_gates, means = log_gates_and_means(host, np.asarray(problem.x, np.float64), config.fn)
+    log_gates, means = log_gates_and_means(host, np.asarray(problem.x, np.float64), activation_of(config.fn))
     gates, weights = np.exp(log_gates), np.asarray(problem.weights, np.float64)
     given = prepared.units.params(host)
     order = order_of_experts(weights @ gates, given.experts[:, 0])

@@ -60,7 +60,7 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     average: int = FitOptions.average,
     standardise: bool = FitOptions.standardise,
     order: int | None = FitOptions.order,
-    transform: TransformKind = FitOptions.transform,
+    transform: TransformKind | None = FitOptions.transform,
     num_restarts: int = FitOptions.num_restarts,
     num_starts: int | None = FitOptions.num_starts,
     start: Start = FitOptions.start,
@@ -94,8 +94,8 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
             of the likelihood, runs on a random subsample, and a few Newton passes over all rows climb from there. Everything
             about the estimate is that of all rows; the diagnostics of the sample are those of the subsample, counts scaled up.
         checkpoint: with a source, a file from which the same call continues after a kill; it is removed at the end.
-        noise_std: sigma (of another family its dispersion) if it is known, () or (m,), in units of y; None estimates it, from the labels' marginal likelihood for
-            the moments and then jointly with the other parameters.
+        noise_std: sigma (of another family its dispersion) if it is known, () or (m,), in units of y; None estimates it, from the
+            labels' marginal likelihood for the moments and then jointly with the other parameters.
         weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are ignored and may hold any values.
 
     The other arguments are the fields of `FitOptions`, which explains them.

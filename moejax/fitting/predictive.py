@@ -1,8 +1,9 @@
 r"""The density of a Gaussian label given its inputs, under one fitted model or the average of several, on the host.
 
-Those of other families are `family_density.FamilyDensity`. It is a finite mixture of normal densities at each row, p(y | x) = sum_c w_c(x) N(y; m_c(x), s_c^2). For a mixture of experts the
-components are the experts, for a mean fit there is one, with mean f(x); for an average of M models they are those of all models,
-with weights divided by M. Everything is computed in units in which no square overflows.
+`family_density` has that of other families. It is a finite mixture of normal densities at each row, p(y | x) = sum_c w_c(x)
+N(y; m_c(x), s_c^2). For a mixture of experts the components are the experts, for a mean fit there is one, with mean f(x); for
+an average of M models they are those of all models, with weights divided by M. Everything is computed in units in which no
+square overflows.
 """
 
 from __future__ import annotations
@@ -102,13 +103,15 @@ class PredictiveDensity(NamedTuple):
         return self.means[rows, chosen] + self.noise_std[rows, chosen] * noise
 
 
+def _family_density(params: HostParams, x: np.ndarray, family: Family) -> FamilyDensity:
+    log_gates, predictors = log_gates_and_predictors(params, x)
+    return FamilyDensity(family, log_gates, predictors, np.broadcast_to(params.noise_std, predictors.shape))
+
+
 def density_of(params: HostParams, x: np.ndarray, channel: Channel) -> PredictiveDensity | FamilyDensity:
     """The density of y at rows x (n, d) under one mixture."""
     if isinstance(channel, Family):
-        log_gates, predictors = log_gates_and_predictors(params, x)
-        return FamilyDensity(
-            channel, log_gates, predictors, np.broadcast_to(params.noise_std, predictors.shape)
-        )
+        return _family_density(params, x, channel)
     log_gates, means = log_gates_and_means(params, x, channel)
     return PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
 
@@ -127,7 +130,7 @@ def predictive_density(
         objective: "likelihood" or "mean".
     """
     if isinstance(fn, Family):
-        densities = [density_of(member.units.params(member.params), x, fn) for member in members]
+        densities = [_family_density(member.units.params(member.params), x, fn) for member in members]
         share = np.log(float(len(densities)))
         return FamilyDensity(
             fn,
@@ -148,9 +151,9 @@ def _of_one(
     member: FittedInOwnUnits, x: np.ndarray, fn: ScalarFunction, objective: Objective
 ) -> PredictiveDensity:
     params = member.units.params(member.params)
-    if objective == "likelihood":
-        return density_of(params, x, fn)
     log_gates, means = log_gates_and_means(params, x, fn)
+    if objective == "likelihood":
+        return PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
     f = averaged(np.exp(log_gates), means)
     variance = mean_variance(member, x, fn)
     std = (

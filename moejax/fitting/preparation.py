@@ -30,7 +30,13 @@ from moejax.methods.method import (
     require_slopes,
 )
 from moejax.methods.options import FitOptions, WeightsAre
-from moejax.methods.preparation import Orders, choose_orders, transforms_at
+from moejax.methods.preparation import (
+    Orders,
+    choose_orders,
+    third_transform_at,
+    transform_kind,
+    transforms_at,
+)
 from moejax.model.family import Channel, Family, Nuisances, as_family
 from moejax.model.inputs import LogDensity
 from moejax.moments.score_tensors import AffineLogDensity
@@ -145,7 +151,8 @@ def prepare(
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
     _require_representable(y[sample.weights > 0], labels, noise_std, np.dtype(dtype))
-    orders, reason = (
+    kind = transform_kind(options.transform, method, options.num_residual_passes)
+    orders, reason, needs_third = (
         Orders((), "no moments: several outputs")
         if several
         else choose_orders(
@@ -156,19 +163,14 @@ def prepare(
             dim=rank,
             num_experts=num_experts,
             order=options.order,
-            kind=options.transform,
+            kind=kind,
         )
     )
-    transforms = jax.device_put(
-        transforms_at(
-            fn,
-            level,
-            orders,
-            options.transform,
-            num_experts,
-            normal_inputs=density is None,
-        ),
-    )
+    normal_inputs = density is None
+    transforms = transforms_at(fn, level, orders, kind, num_experts, normal_inputs=normal_inputs)
+    # the third moment without whitening is that of normal inputs
+    third = third_transform_at(fn, level, num_experts) if needs_third and normal_inputs else None
+    transforms, third = jax.device_put((transforms, third))
     config = MethodConfig(
         fn=fn,
         num_experts=num_experts,
@@ -191,6 +193,7 @@ def prepare(
     )
     least = _least_noise(sample, labels, least_noise, fn) if config.noise == "per_expert" else None
     problem = _problem(sample.weights, z, y, labels.noise_std, transforms, least, nuisances)
+    problem = problem._replace(third=third)
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
@@ -244,7 +247,8 @@ def _require_consistent(sample: Sample, options: FitOptions, density: LogDensity
     if density is None:
         return
     words = f"None for method {method!r}, whose moments are those of normal inputs"
-    require(not registered.wide, "log_density", words, options.log_density)
+    normal = registered.wide or registered.moments == "third"
+    require(not normal, "log_density", words, options.log_density)
     num_inputs = len(input_roles(options, sample.x.shape[1]).experts)
     words = "None with expert_inputs, because it is a density of all inputs"
     require(num_inputs == sample.x.shape[1], "log_density", words, options.log_density)
@@ -281,7 +285,7 @@ def _require_rows(
     Raises:
         TooManyExpertsError: k is too large.
     """
-    if num_experts > rank and moments_of(method) == "required":
+    if num_experts > rank and moments_of(method) in ("required", "third"):
         raise TooManyExpertsError(
             f"num_experts: expected 1 to {rank} (the rank of the inputs) for a method of moments, got {num_experts}"
         )

@@ -1,7 +1,8 @@
 r"""Fisher information of the parameters: sum_j w_j E[s s' | x_j], s the score of a sample.
 
-It is conditional on the inputs, and in the free parameters of `predictors.free_parameters`. The score of a sample is (scores in the
-2k - 1 linear predictors) x (inputs) and scores in the log dispersions; so the information is one weighted Gram matrix of the inputs.
+It is conditional on the inputs, and in the free parameters of `predictors.free_parameters`. The score of a sample is (scores in
+the 2k - 1 linear predictors) x (inputs) and scores in the log dispersions; so the information is one weighted Gram matrix of the
+inputs.
 The expectation over y is a quadrature. The outer-product form needs first derivatives only. So it also holds for a g with kinks,
 where the score still has mean zero.
 """
@@ -21,7 +22,7 @@ from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.likelihood.predictors import block_matrix, num_noise_parameters, predictors_of, weighted_gram
 from moejax.model.activations import ScalarFunction, activation_and_slope
 from moejax.model.families import ChannelLike, get_channel
-from moejax.model.family import Family, as_family, is_gaussian
+from moejax.model.family import Family, activation_of, as_family, is_gaussian
 from moejax.model.gaussian import GaussianGrid, gaussian_grid
 from moejax.model.label_rule import LabelRule, label_rule
 from moejax.model.mixture import MoEParams, NoiseModel
@@ -67,9 +68,8 @@ def fisher_information(
         x, jnp.zeros_like(weights), weights, fit_intercept=fit_intercept, block_size=block_size
     )
     if is_gaussian(channel):
-        assert family.activation is not None, "a Gaussian has an activation"
         expected = _gaussian_products(
-            family.activation, params.noise_std, noise, gaussian_grid(num_nodes, dtype=x.dtype)
+            activation_of(channel), params.noise_std, noise, gaussian_grid(num_nodes, dtype=x.dtype)
         )
     else:
         rule = _rule_for(family, params, x)

@@ -6,9 +6,10 @@ e_i = (y - g(u_i)) / sigma_i, d_i = e_i g'(u_i) / sigma_i,
 
     dl/du_i = r_i d_i,   dl/dv_i = r_i - P_i,   dl/ds_i = r_i (e_i^2 - 1),
 
-and the Hessian in (u, v, s) has a closed form too (`predictor_derivatives`). Of another output family than the Gaussian, d_i is the
-derivative of its log-density in u_i, and the last bracket that in s_i, the logarithm of its dispersion. So the Hessian in the parameters is one product of
-(pairs of inputs) x (pairs of predictors): exact Newton costs no more than the outer-product approximation.
+and the Hessian in (u, v, s) has a closed form too (`predictor_derivatives`). Of another output family than the Gaussian, d_i is
+the derivative of its log-density in u_i, and the last bracket that in s_i, the logarithm of its dispersion. So the Hessian in
+the parameters is one product of (pairs of inputs) x (pairs of predictors): exact Newton costs no more than the outer-product
+approximation.
 
 A step solves (H + mu C) delta = gradient, H the observed and C the complete-data information (Louis 1982): with mu = 0 it
 is Newton's, with a large mu a short step of EM (Lange 1995). It is kept only if the likelihood does not decrease.

@@ -1,9 +1,13 @@
 """The methods: each is a registered function from a sample to an estimate."""
 
+from typing import Any
+
+from moejax.methods.annealed import annealed_em
 from moejax.methods.from_moments import (
     EM_STEPS,
     EM_TOLERANCE,
     MOMENT_PASSES,
+    climbed_from,
     em_before_polish,
     polish_from,
     spectral,
@@ -37,6 +41,7 @@ from moejax.methods.method import (
 )
 from moejax.methods.spectral_wide import spectral_wide
 from moejax.methods.starts import label_mean, label_spread, random_starts, zero_gates
+from moejax.methods.third_moment import third_moment
 
 __all__ = [
     "EM_STEPS",
@@ -52,6 +57,8 @@ __all__ = [
     "SearchEnd",
     "Slopes",
     "Start",
+    "annealed_em",
+    "climbed_from",
     "em_before_polish",
     "finish",
     "gated_losses",
@@ -74,17 +81,20 @@ __all__ = [
     "spectral_em",
     "spectral_residual",
     "spectral_wide",
+    "third_moment",
     "with_path",
     "zero_gates",
 ]
 
-_ANY_LABEL_ANY_INPUTS = {"families": True, "separate_inputs": True}
+_ANY_LABEL_ANY_INPUTS: dict[str, Any] = {"families": True, "separate_inputs": True}
 register_method("spectral", spectral, moments="required", slopes="unused", **_ANY_LABEL_ANY_INPUTS)
 register_method(
     "spectral_residual", spectral_residual, moments="required", slopes="unused", **_ANY_LABEL_ANY_INPUTS
 )
 register_method("spectral_em", spectral_em, moments="required", slopes="polish", **_ANY_LABEL_ANY_INPUTS)
 register_method("spectral_wide", spectral_wide, moments="required", wide=True)
+register_method("third_moment", third_moment, moments="third", slopes="polish", **_ANY_LABEL_ANY_INPUTS)
+register_method("annealed_em", annealed_em, moments="optional", separate_inputs=True)
 register_method("joint_em", joint_em_starts, moments="none", several_outputs=True, **_ANY_LABEL_ANY_INPUTS)
 register_method("gradient_nll", gradient_nll, moments="none", families=True)
 register_method("gradient_mse", gradient_mse, moments="none")

@@ -107,7 +107,11 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
     them and gating EM runs at the given noise. With the polish, the noise is inflated by its M-step while the experts are
     still inexact. The experts join EM once the gates' own step promises little; a known noise is restored before the polish.
     """
-    start = spectral(key, problem, config)
+    return climbed_from(spectral(key, problem, config), problem, config)
+
+
+def climbed_from(start: MethodResult, problem: Problem, config: MethodConfig) -> MethodResult:
+    """The maximum-likelihood estimate from the experts of a moment estimate; without polish, the gates that EM fits to them."""
     if not config.polish:
         run = gating_em(
             start.params,
@@ -123,13 +127,13 @@ def spectral_em(key: jax.Array, problem: Problem, config: MethodConfig) -> Metho
             least_noise=least_noise_of(problem, config),
             columns=config.columns,
         )
-        num_steps = MOMENT_PASSES + run.num_steps
+        num_steps = start.num_iterations + run.num_steps
         result = finish(run.params, run.history, num_steps, run.converged, problem, start.spectral)
         return with_path(result, config, run.path)
     joint = em_before_polish(start.params, problem, config)
     run = polish_from(joint.params, problem, config)
     history = jnp.concatenate([joint.history, run.history])
-    num_steps = MOMENT_PASSES + joint.num_steps + run.num_steps
+    num_steps = start.num_iterations + joint.num_steps + run.num_steps
     result = finish(run.params, history, num_steps, run.converged, problem, start.spectral)
     return with_path(result, config, joint.path, run.path)
 

@@ -15,8 +15,8 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
 4. A ridge on the gates keeps them from saturating before experts have found their samples. In the last generations it falls to
    that of the fit: the best mixture with sharp gates is seldom the best one with soft gates, made sharp.
 5. The last few are polished to their maxima on the whole sample, and the best is the result. The search uses at most
-   `search_rows` random rows of it, in single precision; mixtures that are clearly worse on these are not polished. Several outputs are polished
-   by EM.
+   `search_rows` random rows of it, in single precision; mixtures that are clearly worse on these are not polished. Several
+   outputs are polished by EM.
 
 The rule of 1 is wrong if better optima have a small share of the starts: with a share p they are missed by all N starts with
 probability (1 - p)^N.
@@ -53,6 +53,7 @@ from moejax.methods.population import (
 from moejax.methods.search_plan import NEWCOMERS, Plan, Search, plan_of, search_rows
 from moejax.methods.stages import stage
 from moejax.methods.starts import label_mean, random_starts, start_noise
+from moejax.methods.third_moment import third_moment_experts, third_moment_passes
 from moejax.model.family import Channel, channel_facts, in_precision
 from moejax.model.mixture import MoEParams
 from moejax.moments.spectral import SpectralEstimate
@@ -131,7 +132,7 @@ def ridges_of(
 def spectral_starts(
     key: jax.Array, problem: Problem, config: MethodConfig
 ) -> tuple[MoEParams | None, SpectralEstimate | None, jax.Array]:
-    """Leaves (s, ..): experts from the moments of each order of transforms, with zero gates.
+    """Leaves (s, ..): experts from the moments of each order of transforms, or from the third alone, with zero gates.
 
     Returns:
         The starts; the moments' diagnostics, of the first order; () int32 passes over the data.
@@ -147,9 +148,13 @@ def spectral_starts(
         starts.append(start.params)
         estimates.append(start.spectral)
         num_passes = num_passes + start.num_iterations
+    if problem.third is not None:
+        starts.append(third_moment_experts(key, problem, config))
+        num_passes = num_passes + third_moment_passes(problem, config)
     if not starts:
         return None, None, num_passes
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimates[0], num_passes
+    estimate = estimates[0] if estimates else None
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimate, num_passes
 
 
 def in_single_precision(sample: Problem, fn: Channel) -> Problem:

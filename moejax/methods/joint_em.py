@@ -20,7 +20,7 @@ from moejax.methods.starts import (
     zero_gates,
 )
 from moejax.model.activations import ScalarFunction, activation_and_slope
-from moejax.model.family import Family
+from moejax.model.family import activation_of
 from moejax.model.mixture import MoEParams
 from moejax.model.small_linear_algebra import solve_positive_definite
 
@@ -104,9 +104,7 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
     def run(start: MoEParams) -> EMRun:
         if config.start == "kmeans":
             own = expert_inputs(start.experts, config.columns), expert_inputs(problem.x, config.columns)
-            fn = config.fn
-            assert not isinstance(fn, Family), "`check_start` refuses other families"
-            experts, residual = clusterwise_regression(*own, *data[1:], fn=fn)
+            experts, residual = clusterwise_regression(*own, *data[1:], fn=activation_of(config.fn))
             start = zero_gates(experts, jnp.where(jnp.isfinite(residual), residual, spread))
             start = with_experts_inputs(start, config)
         if config.noise != "known":

@@ -25,6 +25,7 @@ from moejax.methods.global_search import in_single_precision
 from moejax.methods.growth import Grown, GrowthRules, grow
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
 from moejax.methods.stages import stage
+from moejax.model.family import activation_of
 from moejax.model.mixture import with_stand_ins
 
 NUM_GROWTHS = 8
@@ -78,7 +79,7 @@ def growth_from(
             sample_blocks(x, y, weights, fit_intercept=config.fit_intercept),
             (design, y, weights),
             rules,
-            fn=config.fn,
+            fn=activation_of(config.fn),
             objective=objective,
             places=places,
             fit_intercept=config.fit_intercept,
@@ -160,7 +161,7 @@ def refined(
             variance,
             ridge,
             blocks,
-            fn=config.fn,
+            fn=activation_of(config.fn),
             fit_intercept=config.fit_intercept,
             num_rounds=LAST_ROUNDS,
             num_steps=min(LAST_STEPS, config.max_iterations),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from moejax.model.family import Channel, Nuisances, as_family, channel_facts, is
 from moejax.model.inputs import LogDensity
 from moejax.model.mixture import MoEParams, NoiseModel, mean_gates
 from moejax.model.status import Status
+from moejax.moments.label_transforms import LabelTransform
 from moejax.moments.spectral import SpectralEstimate, SpectralTransforms
 from moejax.registry import Registry
 
@@ -49,6 +50,8 @@ class Problem(NamedTuple):
     """Norm and intercept of the experts, if they were estimated from the labels; None: norm 1, no intercept."""
     least_noise: Float[jax.Array, "*m"] | None = None
     """() or (m,): the least noise of an expert if each has its own (`collapse.noise_floor`); None: the rounding of the labels."""
+    third: LabelTransform[Any] | None = None
+    """Order-3 label transform of a third moment that is not whitened; None unless the method needs it, or has no other moments."""
 
     @property
     def resolution(self) -> Float[jax.Array, "*m"]:
@@ -145,7 +148,7 @@ class MethodResult(NamedTuple):
 
 
 Method = Callable[[jax.Array, Problem, MethodConfig], MethodResult]
-Moments = Literal["required", "optional", "none"]
+Moments = Literal["required", "optional", "none", "third"]
 Slopes = Literal["used", "polish", "unused"]
 
 
@@ -186,7 +189,8 @@ def register_method(
         name: an identifier.
         method: (key, problem, config) -> MethodResult, traceable by JAX; docs/reference/methods.md describes these types.
         moments: "required" if the method needs `problem.transforms` (an activation without a usable order is refused), "optional"
-            if it uses them when there is a usable order, "none" if it never gets them.
+            if it uses them when there is a usable order, "none" if it never gets them, "third" if it needs `problem.third` instead,
+            for which order 2 need not be usable.
         order: the only order of the moments that the method accepts; None leaves it to the user or to the predicted error.
         several_outputs: if true, labels may be (n, m).
         slopes: "used" if the steps of the experts need the slope of the activation (a step function is refused, because its slope
@@ -237,7 +241,7 @@ def get_method(name: str) -> Method:
 
 
 def moments_of(name: str) -> Moments:
-    """The method's need of label transforms: "required", "optional" or "none"."""
+    """The method's need of label transforms: "required", "optional", "none" or "third"."""
     return lookup_method(name).moments
 
 

@@ -29,9 +29,9 @@ class FitOptions:
     To pass one object: `moejax.fit(key, x, y, num_experts=3, **dataclasses.asdict(options))`.
 
     Args:
-        family: the output family, a registered name ("poisson", "binomial(10)", .. : `moejax families` lists them) or a `Family`: the
-            law of a label given g(a_i . x + b_i), which is its mean for Gaussian labels, the log mean for counts, the logit of a
-            probability for classes. "student_t" and "ordinal(C)" have their degrees of freedom and cuts estimated.
+        family: the output family, a registered name ("poisson", "binomial(10)", .. : `moejax families` lists them) or a `Family`:
+            the law of a label given g(a_i . x + b_i), which is its mean for Gaussian labels, the log mean for counts, the logit of
+            a probability for classes. "student_t" and "ordinal(C)" have their degrees of freedom and cuts estimated.
         activation: g, a registered name or a scalar JAX function.
         noise: an estimated noise has one sigma for all experts ("shared") or one each ("per_expert").
         fit_intercept: give experts and gates biases. The theory has none; the default of `MoERegressor` and `moejax fit`, for
@@ -44,8 +44,9 @@ class FitOptions:
             constant or their inputs independent of these, and otherwise a start, as for gates not orthogonal to the experts.
         method: a registered method: "multistart" (spectral and random starts, the best optimum found), "spectral_em" (moments,
             EM for the gates, a few passes of EM for all parameters, polish), "spectral" (moments only), "spectral_residual"
-            (moments and residual passes), "spectral_wide" (spectral_em for thousands of inputs, without d x d matrices), or a
-            method to compare with: "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
+            (moments and residual passes), "spectral_wide" (spectral_em for thousands of inputs, without d x d matrices),
+            "third_moment" (for an activation without a usable order 2), "annealed_em" (EM with a noise that falls slowly, for a
+            steep activation), or a method to compare with: "joint_em", "gradient_nll", "gradient_mse", "gated_losses".
         weights_are: the meaning of sample weights. "counts": a weight is a number of equal rows. "reliability": a weight is how
             much a row counts relative to the others (sampling or importance weights), and their scale has no meaning; they are
             scaled to sum to their effective number, (sum w)^2 / sum w^2 (Kish 1965). None: counts if all are whole numbers.
@@ -59,7 +60,9 @@ class FitOptions:
         standardise: scale the labels of a homogeneous g for the fit, so that their unit does not matter; False fits the labels as
             given. (`moejax fit --no-standardise` also prints the results in the units of the data.)
         order: order of the tensor that is decomposed, 3 or 4; None takes the usable one with the least predicted error.
-        transform: kind of the label transforms: "weighted", "least_norm", "centred" or "polynomial" (docs/method.md).
+        transform: kind of the label transforms: "weighted", "relaxed" (fewer constraints at order 3 or 4, so less variance, but
+            more bias if the gates are not orthogonal to the experts), "least_norm", "centred" or "polynomial" (docs/method.md).
+            None: "relaxed" if there are residual passes, which remove that bias, and else "weighted".
         num_restarts: restarts of the tensor power method.
         num_starts: random starts; None takes the method's own number (multistart at most 256, the others 1).
         start: start of "joint_em": "random" (experts uniform on the unit sphere) or "kmeans" (the same experts, improved by
@@ -99,7 +102,7 @@ class FitOptions:
     average: int = 1
     standardise: bool = True
     order: int | None = None
-    transform: TransformKind = "weighted"
+    transform: TransformKind | None = None
     num_restarts: int = 16
     num_starts: int | None = None
     start: Start = "random"

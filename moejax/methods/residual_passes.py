@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
-from moejax.likelihood.em import RIDGE, gating_em
+from moejax.likelihood.em import RIDGE, EMRun, gating_em
 from moejax.likelihood.free_columns import FreeColumns, expert_inputs, widened_experts
 from moejax.methods.starts import index_of_best, zero_gates
 from moejax.model.family import Channel, Nuisances, as_family, channel_facts, is_gaussian
@@ -235,10 +235,6 @@ def residual_estimate(
     """
     k, of_experts = num_experts, expert_inputs(x, columns)
     norm, intercept = (1.0, 0.0) if nuisances is None else nuisances[:2]
-
-    def unit_experts(params: MoEParams) -> jax.Array:
-        return expert_inputs(params.experts, columns) / norm
-
     # the first pass subtracts nothing; its experts to match with may be any distinct ones
     eye = jnp.eye(k, of_experts.shape[1], dtype=x.dtype)
     start = zero_gates(widened_experts(norm * eye, columns), jnp.asarray(noise_std, x.dtype))
@@ -255,7 +251,7 @@ def residual_estimate(
                 expected, x, y, transforms, scale, fn=fn, chunk_size=chunk_size, nuisances=nuisances
             ),
             weights,
-            TensorPart(unit_experts(params), scale * mean_gates(params, x, weights)),
+            TensorPart(expert_inputs(params.experts, columns) / norm, scale * mean_gates(params, x, weights)),
             num_experts=k,
             order=order,
             num_restarts=num_restarts,
@@ -264,7 +260,7 @@ def residual_estimate(
             log_density=log_density,
         )
         # a decomposition gives the experts in any order; each starts from the gate of the nearest previous expert
-        estimate = _in_order_of(unit_experts(params), estimate, fn)
+        estimate = _in_order_of(expert_inputs(params.experts, columns) / norm, estimate, fn)
         gates = gating_em(
             params._replace(experts=widened_experts(norm * estimate.experts, columns)),
             x,
@@ -282,6 +278,16 @@ def residual_estimate(
 
     scales = jnp.ones(num_passes + 1, x.dtype).at[0].set(0.0)
     _, (estimates, runs) = jax.lax.scan(advance, start, (jax.random.split(key, num_passes + 1), scales))
+    return _best_pass(estimates, runs, x, weights)
+
+
+def _best_pass(
+    estimates: SpectralEstimate,
+    runs: EMRun,
+    x: Float[jax.Array, "n d"],
+    weights: Float[jax.Array, " n"],
+) -> ResidualEstimate:
+    """The pass of the highest likelihood, from the estimates and runs of all, leaves (num_passes + 1, ..)."""
     best = index_of_best(runs.log_likelihood).astype(jnp.int32)
     estimate, run = jax.tree.map(lambda leaf: leaf[best], (estimates, runs))
     return ResidualEstimate(

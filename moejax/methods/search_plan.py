@@ -125,6 +125,8 @@ def search_rows(fn: Channel) -> int:
 def plan_of(problem: Problem, config: MethodConfig) -> Plan:
     """The plan of the search for a problem."""
     num_random = DEFAULT_STARTS if config.num_starts is None else config.num_starts
-    num_spectral = (problem.transforms is not None) + len(problem.more_transforms)
+    num_spectral = (
+        (problem.transforms is not None) + len(problem.more_transforms) + (problem.third is not None)
+    )
     num_rows = min(problem.x.shape[0], search_rows(config.fn))
     return Plan.of(num_random, num_spectral, config.num_experts, num_rows)

@@ -51,8 +51,8 @@ def _per_row(values: jax.Array, like: jax.Array) -> jax.Array:
 def start_noise(problem: Problem, config: MethodConfig) -> Float[jax.Array, "*m"]:
     """() or (m,): the noise, or dispersion, of a random start, which explains its labels by noise first.
 
-    For Gaussian labels it is their standard deviation; for another location family, robustly, that of the estimated signal and noise;
-    for others the dispersion that was estimated before.
+    For Gaussian labels it is their standard deviation; for another location family, robustly, that of the estimated signal and
+    noise; for others the dispersion that was estimated before.
     """
     if is_gaussian(config.fn):
         return label_spread(problem)

@@ -21,7 +21,7 @@ from moejax.likelihood.predictors import (
 )
 from moejax.methods.method import MethodConfig, Problem, least_noise_of
 from moejax.model.activations import activation_and_slope
-from moejax.model.family import as_family, channel_facts, is_gaussian
+from moejax.model.family import activation_of, channel_facts
 from moejax.model.mixture import MoEParams
 
 NATS_FROM_STATIONARY = 0.5
@@ -76,8 +76,7 @@ def squared_error_curvature(params: MoEParams, problem: Problem, config: MethodC
     The objective is minus the squared errors of the mean, with the gates' penalty, over twice their weighted mean s^2. Up to a
     constant it is the log-likelihood if the labels were normal about that mean with variance s^2.
     """
-    fn = as_family(config.fn).activation
-    assert fn is not None and is_gaussian(config.fn), "`require_family` refuses others"
+    fn = activation_of(config.fn)
     k, size = config.num_experts, problem.x.shape[1] + int(config.fit_intercept)
     blocks = sample_blocks(problem.x, problem.y, problem.weights, fit_intercept=config.fit_intercept)
     predictors = predictors_of(params, fit_intercept=config.fit_intercept)

@@ -130,8 +130,9 @@ def ordinal(number: float, *cuts: float) -> Family:
         return jax.nn.log_sigmoid(high - t) + jax.nn.log_sigmoid(t - low) + jnp.log1p(-jnp.exp(low - high))
 
     def probabilities(t: jax.Array) -> jax.Array:
-        ends = jnp.asarray(edges, jnp.result_type(t))
-        return jnp.diff(jax.nn.sigmoid(ends - jnp.asarray(t)[..., None]), axis=-1)
+        t = jnp.asarray(t)
+        ends = jnp.asarray(edges, t.dtype).reshape((1,) * t.ndim + (-1,))
+        return jnp.diff(jax.nn.sigmoid(ends - t[..., None]), axis=-1)
 
     def moment(t: jax.Array, power: int) -> jax.Array:
         return probabilities(t) @ jnp.arange(classes, dtype=jnp.result_type(t)) ** power

@@ -97,8 +97,8 @@ class Family:
             taken by differences over a small width.
         activation: g, if the law depends on t by g(t); None for t itself.
         location_scale: true if y = g(t) + s * noise: labels of a homogeneous g may then be scaled.
-        marginal_tells_norm: false if the law of a label whose predictor is normal does not tell the norm of the experts from s or the
-            other parameters.
+        marginal_tells_norm: false if the law of a label whose predictor is normal does not tell the norm of the experts from s, or
+            not if there are outliers.
         num_parameters: parameters of the family that are estimated besides s (cuts, degrees of freedom).
         adapt: (y, t, s, shares) -> the family with these parameters estimated from labels (n,), and, after a fit, linear
             predictors (n, k), dispersions (k,) and responsibilities times weights (n, k); before it t and s are None and shares
@@ -294,6 +294,19 @@ def as_family(channel: Channel) -> Family:
 def is_gaussian(channel: Channel) -> bool:
     """True for an activation, and for a Gaussian family."""
     return not isinstance(channel, Family) or isinstance(channel, Gaussian)
+
+
+def activation_of(channel: Channel) -> ScalarFunction:
+    """g of Gaussian labels.
+
+    Raises:
+        TypeError: another family.
+    """
+    if not isinstance(channel, Family):
+        return channel
+    if not isinstance(channel, Gaussian) or channel.activation is None:
+        raise TypeError(f"family {channel.name}: expected Gaussian labels")
+    return channel.activation
 
 
 @functools.lru_cache(maxsize=256)

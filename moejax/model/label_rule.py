@@ -1,7 +1,7 @@
 r"""Quadrature over the labels of an output family: nodes y_q and weights w_q with sum_q w_q f(y_q) p(y_q | t) = E[f(Y) | t].
 
-Labels 0, .., N are their own nodes. Counts are nodes up to EXACT_COUNTS; beyond, one node stands for a run of counts that is shorter
-than their standard deviation, with the log-density continued between the integers. Other labels are transformed, y = e^u or
+Labels 0, .., N are their own nodes. Counts are nodes up to EXACT_COUNTS; beyond, one node stands for a run of counts that is
+shorter than their standard deviation, with the log-density continued between the integers. Other labels are transformed, y = e^u or
 y = c + h sinh(u), and every cell between two knots has Gauss-Legendre nodes, so that functions which are linear between the
 knots lose no accuracy there. The knots reach as far as some label has a noticeable density in u, in which heavy tails are
 exponential ones.
@@ -10,7 +10,7 @@ exponential ones.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moejax.model.family import Family
+from moejax.model.gaussian import Array
 
 EXACT_COUNTS = 255
 """Counts up to this one are nodes."""
@@ -38,14 +39,14 @@ _LARGEST_WARP = 36.0
 """The range of u = asinh((y - c) / h) in which real labels are sought."""
 
 
-class LabelRule(NamedTuple):
+class LabelRule(NamedTuple, Generic[Array]):
     """Nodes and weights over the labels, and the knots of functions that are linear between them."""
 
-    nodes: Float[jax.Array, " q"]
+    nodes: Float[Array, " q"]
     """(q,)"""
-    weights: Float[jax.Array, " q"]
+    weights: Float[Array, " q"]
     """(q,)"""
-    knots: Float[jax.Array, " m"]
+    knots: Float[Array, " m"]
     """(m,) increasing."""
 
 
@@ -87,7 +88,11 @@ def label_rule(
     if family.support == "positive":
         middle = jnp.log(means[t.shape[0] // 2])
         low, high = middle + _LOWEST_LOG, middle + _HIGHEST_LOG
-        to_label, slope = jnp.exp, jnp.exp
+
+        def to_label(u: jax.Array) -> jax.Array:
+            return jnp.exp(u)
+
+        slope = to_label
     else:
         centre = weights @ means
         spread = jnp.sqrt(weights @ (means - centre) ** 2)

@@ -120,7 +120,7 @@ def _means_and_logits(
 ) -> tuple[Float[jax.Array, "k *m n"], Float[jax.Array, "k n"]]:
     """(k, n), or (k, m, n), E[y | x, z = i] and (k, n) w_i . x + c_i."""
     predictors, logits = _predictors(params, x)
-    return family.mean(predictors, params.noise_std[..., None]), logits
+    return family.mean(predictors, jnp.asarray(params.noise_std)[..., None]), logits
 
 
 def _predictors(
@@ -150,7 +150,9 @@ def _log_joint_rows(
     """(k, n) of `log_joint`: with samples last, the reductions over experts are vectorised."""
     predictors, logits = _predictors(params, x)
     family = as_family(get_channel(activation))
-    log_densities = family.log_density(y.T[None], predictors, params.noise_std[..., None])
+    log_densities = family.log_density(
+        jnp.asarray(y).T[None], predictors, jnp.asarray(params.noise_std)[..., None]
+    )
     if y.ndim == 2:
         log_densities = log_densities.sum(axis=1)
     return jax.nn.log_softmax(logits, axis=0) + log_densities
@@ -172,7 +174,7 @@ def log_likelihood(
 ) -> Float[jax.Array, ""]:
     """Return the log-likelihood of a sample, sum_j weights_j log p(y_j | x_j), () in nats.
 
-    It can be traced by JAX and therefore checks shapes, not values; the same holds for `responsibilities` and `predict`.
+    It is traceable and checks shapes, not values; so do `responsibilities` and `predict`.
 
     Args:
         params: the mixture, k experts in d dimensions.
@@ -304,12 +306,8 @@ def with_stand_ins(weights: AnyArray, *arrays: AnyArray, xp: ModuleType = jnp) -
     """Arrays (n, ..) in which every row of weight zero is a copy of the first row that has weight; zeros if none has.
 
     A row of weight zero may hold any values, and a weighted sum multiplies the function there by zero. At an arbitrary point that
-    could be 0 times infinity, which is NaN. On a copy of a used row every quantity is as finite as on the data.
-
-    Args:
-        weights: (n,).
-        arrays: each (n, ..).
-        xp: jax.numpy, or numpy for arrays on the host.
+    could be 0 times infinity, which is NaN. On a copy of a used row every quantity is as finite as on the data. `xp` is jax.numpy,
+    or numpy for arrays on the host.
     """
     used = weights > 0
     first = xp.argmax(used)
@@ -367,13 +365,11 @@ def sample(
 def sample_labels(
     key: jax.Array, params: MoEParams, activation: ChannelLike, x: Float[jax.Array, "n d"]
 ) -> tuple[Float[jax.Array, " n *m"], Int[jax.Array, " n"]]:
-    """y (n,), or (n, m), and z (n,) given inputs x (n, d).
-
-    Raises:
-        ValueError: the family has no sampler.
-    """
+    """y (n,), or (n, m), and z (n,) given inputs x (n, d); a ValueError if the family has no sampler."""
     family = as_family(get_channel(activation))
-    require(family.sample is not None, f"family {family.name}", "one with a sampler", family.sample)
+    draw = family.sample
+    if draw is None:
+        raise ValueError(f"family {family.name}: expected one with a sampler, to draw labels")
     z_key, noise_key = jax.random.split(key)
     predictors, logits = _predictors(params, x)
     cumulative = jnp.cumsum(jax.nn.softmax(logits, axis=0)[:-1], axis=0)
@@ -382,7 +378,7 @@ def sample_labels(
     if predictors.ndim == 3:
         is_chosen = is_chosen[:, None]
     chosen = jnp.sum(jnp.where(is_chosen, predictors, 0), axis=0).T
-    return family.sample(noise_key, chosen, params.noise_std[z]), z.astype(jnp.int32)
+    return draw(noise_key, chosen, params.noise_std[z]), z.astype(jnp.int32)
 
 
 NoiseModel = Literal["known", "shared", "per_expert"]

@@ -43,6 +43,7 @@ def student_t(degrees: float | None = None) -> Family:
         variance=lambda t, s: jnp.broadcast_to(s**2 * (v / (v - 2) if v > 2 else jnp.inf), t.shape),
         has_dispersion=True,
         information=lambda t, s: (v + 1) / (v + 3) / s**2,
+        marginal_tells_norm=False,
         activation=get_activation("linear"),
         location_scale=True,
         num_parameters=int(degrees is None),
@@ -94,6 +95,7 @@ def laplace() -> Family:
         has_dispersion=True,
         information=lambda t, s: 1.0 / s**2,
         smooth=False,
+        marginal_tells_norm=False,
         activation=get_activation("linear"),
         location_scale=True,
     )

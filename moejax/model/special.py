@@ -14,10 +14,10 @@ _SHIFT = 8
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 
 
-def log_gamma(x: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
+def log_gamma(x: Float[jax.Array, "*shape"] | float) -> Float[jax.Array, "*shape"]:
     """log Gamma(x) for x > 0, elementwise, to rounding, by Stirling's series for x or for x + 8.
 
-    `jax.scipy.special.gammaln` has the same values, but its second derivative is a zeta function, which takes a hundred times as long.
+    `jax.scipy.special.gammaln` has the same values, but its second derivative is a zeta function, which takes much longer.
 
     Examples:
         >>> round(float(log_gamma(jnp.asarray(5.0))), 4)  # log 24
@@ -25,6 +25,7 @@ def log_gamma(x: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 6.1.41.
     """
+    x = jnp.asarray(x)
     small = x < _FIRST
     near = jnp.where(small, x, 1.0)
     product = near

@@ -1,10 +1,10 @@
 r"""Label transforms of output families: l with E[l(y) S_m(x)] = sum_i E[P_i] u_i^{(x) m} for any law p(y | t) of the labels.
 
 Let Z ~ N(0, 1) and Y ~ p(. | rho Z + b; s): every expert has the same norm rho, intercept b and dispersion s, and a direction u_i.
-A transform needs c_r(l) = E[He_r(Z) l(Y)] only, and rho_r(y) = E[He_r(Z) | Y = y], which has E[rho_r(Y)^2] <= r! whatever the tails
-of Y. So transforms of order m exist if rho_m is no combination of rho_1, .., rho_{m-1}. Labels of N + 1 values have N independent
-functions of mean zero: order m needs N >= m (a whitened, "relaxed" one N >= m - 1), and a Bernoulli label has no order 2. Families with a strictly monotone natural
-parameter have every order that this permits.
+A transform needs c_r(l) = E[He_r(Z) l(Y)] only, and rho_r(y) = E[He_r(Z) | Y = y], which has E[rho_r(Y)^2] <= r! whatever the
+tails of Y. So transforms of order m exist if rho_m is no combination of rho_1, .., rho_{m-1}. Labels of N + 1 values have N
+independent functions of mean zero: order m needs N >= m (a whitened, "relaxed" one N >= m - 1), and a Bernoulli label has no
+order 2. Families with a strictly monotone natural parameter have every order that this permits.
 
 The integrals over z are trapezoidal sums, those over y the sums of `label_rule`. Between its knots a transform is linear and beyond
 them constant, and its coefficients are solved from the constraints on that function, as in `label_transforms`.
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from moejax.model.activations import activation_facts
-from moejax.model.family import Channel, Family, Nuisances, channel_facts, is_gaussian
+from moejax.model.family import Channel, Family, Nuisances, activation_of, channel_facts
 from moejax.model.gaussian import HALF_WIDTH, gaussian_grid, hermite_polynomials
 from moejax.model.label_rule import LabelRule, label_rule
 from moejax.model.on_host import on_host
@@ -87,7 +87,7 @@ def transform_of(
     family: Family, tables: FamilyTables, order: int, kind: TransformKind, num_experts: int
 ) -> tuple[LabelTransform, jax.Array]:
     """One transform, and the reciprocal condition () of its constraints; traceable. Arguments as in `label_transform`."""
-    first = order if kind == "relaxed" else 1
+    first = order - 1 if kind == "relaxed" and order > 2 else 1
     step = 2 if channel_facts(family).parity == "even" else 1
     rows = np.asarray([r for r in range(first, order + 1) if (order - r) % step == 0])
     table = tables.hermite[rows - 1]
@@ -211,12 +211,10 @@ def transform_at(
 
     Its `second_moment` is infinite if there is none.
     """
-    if not isinstance(channel, Family) or is_gaussian(channel):
-        assert not isinstance(level, Nuisances), "Gaussian labels have a noise"
-        fn = channel.activation if isinstance(channel, Family) else channel
-        assert fn is not None, "a Gaussian has an activation"
-        return transform_on_host(fn, level, order, kind, num_experts, draft)
-    assert isinstance(level, Nuisances), "a family has nuisances"
+    if not isinstance(level, Nuisances):
+        return transform_on_host(activation_of(channel), level, order, kind, num_experts, draft)
+    assert isinstance(channel, Family), "a family has nuisances"
+    kind = "weighted" if kind == "relaxed" and order < 3 else kind
     return family_transforms_on_host(channel, level, num_experts).transforms.get((order, kind), _NONE)
 
 

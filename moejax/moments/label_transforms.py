@@ -1,15 +1,22 @@
 r"""Label transforms: scalar functions l with E[l(y) S_m(x)] = sum_i E[P_i] a_i^{(x) m}.
 
 Let Z ~ N(0, 1), Y = g(Z) + sigma * noise and c_r(l) = E[He_r(Z) l(Y)]. An order-m transform has
-c_1 = ... = c_{m-1} = 0 and c_m = 1. Four kinds are built, each for the orders 1 to 4:
+c_1 = ... = c_{m-1} = 0 and c_m = 1. Four kinds are built, each for the orders 1 to 4, and a fifth with fewer constraints:
 
 * ``polynomial``: in the span of y, .., y^m (Makkuva, Viswanath, Kannan, Oh, ICML 2019);
 * ``centred``: the same with a constant added, which costs nothing since E[S_m(x)] = 0;
 * ``least_norm``: the transform of least E[l(Y)^2], a combination of rho_r(y) = E[He_r(Z) | Y = y];
 * ``weighted``: the transform of least E[l(Y)^2 tau_m(Y)], where tau_m(y) is the contribution of one sample to the
-  variance of the estimated experts; a combination of rho_r / tau_m.
+  variance of the estimated experts; a combination of rho_r / tau_m;
+* ``relaxed``: for the orders 3 and 4, the least E[l(Y)^2 tau_m(Y)] with c_{m-1} = 0 and c_m = 1 only. Orders 1 and 2 are weighted.
 
-The last two are tables over y, interpolated linearly and clamped at the ends. Their coefficients are solved from
+A relaxed transform is right only in a *whitened* moment, and only if the gate differences are orthogonal to the experts' span; it
+is biased otherwise. If they are, E[l(y) S_m(x)] = sum_r binomial(m, r) c_r sum_i sym(E[grad^{m-r} P_i] (x) a_i^{(x) r}).
+The gradients of P_i are orthogonal to the experts, and the whitening directions lie in the experts' span but for an error of
+order n^{-1/2}. A whitened term with m - r gradients is so of order n^{-(m-r)/2}. Only r = m - 1 is of the order of the sampling
+error, and its c_r is zero.
+
+The last three are tables over y, interpolated linearly and clamped at the ends. Their coefficients are solved from
 the constraints on the *interpolated* functions, so that interpolation costs some efficiency but causes no bias.
 """
 
@@ -36,10 +43,13 @@ from moejax.model.activations import (
 )
 from moejax.model.gaussian import HALF_WIDTH, AnyArray, Array, gaussian_grid, hermite_polynomials
 
-TransformKind = Literal["polynomial", "centred", "least_norm", "weighted"]
+TransformKind = Literal["polynomial", "centred", "least_norm", "weighted", "relaxed"]
 TRANSFORM_KINDS: tuple[TransformKind, ...] = get_args(TransformKind)
 ORDERS = (2, 3, 4)
 
+LARGEST_CONDITION = 1e8
+"""Condition of the constraints, scaled to a unit diagonal, from which a table counts as impossible. The quadrature shows a linear
+dependence of the rho_r as a condition of 1e10 or more, which a solver need not notice."""
 NUM_LABELS = 1024
 """Points of a table over y."""
 TABLE_HALF_WIDTH = 6.5
@@ -146,6 +156,28 @@ def variance_weight(order: int, square: AnyArray, hermite_squares: AnyArray, num
     return p * hermite_squares[order - 3] + math.factorial(order - 1) * (p * square + 1.0 - 2.0 * p)
 
 
+def constrained_orders(order: int, kind: TransformKind, parity: Parity) -> tuple[int, ...]:
+    """The r whose c_r(l) is prescribed, m last, without those for which rho_r or c_r vanishes by parity."""
+    if kind != "relaxed" or order <= 2:
+        return tuple(r for r in range(1, order + 1) if parity != "even" or r % 2 == 0)
+    # rho_r and tau are even or odd with g: l then has the parity of He_m, and c_{m-1} = 0 by itself
+    return (order - 1, order) if parity == "none" else (order,)
+
+
+def scaled_condition(matrix: Float[np.ndarray, "r r"]) -> float:
+    """The condition number of a nearly symmetric matrix after scaling to a unit diagonal; infinite without a positive diagonal."""
+    diagonal = np.diagonal(matrix)
+    if not (diagonal > 0).all():
+        return math.inf
+    values = np.linalg.svd(matrix / np.sqrt(diagonal[:, None] * diagonal[None]), compute_uv=False)
+    return float(values[0] / values[-1]) if values[-1] > 0 else math.inf
+
+
+def _no_transform(order: int) -> LabelTransform[Any]:
+    nothing, none = np.zeros(()), np.full((), np.inf)
+    return LabelTransform(nothing, nothing + 1, np.zeros(NUM_LABELS), np.zeros(order + 1), none, none)
+
+
 def _solver(xp: ModuleType) -> Callable[[Any, Any], Any]:
     return np.linalg.solve if xp is np else small_linear_algebra.solve
 
@@ -166,21 +198,21 @@ def build_label_transform(
 
     Args:
         noise_std: () sigma > 0; its dtype is the dtype of the computation.
-        posterior: table of the same activation and sigma; needed by the kinds "least_norm" and "weighted".
+        posterior: table of the same activation and sigma; needed by the kinds that are tables.
         labels: (num_nodes,) g at the nodes of the `gaussian_grid` in which the constraints are exact.
         parity: parity of g, from `activation_facts`.
         order: m, 1 to 4.
         kind: one of TRANSFORM_KINDS.
         num_experts: k, for the weight tau_m with p = 1/k.
         num_noise_nodes: nodes of the grid over the noise; many are needed if a table's cells are not small compared with sigma.
-        xp: numpy or jax.numpy.
+        xp: numpy or jax.numpy. With numpy, a table whose constraints are nearly dependent (LARGEST_CONDITION) is refused: its
+            second moments are infinite.
     """
     dtype = noise_std.dtype
     grid = gaussian_grid(labels.shape[0], dtype=dtype, xp=xp)
     noise = gaussian_grid(num_noise_nodes, half_width=7.0, dtype=dtype, xp=xp)
     y = labels[:, None] + noise_std * noise.nodes[None]
-    # the r <= m whose rho_r does not vanish identically: for an even g, only the even ones
-    rows = np.asarray([r for r in range(1, order + 1) if parity != "even" or r % 2 == 0])
+    rows = np.asarray(constrained_orders(order, kind, parity))
     target = xp.asarray(rows == order, dtype)
     he = hermite_polynomials(grid.nodes, 4, xp=xp)
     zero = xp.zeros((), dtype)
@@ -206,12 +238,15 @@ def build_label_transform(
     else:
         assert posterior is not None, "tables are made of posterior means"
         table = posterior.hermite[rows - 1]
-        if kind == "weighted":
+        if kind != "least_norm":
             table = (
                 table / variance_weight(order, posterior.square, posterior.hermite_squares, num_experts)[None]
             )
         basis = interpolate(y, posterior.start, posterior.step, table, xp)
-        solution = solve(hermite_coefficients(basis).T, target)
+        constraints = hermite_coefficients(basis).T
+        if xp is np and not scaled_condition(constraints) <= LARGEST_CONDITION:
+            return _no_transform(order)
+        solution = solve(constraints, target)
         coefficients = xp.zeros(order + 1, dtype)
         transform = LabelTransform(
             posterior.start, posterior.step, solution @ table, coefficients, zero, zero
@@ -280,8 +315,8 @@ def transform_on_host(
     A transform whose constraints are singular comes back with `second_moment` infinite. A `draft` is made on a quadrature
     eight times smaller or more: its second moments are good to three digits: enough to choose a transform, not to apply it.
     """
-    needed = kind in ("least_norm", "weighted")
-    posterior = _posterior_on_host(fn, noise_std, 2049 if draft else 4097) if needed else None
+    tabulated = kind not in ("polynomial", "centred")
+    posterior = _posterior_on_host(fn, noise_std, 2049 if draft else 4097) if tabulated else None
     fine = posterior is not None and posterior.step > 0.2 * noise_std
     num_nodes = 2049 if draft else max(_CONSTRAINT_NODES, num_quadrature_nodes(fn, noise_std))
     build = functools.partial(
@@ -298,16 +333,8 @@ def transform_on_host(
     )
     try:
         return build()
-    except np.linalg.LinAlgError:
-        nothing = np.zeros(())
-        return LabelTransform(
-            nothing,
-            nothing + 1,
-            np.zeros(NUM_LABELS),
-            np.zeros(order + 1),
-            nothing + np.inf,
-            nothing + np.inf,
-        )
+    except np.linalg.LinAlgError:  # of a polynomial kind
+        return _no_transform(order)
 
 
 def traced_label_transforms(

@@ -5,9 +5,8 @@ density f(y) = int p(y | rho z + b; s) phi(z) dz whatever the gates and mixing w
 sum_j w_j log f(y_j). The labels are put into bins, and damped scoring with the outer products of the scores climbs from a few
 starts: a Hessian would fail for densities with kinks.
 
-The labels of a linear Gaussian family, of a log-normal one and of ordered classes with unknown cuts do not tell rho from the other
-parameters. Then E[l_2(y) (|x|^2 - d)] = rho-independent tr T2 = sum_i E[P_i] = 1 does: its transforms are those of the right norm
-(`norm_by_trace`).
+The labels of a log-normal family do not tell rho from s, and those of linear experts with heavy-tailed noise do not if there are
+outliers. The trace of T2 does: it is sum_i E[P_i] = 1 for the transform of the right norm (`moejax.fitting.family_labels`).
 """
 
 from __future__ import annotations
@@ -175,7 +174,6 @@ def _climb(
     total = bins.weights.sum()
     share = bins.weights / total
     places = np.flatnonzero(free)
-    eye = jnp.eye(max(places.size, 1), dtype=start.dtype)
 
     def log_density(values: jax.Array) -> jax.Array:
         at = start.at[places].set(values).at[2].max(least)
@@ -195,7 +193,7 @@ def _climb(
 
     def step(state: _State) -> _State:
         ridge = state.damping * jnp.diag(state.information) + 1e-10
-        move = solve(state.information + ridge[None] * eye, state.gradient)
+        move = solve(state.information + jnp.diag(ridge), state.gradient)
         move = jnp.where(jnp.isfinite(move), move, 0.0)
         move = move * jnp.minimum(1.0, _LARGEST_STEP / jnp.maximum(jnp.abs(move).max(), 1e-30))
         value, gradient, information = evaluated(state.free + move)

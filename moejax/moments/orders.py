@@ -17,7 +17,7 @@ from moejax.model.activations import (
     activation_name,
     get_activation,
 )
-from moejax.model.family import Channel, Nuisances, as_family, is_gaussian
+from moejax.model.family import Channel, Nuisances, activation_of, as_family
 from moejax.moments.family_transforms import Level, transform_at, why_no_transform
 from moejax.moments.label_transforms import (
     ORDERS,
@@ -51,8 +51,10 @@ def label_transform(
         noise_std: sigma, in units of y. If it is a number, the transform is computed in double precision under any default
             of JAX, and cast. If it is traced, it is computed in its own dtype inside the caller's program.
         order: m of the score tensor it goes with, 1 to 4.
-        kind: "weighted", "least_norm", "centred" or "polynomial".
-        num_experts: k; the weighted kind assumes mixing weights 1/k.
+        kind: "weighted", "least_norm", "centred", "polynomial" or "relaxed". A relaxed transform of order 3 or 4 has only
+            c_{m-1} = 0 and c_m = 1: it is right in a whitened moment if the gate differences are orthogonal to the experts' span,
+            and biased otherwise. The other kinds have c_1 = ... = c_{m-1} = 0.
+        num_experts: k; the weighted and relaxed kinds assume mixing weights 1/k.
         smallest_noise_std: the smallest value that a traced noise_std may take (it fixes the quadrature).
 
     Returns:
@@ -76,7 +78,7 @@ def label_transform(
         raise ValueError(f"order: expected 1, 2, 3 or 4, got {order!r}")
     if isinstance(noise_std, Tracer):
         return traced_label_transforms(fn, noise_std, ((order, kind),), num_experts, smallest_noise_std)[0]
-    reason = why_unusable(fn, float(noise_std), order)
+    reason = why_unusable(fn, float(noise_std), order, kind)
     if reason:
         raise ValueError(f"activation {activation_name(activation)}: no order-{order} transform: {reason}")
     transform = transform_on_host(fn, float(noise_std), order, kind, num_experts)
@@ -92,7 +94,7 @@ def transform_noise_range(fn: ScalarFunction) -> tuple[float, float]:
 
 def transform_level(fn: Channel, level: Level) -> Level:
     """The level to build transforms for: `transform_noise_std` of Gaussian labels, or a family's nuisances as they are."""
-    return transform_noise_std(fn, level) if is_gaussian(fn) else level
+    return level if isinstance(level, Nuisances) else transform_noise_std(activation_of(fn), level)
 
 
 def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
@@ -105,25 +107,27 @@ def transform_noise_std(fn: ScalarFunction, noise_std: float) -> float:
     return min(max(noise_std, low), high)
 
 
-def why_unusable(fn: Channel, noise_std: Level, order: int) -> str:
+def why_unusable(fn: Channel, noise_std: Level, order: int, kind: TransformKind = "weighted") -> str:
     """The reason why no order-m transform of g is usable at this noise, with the numbers; empty if one is.
+
+    A relaxed transform has its own bound; all other kinds that of the least-norm transform, or of a family's weighted one.
 
     Args:
         fn: g, or an output family.
         noise_std: sigma, or the family's nuisances.
         order: m.
+        kind: kind of the transform.
 
     Raises:
         ValueError: noise_std is not a positive finite number.
     """
     if isinstance(noise_std, Nuisances):
         family = as_family(fn)
-        reason = why_no_transform(family, noise_std, order, "weighted", LARGEST_SECOND_MOMENT)
-        if reason and order > 2:
-            reason = why_no_transform(family, noise_std, order, "relaxed", LARGEST_SECOND_MOMENT) and reason
-        return reason
+        own: TransformKind = "relaxed" if kind == "relaxed" and order > 2 else "weighted"
+        return why_no_transform(family, noise_std, order, own, LARGEST_SECOND_MOMENT)
     if not (math.isfinite(noise_std) and noise_std > 0):
         raise ValueError(f"noise_std: expected a positive finite number, got {noise_std!r}")
+    fn = activation_of(fn)
     facts = activation_facts(fn)
     if facts.constant:
         return "g is constant, so every c_m is 0"
@@ -132,7 +136,8 @@ def why_unusable(fn: Channel, noise_std: Level, order: int) -> str:
         return f"noise_std = {noise_std:g} is outside [{low:.3g}, {high:.3g}], for which its transforms are built"
     if facts.parity == "even" and order % 2 == 1:
         return f"c_{order} = 0 for every label transform of an even activation"
-    draft = transform_on_host(fn, noise_std, order, "least_norm", 3, draft=True)
+    relaxed = kind == "relaxed" and order > 2
+    draft = transform_on_host(fn, noise_std, order, "relaxed" if relaxed else "least_norm", 3, draft=True)
     second_moment = float(draft.second_moment)
     if not second_moment <= LARGEST_SECOND_MOMENT:
         size = (
@@ -183,10 +188,10 @@ def choose_order(
     num_experts: int = 3,
 ) -> OrderChoice:
     """The usable order, 3 or 4, with the least predicted mean squared error; order 2 must be usable as well."""
-    order_two = why_unusable(fn, noise_std, 2)
+    order_two = why_unusable(fn, noise_std, 2, kind)
     if order_two:
         return OrderChoice(None, f"order 2, which whitening needs: {order_two}")
-    reasons = {m: why_unusable(fn, noise_std, m) for m in (3, 4)}
+    reasons = {m: why_unusable(fn, noise_std, m, kind) for m in (3, 4)}
     usable = [m for m in (3, 4) if not reasons[m]]
     if not usable:
         return OrderChoice(None, "; ".join(f"order {m}: {reasons[m]}" for m in (3, 4)))

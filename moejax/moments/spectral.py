@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from moejax.model.families import ChannelLike, get_channel
-from moejax.model.family import Channel, Nuisances, as_family, channel_facts
+from moejax.model.family import Channel, Nuisances, activation_of, as_family, channel_facts
 from moejax.model.inputs import LogDensity
 from moejax.model.small_linear_algebra import eigh, unit_rows
 from moejax.model.status import Status
@@ -77,8 +77,9 @@ def traced_transforms(
     if isinstance(noise_std, Nuisances):
         second, high, *first = traced_family_transforms(as_family(fn), noise_std, wanted, num_experts)
     else:
-        smallest, _ = transform_noise_range(fn)
-        second, high, *first = traced_label_transforms(fn, noise_std, wanted, num_experts, smallest)
+        own = activation_of(fn)
+        smallest, _ = transform_noise_range(own)
+        second, high, *first = traced_label_transforms(own, noise_std, wanted, num_experts, smallest)
     return SpectralTransforms(second, high, first[0] if first else None)
 
 

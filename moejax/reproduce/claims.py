@@ -100,10 +100,11 @@ def compute(number: Number, tables: Mapping[str, pd.DataFrame]) -> Claim | None:
         if not np.isfinite(values).any():
             return None
         value, mcse = STATISTICS[number.statistic](values)
-    return Claim(number, value, mcse, _text(number, value, mcse))
+    return Claim(number, value, mcse, text_of(number, value, mcse))
 
 
-def _text(number: Number, value: float, mcse: float) -> str:
+def text_of(number: Number, value: float, mcse: float) -> str:
+    """The text of a number in a sentence, with the digits that its error allows."""
     if number.statistic == "success_rate" or number.column.endswith(("success_rate", "share")):
         percent, error = 100 * value, 100 * mcse
         if not math.isfinite(error) or error == 0:

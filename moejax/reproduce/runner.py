@@ -75,7 +75,7 @@ def reproduce(
     experiments = load_experiments(root, names, quick=quick, seed=seed)
     with pinned_random_numbers():
         place.prepare(own_process)
-        session = _Session(root, experiments, quick, seed, out, place, across_versions, quiet or as_json)
+        session = Session(root, experiments, quick, seed, out, place, across_versions, quiet or as_json)
         session.print_plan()
         result: dict[str, Any] = {
             "programs": session.num_programs,
@@ -102,8 +102,8 @@ def _canonical_command(
     return ["moejax", "reproduce", *names, *options]
 
 
-class _Session:
-    """One call of `reproduce`."""
+class Session:
+    """One call of `reproduce`: its plans, its run folders, and the rows that come out of them."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Session:
         self.study_specs: dict[str, StudySpec] = {}
         self.units: dict[str, list[StudyUnit]] = {}
         for experiment in self.studies:
-            spec = read_study(experiment.spec_path, experiment.overrides)
+            spec = self.part_of(experiment, read_study(experiment.spec_path, experiment.overrides))
             self.study_specs[experiment.name] = spec
             self.units[experiment.name] = study_units(
                 experiment.path,
@@ -148,6 +148,14 @@ class _Session:
                 double_precision=experiment.declared.precision == "float64",
                 settings=worker_settings(),
             )
+
+    def part_of(self, experiment: ExperimentFile, spec: StudySpec) -> StudySpec:
+        """The cells of a study that run; here all."""
+        return spec
+
+    def trials_of(self, experiment: ExperimentFile) -> frozenset[int] | None:
+        """The trials of every cell of a sweep that run; None: all."""
+        return None
 
     def folder(self, experiment: ExperimentFile) -> Path:
         """The run folder."""
@@ -245,17 +253,17 @@ class _Session:
             for group in self.groups():
                 names = ", ".join(experiment.name for experiment in group)
                 self.notes.print(names, soft_wrap=True)
-                summary = self._run_group(group, workers)
+                summary = self.run_group(group, workers)
                 compilations += summary.compilations
                 self.notes.print(
                     f"  {summary.trials_run:,} trials run, {summary.trials_reused:,} reused, "
                     f"{summary.compilations} compilations, {duration(summary.wall_seconds)}"
                 )
                 for experiment in group:
-                    finish(experiment, *self._sweep_rows(experiment))
+                    finish(experiment, *self.sweep_rows(experiment))
             for experiment in self.studies:
                 self.notes.print(experiment.name)
-                table, facts = self._study_rows(experiment, workers)
+                table, facts = self.study_rows(experiment, workers)
                 compilations += facts.compilations
                 finish(experiment, table, facts)
         if self.place.workers > 1:  # otherwise this process is the worker, and its compilations are counted
@@ -271,7 +279,8 @@ class _Session:
             raise ValueError("; ".join(failures))
         return {"results": str(folder), "seconds": seconds, "compilations": compilations}
 
-    def _run_group(self, group: Sequence[ExperimentFile], workers: Workers) -> RunSummary:
+    def run_group(self, group: Sequence[ExperimentFile], workers: Workers) -> RunSummary:
+        """Run the missing trials of sweeps that run as one."""
         from moejax.sweep.execution.coordinator import PlannedSweep, run_sweeps
         from moejax.sweep.execution.location import worker_settings
         from moejax.sweep.plan.plan import join_plans
@@ -285,6 +294,7 @@ class _Session:
                 self.folder(experiment),
                 override_texts(experiment.overrides),
                 self.across_versions,
+                self.trials_of(experiment),
             )
             for experiment in group
         ]
@@ -298,7 +308,8 @@ class _Session:
             lambda line: self.notes.print(line, soft_wrap=True),
         )
 
-    def _sweep_rows(self, experiment: ExperimentFile) -> tuple[pd.DataFrame, RunFacts]:
+    def sweep_rows(self, experiment: ExperimentFile) -> tuple[pd.DataFrame, RunFacts]:
+        """The table of a sweep that has run, and the record of its runs."""
         from moejax.sweep.store.read import load, load_chunks, load_runs
 
         folder = self.folder(experiment)
@@ -322,7 +333,8 @@ class _Session:
             workers=self.place.description,
         )
 
-    def _study_rows(self, experiment: ExperimentFile, workers: Workers) -> tuple[pd.DataFrame, RunFacts]:
+    def study_rows(self, experiment: ExperimentFile, workers: Workers) -> tuple[pd.DataFrame, RunFacts]:
+        """Run the missing cells of a study; its table, and the record of its run."""
         from moejax.environment import git_state
         from moejax.reproduce.cell_functions import run_study
 

@@ -12,11 +12,15 @@ from moejax.sweep.spec.positions import SpecError
 
 if TYPE_CHECKING:
     from moejax.sweep.commands import run
-    from moejax.sweep.store.read import export_table, load, load_arrays, load_runs, load_timings
+    from moejax.sweep.report.comparison import Comparison, compare
+    from moejax.sweep.store.export import export_table
+    from moejax.sweep.store.read import load, load_arrays, load_runs, load_timings
 
 __all__ = [
+    "Comparison",
     "Spec",
     "SpecError",
+    "compare",
     "export_table",
     "load",
     "load_arrays",
@@ -28,9 +32,12 @@ __all__ = [
     "trial_key",
 ]
 
-_ON_FIRST_USE: dict[str, str] = {"run": "moejax.sweep.commands"} | dict.fromkeys(
-    ("export_table", "load", "load_arrays", "load_runs", "load_timings"), "moejax.sweep.store.read"
-)
+_ON_FIRST_USE: dict[str, str] = {
+    "run": "moejax.sweep.commands",
+    "Comparison": "moejax.sweep.report.comparison",
+    "compare": "moejax.sweep.report.comparison",
+    "export_table": "moejax.sweep.store.export",
+} | dict.fromkeys(("load", "load_arrays", "load_runs", "load_timings"), "moejax.sweep.store.read")
 """Names whose modules need pandas; workers run without it."""
 
 

@@ -263,7 +263,7 @@ def test_activations_json_has_the_fixed_fields(capsys):
         "c2": 0.36338,
     }.items():
         assert row[field] == pytest.approx(value, abs=6e-5 if abs(value) > 1 else 6e-6)
-    assert set(row["order3"]) == {"polynomial", "centred", "least_norm", "weighted"}
+    assert set(row["order3"]) == {"polynomial", "centred", "least_norm", "weighted", "relaxed"}
     assert row["order"] == 3
 
 

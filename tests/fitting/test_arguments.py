@@ -325,14 +325,14 @@ OF_FIT = {
     "chunk_size": [0, -3, 2.5, "3", True, np.inf, 2**40],
     "num_residual_passes": [-1, 2.5, "3", True],
     "polish": ["no", None, 2],
-    "transform": ["best", None, 3],
+    "transform": ["best", 3],
     "start": ["pca", None],
     "covariance": ["hc3", None],
     "log_density": ["nope", 3, [], lambda x: x, lambda x: "a", lambda x: {}["a"]],
 }
 OF_ESTIMATOR = {
     "standardise": ["no", None, 2],
-    "transform_kind": ["best", None],
+    "transform_kind": ["best", 3],
     "precision": ["float16", 64],
     "random_state": ["x", -1, 10**400, np.random.default_rng(0), np.zeros(10**4), 2.5],
 }

@@ -10,6 +10,7 @@ from compiled_model import align, make_params, match_experts, recovery_error, re
 from scipy import special
 
 from moejax.methods import MethodConfig, Problem, get_method
+from moejax.methods.preparation import transform_kind
 from moejax.methods.residual_passes import GATING_STEPS, conditional_means, residual_estimate, residual_labels
 from moejax.model.activations import get_activation
 from moejax.model.mixture import MoEParams
@@ -208,3 +209,10 @@ def test_the_noise_of_each_expert_is_found():
     np.testing.assert_allclose(fitted.noise_std, params.noise_std, rtol=0.03)
     errors = [float(recovery_error(params.experts, experts)) for experts in found.experts]
     assert errors[-1] < 3e-3
+
+
+def test_residual_passes_take_relaxed_transforms_by_default():
+    assert transform_kind(None, "spectral_residual") == "relaxed"
+    assert transform_kind(None, "spectral", 3) == "relaxed"
+    assert transform_kind(None, "spectral_residual", 0) == transform_kind(None, "multistart") == "weighted"
+    assert transform_kind("centred", "spectral_residual") == "centred"

@@ -22,10 +22,10 @@ from moejax.sweep.execution.executors import ClusterError
 from moejax.sweep.execution.provenance import collect_provenance
 from moejax.sweep.report.status import read_status
 from moejax.sweep.report.summary import summarise
-from moejax.sweep.store import read as tables
 from moejax.sweep.store import soundness
 from moejax.sweep.store import store as store_module
 from moejax.sweep.store.digests import row_digests
+from moejax.sweep.store.export import export_table
 from moejax.sweep.store.repair import repair_store
 from moejax.sweep.store.schema import STORE_NAME, StoreError, expected_columns
 from moejax.sweep.store.store import Store
@@ -37,7 +37,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "summarise": summarise,
     "status": read_status,
     "report": lambda folder: commands.report(folder, quiet=True),
-    "export": lambda folder: tables.export_table(folder, folder / "t.csv"),
+    "export": lambda folder: export_table(folder, folder / "t.csv"),
     "resume": Store,
 }
 
@@ -137,7 +137,6 @@ REFUSALS: dict[str, tuple[dict[str, object], str]] = {
     "unknown method": ({"set": ["methods=magic"]}, "magic"),
     "workers": ({"workers": 0}, "--workers"),
     "width": ({"vmap_width": 0}, "--vmap-width"),
-    "pilot": ({"pilot": True}, "--pilot"),
     "no plugin": ({"plugin": [Path("nowhere.py")]}, "nowhere.py"),
     "a plugin that exits": ({"plugin": ["PLUGIN"]}, "called exit"),
     "precision": ({}, "holds float64 results"),

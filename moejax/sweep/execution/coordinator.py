@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from moejax.sweep.execution.engine import Engine, Part, Progress, RunSummary
 from moejax.sweep.execution.executors import Workers
 from moejax.sweep.execution.provenance import check_resumable, collect_provenance
 from moejax.sweep.plan.chunks import WorkerSettings
-from moejax.sweep.plan.plan import Plan
+from moejax.sweep.plan.costs import CostModel
+from moejax.sweep.plan.plan import Plan, set_measured_chunk_sizes
+from moejax.sweep.store.costs import read_costs
 from moejax.sweep.store.repair import repair_store
 from moejax.sweep.store.store import Store
 
@@ -29,6 +32,8 @@ class PlannedSweep:
     overrides: tuple[str, ...] = ()
     across_versions: bool = False
     """If true, the folder may hold results of other code."""
+    only: frozenset[int] | None = None
+    """The trials of every cell that run; None: all. A plan that stops by precision runs all."""
 
 
 def run_sweeps(
@@ -41,6 +46,8 @@ def run_sweeps(
     *,
     retry_failed: bool = False,
     repair: bool = False,
+    costs: CostModel | None = None,
+    limits: Mapping[str, Any] | None = None,
 ) -> RunSummary:
     """Run or resume sweeps, each into its own store. All are checked before the first is written.
 
@@ -53,6 +60,8 @@ def run_sweeps(
         note: receives lines about the steps before the run.
         retry_failed: run trials again that have no result.
         repair: first reduce the stores to their sound rows.
+        costs: seconds of trials that a pilot has measured; those in the stores are added.
+        limits: options of `make_plan` for chunk sizes by measured seconds; None: the plan's own sizes.
 
     Raises:
         StoreError, ClusterError, KeyboardInterrupt: finished trials are committed, and the same call resumes; a
@@ -63,6 +72,8 @@ def run_sweeps(
         for sweep in sweeps
     ]
     parts: list[Part] = []
+    costs = CostModel() if costs is None else costs
+    sizes: dict[str, tuple[int, int]] = {}
     with contextlib.ExitStack() as stack:
         for sweep in sweeps:
             check = functools.partial(
@@ -71,8 +82,13 @@ def run_sweeps(
             if repair:
                 note(repair_store(sweep.folder, check))
             store = stack.enter_context(contextlib.closing(Store(sweep.folder, check, note)))
+            for label, program in read_costs(store.path).items():
+                costs.add(program.shape, program.seconds, program.trials)
+                sizes[label] = (program.chunk_size, program.vmap_width)
             first = sum(len(part.plan.cells) for part in parts)
-            parts.append(Part(sweep.plan, store, first))
+            parts.append(Part(sweep.plan, store, first, sweep.only))
+        if limits is not None and len(sweeps) == 1:
+            set_measured_chunk_sizes(plan, costs, sizes, **limits)
         workers.join(note)
         for part in parts:  # the folders are written from here on
             stack.enter_context(part.store)
@@ -86,7 +102,7 @@ def run_sweeps(
                 if retry_failed:
                     part.store.forget_failures()
             with progress as shown:
-                summary = Engine(plan, parts, workers.executor, settings, shown).run()
+                summary = Engine(plan, parts, workers.executor, settings, shown, costs).run()
             for part in parts:
                 part.store.end_run(summary.wall_seconds, summary.compile_seconds)
         except KeyboardInterrupt as stop:

@@ -18,15 +18,26 @@ from moejax.sweep.execution.executors import Executor, Outcome
 from moejax.sweep.execution.signals import raise_if_stopped
 from moejax.sweep.execution.work_queue import Chunk, FailedTrials, GivenUp, WorkQueue
 from moejax.sweep.plan.chunks import RAISED, WORKER_DIED, ChunkResult, ChunkTask, WorkerSettings, chunk_task
+from moejax.sweep.plan.costs import CostModel
 from moejax.sweep.plan.plan import Plan
 from moejax.sweep.store.store import COMMIT_SECONDS, Store
+
+TELL_SECONDS = 1.0
+"""The time left is computed again after this time: a plan may have thousands of programs."""
 
 
 class Progress(Protocol):
     """Receiver of the engine's progress."""
 
-    def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
-        """Counts so far; `known` grows when cells ask for more trials."""
+    def update(
+        self,
+        trials_done: int,
+        trials_known: int,
+        work_done: float,
+        work_known: float,
+        seconds_left: float | None,
+    ) -> None:
+        """Counts so far, and the time left if it is known; `known` grows when cells ask for more trials."""
 
     def note(self, line: str) -> None:
         """A line on an event: a worker died, trials failed."""
@@ -68,6 +79,12 @@ class Part:
     store: Store
     first: int
     """Position of its first cell in the plan of all."""
+    only: frozenset[int] | None = None
+    """The trials of every cell that run; None: all of the plan."""
+
+    def left_out(self, target: int) -> set[int]:
+        """The trials below a target that do not run."""
+        return set() if self.only is None else set(range(target)) - self.only
 
 
 class Engine:
@@ -80,6 +97,7 @@ class Engine:
         start_executor: Callable[[], Executor],
         settings: WorkerSettings,
         progress: Progress,
+        costs: CostModel | None = None,
     ):
         """Prepare a run.
 
@@ -89,6 +107,7 @@ class Engine:
             start_executor: called at most once, if there are trials to run; its owner ends it.
             settings: settings of the workers.
             progress: receives the progress of all sweeps.
+            costs: seconds of trials that are known already; those of this run are added.
         """
         self._plan = plan
         self._parts = parts
@@ -107,6 +126,14 @@ class Engine:
         """Trials of each cell that are queued or running."""
         self._values: dict[int, dict[int, float]] = {}
         """With [precision]: plan position -> trial -> value of the target metric."""
+        self._costs = CostModel() if costs is None else costs
+        self._done_here = [0] * len(plan.buckets)
+        """Trials of each bucket that this run has settled."""
+        self._left_of_bucket = [0] * len(plan.buckets)
+        """Trials of each bucket that are queued or running."""
+        self._told: tuple[float, float | None] = (-math.inf, None)
+        """When the time left was computed last, and its value."""
+        self._started: float | None = None
         self.summary = RunSummary()
 
     def run(self) -> RunSummary:
@@ -121,7 +148,7 @@ class Engine:
         if not len(self._queue):
             return self.summary
         executor = self._start_executor()
-        started = time.monotonic()
+        started = self._started = time.monotonic()
         try:
             while True:
                 raise_if_stopped()
@@ -147,13 +174,18 @@ class Engine:
         for part in self._parts:
             committed = part.store.committed(None if rule is None else rule.metric)
             for position, have in enumerate(committed, part.first):
+                left_out: set[int] = set()
                 if rule is None:
-                    self._raise_target(position, part.plan.spec.first_target, have.values)
+                    target = part.plan.spec.first_target
+                    left_out = part.left_out(target) - have.values.keys()
+                    self._raise_target(position, target, have.values.keys() | left_out)
+                    self._trials_known -= len(left_out)
+                    self._work_known -= len(left_out) * self._work(position)
                 else:
                     self._values[position] = have.values
                     self._judge(position)
                 target = self._targets[position]
-                reused = target - self._left[position]
+                reused = target - self._left[position] - len(left_out)
                 self.summary.trials_reused += reused
                 self.summary.broken_before += sum(trial < target for trial in have.broken)
                 self._work_done += reused * self._work(position)
@@ -170,6 +202,7 @@ class Engine:
         count = target - before - sum(before <= trial < target for trial in have)
         self._queue.add(position, missing, count)
         self._left[position] += count
+        self._left_of_bucket[self._plan.cells[position].bucket] += count
 
     def _judge(self, position: int) -> None:
         """At each look, give a cell more trials, until it is precise, at its maximum, or has trials to run."""
@@ -216,6 +249,8 @@ class Engine:
             self.summary.compile_seconds += result.compile_seconds
             self.summary.compilations += result.compilations
             self.summary.execute_seconds += result.execute_seconds
+            size = self._plan.buckets[chunk.bucket].chunk_size
+            self._costs.add(self._plan.buckets[chunk.bucket].shape, result.execute_seconds, size)
             self.summary.padded_trials += self._plan.buckets[chunk.bucket].chunk_size - len(chunk.trials)
             self._commit(chunk, result, chunk.attempts + 1)
             return
@@ -251,6 +286,7 @@ class Engine:
         bucket = self._plan.buckets[given_up.bucket]
         self.summary.not_tried += given_up.trials
         self._trials_known -= given_up.trials
+        self._left_of_bucket[given_up.bucket] -= given_up.trials
         self._work_known -= given_up.trials * bucket.work
         self._progress.note(
             f"{bucket.label}: given up, {given_up.trials:,} trials not tried: {given_up.reason}"
@@ -274,6 +310,8 @@ class Engine:
                 bucket.vmap_width,
             )
         self.summary.trials_run += len(chunk.trials)
+        self._done_here[chunk.bucket] += len(chunk.trials)
+        self._left_of_bucket[chunk.bucket] -= len(chunk.trials)
         self._work_done += len(chunk.trials) * bucket.work
         for index, status in enumerate(result.status.tolist()):
             self.summary.trials_broken += status < 0
@@ -294,7 +332,33 @@ class Engine:
 
     def _tell(self) -> None:
         done = self.summary.trials_run + self.summary.trials_reused
-        self._progress.update(done, self._trials_known, self._work_done, self._work_known)
+        self._progress.update(
+            done, self._trials_known, self._work_done, self._work_known, self._seconds_left()
+        )
+
+    def _seconds_left(self) -> float | None:
+        """The time so far, times the ratio of the modelled time of what is left to that of what is done; None at the beginning.
+
+        Both have the compilations: those done, and as many more as there are programs without a finished chunk.
+        """
+        now = time.monotonic()
+        if self._started is None or not any(self._done_here):
+            return None
+        if now < self._told[0] + TELL_SECONDS:
+            return self._told[1]
+        compiled = max(self.summary.compilations, 1)
+        done_cost, left_cost = self.summary.compile_seconds, 0.0
+        for bucket, done, trials in zip(
+            self._plan.buckets, self._done_here, self._left_of_bucket, strict=True
+        ):
+            seconds = self._costs.seconds(bucket.shape) or 0.0
+            done_cost += done * seconds
+            left_cost += trials * seconds
+            if trials and not done:
+                left_cost += self.summary.compile_seconds / compiled
+        left = (now - self._started) * left_cost / done_cost if done_cost > 0 else None
+        self._told = (now, left)
+        return left
 
 
 def _failed_result(failed: FailedTrials) -> ChunkResult:

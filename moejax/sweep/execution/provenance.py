@@ -117,3 +117,29 @@ def check_same_code(then: Mapping[str, Any], across_versions: bool, place: Path)
                 f"{place}: holds results of {what} {old[:short]} and this is {now[name][:short]}; "
                 "use another folder with --out, or --across-versions to mix them"
             )
+
+
+def check_mergeable(runs: Sequence[tuple[Path, Mapping[str, Any]]], across_versions: bool) -> None:
+    """Refuse to merge results of two precisions or, unless requested, of different code. What was not recorded is not compared.
+
+    Args:
+        runs: folder and provenance of every run that committed a trial.
+        across_versions: if true, results of different code may be merged.
+
+    Raises:
+        StoreError: one line with both values, both folders and the remedy.
+    """
+    first: dict[str, tuple[Path, str]] = {}
+    for folder, run in runs:
+        facts = {**run, **run["versions"]}
+        for name, what in {"precision": "the precision", **COMPARED}.items():
+            value = facts.get(name)
+            if value is None or (across_versions and name != "precision"):
+                continue
+            other, known = first.setdefault(name, (folder, value))
+            if value != known:
+                short = 12 if name == "source" else None
+                remedy = "" if name == "precision" else "; --across-versions merges them all the same"
+                raise StoreError(
+                    f"{folder}: holds results of {what} {value[:short]}, and {other} of {known[:short]}{remedy}"
+                )

@@ -16,6 +16,7 @@ from typing import Any
 from moejax.methods.method import method_names
 from moejax.registry import nearest
 from moejax.sweep import trial as core
+from moejax.sweep.plan.costs import CostModel, TrialShape
 from moejax.sweep.plan.identity import data_hash, result_hash
 from moejax.sweep.plan.plugins import Plugin, plugins_digest
 from moejax.sweep.spec.fields import ALGORITHM_FIELDS, DATA_FIELDS, FIELDS, METHOD_FIELD, show
@@ -25,7 +26,8 @@ from moejax.sweep.spec.positions import SpecError
 WORK_PER_CHUNK = 2**20
 """A chunk holds about this many samples of the size d=10, k=3: a second of work on one core. So dispatch and commits
 cost little, a kill loses little, and the last chunk does not take long."""
-REFERENCE_SIZE = 10 * 3
+CHUNK_SECONDS = 1.0
+"""The same where seconds are measured."""
 MAX_CHUNK = 64
 MEMORY_SHARE = 0.5
 """Share of a worker's memory that the trials of a chunk may use by the estimate, which is inexact."""
@@ -58,8 +60,8 @@ class Bucket:
     static: Any
     """The core's TrialSpec."""
     label: str
-    work: float
-    """Size of a trial, in samples of the size d=10, k=3 from one start: for chunks, and for estimates of time."""
+    shape: TrialShape
+    """The size of a trial: for chunks, and for estimates of time."""
     memory_bytes: int
     """Working memory of one trial."""
     cells: list[int]
@@ -67,6 +69,11 @@ class Bucket:
     """Trials in a chunk: the compiled shape."""
     vmap_width: int = 1
     """Trials of a chunk that run side by side."""
+
+    @property
+    def work(self) -> float:
+        """Size of a trial, in samples of the size d=10, k=3 from one start."""
+        return self.shape.work
 
     @property
     def chunk_bytes(self) -> int:
@@ -241,18 +248,54 @@ def join_plans(plans: Sequence[Plan], *, vmap_width: int = 1, worker_memory_byte
     return Plan(plans[0].spec, cells, list(buckets.values()), duplicates, tuple(plugins.values()))
 
 
-def set_chunk_size(bucket: Bucket, trials: int, vmap_width: int, worker_memory_bytes: int | None) -> None:
+def set_measured_chunk_sizes(
+    plan: Plan,
+    costs: CostModel,
+    kept: Mapping[str, tuple[int, int]],
+    *,
+    vmap_width: int = 1,
+    worker_memory_bytes: int | None = None,
+) -> None:
+    """Choose the chunk sizes of a plan by measured seconds instead of the work.
+
+    Args:
+        plan: the plan, which is changed.
+        costs: the measured trials; without any, sizes stay as they are.
+        kept: label -> (chunk size, width) of programs that have run: another size would be compiled again.
+        vmap_width: trials that may run side by side.
+        worker_memory_bytes: memory of one worker; None: not limited.
+    """
+    for bucket in plan.buckets:
+        if bucket.label in kept:
+            size, width = kept[bucket.label]
+            if width == bucket.vmap_width and size % width == 0:
+                bucket.chunk_size = size
+                continue
+        seconds = costs.seconds(bucket.shape)
+        if seconds is not None:
+            trials = len(bucket.cells) * plan.spec.first_target
+            set_chunk_size(bucket, trials, vmap_width, worker_memory_bytes, seconds)
+
+
+def set_chunk_size(
+    bucket: Bucket,
+    trials: int,
+    vmap_width: int,
+    worker_memory_bytes: int | None,
+    seconds: float | None = None,
+) -> None:
     """Choose a bucket's vmap width and chunk size.
 
     The trials planned for the bucket are split evenly into chunks no larger than the work and memory
-    limits allow, so that little of the last, padded chunk is wasted. The choice depends only on the plan,
-    never on finished trials: a resume compiles no new shape.
+    limits allow, so that little of the last, padded chunk is wasted. `seconds` is the measured time of a trial, if it is known:
+    then a chunk takes about CHUNK_SECONDS.
     """
     width = vmap_width
     if worker_memory_bytes is not None:
         fitting = int(worker_memory_bytes * MEMORY_SHARE // max(bucket.memory_bytes, 1))
         width = max(1, min(width, fitting))
-    most = max(width, min(MAX_CHUNK, int(WORK_PER_CHUNK / bucket.work) * width), 1)
+    fits = int(WORK_PER_CHUNK / bucket.work) if seconds is None else int(CHUNK_SECONDS / (seconds * width))
+    most = max(width, min(MAX_CHUNK, fits * width), 1)
     even = math.ceil(trials / math.ceil(trials / most))
     bucket.vmap_width = min(width, even)
     bucket.chunk_size = math.ceil(even / bucket.vmap_width) * bucket.vmap_width
@@ -262,13 +305,21 @@ def _new_bucket(
     index: int, static: Any, data: core.DataSettings, algorithm: core.AlgorithmSettings
 ) -> Bucket:
     samples = static.padded_num_samples
-    size = data.dim * (algorithm.fit_num_experts or data.num_experts) * (algorithm.num_starts or 1)
+    shape = TrialShape(
+        algorithm.method,
+        data.activation,
+        samples,
+        data.dim,
+        algorithm.fit_num_experts or data.num_experts,
+        algorithm.num_starts or 1,
+        algorithm.max_iterations,
+    )
     label = f"{algorithm.method} {data.activation} d={data.dim} k={data.num_experts} n<={samples}"
     return Bucket(
         index=index,
         static=static,
         label=label,
-        work=samples * max(size / REFERENCE_SIZE, 1.0),
+        shape=shape,
         memory_bytes=int(core.trial_memory_bytes(static)),
         cells=[],
     )

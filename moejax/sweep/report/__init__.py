@@ -1,3 +1,15 @@
 """Estimates, tables, figures and the report page of a sweep."""
 
-__all__ = ["axes", "figures", "page", "progress", "status", "summary", "terminal"]
+__all__ = [
+    "axes",
+    "charts",
+    "comparison",
+    "figures",
+    "page",
+    "page_script",
+    "pairing",
+    "progress",
+    "status",
+    "summary",
+    "terminal",
+]

@@ -66,19 +66,31 @@ def make_figures(summary: pd.DataFrame) -> list[NamedFigure]:
     if table.empty or not np.isfinite(table["median"]).any():
         return []
     axes = swept_fields(table)
-    numeric = [name for name in axes if is_numeric(table[name])]
-    numeric.sort(
-        key=lambda name: PREFERRED_AXES.index(name) if name in PREFERRED_AXES else len(PREFERRED_AXES)
-    )
+    numeric = _numeric_axes(table, axes)
     figures: list[NamedFigure] = []
     if len(numeric) == 2 and all(table[name].nunique() >= 3 for name in numeric):
         for quantity in ("success_rate", SUCCESS_METRIC):
             figures += _split(table, [n for n in axes if n not in numeric], 1, quantity, "heatmap", numeric)
-    x_name = numeric[0] if numeric else (axes[0] if axes else METHOD_FIELD)
+    x_name = x_axis_of(table, axes)
     rest = [name for name in axes if name != x_name]
     for quantity in (SUCCESS_METRIC, "success_rate"):
         figures += _split(table, rest, 2, quantity, "lines", [x_name])
     return figures
+
+
+def _numeric_axes(table: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """The swept fields of numbers, the preferred one first."""
+    numeric = [name for name in axes if is_numeric(table[name])]
+    return sorted(
+        numeric,
+        key=lambda name: PREFERRED_AXES.index(name) if name in PREFERRED_AXES else len(PREFERRED_AXES),
+    )
+
+
+def x_axis_of(table: pd.DataFrame, axes: Sequence[str]) -> str:
+    """The horizontal axis of lines: a field of numbers if one was swept, else the first axis, else the method."""
+    numeric = _numeric_axes(table, axes)
+    return numeric[0] if numeric else (axes[0] if axes else METHOD_FIELD)
 
 
 def line_figure(
@@ -147,7 +159,9 @@ def _split(
         name = f"{quantity}_{kind}" + (f"_{number + 1}" if outer else "")
         draw = _lines if kind == "lines" else _heatmaps
         figure, caption = draw(chosen, axes, fitting, quantity)
-        if title:
+        if title and figure.legends:  # a title of the figure would cover the legend
+            figure.legends[0].set_title(title, FontProperties(size=11))
+        elif title:
             figure.suptitle(title, fontsize=11)
         figures.append(NamedFigure(name, figure, f"{caption} {title}".strip()))
     return figures

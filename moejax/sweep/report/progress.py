@@ -24,19 +24,26 @@ class SweepProgress:
         self._bar = bar
         self._quiet = quiet
         self._task = None if bar is None else bar.add_task("trials", total=None, counts="")
-        self._started = self._last_line = time.monotonic()
-        self._first: tuple[int, float] | None = None
+        self._last_line = time.monotonic()
         self._notes = 0
 
-    def update(self, trials_done: int, trials_known: int, work_done: float, work_known: float) -> None:
+    def update(
+        self,
+        trials_done: int,
+        trials_known: int,
+        work_done: float,
+        work_known: float,
+        seconds_left: float | None,
+    ) -> None:
         """Show the counts so far, in the bar or, without one, in an occasional line."""
-        if self._first is None:
-            self._first = (trials_done, work_done)
         counts = f"{trials_done:,}/{trials_known:,} trials"
-        left = self._seconds_left(work_done, work_known)
         if self._bar is not None and self._task is not None:
             self._bar.update(
-                self._task, completed=work_done, total=work_known or None, counts=counts, seconds_left=left
+                self._task,
+                completed=work_done,
+                total=work_known or None,
+                counts=counts,
+                seconds_left=seconds_left,
             )
         elif (
             not self._quiet
@@ -44,7 +51,7 @@ class SweepProgress:
             and trials_done < trials_known
         ):
             self._last_line = time.monotonic()
-            when = "" if left is None else f", {duration(left)} left"
+            when = "" if seconds_left is None else f", {duration(seconds_left)} left"
             self._console.print(f"{counts}{when}")
 
     def note(self, line: str) -> None:
@@ -54,13 +61,6 @@ class SweepProgress:
             self._console.print(Text(line, style="yellow"), soft_wrap=True)
         elif self._notes == MAX_NOTES + 1:
             self._console.print(Text("more of the same follows and is not shown", style="yellow"))
-
-    def _seconds_left(self, work_done: float, work_known: float) -> float | None:
-        """Seconds left, from the work of this run only: reused trials took no time. Work is samples times dimension."""
-        done_here = work_done - (self._first[1] if self._first else 0.0)
-        if done_here <= 0:
-            return None
-        return (time.monotonic() - self._started) * (work_known - work_done) / done_here
 
 
 class _TimeLeft(ProgressColumn):

@@ -12,7 +12,9 @@ import pandas as pd
 
 from moejax.sweep import trial as core
 from moejax.sweep.plan.chunks import ENGINE_STATUS_REASONS
+from moejax.sweep.plan.costs import CostModel
 from moejax.sweep.spec.precision import PrecisionRule
+from moejax.sweep.store.costs import shape_of
 from moejax.sweep.store.lock import is_running
 from moejax.sweep.store.read import frame_of, reading, store_path
 
@@ -68,7 +70,10 @@ def read_status(folder: Path | str) -> Status:
     """
     path = store_path(Path(folder))
     with reading(folder, most_trials=MOST_CHECKED) as connection:
-        plan = frame_of(connection, "SELECT cell, bucket, work, first_trials FROM plan ORDER BY position")
+        plan = frame_of(
+            connection,
+            "SELECT cell, bucket, first_trials, fields FROM plan JOIN cells USING (cell) ORDER BY position",
+        )
         counts = frame_of(
             connection,
             "SELECT cell, count(*) AS done, sum(status != 0) AS failed FROM trials JOIN plan USING (cell) "
@@ -115,18 +120,17 @@ def read_status(folder: Path | str) -> Status:
 
 
 def _bucket_states(merged: pd.DataFrame, timed: pd.DataFrame, workers: int) -> list[BucketStatus]:
-    """States of the buckets. For those that have not run, times are the mean time per unit of work of the others."""
-    per_work = None
-    work = merged.groupby("bucket")["work"].first()
-    if len(timed):
-        done = (timed["size"] * work.reindex(timed.index)).sum()  # zero if all chunks belong to other specs
-        per_work = timed["seconds"].sum() / done if done else None
+    """States of the buckets. The times of those that have not run are predicted from those that have."""
+    fields = merged.groupby("bucket", sort=False)["fields"].first()
+    shapes = {label: shape_of(json.loads(text), str(label)) for label, text in fields.items()}
+    costs = CostModel()
+    for label in timed.index.intersection(fields.index):
+        costs.add(shapes[label], float(timed["seconds"][label]), int(timed["size"][label]))
     states = []
     for label, group in merged.groupby("bucket", sort=False):
-        if label in timed.index:
-            seconds = float(timed["seconds"][label] / timed["size"][label])
-        else:
-            seconds = None if per_work is None or not np.isfinite(per_work) else float(per_work * work[label])
+        measured = label in timed.index
+        mean = float(timed["seconds"][label] / timed["size"][label]) if measured else None
+        seconds = mean if measured else costs.seconds(shapes[label])
         left = int(group["left"].sum())
         states.append(
             BucketStatus(

@@ -16,8 +16,10 @@ from moejax.sweep.monte_carlo import (
     root_mean_square_and_mcse,
     success_and_mcse,
 )
-from moejax.sweep.spec.fields import METHOD_FIELD
+from moejax.sweep.spec.fields import METHOD_FIELD, show
 from moejax.sweep.spec.precision import PrecisionRule
+from moejax.sweep.store.filters import matching_rows
+from moejax.sweep.store.pivot import MCSE
 from moejax.sweep.store.read import FIELD_COLUMNS, load_runs, metric_columns, read_rows
 
 ESTIMATES = ("mean", "median", "bias", "rmse", "success_rate")
@@ -30,8 +32,8 @@ SMALLEST_EXPONENT = -300
 """Powers of ten below it have few digits, or are zero."""
 
 
-def summarise(folder: Path | str) -> pd.DataFrame:
-    """Summary of the folder's latest spec.
+def summarise(folder: Path | str, where: str = "") -> pd.DataFrame:
+    """Summary of the folder's latest spec, or of its cells that meet a condition on the fields and the method.
 
     Columns: every field, `method`, `metric`, `planned`, `trials` (run), `failed`, `missing`, `ended` (the reason
     for the number of trials), then `mean`, `median`, `bias`, `rmse`, `success_rate`, each followed
@@ -40,9 +42,9 @@ def summarise(folder: Path | str) -> pd.DataFrame:
     success. Cells with no trial at all are rows with empty estimates.
 
     Raises:
-        StoreError: there is no store, or it cannot be read.
+        StoreError: there is no store, or it cannot be read. ValueError: the condition is not accepted, or no cell meets it.
     """
-    cells, rows = read_rows(folder)
+    cells, rows = cells_where(*read_rows(folder), where)
     runs = load_runs(folder)
     precision = json.loads(runs[-1]["spec"])["precision"] if runs else None
     rule = PrecisionRule(**precision) if precision else None
@@ -78,6 +80,21 @@ def estimates(table: pd.DataFrame, by: Sequence[str], metric: str = SUCCESS_METR
     rows = table[[metric]].assign(position=groups.ngroup()).sort_values("position", kind="stable")
     columns = _estimates(metric, rows, len(frame))
     return frame.assign(metric=metric, **columns)
+
+
+def cells_where(cells: pd.DataFrame, rows: pd.DataFrame, where: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of `read_rows` whose fields and method meet a condition, and their trials.
+
+    Raises:
+        ValueError: the condition is not accepted, or no cell meets it.
+    """
+    if not where:
+        return cells, rows
+    chosen = cells.index.isin(matching_rows(cells[[*FIELD_COLUMNS, METHOD_FIELD]], where).index)
+    kept = rows[chosen[rows["position"]]]
+    place = np.cumsum(chosen) - 1
+    rows = kept.assign(position=place[kept["position"]]).reset_index(drop=True)
+    return cells[chosen].reset_index(drop=True), rows
 
 
 def cell_counts(cells: pd.DataFrame, rows: pd.DataFrame, rule: PrecisionRule | None) -> pd.DataFrame:
@@ -146,6 +163,21 @@ def swept_fields(summary: pd.DataFrame) -> list[str]:
         if changed.any():
             first_change[name] = int(changed.argmax())
     return sorted(first_change, key=lambda name: -first_change[name])
+
+
+def shown_pivot(table: pd.DataFrame) -> pd.DataFrame:
+    """A pivot as text: every estimate with its Monte Carlo standard error, in one column."""
+    shown = {}
+    for name in map(str, table):
+        if name in FIELD_COLUMNS or name == METHOD_FIELD:
+            shown[name] = [value if isinstance(value, str) else show(value) for value in table[name]]
+        elif not name.endswith(MCSE):
+            errors = table.get(name + MCSE, pd.Series(math.nan, index=table.index))
+            shown[name] = [
+                with_error(float(value), float(error))
+                for value, error in zip(table[name], errors, strict=True)
+            ]
+    return pd.DataFrame(shown)
 
 
 def percent(share: float) -> str:

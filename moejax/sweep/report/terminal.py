@@ -12,11 +12,15 @@ from moejax.console import duration, shorten
 from moejax.model.metrics import SUCCESS_THRESHOLD
 from moejax.sweep.plan.estimate import BucketTiming, total_seconds
 from moejax.sweep.plan.plan import Plan
+from moejax.sweep.report.comparison import BEYOND, Comparison
 from moejax.sweep.report.status import Status
-from moejax.sweep.report.summary import SUCCESS_METRIC, percent, swept_fields, with_error
+from moejax.sweep.report.summary import SUCCESS_METRIC, percent, shown_pivot, swept_fields, with_error
 from moejax.sweep.spec.fields import METHOD_FIELD, SHORT, show
+from moejax.sweep.store.read import FIELD_COLUMNS
 
 MAX_ROWS = 60
+MAX_UNPAIRED = 5
+"""Configurations of trials without a partner that are named."""
 
 
 def print_plan(console: Console, plan: Plan, workers: int, timings: Sequence[BucketTiming] = ()) -> None:
@@ -116,6 +120,20 @@ def _summary_table(table: pd.DataFrame, axes: list[str], *, in_one_column: bool)
     return screen
 
 
+def print_pivot(console: Console, title: str, table: pd.DataFrame) -> None:
+    """A pivot, every estimate with its Monte Carlo standard error."""
+    console.print(title, soft_wrap=True)
+    shown = shown_pivot(table)
+    screen = Table(box=None, pad_edge=False, header_style="bold")
+    for name in shown:
+        screen.add_column(str(name), justify="left" if name in FIELD_COLUMNS else "right", no_wrap=True)
+    for row in shown.head(MAX_ROWS).itertuples(index=False):
+        screen.add_row(*row)
+    console.print(screen)
+    if len(shown) > MAX_ROWS:
+        console.print(f"... and {len(shown) - MAX_ROWS} more rows: see pivot.csv")
+
+
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else show(value)
 
@@ -148,3 +166,63 @@ def print_status(console: Console, status: Status) -> None:
         console.print(f"... and {len(status.buckets) - MAX_ROWS} more programs")
     for reason, count in status.failures[:5]:
         console.print(f"failed: {count:,} x {shorten(reason)}")
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    """The paired differences, a line per configuration and metric, and the trials without a partner."""
+    table, fields = comparison.table, comparison.fields
+    console.print(f"A: {comparison.names[0]}\nB: {comparison.names[1]}", soft_wrap=True)
+    several = table["metric"].nunique() > 1
+    screen = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (*fields, *(["metric"] if several else [])):
+        screen.add_column(SHORT.get(name, name), no_wrap=True)
+    heads = [
+        "pairs",
+        "mean A",
+        "mean B",
+        "B - A ± error",
+        "better",
+        "< 0.02 A",
+        "B",
+        "B - A ± error",
+        "better",
+    ]
+    succeeds = "success_a" in table
+    for head in heads if succeeds else heads[:5]:
+        screen.add_column(head, justify="right", no_wrap=True)
+    for record in table.head(MAX_ROWS).to_dict("records"):
+        cells = [_plain(record[name]) for name in fields] + ([record["metric"]] if several else [])
+        cells += [f"{record['pairs']:,}", *(f"{record[name]:.3g}" for name in ("mean_a", "mean_b"))]
+        cells += [
+            with_error(record["difference"], record["difference_mcse"]),
+            record["better"] or record["sign"] or "=",
+        ]
+        if succeeds and record["metric"] == SUCCESS_METRIC:
+            difference = (
+                f"{100 * record['success_difference']:+.0f} ± {100 * record['success_difference_mcse']:.0f} %"
+            )
+            cells += [percent(record["success_a"]), percent(record["success_b"]), difference]
+            cells.append(record["success_better"] or "=")
+        screen.add_row(*cells)
+    console.print(screen)
+    if len(table) > MAX_ROWS:
+        console.print(f"... and {len(table) - MAX_ROWS:,} more rows: --out FILE.csv has all")
+    without = int(table["without_number"].sum())
+    if without:
+        console.print(f"{without:,} pairs without two finite numbers are left out of the means")
+    console.print(
+        f"better: the side that is better by more than {BEYOND:g} standard errors; =: neither", soft_wrap=True
+    )
+    for side, rows in comparison.unpaired.groupby("side"):
+        names = [name for name in rows if name not in ("side", "trials")]
+        parts = [
+            ", ".join([*(f"{name} = {show(record[name])}" for name in names), f"{record['trials']:,} trials"])
+            for record in rows.head(MAX_UNPAIRED).to_dict("records")
+        ]
+        more = f"; and {len(rows) - MAX_UNPAIRED:,} more configurations" if len(rows) > MAX_UNPAIRED else ""
+        total = int(rows["trials"].sum())
+        console.print(
+            f"only in {side}, without a partner: {total:,} trials ({'; '.join(parts)}{more})", soft_wrap=True
+        )
+    for note in comparison.notes:
+        console.print(f"note: {note}", soft_wrap=True)

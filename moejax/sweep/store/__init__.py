@@ -1,3 +1,16 @@
-"""The SQLite store of results: writing, reading, checking and repairing it."""
+"""The SQLite store of results: writing, reading, checking, repairing and merging it."""
 
-__all__ = ["digests", "lock", "read", "repair", "schema", "soundness", "store"]
+__all__ = [
+    "costs",
+    "digests",
+    "export",
+    "filters",
+    "lock",
+    "merge",
+    "pivot",
+    "read",
+    "repair",
+    "schema",
+    "soundness",
+    "store",
+]

@@ -7,7 +7,6 @@ import io
 import itertools
 import json
 import sqlite3
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from moejax.checks import require
-from moejax.files import write_whole
 from moejax.sweep import trial as core
 from moejax.sweep.plan.chunks import ENGINE_STATUS_REASONS
 from moejax.sweep.spec.fields import ALGORITHM_FIELDS, DATA_FIELDS, FIELDS, METHOD_FIELD
@@ -25,7 +23,6 @@ from moejax.sweep.store.digests import DIGEST_COLUMN
 from moejax.sweep.store.schema import STORE_NAME, StoreError, clear_errors, columns_of, connect_for_reading
 from moejax.sweep.store.soundness import check_store
 
-STDOUT = Path("-")
 ARRAY_NAMES = ("history", "path")
 """Names that the field `record` of a spec may list."""
 FIELD_COLUMNS = (*DATA_FIELDS, *ALGORITHM_FIELDS)
@@ -115,8 +112,8 @@ def read_rows(folder: Path | str, *, all_specs: bool = False) -> tuple[pd.DataFr
     """Cells and trials as two tables, which `load` joins.
 
     Returns:
-        cells: every field, the method, `bucket`, `first_trials`, `most_trials`, `result_hash`; one row per cell,
-            in the spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
+        cells: every field, the method, `bucket`, `first_trials`, `most_trials`, `result_hash`, `data_hash`; one row
+            per cell, in the spec's order. rows: `position` (of the cell), `trial`, `status`, `reason` (None: see the
             status), metrics; sorted.
     """
     with reading(folder) as connection:
@@ -170,7 +167,7 @@ def status_words(status: pd.Series, reason: pd.Series) -> pd.Series:
 def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
     join = "LEFT JOIN" if all_specs else "JOIN"
     rows = connection.execute(
-        "SELECT cell, fields, bucket, first_trials, most_trials, result_hash "
+        "SELECT cell, fields, bucket, first_trials, most_trials, result_hash, data_hash "
         f"FROM cells {join} plan USING (cell) ORDER BY position IS NULL, position, cell"
     ).fetchall()
     records = [json.loads(row[1]) for row in rows]
@@ -186,6 +183,7 @@ def _cells(connection: Any, all_specs: bool) -> pd.DataFrame:
         first_trials=[row[3] for row in rows],
         most_trials=[row[4] for row in rows],
         result_hash=[row[5] for row in rows],
+        data_hash=[row[6] for row in rows],
     )
 
 
@@ -292,45 +290,3 @@ def load_runs(folder: Path | str) -> list[dict[str, Any]]:
         }
         for provenance, started, wall, compiling, devices, trials in rows
     ]
-
-
-def export_table(folder: Path | str, file: Path | str) -> int:
-    """Write the table of trials to a file and return the number of rows.
-
-    Args:
-        folder: a run folder.
-        file: FILE.csv, FILE.csv.gz or FILE.parquet; `-` is CSV on stdout.
-
-    Raises:
-        ValueError: the name has another ending.
-        StoreError: the store or the file cannot be used.
-
-    Examples:
-        >>> moejax.sweep.export_table("runs/quickstart", "table.csv") == len(moejax.sweep.load("runs/quickstart"))
-        True
-    """
-    file = Path(file)
-    name = file.name.lower()
-    if file != STDOUT and not name.endswith((".csv", ".csv.gz", ".parquet")):
-        raise ValueError(
-            f"{file}: unknown format {file.suffix!r}: expected a name that ends in .csv, .csv.gz or .parquet, or - for stdout"
-        )
-    table = load(folder)
-    for column in table:
-        if table[column].map(lambda value: isinstance(value, tuple)).any():
-            table[column] = table[column].map(_tuple_text)
-    if file == STDOUT:
-        table.to_csv(sys.stdout, index=False)
-        return len(table)
-    packed: dict[str, Any] = {"compression": {"method": "gzip", "mtime": 0}} if name.endswith(".gz") else {}
-    write = table.to_parquet if name.endswith(".parquet") else table.to_csv
-    try:
-        write_whole(file, lambda path: write(path, index=False, **packed))
-    except OSError as error:
-        raise StoreError(f"{file}: cannot be written: {error.strerror or error}") from None
-    return len(table)
-
-
-def _tuple_text(value: Any) -> Any:
-    """Lists and single numbers share a column: as text they fit both file formats."""
-    return json.dumps(list(value)) if isinstance(value, tuple) else value if value is None else str(value)

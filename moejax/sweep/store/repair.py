@@ -50,7 +50,7 @@ def repair_store(folder: Path, check: Callable[[Sequence[dict[str, Any]]], None]
         try:
             with (
                 contextlib.closing(connect_for_reading(path, alone=True)) as old,
-                contextlib.closing(_fresh(new)) as target,
+                contextlib.closing(fresh_store(new)) as target,
                 clear_errors(path),
             ):
                 kept, lost = _copy_sound(old, target)
@@ -63,14 +63,20 @@ def repair_store(folder: Path, check: Callable[[Sequence[dict[str, Any]]], None]
             damaged = _keep_aside(path)
             new.replace(path)
         finally:
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                new.with_name(new.name + suffix).unlink(missing_ok=True)
+            remove_store(new)
     return f"{path}: {kept:,} sound trials are kept, {lost:,} damaged ones are not; the old store is {damaged.name}"
 
 
-def _fresh(path: Path) -> sqlite3.Connection:
+def fresh_store(path: Path) -> sqlite3.Connection:
+    """A new, empty store; a file of that name is removed."""
     path.unlink(missing_ok=True)
     return connect_for_writing(path)
+
+
+def remove_store(path: Path) -> None:
+    """Remove a store that nobody uses, with SQLite's own files beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _keep_aside(path: Path) -> Path:
@@ -113,7 +119,7 @@ def _copy_sound(old: sqlite3.Connection, new: sqlite3.Connection) -> tuple[int, 
         rows[table] = {key: row for key, row in rows[table].items() if key[:2] in rows["trials"]}
     new.execute("BEGIN IMMEDIATE")
     for table in TABLES:
-        _insert(new, table, kinds[table], list(rows[table].values()))
+        insert_records(new, table, kinds[table], list(rows[table].values()))
     new.execute("COMMIT")
     return len(rows["trials"]), read - len(rows["trials"])
 
@@ -185,9 +191,17 @@ def _recorded(fields: str) -> list[str]:
     return list(json.loads(fields).get("record") or [])
 
 
-def _insert(
+def insert_records(
     connection: sqlite3.Connection, table: str, kinds: Mapping[str, str], records: Sequence[Mapping[str, Any]]
 ) -> None:
+    """Insert rows with their digests; columns of metrics that the table lacks are added.
+
+    Args:
+        connection: a store, in a transaction.
+        table: its table.
+        kinds: column -> declared type where the rows come from.
+        records: rows, with the same columns and without digests.
+    """
     if not records:
         return
     have = columns_of(connection, table)

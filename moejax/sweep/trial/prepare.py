@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.methods.method import Start
-from moejax.methods.preparation import choose_orders, transforms_at
+from moejax.methods.preparation import choose_orders, third_transform_at, transforms_at
 from moejax.model.families import channel_of, get_family
 from moejax.model.family import Nuisances
 from moejax.model.instances import InstanceScales
 from moejax.model.metrics import Metric, registered_metrics
 from moejax.moments.family_transforms import Level
-from moejax.moments.label_transforms import TransformKind
+from moejax.moments.label_transforms import LabelTransform, TransformKind
 from moejax.moments.spectral import SpectralTransforms
 from moejax.registry import State, registered_state
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings, norms_of_experts
@@ -59,6 +59,8 @@ class TrialSpec:
     """State of the registries, so that a name with a different function gives a different program."""
     metrics: tuple[tuple[str, Metric], ...] = ()
     """Registered metrics, by name."""
+    third: bool = False
+    """True if the third moment is decomposed without whitening."""
 
 
 class Hyperparameters(NamedTuple):
@@ -71,6 +73,8 @@ class Hyperparameters(NamedTuple):
     """()"""
     transforms: tuple[SpectralTransforms, ...]
     """Transforms for each order at the known noise; empty if the trial estimates the noise."""
+    third: LabelTransform[Any] | None = None
+    """Transform of a third moment without whitening, at the known noise."""
 
 
 def static_spec(
@@ -120,7 +124,7 @@ def _static_spec(
     fit_activation = algorithm.fit_activation or activation
     fit_num_experts = num_experts if algorithm.fit_num_experts is None else algorithm.fit_num_experts
     fit_family = algorithm.fit_family or family
-    orders, _ = choose_orders(
+    orders, _, third = choose_orders(
         algorithm.method,
         channel_of(fit_family, fit_activation),
         level,
@@ -157,6 +161,7 @@ def _static_spec(
         record_path="path" in algorithm.record,
         registered=registered,
         metrics=metrics,
+        third=third,
     )
 
 
@@ -173,7 +178,11 @@ def prepare(
     spec = static_spec(data, algorithm, padded_num_samples)
     dtype = jnp.result_type(float)
     transforms: tuple[SpectralTransforms, ...] = ()
+    third = None
     if spec.noise_knowledge == "known":
+        if spec.third:
+            channel = channel_of(spec.fit_family, spec.fit_activation)
+            third = third_transform_at(channel, known_level(data, algorithm), spec.fit_num_experts)
         transforms = transforms_at(
             channel_of(spec.fit_family, spec.fit_activation),
             known_level(data, algorithm),
@@ -190,7 +199,7 @@ def prepare(
         expert_bias=np.asarray(data.expert_bias, dtype),
     )
     count, share = np.asarray(data.num_samples, np.int32), np.asarray(data.outlier_share, dtype)
-    return spec, Hyperparameters(count, scales, share, transforms)
+    return spec, Hyperparameters(count, scales, share, transforms, third)
 
 
 def known_level(data: DataSettings, algorithm: AlgorithmSettings) -> Level:

@@ -54,12 +54,13 @@ class AlgorithmSettings:
     fit_family: str | None = None
     """The family that is fitted; None: the true one."""
     fit_intercept: bool = False
-    """If true, the intercepts of experts and gates are fitted; otherwise the experts of other families than the Gaussian have the true
-    one, or the one that is estimated with the dispersion."""
+    """If true, the intercepts of experts and gates are fitted; otherwise the experts of other families than the Gaussian have the
+    true one, or the one that is estimated with the dispersion."""
     fit_num_experts: int | None = None
     noise_knowledge: str = "known"
     """"known" or "estimated"."""
-    transform: str = FitOptions.transform
+    transform: str = "weighted"
+    """For all methods; a fit with residual passes takes "relaxed" by default. The default is part of the keys of stored results."""
     order: int | None = FitOptions.order
     num_restarts: int = FitOptions.num_restarts
     num_starts: int | None = FitOptions.num_starts
@@ -117,7 +118,7 @@ def _check_fitted_family(data: DataSettings, algorithm: AlgorithmSettings) -> No
         require(get_family(name).num_parameters == 0, field, words, name)
     truth, support = (get_family(name).support for name in families.values())
     real, positive = support == "real", support == "positive" and truth == "positive"
-    counts = (support == "counts" and truth != "real" and truth != "positive") or support == truth
+    counts = (support == "counts" and truth not in ("real", "positive")) or support == truth
     require(real or positive or counts, "fit_family", f"one for labels of {data.family}", fitted)
     gaussian = fitted == "gaussian"
     words = "'random' with another family than the Gaussian"

@@ -19,7 +19,7 @@ from moejax.checks import require
 from moejax.environment import PRNG, runs_on_cpu
 from moejax.likelihood.blocks import sample_blocks, sum_over_blocks
 from moejax.methods.method import MethodConfig, MethodResult, Problem, get_method
-from moejax.methods.preparation import transforms_at
+from moejax.methods.preparation import third_transform_at, transforms_at
 from moejax.model.families import channel_of
 from moejax.model.family import Family, Nuisances, as_family
 from moejax.model.inputs import get_input_distribution
@@ -119,16 +119,19 @@ def posed(
 ) -> tuple[Problem, MethodConfig]:
     """The arguments of the trial's method, with label transforms and noise level."""
     fn = channel_of(spec.fit_family, spec.fit_activation)
-    transforms, scales = hyperparameters.transforms, hyperparameters.scales
+    transforms, third, scales = hyperparameters.transforms, hyperparameters.third, hyperparameters.scales
     noise_std, nuisances = scales.noise_std, None
     if isinstance(fn, Family):
         nuisances = _nuisances(fn, data, hyperparameters, spec)
         noise_std = nuisances.dispersion
     elif spec.noise_knowledge == "estimated":
         noise_std = estimate_noise_std(data.y, data.weights, fn=fn)
-    if spec.noise_knowledge == "estimated" and spec.transform is not None:
+    if spec.noise_knowledge == "estimated":
         level = noise_std if nuisances is None else nuisances
-        transforms = transforms_at(fn, level, spec.orders, spec.transform, spec.fit_num_experts)
+        if spec.transform is not None:
+            transforms = transforms_at(fn, level, spec.orders, spec.transform, spec.fit_num_experts)
+        if spec.third:
+            third = third_transform_at(fn, level, spec.fit_num_experts)
     config = MethodConfig(
         economical=True,
         fn=fn,
@@ -145,7 +148,8 @@ def posed(
         record_path=spec.record_path,
     )
     first = transforms[0] if transforms else None
-    return Problem(data.x, data.y, data.weights, noise_std, first, transforms[1:], nuisances), config
+    problem = Problem(data.x, data.y, data.weights, noise_std, first, transforms[1:], nuisances=nuisances)
+    return problem._replace(third=third), config
 
 
 def _nuisances(

@@ -1,8 +1,4 @@
-"""`run`, the function for sweeps in Python, and the commands of a sweep that the command line calls.
-
-Each command prints for a person (tables on stdout, progress on stderr) and returns the same content as plain data;
-`as_json` prints that data instead. A user's error is a ValueError or OSError with one line.
-"""
+"""`run`, the function for sweeps in Python, and the command `moejax sweep`."""
 
 from __future__ import annotations
 
@@ -19,6 +15,7 @@ from moejax.checks import NoResultError
 from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
 from moejax.registry import nearest
+from moejax.sweep.commands.reading import print_results, write_results
 from moejax.sweep.execution.location import OwnProcess, Place, worker_settings
 from moejax.sweep.execution.signals import exit_status, stopped_by_signals
 from moejax.sweep.execution.worker import configure
@@ -137,7 +134,8 @@ def sweep(
     Args:
         spec: the TOML file.
         dry_run: print cells, compilations and memory; run and write nothing.
-        pilot: with dry_run, time one chunk of every program and estimate the total time.
+        pilot: with dry_run, time one chunk of every program and estimate the total time. Otherwise time a trial of every method
+            and activation first, and choose the chunk sizes by these times.
         quiet: no progress and no tables.
         as_json: print the result as JSON.
         own_process: see `Place.prepare`.
@@ -148,11 +146,9 @@ def sweep(
             SystemExit: after Ctrl-C, SIGTERM or SIGHUP.
     """
     tables = make_console(quiet=quiet or as_json)
-    if pilot and not dry_run:
-        raise ValueError("--pilot: goes with --dry-run")
     with stopped_by_signals(), pinned_random_numbers():
         planned = _Run.planned(spec, SweepOptions(**options), own_process)
-        done = None if dry_run else _run_or_exit(planned, quiet)
+        done = None if dry_run else _run_or_exit(planned, quiet, pilot)
         result = _dry_run(planned, pilot, tables) if done is None else _tell(planned, done, tables)
         if as_json:
             print_json(result)
@@ -185,13 +181,21 @@ class _Run:
         folder = Path("runs") / checked.name if options.out is None else Path(options.out)
         return cls(options, place, PlannedSweep(plan, folder, tuple(options.set), options.across_versions))
 
-    def execute(self, notes: Console, quiet: bool) -> RunSummary:
-        """Run the missing trials; notes, and unless `quiet` the progress, go to the console `notes`."""
+    def execute(self, notes: Console, quiet: bool, pilot: bool = False) -> RunSummary:
+        """Run the missing trials; notes, and unless `quiet` the progress, go to the console `notes`.
+
+        With `pilot`, the chunk sizes follow from trials that are timed first.
+        """
         from moejax.sweep.execution.coordinator import run_sweeps
+        from moejax.sweep.execution.pilot import pilot_costs
         from moejax.sweep.report.progress import sweep_progress
 
         plan = self.sweep.plan
         settings = worker_settings(plan.plugins)
+        costs = None
+        if pilot:
+            configure(settings)
+            costs = pilot_costs(plan, settings, lambda line: notes.print(line, soft_wrap=True))
         chunks = sum(plan.chunks_of(bucket) for bucket in plan.buckets)
         with contextlib.closing(self.place.start_workers(chunks, settings)) as workers:
             return run_sweeps(
@@ -203,6 +207,8 @@ class _Run:
                 lambda line: notes.print(line, soft_wrap=True),
                 retry_failed=self.options.retry_failed,
                 repair=self.options.repair,
+                costs=costs,
+                limits=self.place.limits(self.options.vmap_width),
             )
 
     def refuse_if_nothing_worked(self, done: RunSummary) -> None:
@@ -216,11 +222,11 @@ class _Run:
             )
 
 
-def _run_or_exit(planned: _Run, quiet: bool) -> RunSummary:
+def _run_or_exit(planned: _Run, quiet: bool, pilot: bool) -> RunSummary:
     """Run. After a stop, print the trials that are kept and the command that resumes, and end the program."""
     notes = make_notes()
     try:
-        return planned.execute(notes, quiet)
+        return planned.execute(notes, quiet, pilot)
     except KeyboardInterrupt as stop:
         kept = getattr(stop, "__notes__", None)
         if not kept:  # no trial had begun
@@ -258,44 +264,6 @@ def _tell(planned: _Run, done: RunSummary, tables: Console) -> dict[str, Any]:
     print_results(tables, summary, written)
     result = {"folder": str(folder), "written": [str(path) for path in written], **dataclasses.asdict(done)}
     return result | {"failures": dict(done.failures)}  # asdict would make pairs of a Counter
-
-
-def write_results(folder: Path, *, page: bool = False) -> tuple[pd.DataFrame, list[Path]]:
-    """Write summary.csv and the figures into a run folder, and report.html if `page`, before anything is printed.
-
-    Returns:
-        The summary, and the files.
-
-    Raises:
-        StoreError: the folder cannot be read or written.
-    """
-    from moejax.files import write_whole
-    from moejax.pictures import own_style
-    from moejax.sweep.report.summary import summarise
-    from moejax.sweep.store.schema import StoreError
-
-    summary, path = summarise(folder), folder / "summary.csv"
-    with own_style():
-        from moejax.sweep.report.figures import make_figures, write_figures
-        from moejax.sweep.report.page import write_report
-
-        figures = make_figures(summary)
-        try:
-            write_whole(path, lambda path: summary.to_csv(path, index=False))
-            written = [path, *write_figures(figures, folder)]
-        except OSError as error:
-            raise StoreError(f"{folder}: the summary cannot be written: {error.strerror or error}") from None
-        if page:
-            written.append(write_report(folder, summary, figures))
-    return summary, written
-
-
-def print_results(tables: Console, summary: pd.DataFrame, written: Sequence[Path]) -> None:
-    """Print the summary of a run folder, and the names of the written files."""
-    from moejax.sweep.report.terminal import print_summary
-
-    print_summary(tables, summary)
-    tables.print("written: " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
 def _dry_run(planned: _Run, pilot: bool, tables: Console) -> dict[str, Any]:
@@ -338,42 +306,3 @@ def _programs(plan: Plan) -> list[dict[str, Any]]:
         }
         for bucket in plan.buckets
     ]
-
-
-def status(folder: Path, *, as_json: bool = False) -> dict[str, Any]:
-    """Print the progress of a sweep; it only reads, and works while the sweep runs."""
-    from moejax.sweep.report.status import read_status
-    from moejax.sweep.report.terminal import print_status
-
-    state = read_status(folder)
-    print_status(make_console(quiet=as_json), state)
-    result = dataclasses.asdict(state)
-    if as_json:
-        print_json(result)
-    return result
-
-
-def export(folder: Path, file: Path, *, quiet: bool = False) -> int:
-    """Write the table of trials to FILE.csv, FILE.csv.gz or FILE.parquet, or to stdout for `-`; returns the number of rows."""
-    from moejax.sweep.store.read import STDOUT, export_table
-
-    rows = export_table(folder, file)
-    if file != STDOUT:
-        make_console(quiet=quiet).print(f"{rows:,} rows written to {file}", soft_wrap=True)
-    return rows
-
-
-def report(folder: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Write summary.csv, the figures and report.html into a run folder, and print the summary.
-
-    It works on a sweep that is running or was stopped: missing trials are shown as missing.
-
-    Raises:
-        OSError: there is no store, or the folder cannot be written.
-    """
-    folder = Path(folder)
-    tables = make_console(quiet=quiet)
-    summary, written = write_results(folder, page=True)
-    print_results(tables, summary, written[:-1])
-    tables.print(f"report: {written[-1]}", soft_wrap=True)
-    return {"folder": str(folder), "written": [str(path) for path in written]}
