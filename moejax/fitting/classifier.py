@@ -185,7 +185,8 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         self.params_: HostParams = result.params._replace(
             experts=np.stack([-half[0], half[0]], axis=1), expert_bias=np.stack([-half[1], half[1]], axis=1)
         )
-        names = {"input_names": list(self.feature_names_in_)} if hasattr(self, "feature_names_in_") else {}
+        columns = getattr(self, "feature_names_in_", None)  # of a table
+        names = {} if columns is None else {"input_names": list(columns)}
         settings = fit_settings(key, options, checked, num_experts, None) | {"weights_are": "counts"}
         self.fit_result_: FitResult | None = dataclasses.replace(
             result, settings=settings, diagnostics=result.diagnostics | names
