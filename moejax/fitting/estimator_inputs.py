@@ -137,7 +137,13 @@ def least_squares_fit(
         )  # infinite for a noise that is tiny beside the labels' spread
     value = -0.5 * squares - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
     found = input_findings(inputs)
-    diagnostics = {"method": "least squares", "num_passes": 1, **found, "notes": input_notes(found)}
+    diagnostics = {
+        "method": "least squares",
+        "activation": "linear",
+        "num_passes": 1,
+        **found,
+        "notes": input_notes(found),
+    }
     with np.errstate(over="ignore", invalid="ignore"):
         params = MoEParams(
             unit * fitted.experts, none, unit * fitted.noise_std, unit * fitted.expert_bias, np.zeros(1)
