@@ -133,10 +133,9 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
             key = jax.random.key(seed)
             several = len(numbers) > 1
             self.num_experts_ = self._select(key, sample, numbers) if several else min(numbers)
-            if len(self.classes_) == 2 and self.ridge is None:
+            self._fit_categorical(key, sample, self.num_experts_)
+            if len(self.classes_) == 2 and self.ridge is None and not self._fits_every_row(sample):
                 self._fit_bernoulli(key, sample, self.num_experts_)
-            if self.fit_result_ is None:
-                self._fit_categorical(key, sample, self.num_experts_)
         self.coef_, self.intercept_ = self.params_.experts, self.params_.expert_bias
         self.gating_coef_, self.gating_intercept_ = self.params_.gating, self.params_.gating_bias
         if self.status_ != "ok":
@@ -160,10 +159,15 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         self.selection_: pd.DataFrame | None = table
         return int(table.loc[table["chosen"], "num_experts"].iloc[0])
 
-    def _fit_bernoulli(self, key: jax.Array, sample: Sample, num_experts: int) -> None:
-        """Two classes by `moejax.fit`; nothing is kept of a fit that the rows do not admit or that does not end well.
+    def _fits_every_row(self, sample: Sample) -> bool:
+        """True if the fit gives every row its class: the classes are separable, and the likelihood has no maximum."""
+        return bool(np.all(np.argmax(self._log_mixture(sample.x), axis=1) == sample.y))
 
-        It does not either if the classes are separable, or nearly so: the ridge would cost half a nat or more.
+    def _fit_bernoulli(self, key: jax.Array, sample: Sample, num_experts: int) -> None:
+        """Two classes by `moejax.fit`, which replaces the penalised fit if it ends as well.
+
+        It does not if the rows do not admit it, if its likelihood is half a nat lower, or if the maximum is at infinity, or nearly
+        so: the ridge would then cost half a nat or more.
         """
         options = FitOptions(
             family="bernoulli",
@@ -179,7 +183,8 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         _, log_odds = log_gates_and_predictors(result.params, sample.x)
         # |a|^2 + b^2 of white inputs is the mean square of a . x + b, and the two rows of a class are -+ half of it
         squares = float(sample.weights @ (log_odds**2).sum(axis=1)) / float(sample.weights.sum())
-        if result.status != "ok" or not 0.25 * EXPERT_RIDGE * squares < LARGEST_SHORTFALL:
+        as_high = result.log_likelihood > self.log_likelihood_ - LARGEST_SHORTFALL
+        if result.status != "ok" or not as_high or not 0.25 * EXPERT_RIDGE * squares < LARGEST_SHORTFALL:
             return
         half = 0.5 * result.params.experts, 0.5 * result.params.expert_bias
         self.params_: HostParams = result.params._replace(
@@ -255,9 +260,7 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
         """Return log P(y = c | x), (n, C), in nats."""
-        log_gates, log_classes = self._log_parts(self._checked_rows(X))
-        log_classes = np.asarray(scipy.special.logsumexp(log_gates[:, :, None] + log_classes, axis=1))
-        return np.minimum(log_classes, 0.0)  # above 0 by rounding only
+        return self._log_mixture(self._checked_rows(X))
 
     def predict_experts(self, X: ArrayLike) -> np.ndarray:
         """Return the probabilities of the classes by each expert, softmax(A_i x + b_i), (n, k, C)."""
@@ -294,6 +297,12 @@ class MoEClassifier(ClassifierMixin, BaseEstimator):
         with np.errstate(divide="ignore"):  # a class that was not in the fit has probability zero
             values = np.where(own.any(axis=1), np.sum(np.where(own, log_classes, 0.0), axis=1), -np.inf)
         return -2.0 * float(values.sum()) + self.n_parameters_ * math.log(len(labels))
+
+    def _log_mixture(self, x: np.ndarray) -> np.ndarray:
+        """(n, C): log P(y = c | x)."""
+        log_gates, log_classes = self._log_parts(x)
+        mixed = np.asarray(scipy.special.logsumexp(log_gates[:, :, None] + log_classes, axis=1))
+        return np.minimum(mixed, 0.0)  # above 0 by rounding only
 
     def _log_parts(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, k) log P_i(x) and (n, k, C) log softmax_c(A_i x + b_i)."""
