@@ -24,6 +24,7 @@ from moejax.registry import take_for_built_in
 
 if TYPE_CHECKING:
     from moejax import sweep
+    from moejax.fitting.classifier import MoEClassifier
     from moejax.fitting.estimator import MoERegressor
     from moejax.fitting.pipeline import fit
     from moejax.fitting.plots import plot_calibration, plot_coefficients, plot_fit, plot_responsibilities
@@ -43,6 +44,7 @@ __all__ = [
     "FitOptions",
     "FitResult",
     "LabelTransform",
+    "MoEClassifier",
     "MoEParams",
     "MoERegressor",
     "activation_names",
@@ -74,6 +76,7 @@ _ON_FIRST_USE = {
     "ArraySource": "moejax.fitting.streaming.source",
     "FileSource": "moejax.fitting.streaming.files",
     "FitResult": "moejax.fitting.result",
+    "MoEClassifier": "moejax.fitting.classifier",
     "MoERegressor": "moejax.fitting.estimator",
     "fit": "moejax.fitting.pipeline",
     "load_fit": "moejax.fitting.saved",

@@ -3,6 +3,7 @@
 __all__ = [
     "arguments",
     "array_checks",
+    "classifier",
     "data_units",
     "datasets",
     "delimited_text",

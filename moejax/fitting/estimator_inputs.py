@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
 
-from moejax.checks import brief
+from moejax.checks import brief, brief_text
 from moejax.fitting.data_units import require_numbers
 from moejax.fitting.diagnostics import input_findings, input_notes
 from moejax.fitting.input_roles import input_roles, mapped_inputs
@@ -36,6 +37,18 @@ def checked_random_state(value: Any) -> np.random.RandomState:
     except (ValueError, TypeError) as error:
         words = "None, a whole number from 0 to 2**32 - 1 or a NumPy RandomState"
         raise ValueError(f"random_state: expected {words}, got {brief(value)}") from error
+
+
+def require_columns(estimator: Any, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
+    """Store the number and the names of the columns of X in an estimator, or compare them with those of its fit.
+
+    Raises:
+        ValueError: other columns than in the fit, or names of several types.
+    """
+    try:
+        validate_data(estimator, X, y, reset=reset, skip_check_array=True)
+    except TypeError as error:  # names of several types
+        raise ValueError(f"X: {brief_text(error)}") from error
 
 
 class Support(NamedTuple):
@@ -124,7 +137,13 @@ def least_squares_fit(
         )  # infinite for a noise that is tiny beside the labels' spread
     value = -0.5 * squares - math.log(sigma) - math.log(unit) - 0.5 * LOG_TWO_PI
     found = input_findings(inputs)
-    diagnostics = {"method": "least squares", "num_passes": 1, **found, "notes": input_notes(found)}
+    diagnostics = {
+        "method": "least squares",
+        "activation": "linear",
+        "num_passes": 1,
+        **found,
+        "notes": input_notes(found),
+    }
     with np.errstate(over="ignore", invalid="ignore"):
         params = MoEParams(
             unit * fitted.experts, none, unit * fitted.noise_std, unit * fitted.expert_bias, np.zeros(1)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils import _safe_indexing
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from moejax.checks import brief_text, require
+from moejax.checks import require
 from moejax.fitting.array_checks import checked_inputs, checked_weights
-from moejax.fitting.estimator_inputs import checked_random_state
+from moejax.fitting.estimator_inputs import checked_random_state, require_columns
 from moejax.fitting.family_density import FamilyDensity
 from moejax.fitting.predictive import (
     PredictiveDensity,
@@ -198,7 +198,4 @@ class Predictions:
 
     def require_columns(self, X: Any, y: Any = "no_validation", *, reset: bool) -> None:
         """Store the number and the names of the columns of X, or compare them with those of the fit."""
-        try:
-            validate_data(self, X, y, reset=reset, skip_check_array=True)
-        except TypeError as error:  # names of several types
-            raise ValueError(f"X: {brief_text(error)}") from error
+        require_columns(self, X, y, reset=reset)

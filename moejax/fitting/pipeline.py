@@ -144,7 +144,7 @@ def fit_rows(
     given, options = options, checked_options(options)
     chosen, key, levels = number_of_experts(num_experts), prng_key(key), noise_levels(noise_std, ())
     fitted = fit_source(key, source, chosen, levels, options, **how)
-    settings = _settings(key, given, options, chosen, levels) | {"weights_are": fitted.weights_are}
+    settings = fit_settings(key, given, options, chosen, levels) | {"weights_are": fitted.weights_are}
     result = dataclasses.replace(fitted.result, settings=settings, _function=unregistered(given.activation))
     return fitted._replace(result=result)
 
@@ -175,14 +175,14 @@ def _fit(
     x_kept, y_kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
     sample = Sample(x_kept, y_kept, resolved, input_precision(x))
     result = fit_by_objective(key, sample, chosen, levels, options)
-    settings = _settings(key, given, options, chosen, levels) | {"weights_are": kind}
+    settings = fit_settings(key, given, options, chosen, levels) | {"weights_are": kind}
     columns = getattr(x, "columns", None)  # of a table
     if columns is not None and all(isinstance(name, str) for name in columns):
         result = dataclasses.replace(result, diagnostics=result.diagnostics | {"input_names": list(columns)})
     return dataclasses.replace(result, settings=settings, _function=unregistered(given.activation))
 
 
-def _settings(
+def fit_settings(
     key: jax.Array,
     given: FitOptions,
     options: FitOptions,
