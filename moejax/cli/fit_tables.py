@@ -121,9 +121,11 @@ def print_fit(summary: dict[str, Any], table: Dataset) -> None:
     console = make_console()
     settings = summary["settings"]
     is_mean = summary["objective"] == "mean"
+    of = summary["diagnostics"].get("family", "gaussian")
+    of = "" if of == "gaussian" else f" of family {of}"
     units = "standardised units" if summary["units"] == "standardised" else "the data's units"
     console.print(
-        f"{settings['num_experts']} {settings['activation']} experts by {summary['diagnostics']['method']} on "
+        f"{settings['num_experts']} {settings['activation']} experts{of} by {summary['diagnostics']['method']} on "
         f"{summary['num_samples']} samples of {summary['num_inputs']} inputs; target: {table.target_name}"
     )
     console.print(
@@ -135,7 +137,10 @@ def print_fit(summary: dict[str, Any], table: Dataset) -> None:
     _print_objective(console, summary)
     numbers = Table("expert", title=f"What each expert does ({units})", box=box.SIMPLE)
     # the experts of a mean have one noise, and no labels of their own
-    for name in ("share", "bias") if is_mean else ("share", "noise std", "mean target", "bias"):
+    family = summary["diagnostics"].get("family", "gaussian")
+    level = ("noise std" if family == "gaussian" else "dispersion",)
+    level = level if summary["diagnostics"].get("has_dispersion", True) else ()
+    for name in ("share", "bias") if is_mean else ("share", *level, "mean target", "bias"):
         numbers.add_column(name, justify="right")
     inputs = Table("expert", box=box.SIMPLE)  # a separate table: numbers are never cut to fit 80 columns
     where = "weighs more where" if is_mean else "chosen where"
@@ -147,7 +152,7 @@ def print_fit(summary: dict[str, Any], table: Dataset) -> None:
         numbers.add_row(
             str(expert["expert"]),
             _number(expert["share"], ".3f"),
-            *(() if is_mean else own),
+            *(() if is_mean else own[1 - len(level) :]),
             _number(_beside(expert["bias"], noise), "+.4g"),
         )
         inputs.add_row(

@@ -23,7 +23,7 @@ from moejax.likelihood.collapse import (
 from moejax.likelihood.free_columns import FreeColumns, compact, expert_inputs, num_coefficients
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
 from moejax.methods.spectral_wide import wide_ridge
-from moejax.model.family import as_family, channel_facts
+from moejax.model.family import as_family, channel_facts, is_gaussian
 from moejax.model.status import Status
 
 FEW_SAMPLES_PER_PARAMETER = 5.0
@@ -281,7 +281,7 @@ def _notes(
     theory += _correlation_notes(found)
     norms = np.asarray(found["expert_norms"])
     if norms.max() > 1.2 * norms.min() or (
-        not channel_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2
+        is_gaussian(config.fn) and not channel_facts(config.fn).homogeneous and abs(norms.mean() - 1.0) > 0.2
     ):
         theory.append(
             f"the experts' norms, for white inputs, run from {norms.min():.2f} to {norms.max():.2f} and are not all 1"

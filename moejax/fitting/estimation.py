@@ -150,6 +150,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
     diagnostics = {
         "activation": activation_name(options.activation),
         "family_parameters": as_family(options.channel).num_parameters,
+        "has_dispersion": as_family(config.fn).has_dispersion,
         "family": channel_name(config.fn) if isinstance(config.fn, Family) else "gaussian",
         "method": options.method,
         "noise": config.noise,

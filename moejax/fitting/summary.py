@@ -94,6 +94,7 @@ def _header(result: FitResult) -> pd.Series:
     values = {
         "method": found.get("method", ""),
         "activation": found.get("activation", ""),
+        **({} if found.get("family", "gaussian") == "gaussian" else {"family": found["family"]}),
         "objective": getattr(result, "objective", "likelihood"),
         "samples": num_samples,
         "inputs": params.experts.shape[-1],
@@ -121,6 +122,8 @@ def _expert_tables(result: FitResult, level: float, names: Sequence[str]) -> tup
     intercepts = bool(result.diagnostics.get("fit_intercept", True))
     k = len(params.noise_std)
     several = params.experts.ndim == 3
+    gaussian = result.diagnostics.get("family", "gaussian") == "gaussian"
+    has_noise = bool(result.diagnostics.get("has_dispersion", True))
     ends = [f"{100 * (1 + sign * level) / 2:g}%" for sign in (-1, 1)]
 
     def rows_of(leaves: Any, expert: int) -> list[float]:
@@ -132,14 +135,17 @@ def _expert_tables(result: FitResult, level: float, names: Sequence[str]) -> tup
             numbers += [*leaves.experts[at], *([leaves.expert_bias[at]] if intercepts else [])]
         if expert < k - 1:
             numbers += [*leaves.gating[expert], *([leaves.gating_bias[expert]] if intercepts else [])]
-        return [float(number) for number in (*numbers, *np.atleast_1d(leaves.noise_std[expert]))]
+        noises = np.atleast_1d(leaves.noise_std[expert]) if has_noise else ()
+        return [float(number) for number in (*numbers, *noises)]
 
     def labels_of(expert: int) -> list[tuple[str, str]]:
         terms = [*names, *([INTERCEPT] if intercepts else [])]
         outputs = [f" y{j + 1}" for j in range(params.experts.shape[1])] if several else [""]
         labels = [(f"expert{output}", term) for output in outputs for term in terms]
         labels += [("gate", term) for term in terms] if expert < k - 1 else []
-        return labels + [(f"noise{output}", "sigma") for output in outputs]
+        return labels + [
+            (f"noise{output}", "sigma" if gaussian else "dispersion") for output in outputs * has_noise
+        ]
 
     tables = []
     for expert in range(k):
