@@ -38,7 +38,7 @@ def figure(table):
     axis.set_xlabel("labels replaced by N(0, 10²), %")
     axis.set_ylabel("recovery error, median ± MCSE")
     axis.grid(color="#dddddd", linewidth=0.6)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="center", bbox_to_anchor=(0.6, 0.33))
     axis.set_title(f"Linear experts with outliers (d = {d}, k = {k}, n = {n}, σ = 0.1)", fontsize=10)
     return figure
 

@@ -20,7 +20,7 @@ from moejax.methods.starts import (
     zero_gates,
 )
 from moejax.model.activations import ScalarFunction, activation_and_slope
-from moejax.model.family import activation_of
+from moejax.model.family import activation_of, as_family
 from moejax.model.mixture import MoEParams
 from moejax.model.small_linear_algebra import solve_positive_definite
 
@@ -107,7 +107,7 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
             experts, residual = clusterwise_regression(*own, *data[1:], fn=activation_of(config.fn))
             start = zero_gates(experts, jnp.where(jnp.isfinite(residual), residual, spread))
             start = with_experts_inputs(start, config)
-        if config.noise != "known":
+        if config.noise != "known" or not as_family(config.fn).has_dispersion:
             return joint_em(start, *data, num_steps=config.max_iterations, noise=config.noise, **common)
 
         def stage(params: MoEParams, noise_known: jax.Array):
