@@ -82,5 +82,5 @@ def test_a_tutorial_prints_what_its_page_shows(path, as_a_user):
         assert same, f"{path.name}: after\n\n{block}\nthe page shows\n\n{shown}\nbut it prints\n\n{printed}"
 
 
-def test_there_are_four_tutorials():
-    assert [path.stem for path in PAGES] == ["extend", "fit_your_data", "recover", "sweep"]
+def test_there_are_five_tutorials():
+    assert [path.stem for path in PAGES] == ["counts", "extend", "fit_your_data", "recover", "sweep"]

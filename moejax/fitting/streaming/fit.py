@@ -284,14 +284,8 @@ def _estimate(
     kinked, precision = channel_facts(config.fn).kinked, str(jnp.result_type(float))
 
     def sums_at(number: int, params: MoEParams, width: float, *, score_products: bool = False) -> Sums:
-        wanted = Wanted(
-            options.activation,
-            config.noise,
-            config.fit_intercept,
-            kinked,
-            score_products,
-            options.family,
-        )
+        free = (config.noise, config.fit_intercept)
+        wanted = Wanted(options.activation, *free, kinked, score_products, options.family)
         at = MoEParams(*(np.asarray(leaf) for leaf in params))
         task = LikelihoodTask(units, factor, at, width, wanted, precision)
         some = jnp.zeros(())
