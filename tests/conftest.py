@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -63,6 +64,21 @@ def whole_search():
     yield
     _set_search(SHORT_SEARCH)
     jax.clear_caches()
+
+
+LARGEST_PROCESS = 3 * 2**30
+"""Bytes of memory from which a process forgets its programs after a module; what needs them again reads them from the cache."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_a_large_process_are_forgotten():
+    """With thousands of programs in one process, the compiler (jaxlib 0.10.2) once ended it by a segmentation fault."""
+    yield
+    memory = Path("/proc/self/statm")
+    pages = int(memory.read_text().split()[1]) if memory.exists() else 0
+    if pages * resource.getpagesize() > LARGEST_PROCESS:
+        jax.clear_caches()
+        gc.collect()
 
 
 gc.set_threshold(
