@@ -50,7 +50,7 @@ EXPERIMENT = Experiment(
     },
     shows=(
         "The slope of log error in log n is {spectral_poisson} (Poisson counts), {spectral_binomial_10_} (successes of "
-        "ten), {spectral_gamma} (gamma) and {spectral_student_t_3_} (Student's t with 3 degrees of freedom) for moments "
+        "ten), {spectral_gamma} (gamma) and {spectral_student_t_3_} (Student's t, three degrees of freedom) for moments "
         "alone and {spectral_em_poisson}, {spectral_em_binomial_10_}, {spectral_em_gamma} and {spectral_em_student_t_3_} "
         "for spectral_em, with norm, intercept and dispersion estimated from the labels: the rate 1/n is a slope of "
         "minus one."
