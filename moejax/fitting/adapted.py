@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moejax.environment import compiled_fast
@@ -17,7 +17,7 @@ from moejax.methods.from_moments import polish_from
 from moejax.methods.method import MethodConfig, MethodResult, Problem
 from moejax.methods.options import FitOptions
 from moejax.model.family import Family
-from moejax.model.mixture import MoEParams, log_joint, responsibilities
+from moejax.model.mixture import MoEParams, log_joint, weighted_sum
 
 MOST_ROUNDS = 10
 """Most times that the family is estimated and the mixture polished in turn."""
@@ -57,27 +57,37 @@ def adapted(
     assert base.adapt is not None, "the family has parameters of its own"
     y, weights = np.asarray(problem.y, np.float64), np.asarray(problem.weights, np.float64)
     used = weights > 0
-    best, value = (result, config), float(_value(result.params, problem, config))
-    tried = [config.fn]
+    best, value, tried = (result, config), -np.inf, [config.fn]
     for _ in range(MOST_ROUNDS):
         result, config = best
-        t, posterior = (np.asarray(a, np.float64)[used] for a in _experts_of(result.params, problem, config))
+        here = jax.tree.map(np.asarray, _experts_of(result.params, problem, config))
+        if float(here.log_likelihood) < value + SETTLED:
+            break
+        value = float(here.log_likelihood)
+        t, shares = (np.asarray(a, np.float64)[used] for a in (here.predictors, here.responsibilities))
         s = np.asarray(result.params.noise_std, np.float64)
-        family = base.adapt(y[used], t, s, posterior * weights[used][:, None])
+        family = base.adapt(y[used], t, s, shares * weights[used][:, None])
         if any(family is other for other in tried):
             break
         tried.append(family)
         config = dataclasses.replace(config, fn=family)
         run = _polished(result.params, problem, config)
-        gain = float(run.log_likelihood) - value
+        if not float(run.log_likelihood) > value:
+            break
         passes = result.num_iterations + run.num_steps
-        if not gain > 0:
-            break
         best = result._replace(params=run.params, num_iterations=passes, optima=None, finalists=None), config
-        value = float(run.log_likelihood)
-        if gain < SETTLED:
-            break
     return best
+
+
+class _AtExperts(NamedTuple):
+    """A mixture on its sample."""
+
+    log_likelihood: jax.Array
+    """() nats."""
+    predictors: jax.Array
+    """(n, k) linear predictors of the experts."""
+    responsibilities: jax.Array
+    """(n, k)"""
 
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=compiled_fast())
@@ -87,13 +97,8 @@ def _polished(params: MoEParams, problem: Problem, config: MethodConfig) -> Poli
 
 
 @functools.partial(jax.jit, static_argnames="config", compiler_options=compiled_fast())
-def _value(params: MoEParams, problem: Problem, config: MethodConfig) -> jax.Array:
+def _experts_of(params: MoEParams, problem: Problem, config: MethodConfig) -> _AtExperts:
     joint = log_joint(params, problem.x, problem.y, config.fn)
-    return jnp.where(problem.weights > 0, jax.nn.logsumexp(joint, axis=1), 0.0) @ problem.weights
-
-
-@functools.partial(jax.jit, static_argnames="config", compiler_options=compiled_fast())
-def _experts_of(params: MoEParams, problem: Problem, config: MethodConfig) -> tuple[jax.Array, jax.Array]:
-    """(n, k) linear predictors and responsibilities."""
+    value = weighted_sum(jax.nn.logsumexp(joint, axis=1), problem.weights)
     predictors = problem.x @ params.experts.T + params.expert_bias[None]
-    return predictors, responsibilities(params, problem.x, problem.y, config.fn)
+    return _AtExperts(value, predictors, jax.nn.softmax(joint, axis=1))

@@ -143,7 +143,7 @@ class Predictions:
             return density.log_density(checked_labels(y, density.means, "X"))
         if density.means.ndim == 3:
             raise ValueError("y: needed to score several targets; the quadrature without it is for one")
-        return density.entropy_terms()
+        return density.expected_log_density()
 
     def bic(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the Bayesian information criterion on (X, y), -2 log-likelihood + parameters log n; lower is better.

@@ -124,7 +124,7 @@ class FamilyDensity(NamedTuple):
         )
         return np.asarray(drawn, np.float64)
 
-    def entropy_terms(self) -> np.ndarray:
+    def expected_log_density(self) -> np.ndarray:
         """(n,): int p(y | x) log p(y | x) dy in nats, minus the entropy of y given x."""
         rule = self._rule()
 

@@ -89,7 +89,7 @@ class PredictiveDensity(NamedTuple):
                 break
         return low + 0.5 * (high - low)
 
-    def entropy_terms(self) -> np.ndarray:
+    def expected_log_density(self) -> np.ndarray:
         """(n,): int p(y | x) log p(y | x) dy in nats, minus the entropy of y given x, for one output."""
         return expected_log_density(*self)
 

@@ -39,6 +39,7 @@ from moejax.methods.preparation import (
 )
 from moejax.model.family import Channel, Family, Nuisances, as_family
 from moejax.model.inputs import LogDensity
+from moejax.moments.family_transforms import Level
 from moejax.moments.score_tensors import AffineLogDensity
 from moejax.moments.spectral import SpectralTransforms
 
@@ -142,12 +143,14 @@ def prepare(
     _require_rows(sample, used, rank, num_experts, method, intercept, columns)
     z = inputs(sample.x)
     own, nuisances = z[:, : mapped.num_expert_inputs], None
+    level: Level
     about = {"fit_intercept": intercept, "noise_std": noise_std, "standardise": options.standardise}
     if isinstance(fn, Family):
         labels, nuisances = family_labels(sample.y, sample.weights, own, fn, **about)
+        level = nuisances
     else:
         labels = fitted_labels(own, sample.y, sample.weights, fn, **about)
-    level = nuisances or (0.0 if several else float(labels.noise_std))
+        level = 0.0 if several else float(labels.noise_std)
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
     _require_representable(y[sample.weights > 0], labels, noise_std, np.dtype(dtype))

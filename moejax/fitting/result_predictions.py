@@ -133,7 +133,7 @@ class ResultPredictions:
 
     @property
     def channel(self) -> Channel:
-        """What makes the labels.
+        """The channel that makes the labels: g, or an output family.
 
         Raises:
             ValueError: the result was made without its function or family, whose name is not registered.

@@ -77,7 +77,7 @@ class _Memory(NamedTuple):
 
     steps: Float[jax.Array, "m P"]
     changes: Float[jax.Array, "m P"]
-    """Of the loss' gradient."""
+    """(m, P) changes of the gradient of the loss along the steps."""
     inverses: Float[jax.Array, " m"]
     """1 / (step . change)"""
     scale: Float[jax.Array, ""]

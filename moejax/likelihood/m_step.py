@@ -13,7 +13,7 @@ from moejax.likelihood.blocks import SampleBlocks, sum_over_blocks
 from moejax.likelihood.collapse import noise_floor
 from moejax.likelihood.free_columns import FreeColumns, expert_columns, gate_columns, parts_of_design
 from moejax.likelihood.predictors import Predictors, gate_centring, weighted_gram
-from moejax.model.family import Channel, Family, as_family, is_gaussian
+from moejax.model.family import Channel, as_family, is_gaussian
 from moejax.model.mixture import NoiseModel
 from moejax.model.small_linear_algebra import solve_positive_definite
 
@@ -133,20 +133,17 @@ def maximisation(
         experts = experts + step
         gains = jnp.sum(step * sums.expert_gradient, axis=1)
         gains = gains - 0.5 * jnp.einsum("id,ide,ie->i", step, sums.expert_information, step)
-    family = as_family(fn)
-    move = _gaussian_noise_step if is_gaussian(fn) else _dispersion_step
     counts, gains, *terms = (a.reshape(noise_std.shape) for a in (sums.counts, gains, *sums.dispersion))
-    updated, gain = move(
-        noise_std,
-        counts,
-        tuple(terms),
-        gains,
-        family=family,
-        noise=noise,
-        least_noise=least_noise,
-        hold_noise=hold_noise,
-        damping=damping,
-    )
+    if is_gaussian(fn):
+        (squares,) = terms
+        updated, gain = _noise_step(noise_std, counts, squares, gains, noise, least_noise, hold_noise)
+    else:
+        gain = jnp.sum(gains * as_family(fn).unit(noise_std))
+        updated = noise_std
+        if noise != "known" and terms:
+            step, more = _dispersion_step(counts, *terms, noise=noise, damping=damping)
+            updated = jnp.where(hold_noise, noise_std, noise_std * jnp.exp(step))
+            gain = gain + jnp.where(hold_noise, 0.0, more)
     promised = promised + gain
     if columns is None:
         rows = jnp.concatenate([experts, gates])
@@ -188,19 +185,19 @@ def _least_squares(
     return jnp.where(jnp.isfinite(step), step, 0.0)
 
 
-def _gaussian_noise_step(
-    noise_std: jax.Array,
-    counts: jax.Array,
-    terms: tuple[jax.Array, ...],
-    gains: jax.Array,
-    *,
+def _noise_step(
+    noise_std: Float[jax.Array, " k *m"],
+    counts: Float[jax.Array, " k *m"],
+    before: Float[jax.Array, " k *m"],
+    gains: Float[jax.Array, " k *m"],
     noise: NoiseModel,
-    least_noise: jax.Array | None,
-    hold_noise: jax.Array | bool,
-    **_: object,
-) -> tuple[jax.Array, jax.Array]:
-    """The noise that maximises the expected log-likelihood after the experts' step, and what both steps gain, () nats."""
-    (before,) = terms
+    least_noise: Float[jax.Array, "*m"] | None,
+    hold_noise: Bool[jax.Array, ""] | bool,
+) -> tuple[Float[jax.Array, " k *m"], Float[jax.Array, ""]]:
+    """The noise of Gaussian labels that maximises the expected log-likelihood after the experts' step, and what both gain, () nats.
+
+    `before` are the sums of squares before the step, whose `gains` are in the unit of the squares.
+    """
     # the rounding residual of an exact fit is no noise level
     after = jnp.maximum(before - 2.0 * gains, 10 * jnp.finfo(before.dtype).eps * before)
     updated = jnp.where(hold_noise, noise_std, noise_m_step(noise_std, counts, after, noise, least_noise))
@@ -218,22 +215,14 @@ DISPERSION_INFORMATION = 1e-2
 
 
 def _dispersion_step(
-    dispersion: jax.Array,
-    counts: jax.Array,
-    terms: tuple[jax.Array, ...],
-    gains: jax.Array,
+    counts: Float[jax.Array, " k"],
+    gradient: Float[jax.Array, " k"],
+    information: Float[jax.Array, " k"],
     *,
-    family: Family,
     noise: NoiseModel,
-    hold_noise: jax.Array | bool,
-    damping: jax.Array,
-    **_: object,
-) -> tuple[jax.Array, jax.Array]:
-    """A damped step of scoring in the logarithm of the dispersion, and what it and the experts' step gain, () nats."""
-    gain = jnp.sum(gains * family.unit(dispersion))
-    if noise == "known" or not terms:
-        return dispersion, gain
-    gradient, information = terms
+    damping: Float[jax.Array, ""],
+) -> tuple[Float[jax.Array, " free"], Float[jax.Array, ""]]:
+    """A damped step of scoring in the log dispersions, (k,) or (1,) if they are shared, and what it gains, () nats."""
     if noise == "shared":
         counts, gradient, information = (
             a.sum(axis=0, keepdims=True) for a in (counts, gradient, information)
@@ -242,8 +231,7 @@ def _dispersion_step(
     step = gradient / jnp.maximum(information, least) / (1.0 + damping)
     step = jnp.clip(step, -LARGEST_DISPERSION_STEP, LARGEST_DISPERSION_STEP)
     promised = step * gradient - 0.5 * information * step**2
-    step, promised = (jnp.where(hold_noise, 0.0, a) for a in (step, promised))
-    return dispersion * jnp.exp(step), gain + promised.sum()
+    return step, promised.sum()
 
 
 def noise_m_step(

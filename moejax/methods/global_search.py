@@ -54,7 +54,7 @@ from moejax.methods.search_plan import NEWCOMERS, Plan, Search, plan_of, search_
 from moejax.methods.stages import stage
 from moejax.methods.starts import label_mean, random_starts, start_noise
 from moejax.methods.third_moment import third_moment_experts, third_moment_passes
-from moejax.model.family import Channel, channel_facts, in_precision
+from moejax.model.family import Channel, channel_facts, computes_in
 from moejax.model.mixture import MoEParams
 from moejax.moments.spectral import SpectralEstimate
 
@@ -164,7 +164,7 @@ def in_single_precision(sample: Problem, fn: Channel) -> Problem:
     data.
     """
     single = jnp.float32
-    if not in_precision(fn, single):
+    if not computes_in(fn, single):
         return sample
     return Problem(
         sample.x.astype(single),

@@ -116,5 +116,5 @@ class FitOptions:
 
     @property
     def channel(self) -> Channel:
-        """What makes labels: g if the family is Gaussian, else the family of g."""
+        """The channel of the labels: g if the family is Gaussian, else the family of g."""
         return channel_of(self.family, self.activation)

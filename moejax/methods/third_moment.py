@@ -9,7 +9,7 @@ from jaxtyping import Int
 from moejax.likelihood.free_columns import expert_inputs
 from moejax.methods.from_moments import climbed_from
 from moejax.methods.method import MethodConfig, MethodResult, Problem
-from moejax.methods.starts import with_experts_inputs, zero_gates
+from moejax.methods.starts import with_experts_inputs, with_nuisances, zero_gates
 from moejax.model.mixture import MoEParams
 from moejax.model.status import Status
 from moejax.moments.third_moment import ThirdMomentEstimate, num_contractions, third_moment_estimate
@@ -21,9 +21,12 @@ def third_moment_passes(problem: Problem, config: MethodConfig) -> Int[jax.Array
     return jnp.asarray(num_contractions(dim) + 1, jnp.int32)
 
 
-def _estimate(key: jax.Array, problem: Problem, config: MethodConfig) -> ThirdMomentEstimate:
+def _estimate(
+    key: jax.Array, problem: Problem, config: MethodConfig
+) -> tuple[ThirdMomentEstimate, MoEParams]:
+    """The moments' estimate, and its experts with zero gates, of all inputs and of the norm of the family's nuisances."""
     assert problem.third is not None, "the third moment is given its label transform"
-    return third_moment_estimate(
+    estimate = third_moment_estimate(
         key,
         expert_inputs(problem.x, config.columns),
         problem.third(problem.y),
@@ -31,12 +34,13 @@ def _estimate(key: jax.Array, problem: Problem, config: MethodConfig) -> ThirdMo
         num_experts=config.num_experts,
         chunk_size=config.chunk_size,
     )
+    params = with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
+    return estimate, with_nuisances(params, problem)
 
 
 def third_moment_experts(key: jax.Array, problem: Problem, config: MethodConfig) -> MoEParams:
     """Experts from the third moment, with zero gates: a start of a search."""
-    estimate = _estimate(key, problem, config)
-    return with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
+    return _estimate(key, problem, config)[1]
 
 
 def third_moment(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
@@ -45,14 +49,11 @@ def third_moment(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     It needs an order-3 transform only: sin(2 t), whose labels have no second moment with the inputs, has one. With strong gates it
     has more bias than `spectral_em`, which is better where both can be used.
     """
-    estimate = _estimate(key, problem, config)
-    params = with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
-    shares = estimate.mixing_weights / jnp.maximum(
-        estimate.mixing_weights.sum(), jnp.finfo(problem.x.dtype).tiny
-    )
+    estimate, params = _estimate(key, problem, config)
+    total = jnp.maximum(estimate.mixing_weights.sum(), jnp.finfo(problem.x.dtype).tiny)
     start = MethodResult(
         params,
-        shares,
+        estimate.mixing_weights / total,
         jnp.zeros(0, problem.x.dtype),
         third_moment_passes(problem, config),
         jnp.asarray(Status.OK, jnp.int32),

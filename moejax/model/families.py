@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from moejax.model.activations import (
     apply_activation,
     get_activation,
 )
-from moejax.model.family import Channel, Family, gaussian
+from moejax.model.family import Channel, Family, activation_of, gaussian, is_gaussian
 from moejax.model.family_checks import require_sound
 from moejax.registry import Registry
 
@@ -29,7 +30,7 @@ FamilyMaker = Callable[..., Family]
 """(numbers in brackets after the name ..) -> Family."""
 FamilyLike = str | Family
 ChannelLike = ActivationLike | Family
-"""What an argument `activation` of the model's functions accepts: g by name or as a function, or a family."""
+"""The type of an argument `activation` of the model's functions: g by name or as a function, or a family."""
 
 _REGISTRY: Registry[FamilyMaker] = Registry("family")
 _WITH_NUMBERS = re.compile(r"(\w+)\(([^()]*)\)")
@@ -50,8 +51,9 @@ def register_family(
         `family` itself.
 
     Raises:
-        ValueError: the name is no identifier or built in; or the log-density of a `Family` is not normalised, not finite, or
-            without derivatives, with the number that is wrong. The families that a function makes are checked when they are made.
+        ValueError: the name is no identifier, built in, or not the family's own; or the log-density of a `Family` is not
+            normalised, not finite, or without derivatives, with the number that is wrong. The families that a function makes are
+            checked when they are made.
 
     Examples:
         >>> def log_density(y, t, s):  # the number of failures before the first success
@@ -62,8 +64,9 @@ def register_family(
         True
     """
     if isinstance(family, Family):
-        require_sound(family)
         one = family
+        _require_named(one, name)
+        require_sound(one)
         _REGISTRY.register(name, lambda: one, replace)
         return family
     require(callable(family), f"family {name}", "a Family, or a function that makes one", family)
@@ -73,11 +76,18 @@ def register_family(
     def checked(*numbers: float) -> Family:
         made = maker(*numbers)
         require(isinstance(made, Family), f"family {name}", "a function that makes a Family", made)
+        _require_named(made, name)
         require_sound(made)
         return made
 
     _REGISTRY.register(name, checked, replace)
     return family
+
+
+def _require_named(family: Family, name: str) -> None:
+    """Refuse a family whose own name, without its numbers, is not the registered one, by which results find it again."""
+    words = f"the name of the registration, {name!r}, before its numbers"
+    require(family.name.partition("(")[0] == name, "family: name", words, family.name)
 
 
 def family_names() -> tuple[str, ...]:
@@ -106,7 +116,8 @@ def get_family(family: FamilyLike, activation: ActivationLike = "linear") -> Fam
     """
     fn = get_activation(activation)
     if isinstance(family, Family):
-        return _of_activation(family, fn)
+        linear = fn is get_activation("linear")
+        return gaussian(fn) if is_gaussian(family) and not linear else _of_activation(family, fn)
     name, numbers = _name_and_numbers(family)
     if name == "gaussian" and not numbers:
         return gaussian(fn)
@@ -144,27 +155,17 @@ def _of_activation(family: Family, fn: ScalarFunction) -> Family:
     def slope_squared(t: jax.Array) -> jax.Array:
         return activation_and_slope(fn, t)[1] ** 2
 
-    base, information, variance, sample, adapt = (
+    information, variance, sample, adapt = family.information, family.variance, family.sample, family.adapt
+    return dataclasses.replace(
         family,
-        family.information,
-        family.variance,
-        family.sample,
-        family.adapt,
-    )
-    return Family(
-        base.name,
-        lambda y, t, s: base.log_density(y, g(t), s),
-        support=base.support,
-        mean=lambda t, s: base.mean(g(t), s),
+        log_density=lambda y, t, s: family.log_density(y, g(t), s),
+        mean=lambda t, s: family.mean(g(t), s),
         sample=None if sample is None else lambda key, t, s: sample(key, g(t), s),
         variance=None if variance is None else lambda t, s: variance(g(t), s),
-        has_dispersion=base.has_dispersion,
         information=None if information is None else lambda t, s: information(g(t), s) * slope_squared(t),
-        smooth=base.smooth and not activation_facts(fn).kinked,
+        smooth=family.smooth and not activation_facts(fn).kinked,
         activation=fn,
-        location_scale=base.location_scale,
         marginal_tells_norm=True,
-        num_parameters=base.num_parameters,
         adapt=None
         if adapt is None
         else lambda y, t, s, shares: _of_activation(
@@ -193,12 +194,13 @@ def channel_name(channel: ChannelLike) -> str:
 
 
 def channel_of(family: FamilyLike, activation: ActivationLike) -> Channel:
-    """What makes labels, from the options `family` and `activation`: g itself if the family is Gaussian.
+    """The channel of the options `family` and `activation`: g itself if the family is Gaussian.
 
     Raises:
         ValueError: as in `get_family`.
     """
-    return get_activation(activation) if family == "gaussian" else get_family(family, activation)
+    made = get_family(family, activation)
+    return activation_of(made) if is_gaussian(made) else made
 
 
 _EXAMPLES = {"binomial": "binomial(10)", "ordinal": "ordinal(5)", "student_t": "student_t(3)"}

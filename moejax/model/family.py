@@ -283,7 +283,7 @@ def gaussian(fn: ScalarFunction) -> Gaussian:
 
 
 Channel = ScalarFunction | Family
-"""What makes a label of a linear predictor: a family, or an activation g for `Gaussian(g)`."""
+"""The law of a label given its linear predictor: a family, or an activation g for `Gaussian(g)`."""
 
 
 def as_family(channel: Channel) -> Family:
@@ -328,8 +328,8 @@ def channel_facts(channel: Channel) -> ActivationFacts:
     )
 
 
-def in_precision(channel: Channel, dtype: Any) -> bool:
-    """True if the channel of numbers of a floating dtype is of that dtype."""
+def computes_in(channel: Channel, dtype: Any) -> bool:
+    """True if the density, or g, of numbers of a floating dtype has that dtype."""
     number = jax.ShapeDtypeStruct((), dtype)
     if isinstance(channel, Family):
         return jax.eval_shape(channel.log_density, number, number, number).dtype == dtype

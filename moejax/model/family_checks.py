@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 
 from moejax.environment import is_machines_fault
 from moejax.model.family import Family
+from moejax.model.gaussian import Array
 from moejax.model.label_rule import label_rule
 from moejax.model.on_host import on_host
 
@@ -23,16 +25,18 @@ _NOTICED = 1e-8
 """Derivatives must be finite at labels whose density, times the spacing of the nodes, is more."""
 
 
-class _Values(NamedTuple):
-    """On a rule over the labels: predictors (p,) and labels (q,)."""
+class _Values(NamedTuple, Generic[Array]):
+    """A family on a rule over q labels, at p predictors."""
 
-    labels: np.ndarray
-    mass: np.ndarray
+    labels: Array
+    """(q,)"""
+    mass: Array
+    """(p, q) weight times density."""
+    log_density: Array
     """(p, q)"""
-    log_density: np.ndarray
-    derivatives: np.ndarray
+    derivatives: Array
     """(4, p, q): first and second in t, then in log s."""
-    mean: np.ndarray
+    mean: Array
     """(p,)"""
 
 
@@ -43,7 +47,7 @@ def _values(family: Family, t: jax.Array, s: jax.Array) -> _Values:
     at = family.second_order(y, column, s * jnp.ones_like(t)[:, None])
     derivatives = jnp.stack([at.score, at.curvature, at.dispersion_score, at.dispersion_curvature])
     mass = rule.weights[None] * jnp.exp(log_density)
-    return _Values(rule.nodes, mass, log_density, derivatives, family.mean(t, s) + jnp.zeros_like(t))  # type: ignore[arg-type]
+    return _Values(rule.nodes, mass, log_density, derivatives, family.mean(t, s) + jnp.zeros_like(t))
 
 
 def require_sound(family: Family) -> None:
@@ -66,7 +70,7 @@ def require_sound(family: Family) -> None:
         _require_sound_at(words, at, s if family.has_dispersion else None)
 
 
-def _require_sound_at(words: str, at: _Values, s: float | None) -> None:
+def _require_sound_at(words: str, at: _Values[np.ndarray], s: float | None) -> None:
     def where(row: int) -> str:
         return f"at t = {_PREDICTORS[row]:g}" + ("" if s is None else f", dispersion {s:g}")
 
@@ -98,7 +102,7 @@ def _require_sound_at(words: str, at: _Values, s: float | None) -> None:
     _require_mean(words, at, where)
 
 
-def _require_mean(words: str, at: _Values, where) -> None:
+def _require_mean(words: str, at: _Values[np.ndarray], where: Callable[[int], str]) -> None:
     """The mean, unless the tails are so heavy that the rule does not tell it."""
     first = at.mass * np.abs(at.labels)
     outer = max(at.labels.size // 16, 1)

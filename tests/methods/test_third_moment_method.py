@@ -11,6 +11,8 @@ from moejax.methods import MethodConfig, Problem, get_method, lookup_method
 from moejax.methods.global_search import spectral_starts
 from moejax.methods.preparation import NoUsableOrderError, choose_orders, third_transform_at
 from moejax.methods.search_plan import plan_of
+from moejax.methods.third_moment import third_moment_experts
+from moejax.model.family import Nuisances
 from moejax.model.instances import InstanceScales, random_params
 from moejax.model.metrics import recovery_error
 from moejax.moments.label_transforms import transform_on_host
@@ -46,6 +48,17 @@ def test_the_method_ends_at_the_optimum_of_the_truth(problem):
     reached = result.history[jnp.isfinite(result.history)][-1]
     assert float(reached) == pytest.approx(float(at_truth.log_likelihood), abs=0.5)
     assert int(result.num_iterations) < 60
+
+
+def test_experts_have_norm_and_intercept_of_the_nuisances(problem):
+    _, data = problem
+    nuisances = Nuisances(*(jnp.asarray(v) for v in (2.0, 0.5, NOISE)))
+    plain, scaled = (
+        third_moment_experts(jax.random.key(3), of, config_of())
+        for of in (data, data._replace(nuisances=nuisances))
+    )
+    np.testing.assert_allclose(scaled.experts, 2.0 * plain.experts, rtol=1e-12)
+    np.testing.assert_allclose(scaled.expert_bias, 0.5)
 
 
 def test_it_is_one_of_the_starts_of_the_search(problem):

@@ -1,5 +1,7 @@
 """Output families: against SciPy's laws, finite differences, the sum over labels and Monte Carlo."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,7 +233,10 @@ def test_registered_families_go_by_their_name():
         moejax.register_family("geometric", geometric)
         assert get_family("geometric") is geometric
         with pytest.raises(ValueError, match="built in"):
-            moejax.register_family("poisson", geometric)
+            moejax.register_family("poisson", dataclasses.replace(geometric, name="poisson"))
+        with pytest.raises(ValueError, match="expected the name of the registration, 'other'"):
+            moejax.register_family("other", geometric)
+    assert channel_of(get_family("gaussian", "tanh"), "linear") is jnp.tanh  # one form of Gaussian labels
     for name in ("poison", "binomial", "binomial(x)", "binomial(2.5)", "poisson(3)", "ordinal(3,1,0)", 3):
         with pytest.raises(ValueError, match="family"):
             get_family(name)
