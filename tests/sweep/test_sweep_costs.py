@@ -24,7 +24,7 @@ FACTORS = {"spectral": 2e-7, "joint_em": 3e-6, "multistart": 4e-4}
 def true_seconds(shape: TrialShape) -> float:
     """Methods differ by orders of magnitude, and in how their time grows with d."""
     growth = {"spectral": 2.0, "joint_em": 1.0, "multistart": 1.3}[shape.method]
-    slope = 1.5 if shape.activation == "relu" else 1.0
+    slope = 1.5 if shape.channel == "relu" else 1.0
     return FACTORS[shape.method] * slope * shape.num_samples * shape.num_experts * (shape.dim / 10) ** growth
 
 

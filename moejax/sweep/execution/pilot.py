@@ -36,7 +36,7 @@ def pilot_costs(plan: Plan, settings: WorkerSettings, note: Callable[[str], None
     costs = CostModel()
     smallest: dict[tuple[str, str], Bucket] = {}
     for bucket in plan.buckets:
-        key = (bucket.shape.method, bucket.shape.activation)
+        key = (bucket.shape.method, bucket.shape.channel)
         if key not in smallest or bucket.work < smallest[key].work:
             smallest[key] = bucket
     for bucket in smallest.values():

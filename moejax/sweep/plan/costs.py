@@ -10,7 +10,7 @@ import numpy as np
 REFERENCE_SIZE = 10 * 3
 """d times k of a trial of one unit of work for each sample."""
 OFFSET_PENALTY = 0.05
-"""Of a method's deviation from the mean of all methods, and of an activation's from its method's, in log seconds."""
+"""Of a method's deviation from the mean of all methods, and of a channel's from its method's, in log seconds."""
 SLOPE_PENALTY = 0.5
 """Of the deviation of an exponent from that of `TrialShape.work`."""
 SMALLEST_SECONDS = 1e-7
@@ -18,12 +18,22 @@ SIZES = ("num_samples", "dim", "num_experts", "num_starts", "max_iterations")
 """Fields of which a power is taken."""
 
 
+def channel_label(family: str, activation: str) -> str:
+    """The activation, after the family if that is not the Gaussian.
+
+    >>> channel_label("gaussian", "relu"), channel_label("poisson", "linear")
+    ('relu', 'poisson linear')
+    """
+    return activation if family == "gaussian" else f"{family} {activation}"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrialShape:
     """All that the time of a trial depends on, as far as it is known before it runs."""
 
     method: str
-    activation: str
+    channel: str
+    """`channel_label` of the fitted family."""
     num_samples: int
     """Padded."""
     dim: int
@@ -39,13 +49,13 @@ class TrialShape:
 
 
 Name = tuple[str, ...]
-"""Of a term: () is the constant, (method,), (method, activation), (size, "slope"), (method, size, "slope")."""
+"""Of a term: () is the constant, (method,), (method, channel), (size, "slope"), (method, size, "slope")."""
 
 
 class CostModel:
     """Seconds of a trial on one worker: measured for shapes that have run, predicted from these for the others.
 
-    log seconds = log work + c + c_method + c_(method, activation)
+    log seconds = log work + c + c_method + c_(method, channel)
                   + sum over sizes of (b_size + b_(method, size)) (log size - mean of log size over the method's measurements)
 
     The coefficients are those of ridge regression. The penalties keep the exponents near those of the work (1 for n, d and k)
@@ -97,7 +107,7 @@ def _terms(shape: TrialShape, centres: dict[str, np.ndarray]) -> list[tuple[Name
     terms: list[tuple[Name, float, float]] = [
         ((), 1.0, 1e-9),
         ((method,), 1.0, OFFSET_PENALTY),
-        ((method, shape.activation), 1.0, 10 * OFFSET_PENALTY),
+        ((method, shape.channel), 1.0, 10 * OFFSET_PENALTY),
     ]
     sizes = (_log_sizes(shape) - centres.get(method, centres[""])).tolist()
     for name, size in zip(SIZES, sizes, strict=True):

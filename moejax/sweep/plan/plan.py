@@ -16,7 +16,7 @@ from typing import Any
 from moejax.methods.method import method_names
 from moejax.registry import nearest
 from moejax.sweep import trial as core
-from moejax.sweep.plan.costs import CostModel, TrialShape
+from moejax.sweep.plan.costs import CostModel, TrialShape, channel_label
 from moejax.sweep.plan.identity import data_hash, result_hash
 from moejax.sweep.plan.plugins import Plugin, plugins_digest
 from moejax.sweep.spec.fields import ALGORITHM_FIELDS, DATA_FIELDS, FIELDS, METHOD_FIELD, show
@@ -305,16 +305,17 @@ def _new_bucket(
     index: int, static: Any, data: core.DataSettings, algorithm: core.AlgorithmSettings
 ) -> Bucket:
     samples = static.padded_num_samples
+    channel = channel_label(algorithm.fit_family or data.family, data.activation)
     shape = TrialShape(
         algorithm.method,
-        data.activation,
+        channel,
         samples,
         data.dim,
         algorithm.fit_num_experts or data.num_experts,
         algorithm.num_starts or 1,
         algorithm.max_iterations,
     )
-    label = f"{algorithm.method} {data.activation} d={data.dim} k={data.num_experts} n<={samples}"
+    label = f"{algorithm.method} {channel} d={data.dim} k={data.num_experts} n<={samples}"
     return Bucket(
         index=index,
         static=static,

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from moejax.sweep.plan.costs import TrialShape
+from moejax.sweep.plan.costs import TrialShape, channel_label
 from moejax.sweep.store.schema import clear_errors, columns_of, connect_for_reading
 
 _PADDED = re.compile(r"n<=(\d+)")
@@ -55,7 +55,9 @@ def shape_of(fields: dict, label: str) -> TrialShape:
     padded = _PADDED.search(label)
     return TrialShape(
         method=fields["method"],
-        activation=fields["activation"],
+        channel=channel_label(
+            fields.get("fit_family") or fields.get("family", "gaussian"), fields["activation"]
+        ),
         num_samples=int(padded[1]) if padded else fields["num_samples"],
         dim=fields["dim"],
         num_experts=fields.get("fit_num_experts") or fields["num_experts"],
