@@ -8,10 +8,15 @@ One pass over the data makes the E-step at a point and the sums that the M-step 
 reads no sample (`maximisation`). The next pass evaluates the step. It is kept if the likelihood gains a fair part of the gain that
 the M-step predicted. Otherwise it is repeated with damping mu: mu times Boehning's (1992) bound is added to the gates' Hessian,
 which at mu = 1 cannot fail, and the experts' step is divided by 1 + mu. With every success the damping falls, soon to zero.
+
+For an even g one Gauss-Newton step is far from the M-step's maximum. With `expert_steps` the M-step makes more of them, at the same
+responsibilities, for which it reads the samples again.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +55,7 @@ class EMRun(NamedTuple):
     history: Float[jax.Array, " num_steps"]
     """(num_steps,) objective (with its ridge) of the best point so far at each pass, from the start on; NaN once frozen."""
     num_steps: Int[jax.Array, ""]
-    """() int32 passes over the data."""
+    """() int32 passes over the data: `expert_steps` for each entry of `history`."""
     converged: Bool[jax.Array, ""]
     """() bool: the gain fell below the tolerance."""
     path: MoEParams | None
@@ -109,6 +114,42 @@ def expectation(
     return sum_over_blocks(sums_of, blocks)
 
 
+def expert_sums(
+    point: Point,
+    responsible: Point,
+    sums: Expectation,
+    blocks: SampleBlocks,
+    *,
+    fn: Channel,
+    columns: FreeColumns | None = None,
+) -> Expectation:
+    """The sums of an E-step at `responsible`, with those of the experts at another `point`, in one pass over the data."""
+    family = as_family(fn)
+    k, noise_std = point.noise_std.shape[0], responsible.noise_std.reshape(-1)
+
+    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array):
+        labels = y[None] if y.ndim == 1 else jnp.tile(y, (k, 1))
+        before = responsible.predictors(design)
+        log_densities = family.log_density(labels, before[: noise_std.size], noise_std[:, None])
+        if y.ndim == 2:
+            log_densities = log_densities.reshape(k, *y.shape).sum(axis=1)
+        logits = jnp.concatenate([before[noise_std.size :], jnp.zeros_like(weights)[None]])
+        r = weights[None] * _log_sum_and_shares(logits + log_densities)[1]
+        if y.ndim == 2:
+            r = jnp.repeat(r, y.shape[0], axis=0)
+        predictors = point.predictors(design)[: noise_std.size]
+        at = family.first_order(labels, predictors, noise_std[:, None])
+        of_experts, _ = parts_of_design(design, columns)
+        return (
+            tuple(jnp.sum(r * term, axis=1) for term in at.dispersion),
+            (r * at.score) @ of_experts.T,
+            weighted_gram(of_experts, r * at.information),
+        )
+
+    dispersion, gradient, information = sum_over_blocks(sums_of, blocks)
+    return sums._replace(dispersion=dispersion, expert_gradient=gradient, expert_information=information)
+
+
 def _log_sum_and_shares(
     logits: Float[jax.Array, "k n"],
 ) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "k n"]]:
@@ -154,6 +195,7 @@ def _run(
     record_path: bool = False,
     least_noise: Float[jax.Array, "*m"] | None = None,
     columns: FreeColumns | None = None,
+    expert_steps: int = 1,
 ) -> EMRun:
     k = params.experts.shape[0]
     if noise == "per_expert" and least_noise is None:
@@ -163,9 +205,25 @@ def _run(
     penalty = jnp.asarray(ridge, x.dtype)
     bound = boehning_bound(blocks, k, penalty, columns)
     rounding = 10 * jnp.finfo(x.dtype).eps
+    num_expert_rows = params.noise_std.size
 
     def expect(point: Point) -> Expectation:
         return expectation(point, blocks, fn=fn, experts_free=experts_free, columns=columns)
+
+    def more_expert_steps(
+        m_step: Callable[[Point, Expectation], MStep], best: Point, sums: Expectation, first: MStep
+    ) -> MStep:
+        def again(_: int, candidate: MStep) -> MStep:
+            rows = candidate.point.predictors.rows
+            experts = best.predictors.rows.at[:num_expert_rows].set(rows[:num_expert_rows])
+            point = Point(best.predictors._replace(rows=experts), best.noise_std)
+            moved = expert_sums(point, best, sums, blocks, fn=fn, columns=columns)
+            return m_step(point, moved)
+
+        last = jax.lax.fori_loop(0, expert_steps - 1, again, first)
+        # the last step alone may promise little where the first did not: the run must not end there
+        least = jnp.minimum(first.promised, total_tolerance)
+        return last._replace(promised=jnp.maximum(last.promised, least))
 
     def advance(state: _Climb) -> tuple[_Climb, tuple[jax.Array, Point | None], jax.Array]:
         point, promised, shortened = state.candidate
@@ -190,9 +248,8 @@ def _run(
         )
         # a loss within rounding, or after a negligible predicted gain, ends the run as a small gain does
         flat = accept | (gain > -rounding * jnp.abs(objective)) | (promised < total_tolerance)
-        candidate = maximisation(
-            best,
-            sums,
+        m_step = functools.partial(
+            maximisation,
             damping=damping,
             caution=caution,
             bound=bound,
@@ -205,6 +262,9 @@ def _run(
             columns=columns,
             fn=fn,
         )
+        candidate = m_step(best, sums)
+        if expert_steps > 1:
+            candidate = more_expert_steps(m_step, best, sums, candidate)
         done = flat & (gain < total_tolerance)
         if before_polish:
             last = accept & (candidate.promised < total_tolerance)
@@ -230,7 +290,8 @@ def _run(
         return params_of(*point, fit_intercept=fit_intercept)
 
     path = None if path is None else jax.vmap(params_at)(path)
-    return EMRun(params_at(end.best), end.sums.log_likelihood, history, count, done, path)
+    passes = count if expert_steps == 1 else expert_steps * count
+    return EMRun(params_at(end.best), end.sums.log_likelihood, history, passes, done, path)
 
 
 def gating_em(
@@ -303,10 +364,12 @@ def joint_em(
     record_path: bool = False,
     least_noise: Float[jax.Array, "*m"] | None = None,
     columns: FreeColumns | None = None,
+    expert_steps: int = 1,
 ) -> EMRun:
     """EM for experts, gates and noise together (Jordan and Jacobs 1994), from `params`. Arguments as in `gating_em`.
 
-    The experts' M-step is a Gauss-Newton step on their weighted squared error: for a linear g, weighted least squares.
+    The experts' M-step is a Gauss-Newton step on their weighted squared error: for a linear g, weighted least squares. With
+    `expert_steps` there are more of them in every M-step, and as many passes over the data.
     If `hold_noise` () is true, the noise is kept; unlike noise="known" it may be traced. If `hold_experts` () is true, the experts
     are kept, and the run is that of `gating_em`.
 
@@ -331,4 +394,5 @@ def joint_em(
         record_path=record_path,
         least_noise=least_noise,
         columns=columns,
+        expert_steps=expert_steps,
     )

@@ -88,7 +88,8 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
 
     Each run has `max_iterations` EM steps and no polish. It starts at zero gates and at experts on the unit sphere; with `start`
     "kmeans", clusterwise regression improves these first. The noise starts at the labels' standard deviation ("kmeans": at the
-    residuals') and is estimated; a known noise is restored for the second half of the steps.
+    residuals') and is estimated; a known noise is restored for the second half of the steps. `config.expert_steps` is the number of
+    Gauss-Newton steps of the experts in each.
     """
     spread = start_noise(problem, config)
     data = (problem.x, problem.y, problem.weights)
@@ -99,6 +100,7 @@ def joint_em_starts(key: jax.Array, problem: Problem, config: MethodConfig) -> M
         "record_path": config.record_path,
         "least_noise": least_noise_of(problem, config),
         "columns": config.columns,
+        "expert_steps": config.expert_steps,
     }
 
     def run(start: MoEParams) -> EMRun:

@@ -85,6 +85,8 @@ class MethodConfig:
     start: Start = FitOptions.start
     record_path: bool = False
     """If true, `MethodResult.path` is kept."""
+    expert_steps: int = 1
+    """Gauss-Newton steps of the experts in every M-step of joint EM, each with a pass over the data."""
     economical: bool = False
     """If true, as in trials, which measure their end anyway, the last step of the polish is not evaluated (see `polish`)."""
     columns: FreeColumns | None = None

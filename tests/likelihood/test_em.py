@@ -372,3 +372,47 @@ def test_before_the_polish_the_gates_climb_first_and_the_last_step_is_a_good_one
     # with a tolerance that no step of the gates meets, the experts never move
     held = run(start, x, y, -1.0, 10)
     np.testing.assert_array_equal(held.params.experts, start.experts)
+
+
+@functools.partial(jax.jit, static_argnames=("name", "num_steps", "expert_steps"))
+def run_with_expert_steps(params, x, y, weights, name, num_steps, expert_steps):
+    return joint_em(
+        params,
+        x,
+        y,
+        weights,
+        fn=get_activation(name),
+        num_steps=num_steps,
+        noise="known",
+        tolerance=NEVER,
+        expert_steps=expert_steps,
+    )
+
+
+@pytest.mark.parametrize("name", ["tanh", "square"])
+def test_many_expert_steps_maximise_the_experts_part_of_the_m_step(name):
+    truth, x, y = drawn(name)
+    truth = truth._replace(gating_bias=np.zeros_like(truth.gating_bias))
+    rng = np.random.default_rng(1)
+    start = truth._replace(experts=truth.experts + 0.1 * rng.normal(size=truth.experts.shape))
+    g, weights = get_activation(name), np.ones(N)
+    one = run_with_expert_steps(start, x, y, weights, name, 1, 12)
+    r = responsibilities(start, x, y, name)
+    two = run_with_expert_steps(start, x, y, weights, name, 2, 12)
+    assert (int(one.num_steps), int(two.num_steps)) == (12, 24)
+    for i in range(K):
+        root = np.sqrt(np.asarray(r[:, i]))
+        best = optimize.least_squares(
+            lambda a, root=root: root * (y - np.asarray(g(x @ a))), start.experts[i]
+        )
+        np.testing.assert_allclose(two.params.experts[i], best.x, atol=2e-4)
+    np.testing.assert_allclose(one.params.experts, start.experts)
+
+
+def test_expert_steps_never_lower_the_likelihood():
+    truth, x, y = drawn("square")
+    start = truth._replace(experts=np.random.default_rng(2).normal(size=truth.experts.shape))
+    run = run_with_expert_steps(start, x, y, np.ones(N), "square", 30, 3)
+    history = np.asarray(run.history)
+    assert np.all(np.diff(history) >= -1e-5 * np.abs(history[1:]))
+    assert history[-1] > history[0] + 100

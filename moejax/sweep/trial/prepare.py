@@ -53,6 +53,7 @@ class TrialSpec:
     start: Start
     polish: bool
     max_iterations: int
+    expert_steps: int
     record_history: bool
     record_path: bool
     registered: State
@@ -157,6 +158,7 @@ def _static_spec(
         start=cast(Start, algorithm.start),
         polish=algorithm.polish,
         max_iterations=algorithm.max_iterations,
+        expert_steps=algorithm.expert_steps,
         record_history="history" in algorithm.record,
         record_path="path" in algorithm.record,
         registered=registered,

@@ -68,6 +68,8 @@ class AlgorithmSettings:
     polish: bool = FitOptions.polish
     max_iterations: int = 100
     """Smaller than for a fit: trials side by side all use their whole budget. The default is part of the keys of stored results."""
+    expert_steps: int = 1
+    """Gauss-Newton steps of the experts in every M-step of joint EM, each with a pass over the data."""
     record: tuple[str, ...] = ()
     """Extra results: "history" of the objective (`method.MethodResult`), "path" of the errors along it."""
 
@@ -78,6 +80,7 @@ ADDED_LATER = {
     "outlier_share": 0.0,
     "fit_family": None,
     "fit_intercept": False,
+    "expert_steps": 1,
 }
 """Fields that older results lack, and their defaults."""
 
@@ -187,7 +190,7 @@ def _check_algorithm(algorithm: AlgorithmSettings) -> None:
         algorithm.transform,
     )
     require(algorithm.order in (None, 3, 4), "order", "3 or 4", algorithm.order)
-    for field in ("num_restarts", "num_starts", "max_iterations"):
+    for field in ("num_restarts", "num_starts", "max_iterations", "expert_steps"):
         value = getattr(algorithm, field)
         require(value is None or value >= 1, field, "a positive number", value)
     require(algorithm.start in STARTS, "start", " or ".join(STARTS), algorithm.start)

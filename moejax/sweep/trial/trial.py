@@ -145,6 +145,7 @@ def posed(
         start=spec.start,
         polish=spec.polish,
         max_iterations=spec.max_iterations,
+        expert_steps=spec.expert_steps,
         record_path=spec.record_path,
     )
     first = transforms[0] if transforms else None
