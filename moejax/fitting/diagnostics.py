@@ -22,6 +22,7 @@ from moejax.likelihood.collapse import (
 )
 from moejax.likelihood.free_columns import FreeColumns, compact, expert_inputs, num_coefficients
 from moejax.methods.method import MethodConfig, MethodResult, Problem, SearchEnd
+from moejax.methods.search_plan import NUM_DESCENTS
 from moejax.methods.spectral_wide import wide_ridge
 from moejax.model.family import as_family, channel_facts, is_gaussian
 from moejax.model.status import Status
@@ -175,6 +176,11 @@ def _search_end(search: SearchEnd) -> str:
         return "all its generations were made"
     distinct = int(search.num_distinct)
     optima = "one optimum" if distinct == 1 else f"{distinct} optima"
+    if search.by_descent:
+        return (
+            f"{search.num_best} of its {NUM_DESCENTS} runs of gradient descent reached the best optimum, and of its "
+            f"{search.num_starts} starts none a better one"
+        )
     return (
         f"its {search.num_starts} independent starts reached {optima}, {search.num_best} of them the best; "
         f"optima not seen draw {100 * float(search.unseen):.1f}% of all starts, in expectation"

@@ -20,7 +20,7 @@ from moejax.methods.method import (
     with_path,
 )
 from moejax.methods.population import collapsed_experts, in_precision_of, rows_of, side_by_side
-from moejax.methods.search_plan import Plan, Search
+from moejax.methods.search_plan import Plan, Search, more_parameters
 from moejax.methods.stages import stage
 from moejax.model.family import Channel, is_gaussian
 from moejax.model.mixture import MoEParams, log_likelihood_per_sample
@@ -28,6 +28,8 @@ from moejax.model.mixture import MoEParams, log_likelihood_per_sample
 NUM_FINALISTS = 6
 RULED_OUT = 5.0
 """A finalist has lost if its log-likelihood on the search's sample is this many standard errors of the difference behind."""
+ROWS_FOR_PARAMETER = 10
+"""With fewer rows for each parameter in the search's sample, its optima may be others than those of all rows."""
 EM_STEPS_FOR_ONE = 10
 """EM passes allowed for each pass of the polish, if EM replaces it."""
 
@@ -93,13 +95,18 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
     may_win = jnp.isfinite(search.values[:count]).at[0].set(True)
     if is_part:
         may_win &= contenders(rows_of(search.population, slice(count)), search.sample, config.fn)
+    may_win &= ~search.by_descent  # the runs of gradient descent lead by far
     finalists = in_precision_of(problem.x, rows_of(search.population, slice(count)))
-    if is_part and plan.num_spectral and not is_gaussian(config.fn):
-        # a part of labels that tell little has other optima, but the moments are those of all rows
+    crowded = ROWS_FOR_PARAMETER * more_parameters(problem, config) > search.sample.x.shape[0]
+    if is_part and plan.num_spectral and (crowded or not is_gaussian(config.fn)):
+        # few rows, or labels that tell little, have other optima, but the moments are those of all rows
         starts = in_precision_of(problem.x, rows_of(search.drawn, slice(plan.num_spectral)))
         climbed = jax.lax.map(lambda start: em_before_polish(start, problem, config).params, starts)
         finalists = side_by_side(climbed, finalists)
         may_win = jnp.concatenate([jnp.ones(plan.num_spectral, bool), may_win])
+    if search.descended is not None and search.descended_values is not None:
+        finalists = side_by_side(in_precision_of(problem.x, search.descended), finalists)
+        may_win = jnp.concatenate([jnp.isfinite(search.descended_values), may_win])
     untouched = jax.eval_shape(finish_one, rows_of(finalists, 0))
 
     def lost(_: MoEParams) -> PolishRun | EMRun:
@@ -116,7 +123,7 @@ def polished(search: Search, problem: Problem, *, config: MethodConfig, plan: Pl
     result = finish(run.params, run.history, num_passes, run.converged, problem, search.spectral)
     result = result._replace(
         optima=search.values.astype(problem.x.dtype),
-        search=SearchEnd(search.num_starts, search.settled, *search.optima),
+        search=SearchEnd(search.num_starts, search.settled, search.by_descent, *search.optima),
         finalists=Finalists(runs.params, values),
     )
     return with_path(result, config, run.path)

@@ -6,15 +6,17 @@ that may be a few in a thousand. `multistart` looks for it in generations of mix
 1. Independent starts, spectral and random ones (unit-norm experts, zero gates), climb alone, in rounds of a few passes. The
    search is settled if, by the number of distinct optima that they reached, few starts lead to one that none of them reached,
    and several reached the best one (`distinct_optima`). For labels that the model made this is usual.
-2. Otherwise the first generations are more random starts. After every few passes only the best distinct mixtures (by the
+2. Otherwise a few runs of gradient descent on minibatches follow (`methods.descents`). The search is settled if nearly all of them
+   reach one optimum, and no other start a better one.
+3. Otherwise the first generations are more random starts. After every few passes only the best distinct mixtures (by the
    log-densities of the samples) go on, as the population: successive halving (Jamieson and Talwalkar 2016) with fresh starts in the
    free places.
-3. In the later generations the free places go to children of the population, by moves that EM itself cannot make: an expert is
+4. In the later generations the free places go to children of the population, by moves that EM itself cannot make: an expert is
    dropped and another split in two (Ueda et al. 2000), an expert is drawn anew, or an expert comes from another mixture. Newcomers
    compete only with newcomers in their first generation, and with the population one generation later.
-4. A ridge on the gates keeps them from saturating before experts have found their samples. In the last generations it falls to
+5. A ridge on the gates keeps them from saturating before experts have found their samples. In the last generations it falls to
    that of the fit: the best mixture with sharp gates is seldom the best one with soft gates, made sharp.
-5. The last few are polished to their maxima on the whole sample, and the best is the result. The search uses at most
+6. The last few are polished to their maxima on the whole sample, and the best is the result. The search uses at most
    `search_rows` random rows of it, in single precision; mixtures that are clearly worse on these are not polished. Several
    outputs are polished by EM.
 
@@ -35,7 +37,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import sample_scale
 from moejax.likelihood.free_columns import compact, expanded
-from moejax.likelihood.predictors import num_free_parameters
+from moejax.methods.descents import DESCENT_ROWS, descents
 from moejax.methods.finalists import polished
 from moejax.methods.from_moments import spectral
 from moejax.methods.method import MethodConfig, MethodResult, Problem
@@ -50,7 +52,7 @@ from moejax.methods.population import (
     rows_of,
     side_by_side,
 )
-from moejax.methods.search_plan import NEWCOMERS, Plan, Search, plan_of, search_rows
+from moejax.methods.search_plan import NEWCOMERS, Plan, Search, more_parameters, plan_of, search_rows
 from moejax.methods.stages import stage
 from moejax.methods.starts import label_mean, random_starts, start_noise
 from moejax.methods.third_moment import third_moment_experts, third_moment_passes
@@ -83,6 +85,8 @@ FEWEST_AT_BEST = 3
 LEAST_GAIN = 10.0
 """And only if the best is better than one expert alone by this many nats for each further parameter. With less, the data have
 optima of nearly equal likelihood, of which some draw few starts."""
+DESCENT_FOLD = 1
+"""Folded into the search's key for gradient descent."""
 LARGEST_LABEL = 1e15
 """Labels beyond this size, whose squares have no sum in single precision, are cut to it in the search."""
 
@@ -104,9 +108,8 @@ def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_st
     return starts._replace(experts=scale[..., None] * starts.experts, expert_bias=bias)
 
 
-def search_sample(key: jax.Array, problem: Problem, fn: Channel) -> Problem:
-    """The problem on at most `search_rows` rows, those of positive weight drawn without replacement."""
-    num_rows = search_rows(fn)
+def search_sample(key: jax.Array, problem: Problem, num_rows: int) -> Problem:
+    """The problem on at most `num_rows` rows, those of positive weight drawn without replacement."""
     if problem.x.shape[0] <= num_rows:
         return problem
     draw = jax.random.uniform(key, problem.weights.shape, problem.weights.dtype)
@@ -201,9 +204,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
     sample = search.sample
     unit, dtype = sample_scale(sample.weights).unit, sample.x.dtype
     ridge = search_ridge(sample, config)
-    noise = "per_expert" if config.noise == "per_expert" else "shared"
-    sizes = (sample.x.shape[1], noise, config.fit_intercept, math.prod(sample.y.shape[1:]), config.columns)
-    more_parameters = num_free_parameters(config.num_experts, *sizes) - num_free_parameters(1, *sizes)
+    least_gain = LEAST_GAIN * more_parameters(sample, config) * unit
     count = plan.num_more if again else plan.num_independent
     starts, may_begin = rows_of(search.population, slice(count)), jnp.asarray(True)
     if again:
@@ -220,7 +221,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
     def gains_enough(ends: Mixtures, alone: jax.Array) -> jax.Array:
         if config.num_experts == 1:
             return jnp.asarray(True)
-        return ends.values.max() - alone >= LEAST_GAIN * unit * more_parameters
+        return ends.values.max() - alone >= least_gain
 
     def advance(rounds: Rounds) -> Rounds:
         held, alone = None, rounds.alone
@@ -268,7 +269,7 @@ def climb_alone(search: Search, config: MethodConfig, plan: Plan, *, again: bool
 def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig, plan: Plan) -> Search:
     """The sample and the starts of the search, the first of which climb alone."""
     sample_key, start_key, spectral_key, search_key = jax.random.split(key, 4)
-    sample = in_single_precision(search_sample(sample_key, problem, config.fn), config.fn)
+    sample = in_single_precision(search_sample(sample_key, problem, search_rows(config.fn)), config.fn)
     from_moments, estimate, num_passes = spectral_starts(spectral_key, problem, config)
     # one draw for all starts: each draw costs compile time
     drawn = scaled_starts(start_key, sample, config, plan.num_drawn - plan.num_spectral)
@@ -285,6 +286,7 @@ def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig
         num_passes,
         low,
         Optima(zero, zero, -low),
+        jnp.asarray(False),
         jnp.asarray(False),
         jnp.asarray(False),
         estimate,
@@ -346,6 +348,30 @@ def generations(search: Search, *, config: MethodConfig, plan: Plan) -> Search:
     return search._replace(population=population, values=values, num_starts=num_starts, num_passes=num_passes)
 
 
+def descend(
+    key: jax.Array, search: Search, problem: Problem, config: MethodConfig, *, traced: bool
+) -> Search:
+    """The search after runs of gradient descent (`methods.descents`); if it is settled, and traced, they are not made."""
+    row_key, descent_key = jax.random.split(jax.random.fold_in(key, DESCENT_FOLD))
+    rows = in_single_precision(search_sample(row_key, problem, DESCENT_ROWS), config.fn)
+    same = SAME_MIXTURE * sample_scale(rows.weights).unit
+
+    def make(search: Search) -> Search:
+        ridge = search_ridge(rows, config)
+        return descents(descent_key, search, rows, ridge, same, config=config)
+
+    if not traced:
+        return make(search)
+
+    def skip(search: Search) -> Search:
+        made = jax.eval_shape(make, search)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made.descended)
+        values = jnp.full_like(made.descended_values, -jnp.inf)
+        return search._replace(descended=zeros, descended_values=values)
+
+    return jax.lax.cond(search.settled, skip, make, search)
+
+
 def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """The best of spectral and random starts and of moves from there, polished (see the module).
 
@@ -361,6 +387,8 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     traced = isinstance(search.settled, Tracer)
     if plan.num_more and (traced or search.more_may_suffice):
         search = more_independent_starts(search, config=config, plan=plan)
+    if plan.has_descents and (traced or not search.settled):
+        search = descend(key, search, problem, config, traced=traced)
     if traced or not search.settled:
         search = generations(search, config=config, plan=plan)
     return polished(search, problem, config=config, plan=plan)

@@ -148,6 +148,8 @@ class GradientFit(NamedTuple):
     """The best run of gradient descent."""
 
     params: MoEParams
+    ends: MoEParams
+    """Leaves (s, ..): the ends of all runs."""
     path: MoEParams
     """Leaves (num_passes, ..): parameters after every pass."""
     loss: Float[jax.Array, ""]
@@ -232,6 +234,7 @@ def gradient_descent(
     best = index_of_best(-runs.loss)
     return GradientFit(
         params=unpack(runs.free[best]),
+        ends=jax.vmap(unpack)(runs.free),
         path=jax.vmap(unpack)(runs.path[:, best]),
         loss=runs.loss[best],
         rate=rate,
@@ -276,16 +279,16 @@ def standard_labels(problem: Problem, config: MethodConfig) -> tuple[Problem, Fl
     return problem._replace(y=problem.y / unit, noise_std=problem.noise_std / unit, least_noise=least), unit
 
 
-def _descent_starts(key: jax.Array, standard: Problem, config: MethodConfig) -> MoEParams:
+def descent_starts(key: jax.Array, standard: Problem, config: MethodConfig, num_starts: int) -> MoEParams:
     """`random_starts` with the labels' standard deviation as noise and, for a homogeneous g with biases, their mean as bias."""
-    starts = random_starts(key, standard, config, number_of_starts(config), start_noise(standard, config))
+    starts = random_starts(key, standard, config, num_starts, start_noise(standard, config))
     homogeneous = channel_facts(config.fn).homogeneous and is_gaussian(config.fn)
     if not (config.fit_intercept and homogeneous):
         return starts
     return starts._replace(expert_bias=starts.expert_bias + label_mean(standard))
 
 
-def _in_label_units(params: MoEParams, unit: Float[jax.Array, ""]) -> MoEParams:
+def in_label_units(params: MoEParams, unit: Float[jax.Array, ""]) -> MoEParams:
     """Parameters for labels y from those for labels y / unit."""
     return params._replace(
         experts=unit * params.experts,
@@ -302,7 +305,7 @@ def gradient_nll(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     """
     start_key, fit_key = jax.random.split(key)
     standard, unit = standard_labels(problem, config)
-    starts = _descent_starts(start_key, standard, config)
+    starts = descent_starts(start_key, standard, config, number_of_starts(config))
     noise = noise_while_inexact(config)
     loss = negative_log_likelihood(config.fn)
     fitted = gradient_descent(fit_key, starts, standard, config, loss=loss, noise=noise)
@@ -321,7 +324,7 @@ def gradient_mse(key: jax.Array, problem: Problem, config: MethodConfig) -> Meth
     """
     start_key, fit_key = jax.random.split(key)
     standard, unit = standard_labels(problem, config)
-    starts = _descent_starts(start_key, standard, config)
+    starts = descent_starts(start_key, standard, config, number_of_starts(config))
     if config.noise == "known":
         starts = starts._replace(noise_std=jnp.full_like(starts.noise_std, standard.noise_std))
     fitted = gradient_descent(fit_key, starts, standard, config, loss=squared_error(config.fn), noise="known")
@@ -354,7 +357,7 @@ def gradient_result(
 
     The test of convergence changes no parameter and, like the history, does not count as a pass over the data.
     """
-    params, path = _in_label_units(fitted.params, unit), _in_label_units(fitted.path, unit)
+    params, path = in_label_units(fitted.params, unit), in_label_units(fitted.path, unit)
     passes = jnp.asarray(fitted.num_passes, jnp.int32)
     result = finish(params, _history(path, problem, config), passes, converged, problem, None)
     return with_path(result, config, path)

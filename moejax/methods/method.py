@@ -106,6 +106,8 @@ class SearchEnd(NamedTuple):
     """() int32 starts that were made, children included."""
     settled: Bool[jax.Array, ""]
     """() bool: it ended early, because its independent starts found nothing else; false if it made all its generations."""
+    by_descent: Bool[jax.Array, ""]
+    """() bool: it ended early because runs of gradient descent agreed; the next two fields are then about these runs."""
     num_distinct: Int[jax.Array, ""]
     """() int32 distinct optima of the independent starts."""
     num_best: Int[jax.Array, ""]

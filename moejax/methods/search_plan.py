@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 from jaxtyping import Bool, Float, Int
 
+from moejax.likelihood.predictors import num_free_parameters
 from moejax.methods.method import MethodConfig, Problem
 from moejax.methods.population import Optima
 from moejax.model.family import Channel, as_family
@@ -29,9 +31,18 @@ LAST_GENERATIONS = 24
 """The last generations, in which the ridge falls."""
 FEWEST_FOR_CHILDREN = 16
 """With fewer random starts there are no children: the search is then a spectral start and a few random ones."""
+NUM_DESCENTS = 4
+"""Runs of gradient descent, if the starts that climb alone do not suffice."""
 FEWEST_INDEPENDENT, MOST_INDEPENDENT, INDEPENDENT_ROWS = 15, 47, 2**15
 """Starts that climb alone at first, the spectral ones among them: so many that their number times the rows of the sample is
 INDEPENDENT_ROWS, within these bounds. Small samples have more optima, and cost less. One more climbs with equal experts."""
+
+
+def more_parameters(sample: Problem, config: MethodConfig) -> int:
+    """The number of free parameters of the mixture beyond those of one expert alone."""
+    noise = "per_expert" if config.noise == "per_expert" else "shared"
+    sizes = (sample.x.shape[1], noise, config.fit_intercept, math.prod(sample.y.shape[1:]), config.columns)
+    return num_free_parameters(config.num_experts, *sizes) - num_free_parameters(1, *sizes)
 
 
 class Plan(NamedTuple):
@@ -53,6 +64,8 @@ class Plan(NamedTuple):
     num_last: int
     """The last generations, in which the ridge falls."""
     has_children: bool
+    has_descents: bool = False
+    """If true, gradient descent is tried before the generations."""
 
     @classmethod
     def of(cls, num_random: int, num_spectral: int, num_experts: int, num_rows: int) -> Plan:
@@ -107,11 +120,17 @@ class Search(NamedTuple):
     optima: Optima
     """The optima of the independent starts."""
     settled: Bool[jax.Array, ""]
-    """() bool: the independent starts suffice."""
+    """() bool: the independent starts, or the runs of gradient descent, suffice."""
+    by_descent: Bool[jax.Array, ""]
+    """() bool: the runs of gradient descent do; `optima` is then about them."""
     more_may_suffice: Bool[jax.Array, ""]
     """() bool: they do not, but `Plan.num_more` of them may, if no further optimum appears."""
     spectral: SpectralEstimate | None
     """The moments' diagnostics."""
+    descended: MoEParams | None = None
+    """Leaves (NUM_DESCENTS, ..): the ends of the runs of gradient descent, best first; None if there are none."""
+    descended_values: Float[jax.Array, " s"] | None = None
+    """(NUM_DESCENTS,) their log-likelihoods; minus infinity for a repetition."""
 
 
 def search_rows(fn: Channel) -> int:
@@ -129,4 +148,7 @@ def plan_of(problem: Problem, config: MethodConfig) -> Plan:
         (problem.transforms is not None) + len(problem.more_transforms) + (problem.third is not None)
     )
     num_rows = min(problem.x.shape[0], search_rows(config.fn))
-    return Plan.of(num_random, num_spectral, config.num_experts, num_rows)
+    plan = Plan.of(num_random, num_spectral, config.num_experts, num_rows)
+    has_descents = num_random >= FEWEST_INDEPENDENT and config.num_experts > 1
+    has_descents &= problem.y.ndim == 1 and config.columns is None
+    return plan._replace(has_descents=has_descents)

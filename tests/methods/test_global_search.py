@@ -27,6 +27,13 @@ CONFIG = MethodConfig(
 
 # one program each, instead of one for every operation
 compiled_starts = jax.jit(random_starts, static_argnums=(2, 3))
+compiled_joint_em = jax.jit(
+    lambda start, x, y: (
+        joint_em(
+            start, x, y, jnp.ones_like(y), fn=moejax.model.activations.get_activation("tanh"), num_steps=500
+        ).log_likelihood
+    )
+)
 compiled_climb = jax.jit(climb, static_argnums=(2, 3))
 compiled_children = jax.jit(children_of, static_argnums=2)
 compiled_keep_best = jax.jit(keep_best, static_argnums=1)
@@ -244,7 +251,9 @@ def test_large_samples_are_searched_by_a_random_part():
     x = np.arange(n, dtype=float)[:, None]
     weights = (np.arange(n) % 2).astype(float)
     sample = jax.jit(multistart.search_sample, static_argnums=2)
-    small = sample(jax.random.key(0), Problem(x, x[:, 0], weights, np.asarray(1.0), None), jnp.tanh)
+    small = sample(
+        jax.random.key(0), Problem(x, x[:, 0], weights, np.asarray(1.0), None), search_plan.SEARCH_SAMPLES
+    )
     assert small.x.shape == (search_plan.SEARCH_SAMPLES, 1)
     assert len(np.unique(small.x)) == search_plan.SEARCH_SAMPLES
     np.testing.assert_array_equal(np.asarray(small.x)[:, 0], small.y)
@@ -287,6 +296,36 @@ def test_what_is_ruled_out_is_not_polished(problem, monkeypatch):
     assert int(one.num_iterations) < int(three.num_iterations)
     np.testing.assert_array_equal(one.optima, three.optima)
     assert np.nanmax(one.history) <= np.nanmax(three.history) + 1e-6
+
+
+# ---- gradient descent
+
+
+def planted_tanh(seed, num_experts=4, dim=25, num_samples=1250):
+    experts = jnp.eye(dim)[:num_experts]
+    gating = jnp.eye(dim)[num_experts : 2 * num_experts].at[-1].set(0.0)
+    truth = make_params(experts, gating, 0.1)
+    return truth, *compiled_model.sample(jax.random.key(seed), truth, "tanh", num_samples)[:2]
+
+
+@pytest.mark.slow
+def test_gradient_descent_settles_what_em_does_not():
+    """Four tanh experts, 50 samples for each dimension: EM from most random starts ends below the optimum of the truth."""
+    truth, x, y = planted_tanh(0)
+    result = moejax.fit(jax.random.key(1), x, y, num_experts=4, activation="tanh")
+    assert "runs of gradient descent" in result.diagnostics["search_end"]
+    start = truth._replace(noise_std=jnp.full(4, 0.1))
+    from_truth = compiled_joint_em(start, x, y)
+    assert result.log_likelihood >= float(from_truth) - 0.05
+    assert result.diagnostics["num_starts"] < 60
+
+
+@pytest.mark.slow
+def test_runs_of_gradient_descent_that_disagree_do_not_settle_a_search(searched):
+    """Labels that no mixture made."""
+    for result in searched:
+        assert not result.search.settled
+        assert not result.search.by_descent
 
 
 # ---- independent starts
