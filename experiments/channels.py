@@ -32,6 +32,7 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="d. Labels of any kind",
     spec="sweeps/channels.toml",
     quick={
         "trials": 6,

@@ -81,6 +81,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="c. What does it cost?",
+    place=1,
     spec="sweeps/convergence.toml",
     quick={
         "trials": 10,

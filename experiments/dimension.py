@@ -14,6 +14,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="a. Does it recover the truth, and at which rate?",
+    place=2,
     spec="sweeps/dimension.toml",
     quick={"trials": 10, "num_samples": 4000, "activation": ["linear"], "dim": [6, 10]},
     numbers={

@@ -232,6 +232,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="b. Where do random starts fail, and where do they not?",
+    place=4,
     spec="sweeps/gating-em.toml",
     quick={
         "num_samples": 1000,

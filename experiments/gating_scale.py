@@ -17,6 +17,7 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="f. What are the assumptions worth?",
     spec="sweeps/gating-scale.toml",
     quick={
         "trials": 10,

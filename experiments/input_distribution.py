@@ -14,6 +14,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="f. What are the assumptions worth?",
+    place=1,
     spec="sweeps/input-distribution.toml",
     quick={
         "trials": 10,

@@ -17,6 +17,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="a. Does it recover the truth, and at which rate?",
+    place=3,
     spec="sweeps/noise.toml",
     quick={"trials": 10, "num_samples": 4000, "activation": ["linear"], "noise_std": [0.1, 0.4]},
     numbers={

@@ -87,6 +87,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="a. Does it recover the truth, and at which rate?",
+    place=4,
     spec="sweeps/non-linearity.toml",
     quick={
         "trials": 10,

@@ -15,6 +15,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="b. Where do random starts fail, and where do they not?",
+    place=3,
     spec="sweeps/num-experts.toml",
     quick={"trials": 10, "dim": 10, "num_samples": 4000, "activation": ["linear"], "num_experts": [2, 3]},
     numbers={

@@ -44,6 +44,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="d. Labels of any kind",
+    place=1,
     spec="sweeps/outliers.toml",
     quick={
         "trials": 6,

@@ -1,4 +1,4 @@
-"""The picture at the top of the README: recovery error against sample size, two activations at two noise levels."""
+"""How large is the recovery error at each sample size? `make demo` draws this; two activations at two noise levels."""
 
 from moejax.reproduce import Experiment, Number, estimates, line_figure
 
@@ -17,6 +17,8 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="a. Does it recover the truth, and at which rate?",
+    place=1,
     spec="sweeps/quickstart.toml",
     quick={
         "trials": 10,

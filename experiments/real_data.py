@@ -395,6 +395,7 @@ def number(dataset, variant, column="rmse"):
 
 
 EXPERIMENT = Experiment(
+    part="e. Real data, against black boxes",
     spec="sweeps/real-data.toml",
     quick={
         "repeats": 1,

@@ -188,6 +188,8 @@ def _count(method, column):
 
 
 EXPERIMENT = Experiment(
+    part="b. Where do random starts fail, and where do they not?",
+    place=1,
     spec="sweeps/regimes.toml",
     quick={"looks": [4], "shape": ["10x2"], "ratio": [100], "max_iterations": 50},
     program=("activation", "shape"),
@@ -199,14 +201,14 @@ EXPERIMENT = Experiment(
     }
     | {"cells": Number("method == 'joint_em'", "trials", "count", "summary.csv")},
     shows=(
-        "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in {em_better} and "
-        "less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in {adam_better} and in "
-        "{adam_worse}. Take moments with EM where there are many samples for each expert and input, and gradient descent from "
-        "several starts, or the default search, which tries it too, where there are few."
+        "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in "
+        "{em_better} and less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in "
+        "{adam_better} and in {adam_worse}. Take moments with EM where there are many samples for each expert and input, "
+        "and gradient descent from several starts, or the default search, which tries it too, where there are few."
     ),
     shows_not=(
-        "It does not show other activations, noises or gates, nor the default search, which takes seconds to minutes for a "
-        "trial; the seconds and passes of these methods are in the summary."
+        "It does not show other activations, noises or gates, nor the default search, which takes seconds to minutes for "
+        "a trial; the seconds and passes of these methods are in the summary."
     ),
     figure=figure,
     summary=summary,

@@ -121,6 +121,7 @@ def figure(table):
 
 
 EXPERIMENT = Experiment(
+    part="a. Does it recover the truth, and at which rate?",
     spec="sweeps/sample-size.toml",
     quick={"trials": 10, "activation": ["linear", "tanh"], "num_samples": [2400, 4000], "pad_samples_to": []},
     numbers={

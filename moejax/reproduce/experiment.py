@@ -50,6 +50,10 @@ class Experiment:
     """A sentence for the gallery; a {name} in it is a number of `numbers`."""
     shows_not: str = ""
     """A sentence for the gallery on the limits of the experiment."""
+    part: str = ""
+    """The heading of the gallery under which the figure stands; headings are in alphabetical order."""
+    place: int = 0
+    """The place under the heading, before the name."""
     numbers: Mapping[str, Number] = dataclasses.field(default_factory=dict)
     """The numbers in the sentences."""
     summary: Callable[[pd.DataFrame], pd.DataFrame] | None = None
@@ -86,6 +90,12 @@ class ExperimentFile:
     spec_path: Path
     overrides: dict[str, Any]
     name: str
+
+    @property
+    def question(self) -> str:
+        """The question that the figure answers: the beginning of the file's docstring, up to its question mark; "" without one."""
+        question, mark, _ = (load_module(self.path).__doc__ or "").strip().split("\n")[0].partition("?")
+        return question + mark if mark else ""
 
     @property
     def is_study(self) -> bool:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
-from moejax.reproduce.experiment import ExperimentFile, load_experiments
+from moejax.reproduce.experiment import EXPERIMENTS_FOLDER, ExperimentFile, load_experiments
 from moejax.reproduce.results_folder import RunFacts, read_manifest, write_gallery, write_results
 from moejax.sweep.spec.overrides import override_texts
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from moejax.sweep.plan.plan import Plan
 
 RESULTS_FOLDER, RUNS_FOLDER = "results", "runs"
+OPENING_NAME = "opening.md"
+"""The beginning of the gallery, in the folder of experiments (`write_gallery`)."""
 
 
 def reproduce(
@@ -268,7 +270,8 @@ class Session:
                 finish(experiment, table, facts)
         if self.place.workers > 1:  # otherwise this process is the worker, and its compilations are counted
             compilations += compilations_so_far()[0] - compiled_before
-        write_gallery(folder, load_experiments(self.root, quick=self.quick))
+        opening = self.root / EXPERIMENTS_FOLDER / OPENING_NAME
+        write_gallery(folder, load_experiments(self.root, quick=self.quick), opening)
         seconds = time.monotonic() - started
         self.tables.print(
             f"{len(written)} experiments in {duration(seconds)}, {compilations} compilations; "
