@@ -60,9 +60,9 @@ def free_columns(
     """The columns of a design of the experts' inputs, the gates' inputs and ones, in this order.
 
     >>> free_columns(2, 1, expert_biases=True, gate_biases=True)
-    FreeColumns(dim=3, experts=(0, 1, 3), gates=(2, 3))
+    FreeColumns(dim=3, experts=(0, 1, 3), gates=(2, 3), offset=None)
     >>> free_columns(2, 0, expert_biases=False, gate_biases=True)
-    FreeColumns(dim=2, experts=(0, 1), gates=(2,))
+    FreeColumns(dim=2, experts=(0, 1), gates=(2,), offset=None)
 
     Args:
         num_expert_inputs: r.

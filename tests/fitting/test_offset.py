@@ -49,6 +49,17 @@ def test_one_poisson_expert_is_the_regression_of_rates_weighted_by_exposure(meth
     np.testing.assert_allclose(errors, np.sqrt(np.diag(np.linalg.inv(information))), rtol=1e-4)
 
 
+def test_a_sandwich_of_counts_with_exposures_is_the_closed_form():
+    x, y, offset = counts(9, 500, experts=EXPERTS[:1], biases=BIASES[:1])
+    how = {"num_experts": 1, "method": "joint_em", "covariance": "sandwich", **POISSON}
+    result = moejax.fit(jax.random.key(0), x, y, offset=offset, **how)
+    design, mean = np.column_stack([x, np.ones(len(x))]), result.predict(x, offset=offset)
+    bread = np.linalg.inv(design.T @ (design * mean[:, None]))
+    filling = design.T @ (design * ((y - mean) ** 2)[:, None])
+    errors = np.append(result.standard_errors.experts[0], result.standard_errors.expert_bias)
+    np.testing.assert_allclose(errors, np.sqrt(np.diag(bread @ filling @ bread)), rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def two_experts():
     x, y, offset = counts(1, 2000)
