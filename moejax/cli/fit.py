@@ -70,6 +70,8 @@ def fit_command(command: Fit) -> dict[str, Any]:
     in_batches = reads_in_batches(command)
     if command.skip_bad_rows and not in_batches:
         raise ValueError("--skip-bad-rows: goes with rows that are read in batches: a folder, or --stream")
+    if command.offset is not None and in_batches:
+        raise ValueError(f"--offset {command.offset}: does not go with rows that are read in batches")
     table = None if in_batches else _read(command)
     if table is not None:
         options = dataclasses.replace(
@@ -91,11 +93,13 @@ def fit_command(command: Fit) -> dict[str, Any]:
                     table.y,
                     num_experts=num_experts,
                     noise_std=command.noise_std,
+                    offset=table.offset,
                     **vars(options),
                 )
         named = {"input_names": list(table.input_names), "target_name": table.target_name}
         result = dataclasses.replace(result, diagnostics=result.diagnostics | named)
-        predicted, posterior = result.predict(table.x), result.responsibilities(table.x, table.y)
+        predicted = result.predict(table.x, offset=table.offset)
+        posterior = result.responsibilities(table.x, table.y, offset=table.offset)
         summary = _summary(command, table, result, options.channel, posterior, predicted)
         written: list[str] = []
         if scratch is not None:
@@ -134,7 +138,12 @@ def _read(command: Fit) -> Dataset:
         table = load(str(dataset), command.data_dir, target=target)
     if table.y.ndim > 1:
         raise ValueError(f"--target: {dataset} has several, expected one of {table.target_name}")
-    return table
+    if command.offset is None:
+        return table
+    try:
+        return table.with_offset(command.offset)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -196,6 +205,7 @@ def _summary(
         | {
             "data": str(command.data) if command.data is not None else command.dataset,
             "target": table.target_name,
+            "offset": table.offset_name,
             "num_experts": len(result.params.noise_std),
             "num_experts_tried": command.num_experts,
             "activation": command.activation,

@@ -61,14 +61,14 @@ def _parameter_rows(experts: list[dict[str, Any]], names: Sequence[str]) -> pd.D
 
 
 def _plots(out: Path, table: Dataset, result: FitResult) -> None:
-    """The plots of `moejax.fitting.plots`, in the units of the data; that of the experts needs one or two inputs."""
+    """The plots of `moejax.fitting.plots`, in the units of the data; that of the experts needs one or two inputs and no offset."""
     figures = {
-        "calibration.png": plot_calibration(result, table.x, table.y),
+        "calibration.png": plot_calibration(result, table.x, table.y, offset=table.offset),
         "coefficients.png": plot_coefficients(result, input_std=table.x.std(axis=0)),
     }
     if len(result.params.experts) > 1:
-        figures["responsibilities.png"] = plot_responsibilities(result, table.x, table.y)
-    if table.x.shape[1] <= LARGEST_PLOTTED:
+        figures["responsibilities.png"] = plot_responsibilities(result, table.x, table.y, offset=table.offset)
+    if table.x.shape[1] <= LARGEST_PLOTTED and table.offset is None:
         figures["fit.png"] = plot_fit(result, table.x, table.y)
     for name, figure in figures.items():
         save_picture(figure, out / name)

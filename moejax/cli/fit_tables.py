@@ -123,10 +123,11 @@ def print_fit(summary: dict[str, Any], table: Dataset) -> None:
     is_mean = summary["objective"] == "mean"
     of = summary["diagnostics"].get("family", "gaussian")
     of = "" if of == "gaussian" else f" of family {of}"
+    offset = "" if table.offset_name is None else f"; offset: {table.offset_name}"
     units = "standardised units" if summary["units"] == "standardised" else "the data's units"
     console.print(
         f"{settings['num_experts']} {settings['activation']} experts{of} by {summary['diagnostics']['method']} on "
-        f"{summary['num_samples']} samples of {summary['num_inputs']} inputs; target: {table.target_name}"
+        f"{summary['num_samples']} samples of {summary['num_inputs']} inputs; target: {table.target_name}{offset}"
     )
     console.print(
         f"log-likelihood {_number(summary['log_likelihood'], '.3f')} nats "

@@ -80,6 +80,9 @@ class Fit:
     """Columns that the gates read, such as a,b; a column of text stands for all its levels; default: all inputs."""
     expert_inputs: OptionalText = None
     """Columns that the experts read; default: all inputs."""
+    offset: OptionalText = None
+    """Column that is added to the linear predictor of every expert and is no input, such as the logarithm of an exposure;
+    `moejax predict` reads it from the new rows."""
     standardise: bool = True
     """Scale labels for the fit (homogeneous activations), and print coefficients per standard deviation; the files hold both."""
     objective: Objective = FitOptions.objective

@@ -41,6 +41,8 @@ class FolderOfFit(NamedTuple):
     input_names: tuple[str, ...]
     categories: tuple[Category, ...]
     target: str
+    offset: str | None
+    """The column of the offset, if the fit had one."""
 
 
 def read_fit(folder: Path, activation: str | None = None) -> FolderOfFit:
@@ -68,7 +70,7 @@ def read_fit(folder: Path, activation: str | None = None) -> FolderOfFit:
     try:
         document = json.loads((folder / DOCUMENT).read_text(encoding="utf-8"))
         categories = categories_from(document["categories"])
-        target = str(document["settings"]["target"])
+        target, offset = str(document["settings"]["target"]), document["settings"].get("offset")
         names = tuple(document["experts"][0]["coefficients"])
     except (ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(
@@ -76,7 +78,7 @@ def read_fit(folder: Path, activation: str | None = None) -> FolderOfFit:
         ) from None
     same = list(names) == list(result.diagnostics.get("input_names", ()))
     require(same, f"FIT_DIR {folder}", f"{FIT} and {DOCUMENT} of one fit", "those of two")
-    return FolderOfFit(result, names, categories, target)
+    return FolderOfFit(result, names, categories, target, offset)
 
 
 def _function(activation: str) -> Any:
@@ -101,6 +103,7 @@ def predict_command(command: Predict) -> list[dict[Hashable, Any]]:
         fit.input_names,
         fit.categories,
         fit.target,
+        fit.offset,
         separator=command.separator,
         decimal=command.decimal,
     )
@@ -121,12 +124,17 @@ def predictions(result: FitResult, rows: NewRows, level: float, quantiles: list[
     of each expert: `gate_i` given the inputs, or `responsibility_i` if the rows have the target too.
     """
     levels = [0.5 - 0.5 * level, 0.5 + 0.5 * level, *quantiles]
-    found = result.predict_quantiles(rows.x, levels)
-    columns = {"mean": result.predict(rows.x), "std": result.predict_std(rows.x)}
+    of_rows = {"offset": rows.offset}
+    found = result.predict_quantiles(rows.x, levels, **of_rows)
+    columns = {"mean": result.predict(rows.x, **of_rows), "std": result.predict_std(rows.x, **of_rows)}
     columns |= {"low": found[:, 0], "high": found[:, 1]}
     columns |= {f"quantile_{q:.10g}": found[:, 2 + i] for i, q in enumerate(quantiles)}
     name = "gate" if rows.y is None else "responsibility"
-    shares = result.gate_probabilities(rows.x) if rows.y is None else result.responsibilities(rows.x, rows.y)
+    shares = (
+        result.gate_probabilities(rows.x)
+        if rows.y is None
+        else result.responsibilities(rows.x, rows.y, **of_rows)
+    )
     columns |= {f"{name}_{i + 1}": shares[:, i] for i in range(shares.shape[1])}
     return pd.DataFrame(columns)
 
@@ -166,7 +174,7 @@ def _print(
         error = np.sqrt(np.mean((rows.y - table["mean"]) ** 2))
         console.print(
             f"RMSE {error:.4g}; {covered:.1%} of the targets are in their {100 * level:g}% intervals; "
-            f"log density {result.log_density(rows.x, rows.y).mean():.4f} nats a row"
+            f"log density {result.log_density(rows.x, rows.y, offset=rows.offset).mean():.4f} nats a row"
         )
     shown = Table(box=box.SIMPLE, pad_edge=False)
     expert = "likeliest expert" if result.objective == "likelihood" else "largest gate"

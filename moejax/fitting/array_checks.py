@@ -120,6 +120,22 @@ def checked_weights(weights: Any, num_rows: int, name: str = "weights", rows_of:
     return array
 
 
+def checked_offset(offset: Any, weights: np.ndarray, rows_of: str = "x") -> np.ndarray:
+    """(n,) finite offsets of rows with weights (n,); one number is that of every row. Rows of weight zero may hold any values.
+
+    Raises:
+        ValueError: they are something else, or of another n.
+    """
+    array, num_rows = as_numbers(offset, "offset"), len(weights)
+    array = np.full(num_rows, array) if array.ndim == 0 else array
+    require(array.shape == (num_rows,), "offset", f"shape {(num_rows,)} to go with {rows_of}", array.shape)
+    bad = ~np.isfinite(array) & (weights > 0)
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise ValueError(f"offset: expected finite numbers, got {array[at]} in row {at}")
+    return np.where(weights > 0, array, array[np.argmax(weights > 0)])
+
+
 def as_numbers(value: Any, name: str) -> np.ndarray:
     """The entries of an array-like of any shape as double precision numbers; they need not be finite.
 

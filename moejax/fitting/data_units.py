@@ -79,7 +79,9 @@ class DataUnits(NamedTuple):
             )
             given = params_in_input_units(scaled, self.inputs.mean, self.inputs.matrix)
         if are_numbers(host):
-            require_numbers(given, host)
+            # the coefficient of an offset is that of none of the user's inputs
+            own = np.where(self.inputs.matrix.any(axis=0), host.experts, 0.0)
+            require_numbers(given, host._replace(experts=own))
         return given
 
     def errors(

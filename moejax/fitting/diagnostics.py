@@ -94,8 +94,8 @@ def diagnose(
     entropy = -float(weights @ np.sum(posterior * np.log(np.maximum(posterior, 1e-300)), axis=1))
     squares = np.sum(of_experts**2, axis=1)
     kurtosis = float(weights @ squares**2 / total / (dim * (dim + 2)))
-    norms = np.linalg.norm(params.experts, axis=-1)
     between, own = _between(x, weights / total, columns), compact(params, columns)
+    norms = np.linalg.norm(own.experts, axis=-1)
     gates = np.column_stack([params.gating, params.gating_bias]) if config.fit_intercept else params.gating
     ridge = wide_ridge(config.ridge, dim) if units.inputs.column_wise else config.ridge
     penalty = 0.5 * np.sum((gates - gates.mean(axis=0)) ** 2)

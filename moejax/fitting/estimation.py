@@ -145,8 +145,8 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
     result, value, posterior, known = estimate
     # a density of the fitted labels is the density of y times the unit
     per_sample = float(np.sum(np.log(np.broadcast_to(units.labels.scale, sample.y.shape[1:]))))
-    offset = float(sample.weights.sum()) * per_sample
-    history = np.asarray(result.history, np.float64) - offset
+    of_unit = float(sample.weights.sum()) * per_sample
+    history = np.asarray(result.history, np.float64) - of_unit
     diagnostics = {
         "activation": activation_name(options.activation),
         "family_parameters": as_family(options.channel).num_parameters,
@@ -161,10 +161,11 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
         "mixing_weights": np.asarray(result.mixing_weights).tolist(),
         "num_passes": int(result.num_iterations),
         "num_samples": float(sample.weights.sum()),
+        "has_offset": sample.offset is not None,
         **diagnose(result, problem, np.asarray(posterior, np.float64), units, config, known),
     }
     if "optima" in diagnostics:
-        diagnostics["optima"] = [value - offset for value in diagnostics["optima"]]
+        diagnostics["optima"] = [value - of_unit for value in diagnostics["optima"]]
     note = None
     if not isinstance(config.fn, Family):
         note = labels_note(sample.y, sample.weights, config.fn, diagnostics["activation"])
@@ -189,7 +190,7 @@ def described(estimate: Estimate, prepared: Prepared, sample: Sample, options: F
     fitted = FittedInOwnUnits(kept, covariance, units, config.noise, config.has_expert_biases, config.columns)
     return FitResult(
         units.params(result.params),
-        float(value) - offset,
+        float(value) - of_unit,
         history[np.isfinite(history)],
         diagnostics,
         status,

@@ -115,7 +115,7 @@ def least_squares_fit(
     sample: Sample, inputs: InputMap, fit_intercept: bool, noise_std: np.ndarray | None
 ) -> FitResult:
     """One linear expert: its maximum-likelihood estimate, in units of y and for the mapped inputs."""
-    x, y, weights, _ = sample
+    x, y, weights = sample[:3]
     z = inputs(x)
     share = weights / weights.sum()
     unit = np.abs(y).max() or 1.0

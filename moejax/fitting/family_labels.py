@@ -144,6 +144,34 @@ def _nuisances(
     return Nuisances(*values) if usable else Nuisances(1.0, 0.0, 1.0)
 
 
+LEAST_OWN_NORM = 0.25
+"""The norm without the offset is at least this share of the one that explains the offset too."""
+
+
+def without_offset(
+    nuisances: Nuisances, offset: np.ndarray, weights: np.ndarray, *, fit_intercept: bool
+) -> Nuisances:
+    """The nuisances without an offset, from those of labels with it.
+
+    A normal offset that is independent of the inputs adds its mean to the intercept and its variance to the squared norm. Without
+    an intercept its second moment is in the norm.
+
+    >>> without_offset(Nuisances(1.25, 2.0, 1.0), np.array([0.0, 2.0]), np.ones(2), fit_intercept=True)
+    Nuisances(norm=0.75, intercept=1.0, dispersion=1.0)
+
+    Args:
+        nuisances: those of the labels as they are.
+        offset: (n,) in the unit of the fit.
+        weights: (n,)
+        fit_intercept: if true, the experts have intercepts.
+    """
+    share = weights / weights.sum()
+    mean = float(share @ offset) if fit_intercept else 0.0
+    square = max(nuisances.norm**2 - float(share @ (offset - mean) ** 2), 0.0)
+    norm = max(float(np.sqrt(square)), LEAST_OWN_NORM * nuisances.norm)
+    return nuisances._replace(norm=norm, intercept=nuisances.intercept - mean)
+
+
 FIRST_NORMS = (0.9, 0.6)
 """The first norms that are tried, in standard deviations of the labels (robustly), or of the logarithms of positive ones."""
 SECANT_STEPS = 3

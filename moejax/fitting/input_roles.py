@@ -11,8 +11,8 @@ import pandas as pd
 
 from moejax.checks import brief, require
 from moejax.fitting.whitening import InputMap, InputMoments, input_moments, map_of_moments, moments_of_columns
-from moejax.likelihood.free_columns import FreeColumns, free_columns
-from moejax.methods.method import lookup_method, method_names
+from moejax.likelihood.free_columns import FreeColumns, free_columns, with_offset
+from moejax.methods.method import lookup_method, method_names, moments_of
 from moejax.methods.options import FitOptions
 from moejax.registry import nearest
 
@@ -149,6 +149,22 @@ def require_roles(options: FitOptions) -> None:
         raise ValueError(f"method: expected {able} with {changed[0]}, got {options.method!r}")
 
 
+def require_offset_known(options: FitOptions) -> None:
+    """Refuse a method that does not know of an offset: its moments assume that there is none, or it makes all coefficients free.
+
+    Raises:
+        ValueError: with the methods that do.
+    """
+    able = [
+        name
+        for name in method_names()
+        if lookup_method(name).separate_inputs and moments_of(name) in ("none", "optional")
+    ]
+    words = f"{' or '.join(map(repr, able))} with an offset"
+    require(options.method in able, "method", words, options.method)
+    require(options.start == "random", "start", "'random' with an offset", options.start)
+
+
 def roles_undone(options: FitOptions) -> FitOptions:
     """The options of a fit in which experts and gates have all inputs."""
     names = ("gate", "gate_inputs", "expert_inputs")
@@ -226,6 +242,16 @@ def mapped_inputs(
     )
     columns = free_columns(experts.rank, gates.rank, **biases)
     return MappedInputs(both, experts.rank, columns)
+
+
+def with_offset_column(mapped: MappedInputs, *, fit_intercept: bool) -> MappedInputs:
+    """The map with a column of zeros for the offset, which is no input, after those of experts and gates."""
+    inputs, columns = mapped.inputs, mapped.columns
+    if columns is None:
+        own = tuple(range(inputs.rank)) + (inputs.rank,) * fit_intercept
+        columns = FreeColumns(inputs.rank, own, own)
+    matrix = np.pad(inputs.matrix, [(0, 0), (0, 1)])
+    return mapped._replace(inputs=inputs._replace(matrix=matrix), columns=with_offset(columns))
 
 
 def _of_columns(

@@ -36,6 +36,8 @@ def why_not_mean(
     """(argument, accepted values, given value) if the mean has no meaning for a fit; None if it has."""
     if sample.several_outputs:
         return "y", "one output with objective 'mean'", sample.y.shape
+    if sample.offset is not None:
+        return "offset", "None with objective 'mean'", sample.offset
     if isinstance(options.channel, Family):
         return "family", "'gaussian' with objective 'mean'", options.channel.name
     if noise_std is not None:

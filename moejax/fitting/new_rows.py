@@ -22,6 +22,8 @@ class NewRows(NamedTuple):
     """(n, d)"""
     y: np.ndarray | None
     """(n,) the target, if the file has it."""
+    offset: np.ndarray | None
+    """(n,) the offset, if the fit had one."""
     notes: tuple[str, ...]
     """A sentence for each choice that was made in reading the file."""
 
@@ -31,6 +33,7 @@ def read_new_rows(
     input_names: Sequence[str],
     categories: Sequence[Category],
     target: str,
+    offset: str | None = None,
     *,
     separator: str | None = None,
     decimal: str | None = None,
@@ -42,6 +45,7 @@ def read_new_rows(
         input_names: (d,) the inputs of the fit, the indicators of its categories among them.
         categories: the columns of text.
         target: the target of the fit, which the file may have. A column without any value counts as absent.
+        offset: the column of the fit's offset, if it had one.
         separator: as in `read_columns`.
         decimal: as in `read_columns`.
 
@@ -53,11 +57,9 @@ def read_new_rows(
     of_indicator = {name: category for category in categories for name in category.indicator_names}
     encoded: dict[str, np.ndarray] = {}
 
-    def found(name: str) -> Column:
+    def found(name: str, role: str = "an input") -> Column:
         if name not in by_name:
-            raise ValueError(
-                f"{path}: no column {brief(name)}, an input of the fit; {nearest(name, by_name)}"
-            )
+            raise ValueError(f"{path}: no column {brief(name)}, {role} of the fit; {nearest(name, by_name)}")
         return by_name[name]
 
     parts = []
@@ -74,7 +76,10 @@ def read_new_rows(
     if y is not None and not is_there:
         notes = (*notes, f"column {brief(target)}, the target, has no values: it was left out")
     return NewRows(
-        np.stack(parts, axis=1), numbers_of(path, [y])[:, 0] if y is not None and is_there else None, notes
+        np.stack(parts, axis=1),
+        numbers_of(path, [y])[:, 0] if y is not None and is_there else None,
+        None if offset is None else numbers_of(path, [found(offset, "the offset")])[:, 0],
+        notes,
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from moejax.checks import require
 from moejax.fitting.arguments import checked_options, key_data, noise_levels, number_of_experts, prng_key
-from moejax.fitting.array_checks import checked_arrays, input_precision
+from moejax.fitting.array_checks import checked_arrays, checked_offset, input_precision
 from moejax.fitting.input_roles import names_of, with_numbered_columns
 from moejax.fitting.objectives import fit_by_objective
 from moejax.fitting.preparation import Sample, rescaled_weights
@@ -55,6 +55,7 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     expert_inputs: Sequence[Column] | None = FitOptions.expert_inputs,
     method: str = FitOptions.method,
     weights: Any = None,
+    offset: Any = None,
     weights_are: WeightsAre | None = FitOptions.weights_are,
     objective: Objective = FitOptions.objective,
     average: int = FitOptions.average,
@@ -97,6 +98,10 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
         noise_std: sigma (of another family its dispersion) if it is known, () or (m,), in units of y; None estimates it, from the
             labels' marginal likelihood for the moments and then jointly with the other parameters.
         weights: (n,) non-negative sample weights; None for ones. Rows of weight zero are ignored and may hold any values.
+        offset: (n,) known addend o to the linear predictor of every expert, g(a_i . x + b_i + o), or None. Of counts with exposure
+            e it is log e: their log means are a_i . x + b_i + log e. Moments assume that there is none, so that the method is one
+            that needs none ("multistart", "joint_em", "annealed_em"). It goes with one output and a fit by likelihood. Predictions
+            for new rows are given the offset of these.
 
     The other arguments are the fields of `FitOptions`, which explains them.
 
@@ -117,7 +122,8 @@ def fit(  # noqa: D417 - the other arguments are the fields of FitOptions, expla
     options = FitOptions(**{name: given[name] for name in _OPTIONS})
     if source is None:
         require(checkpoint is None, "checkpoint", "None without a source", checkpoint)
-        return _fit(key, x, y, num_experts, noise_std, weights, options)
+        return _fit(key, x, y, num_experts, noise_std, weights, offset, options)
+    require(offset is None, "offset", "None with a source", type(offset).__name__)
     for name, array in (("x", x), ("y", y), ("weights", weights)):
         require(array is None, name, "None with a source, which has it", type(array).__name__)
     is_place = checkpoint is None or isinstance(checkpoint, str | os.PathLike)
@@ -156,6 +162,7 @@ def _fit(
     num_experts: int | str | Sequence[int],
     noise_std: float | None,
     weights: Any,
+    offset: Any,
     options: FitOptions,
 ) -> FitResult:
     """`fit` of arrays, with its options in one object."""
@@ -163,6 +170,7 @@ def _fit(
     chosen = number_of_experts(num_experts)
     key = prng_key(key)
     arrays = checked_arrays(x, y, weights)
+    addend = None if offset is None else checked_offset(offset, arrays[2])
     options = with_numbered_columns(options, arrays[0].shape[1], names_of(x))
     levels = noise_levels(noise_std, arrays[1].shape[1:])
     require(
@@ -173,7 +181,7 @@ def _fit(
     )
     resolved, kind = rescaled_weights(arrays[2], options.weights_are)
     x_kept, y_kept = with_stand_ins(resolved, *arrays[:2], xp=np)  # a small weight may have become zero
-    sample = Sample(x_kept, y_kept, resolved, input_precision(x))
+    sample = Sample(x_kept, y_kept, resolved, input_precision(x), addend)
     result = fit_by_objective(key, sample, chosen, levels, options)
     settings = fit_settings(key, given, options, chosen, levels) | {"weights_are": kind}
     columns = getattr(x, "columns", None)  # of a table

@@ -60,7 +60,7 @@ def plot_fit(
         matplotlib Figure.
 
     Raises:
-        ValueError: more than two inputs or several outputs, or arrays that do not fit together.
+        ValueError: more than two inputs, several outputs or a fit with an offset, or arrays that do not fit together.
 
     Examples:
         >>> x = np.random.default_rng(0).uniform(-1, 1, (200, 1))
@@ -70,6 +70,12 @@ def plot_fit(
         'height'
     """
     x, y = _checked(result, x, y)
+    require(
+        not result.has_offset,
+        "result",
+        "a fit without an offset, because its lines depend on one",
+        "one with",
+    )
     (level,) = checked_levels([level], "level")
     d = x.shape[1]
     require(d in (1, 2), "x", "one or two inputs to plot a fit over", d)
@@ -105,7 +111,7 @@ def plot_fit(
     return figure
 
 
-def plot_responsibilities(result: FitResult, x: Any, y: Any) -> Figure:
+def plot_responsibilities(result: FitResult, x: Any, y: Any, *, offset: Any = None) -> Figure:
     """Plot the responsibilities P(z = i | x, y) of the experts: how clearly each row belongs to one of them.
 
     On the left, each row of the data is a thin column, in which every expert has its share; the rows are sorted by the experts of
@@ -115,6 +121,7 @@ def plot_responsibilities(result: FitResult, x: Any, y: Any) -> Figure:
         result: a fit.
         x: (n, d) data, in the units of the x that was fitted.
         y: (n,) or (n, m) labels.
+        offset: (n,) that of the data, if the fit had one.
 
     Returns:
         matplotlib Figure.
@@ -128,7 +135,7 @@ def plot_responsibilities(result: FitResult, x: Any, y: Any) -> Figure:
         >>> len(moejax.plot_responsibilities(result, x, np.abs(x[:, 0])).axes)
         2
     """
-    shares = result.responsibilities(x, y)
+    shares = result.responsibilities(x, y, offset=offset)
     n, k = shares.shape
     owner, largest = shares.argmax(axis=1), shares.max(axis=1)
     figure, (left, right) = _figure(2, (10.4, 3.9))
@@ -164,7 +171,7 @@ def plot_responsibilities(result: FitResult, x: Any, y: Any) -> Figure:
     return figure
 
 
-def plot_calibration(result: FitResult, x: Any, y: Any) -> Figure:
+def plot_calibration(result: FitResult, x: Any, y: Any, *, offset: Any = None) -> Figure:
     """Plot whether the predicted distributions hold the labels as often as they promise.
 
     On the left is the histogram of u = P(Y <= y | x) (the probability integral transform), which is uniform on (0, 1) if the
@@ -176,6 +183,7 @@ def plot_calibration(result: FitResult, x: Any, y: Any) -> Figure:
         result: a fit of one output.
         x: (n, d) data, best data that were not fitted.
         y: (n,) labels.
+        offset: (n,) that of the data, if the fit had one.
 
     Returns:
         matplotlib Figure.
@@ -190,7 +198,7 @@ def plot_calibration(result: FitResult, x: Any, y: Any) -> Figure:
         >>> [axes.get_ylabel() for axes in moejax.plot_calibration(result, x, y).axes]
         ['rows, relative to the expected number', 'share of the labels in the interval']
     """
-    u = result.probability_below(x, y)
+    u = result.probability_below(x, y, offset=offset)
     n = len(u)
     figure, (left, right) = _figure(2, (9.6, 4.2), width_ratios=(1.25, 1.0))
     bins = int(np.clip(n // ROWS_IN_BIN, FEWEST_BINS, MOST_BINS))

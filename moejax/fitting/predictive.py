@@ -103,21 +103,29 @@ class PredictiveDensity(NamedTuple):
         return self.means[rows, chosen] + self.noise_std[rows, chosen] * noise
 
 
-def _family_density(params: HostParams, x: np.ndarray, family: Family) -> FamilyDensity:
-    log_gates, predictors = log_gates_and_predictors(params, x)
+def _family_density(
+    params: HostParams, x: np.ndarray, family: Family, offset: np.ndarray | None
+) -> FamilyDensity:
+    log_gates, predictors = log_gates_and_predictors(params, x, offset)
     return FamilyDensity(family, log_gates, predictors, np.broadcast_to(params.noise_std, predictors.shape))
 
 
-def density_of(params: HostParams, x: np.ndarray, channel: Channel) -> PredictiveDensity | FamilyDensity:
-    """The density of y at rows x (n, d) under one mixture."""
+def density_of(
+    params: HostParams, x: np.ndarray, channel: Channel, offset: np.ndarray | None = None
+) -> PredictiveDensity | FamilyDensity:
+    """The density of y at rows x (n, d) with offsets (n,), None for none, under one mixture."""
     if isinstance(channel, Family):
-        return _family_density(params, x, channel)
-    log_gates, means = log_gates_and_means(params, x, channel)
+        return _family_density(params, x, channel, offset)
+    log_gates, means = log_gates_and_means(params, x, channel, offset)
     return PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
 
 
 def predictive_density(
-    members: Sequence[FittedInOwnUnits], x: np.ndarray, fn: Channel, objective: Objective
+    members: Sequence[FittedInOwnUnits],
+    x: np.ndarray,
+    fn: Channel,
+    objective: Objective,
+    offset: np.ndarray | None = None,
 ) -> PredictiveDensity | FamilyDensity:
     """The density under the average of models with equal weights.
 
@@ -128,9 +136,10 @@ def predictive_density(
         x: (n, d), in the units of the data.
         fn: g, or an output family.
         objective: "likelihood" or "mean".
+        offset: (n,) addend to the linear predictors of the experts, by likelihood; None for none.
     """
     if isinstance(fn, Family):
-        densities = [_family_density(member.units.params(member.params), x, fn) for member in members]
+        densities = [_family_density(member.units.params(member.params), x, fn, offset) for member in members]
         share = np.log(float(len(densities)))
         return FamilyDensity(
             fn,
@@ -138,7 +147,7 @@ def predictive_density(
             np.concatenate([density.predictors for density in densities], axis=1),
             np.concatenate([density.dispersion for density in densities], axis=1),
         )
-    parts = [_of_one(member, x, fn, objective) for member in members]
+    parts = [_of_one(member, x, fn, objective, offset) for member in members]
     share = np.log(float(len(parts)))
     return PredictiveDensity(
         np.concatenate([part.log_weights - share for part in parts], axis=1),
@@ -148,10 +157,14 @@ def predictive_density(
 
 
 def _of_one(
-    member: FittedInOwnUnits, x: np.ndarray, fn: ScalarFunction, objective: Objective
+    member: FittedInOwnUnits,
+    x: np.ndarray,
+    fn: ScalarFunction,
+    objective: Objective,
+    offset: np.ndarray | None,
 ) -> PredictiveDensity:
     params = member.units.params(member.params)
-    log_gates, means = log_gates_and_means(params, x, fn)
+    log_gates, means = log_gates_and_means(params, x, fn, offset)
     if objective == "likelihood":
         return PredictiveDensity(log_gates, means, np.broadcast_to(params.noise_std, means.shape))
     f = averaged(np.exp(log_gates), means)
@@ -192,20 +205,25 @@ def mean_variance(member: FittedInOwnUnits, x: np.ndarray, fn: ScalarFunction) -
     return np.maximum(variance, 0.0) * float(member.units.labels.scale) ** 2
 
 
-def log_gates_and_predictors(params: HostParams, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, k) log P_i(x), and (n, k) or (n, k, m) a_i . x + b_i."""
+def log_gates_and_predictors(
+    params: HostParams, x: np.ndarray, offset: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, k) log P_i(x), and (n, k) or (n, k, m) a_i . x + b_i, plus the offset (n,) if there is one."""
     logits = x @ params.gating.T + params.gating_bias
     predictors = x @ params.experts.reshape(params.expert_bias.size, -1).T + params.expert_bias.reshape(-1)
+    predictors = predictors if offset is None else predictors + offset[:, None]
     log_gates = np.asarray(scipy.special.log_softmax(logits, axis=1))
     return log_gates, predictors.reshape(len(x), *params.expert_bias.shape)
 
 
-def log_gates_and_means(params: HostParams, x: np.ndarray, fn: Channel) -> tuple[np.ndarray, np.ndarray]:
-    """(n, k) log P_i(x), and (n, k) or (n, k, m) m_i(x)."""
+def log_gates_and_means(
+    params: HostParams, x: np.ndarray, fn: Channel, offset: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, k) log P_i(x), and (n, k) or (n, k, m) m_i(x), of rows with offsets (n,), None for none."""
     if isinstance(fn, Family):
-        density = density_of(params, x, fn)
+        density = density_of(params, x, fn, offset)
         return density.log_weights, density.means
-    log_gates, predictors = log_gates_and_predictors(params, x)
+    log_gates, predictors = log_gates_and_predictors(params, x, offset)
     return log_gates, _values(fn, predictors.reshape(-1)).reshape(predictors.shape)
 
 

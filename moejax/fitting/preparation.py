@@ -11,8 +11,15 @@ import numpy as np
 from moejax.checks import require
 from moejax.fitting.arguments import log_density_of, require_density_at
 from moejax.fitting.data_units import DataUnits
-from moejax.fitting.family_labels import family_labels, require_support
-from moejax.fitting.input_roles import MappedInputs, input_roles, inputs_as_they_are, mapped_inputs
+from moejax.fitting.family_labels import family_labels, require_support, without_offset
+from moejax.fitting.input_roles import (
+    MappedInputs,
+    input_roles,
+    inputs_as_they_are,
+    mapped_inputs,
+    require_offset_known,
+    with_offset_column,
+)
 from moejax.fitting.label_units import FittedLabels, fitted_labels
 from moejax.fitting.padding import padded
 from moejax.fitting.selection import num_rows_needed
@@ -37,7 +44,7 @@ from moejax.methods.preparation import (
     transform_kind,
     transforms_at,
 )
-from moejax.model.family import Channel, Family, Nuisances, as_family
+from moejax.model.family import Channel, Family, Nuisances, as_family, is_linear_location
 from moejax.model.inputs import LogDensity
 from moejax.moments.family_transforms import Level
 from moejax.moments.score_tensors import AffineLogDensity
@@ -63,6 +70,8 @@ class Sample(NamedTuple):
     """(n,) numbers of equal rows."""
     precision: float
     """Machine epsilon of the numbers in x as they were given."""
+    offset: np.ndarray | None = None
+    """(n,) known addend to the linear predictor of every expert; None if there is none."""
 
     @property
     def several_outputs(self) -> bool:
@@ -136,28 +145,27 @@ def prepare(
     several = sample.several_outputs
     _require_consistent(sample, options, density)
     mapped = _mapped_inputs(sample, options) if inputs is None else inputs_as_they_are(inputs)
+    mapped = mapped if sample.offset is None else with_offset_column(mapped, fit_intercept=intercept)
     inputs, of_experts, columns = mapped.inputs, mapped.of_experts, mapped.columns
     used, rank = int((sample.weights > 0).sum()), of_experts.rank
     name = "x" if options.expert_inputs is None else "expert_inputs"
     require(rank > 0, name, "a column that varies", "constant columns only")
     _require_rows(sample, used, rank, num_experts, method, intercept, columns)
     z = inputs(sample.x)
-    own, nuisances = z[:, : mapped.num_expert_inputs], None
-    level: Level
-    about = {"fit_intercept": intercept, "noise_std": noise_std, "standardise": options.standardise}
-    if isinstance(fn, Family):
-        labels, nuisances = family_labels(sample.y, sample.weights, own, fn, **about)
-        level = nuisances
-    else:
-        labels = fitted_labels(own, sample.y, sample.weights, fn, **about)
-        level = 0.0 if several else float(labels.noise_std)
+    labels, nuisances = _labels(sample, z[:, : mapped.num_expert_inputs], noise_std, options)
+    level: Level = 0.0 if several else float(labels.noise_std)
+    level = level if nuisances is None else nuisances
     dtype = jnp.result_type(float)
     y = labels.map(sample.y)
     _require_representable(y[sample.weights > 0], labels, noise_std, np.dtype(dtype))
+    if sample.offset is not None:
+        z[:, -1] = sample.offset / labels.map.scale
+        _require_representable_offset(z[:, -1], np.dtype(dtype))
     kind = transform_kind(options.transform, method, options.num_residual_passes)
+    without_moments = "several outputs" if several else "an offset" if sample.offset is not None else ""
     orders, reason, needs_third = (
-        Orders((), "no moments: several outputs")
-        if several
+        Orders((), f"no moments: {without_moments}")
+        if without_moments
         else choose_orders(
             method,
             fn,
@@ -200,6 +208,37 @@ def prepare(
     return Prepared(problem, config, DataUnits(inputs, labels.map), reason)
 
 
+def _labels(
+    sample: Sample, own: np.ndarray, noise_std: np.ndarray | None, options: FitOptions
+) -> tuple[FittedLabels, Nuisances | None]:
+    """The unit of the labels and their noise, and the nuisances of a family; those of labels without the offset.
+
+    For linear experts with noise of a location, these are the labels less the offset. For others the nuisances, which make a start
+    only, are corrected.
+
+    Args:
+        sample: the sample.
+        own: (n, r) white inputs of the experts.
+        noise_std: () or (m,) if it is known.
+        options: the checked options.
+    """
+    fn, y, offset = options.channel, sample.y, sample.offset
+    about = {
+        "fit_intercept": options.fit_intercept,
+        "noise_std": noise_std,
+        "standardise": options.standardise,
+    }
+    if offset is not None and is_linear_location(fn):
+        y, offset = y - offset, None
+    if not isinstance(fn, Family):
+        return fitted_labels(own, y, sample.weights, fn, **about), None
+    labels, nuisances = family_labels(y, sample.weights, own, fn, **about)
+    if offset is None:
+        return labels, nuisances
+    offset = offset / labels.map.scale
+    return labels, without_offset(nuisances, offset, sample.weights, fit_intercept=options.fit_intercept)
+
+
 def _problem(
     weights: np.ndarray,
     z: np.ndarray,
@@ -239,6 +278,9 @@ def _require_consistent(sample: Sample, options: FitOptions, density: LogDensity
     if sample.several_outputs and not registered.several_outputs:
         able = " or ".join(repr(name) for name in method_names() if lookup_method(name).several_outputs)
         raise ValueError(f"method: expected {able} for several outputs, got {method!r}")
+    if sample.offset is not None:
+        require_offset_known(options)
+        require(not sample.several_outputs, "y", "one output with an offset", f"shape {sample.y.shape}")
     require_slopes(method, options.channel, polish=options.polish)
     require_family(method, options.channel)
     if isinstance(options.channel, Family):
@@ -303,6 +345,18 @@ def _require_rows(
         raise TooManyExpertsError(
             f"x: expected at least {needed} rows with weight for k = {num_experts} experts of {rank} inputs, got {got}"
         )
+
+
+def _require_representable_offset(offset: np.ndarray, dtype: np.dtype) -> None:
+    """Refuse an offset (n,), in the unit of the fit, whose squares overflow in the precision of the computation.
+
+    Raises:
+        ValueError: there is one, with its row.
+    """
+    most, at = float(np.finfo(dtype).max) ** 0.5 / 1e3, int(np.argmax(np.abs(offset)))
+    words = f"numbers of at most {most:.0e} in the unit of the fit, in {dtype}"
+    if abs(offset[at]) > most:
+        raise ValueError(f"offset: expected {words}, got {offset[at]:.3g} in row {at}")
 
 
 def _require_representable(

@@ -105,7 +105,7 @@ class FitResult(ResultPredictions):
 
     - about the run: `activation`, `method`, `noise`, `fit_intercept`, `order` of the tensor and `order_choice` (its reason),
       `moment_noise_std` (the sigma of the label transforms), `mixing_weights`, `num_passes` over the data, `num_samples` (the sum
-      of the weights), and `input_names` if the inputs have names;
+      of the weights), `has_offset`, and `input_names` if the inputs have names;
     - about the inputs: `inputs_standard_normal`, `collinear_directions_dropped` (constant columns included), `collinear_inputs`
       (the columns of each dropped direction, from 0), `constant_inputs`, `nearly_collinear_inputs` (these are kept), `input_mean`
       (the distance of the mean of the white inputs from zero), `input_kurtosis` (the mean of (z'z)^2 over that of normal inputs);

@@ -46,6 +46,10 @@ class Dataset(NamedTuple):
     """A sentence for each omission from the file, and for each choice between two ways to read it."""
     categories: tuple[Category, ...] = ()
     """The columns of text, whose indicators are among the inputs."""
+    offset: np.ndarray | None = None
+    """(n,) known addend to the linear predictors of the experts, if there is one."""
+    offset_name: str | None = None
+    """The column of the offset, which is no input."""
 
     @property
     def target_name(self) -> str:
@@ -62,6 +66,22 @@ class Dataset(NamedTuple):
             raise ValueError(f"target: unknown name {target!r}; {nearest(target, self.target_names)}")
         y = self.y if self.y.ndim == 1 else self.y[:, self.target_names.index(target)]
         return self._replace(y=y, target_names=(target,))
+
+    def with_offset(self, name: str) -> Dataset:
+        """The same data with one of the inputs as offset instead.
+
+        Raises:
+            ValueError: no such input of numbers, or no other input.
+        """
+        encoded = {indicator for category in self.categories for indicator in category.indicator_names}
+        names = [one for one in self.input_names if one not in encoded]
+        if name not in names:
+            raise ValueError(f"offset: unknown column of numbers {name!r}; {nearest(name, names)}")
+        require(len(self.input_names) > 1, "offset", "a column beside the inputs, and one input", name)
+        place = self.input_names.index(name)
+        inputs = self.input_names[:place] + self.input_names[place + 1 :]
+        x, offset = np.delete(self.x, place, axis=1), self.x[:, place]
+        return self._replace(x=x, input_names=inputs, offset=offset, offset_name=name)
 
 
 class Columns(NamedTuple):

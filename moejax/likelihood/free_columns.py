@@ -3,6 +3,9 @@
 The design of a mixture has a column for every input and, last, one of ones for biases. Usually all coefficients are free. If
 the experts have other inputs than the gates, or the gates none, the coefficients of the other columns stay zero: no step moves
 them, and the free parameters do not contain them. The choice is static, so that all sums are those of the free columns only.
+
+An offset, a known addend to the linear predictor of every expert, is a column too. Its coefficient is one in the experts and zero
+in the gates, and is not free either.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ class FreeColumns(NamedTuple):
     """Columns of the experts."""
     gates: tuple[int, ...]
     """Columns of the gates."""
+    offset: int | None = None
+    """The column of the offset, which is in neither; None if there is none."""
 
     @property
     def expert_inputs(self) -> tuple[int, ...]:
@@ -55,9 +60,9 @@ def free_columns(
     """The columns of a design of the experts' inputs, the gates' inputs and ones, in this order.
 
     >>> free_columns(2, 1, expert_biases=True, gate_biases=True)
-    FreeColumns(dim=3, experts=(0, 1, 3), gates=(2, 3))
+    FreeColumns(dim=3, experts=(0, 1, 3), gates=(2, 3), offset=None)
     >>> free_columns(2, 0, expert_biases=False, gate_biases=True)
-    FreeColumns(dim=2, experts=(0, 1), gates=(2,))
+    FreeColumns(dim=2, experts=(0, 1), gates=(2,), offset=None)
 
     Args:
         num_expert_inputs: r.
@@ -68,6 +73,20 @@ def free_columns(
     dim = num_expert_inputs + num_gate_inputs
     experts, gates = tuple(range(num_expert_inputs)), tuple(range(num_expert_inputs, dim))
     return FreeColumns(dim, experts + (dim,) * expert_biases, gates + (dim,) * gate_biases)
+
+
+def with_offset(columns: FreeColumns) -> FreeColumns:
+    """The columns of the same design with an offset after its inputs.
+
+    >>> with_offset(free_columns(2, 0, expert_biases=True, gate_biases=True))
+    FreeColumns(dim=3, experts=(0, 1, 3), gates=(3,), offset=2)
+    """
+    dim = columns.dim
+
+    def moved(places: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(place + (place == dim) for place in places)
+
+    return FreeColumns(dim + 1, moved(columns.experts), moved(columns.gates), dim)
 
 
 def expert_columns(array: Array, columns: FreeColumns | None) -> Array:
@@ -138,8 +157,11 @@ def compact(params: MoEParams[Array], columns: FreeColumns | None) -> MoEParams[
 def widened_experts(
     experts: Float[jax.Array, "... r"], columns: FreeColumns | None
 ) -> Float[jax.Array, "... d"]:
-    """The inverse of `expert_inputs`, for coefficients (.., r): those of other inputs are zero."""
-    return experts if columns is None else _spread(experts, columns.expert_inputs, columns.dim)
+    """The inverse of `expert_inputs`, for coefficients (.., r): those of other inputs are zero, and that of an offset is one."""
+    if columns is None:
+        return experts
+    wide = _spread(experts, columns.expert_inputs, columns.dim)
+    return wide if columns.offset is None else wide.at[..., columns.offset].set(1.0)
 
 
 def _spread(array: jax.Array, places: tuple[int, ...], size: int) -> jax.Array:
@@ -149,7 +171,7 @@ def _spread(array: jax.Array, places: tuple[int, ...], size: int) -> jax.Array:
 
 
 def expanded(params: MoEParams, columns: FreeColumns | None) -> MoEParams:
-    """The inverse of `compact`: the coefficients of other columns are zero."""
+    """The inverse of `compact`: the coefficients of other columns are zero, and the experts' of an offset is one."""
     if columns is None:
         return params
     gating = _spread(params.gating, columns.gate_inputs, columns.dim)

@@ -21,7 +21,7 @@ from moejax.methods.from_moments import polish_from
 from moejax.methods.global_search import scaled_starts, spectral_starts
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, least_noise_of, with_path
 from moejax.methods.population import rows_of, side_by_side
-from moejax.methods.starts import index_of_best, label_spread
+from moejax.methods.starts import index_of_best, label_spread, without_offset
 from moejax.model.mixture import MoEParams
 
 NUM_LEVELS = 30
@@ -59,7 +59,7 @@ def annealed_run(
         run = joint_em(held, *data, num_steps=LEVEL_PASSES, hold_noise=True, **common)
         return run.params, run.num_steps
 
-    annealed, passes = jax.lax.scan(stage, start, noise_levels(problem))
+    annealed, passes = jax.lax.scan(stage, start, noise_levels(without_offset(problem, config)))
     run = joint_em(annealed, *data, num_steps=FREE_PASSES, **common)
     return run, passes.sum(dtype=jnp.int32) + run.num_steps
 

@@ -45,8 +45,8 @@ def spectral(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodRe
         chunk_size=config.chunk_size,
         log_density=config.log_density,
     )
-    params = with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
-    params = with_nuisances(params, problem)
+    params = with_nuisances(zero_gates(estimate.experts, problem.noise_std), problem)
+    params = with_experts_inputs(params, config)
     history = jnp.zeros(0, problem.x.dtype)
     mixing_weights = estimate.mixing_weights / estimate.mixing_weights.sum()
     num_iterations = jnp.asarray(MOMENT_PASSES, jnp.int32)

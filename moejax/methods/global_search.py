@@ -54,7 +54,7 @@ from moejax.methods.population import (
 )
 from moejax.methods.search_plan import NEWCOMERS, Plan, Search, more_parameters, plan_of, search_rows
 from moejax.methods.stages import stage
-from moejax.methods.starts import label_mean, random_starts, start_noise
+from moejax.methods.starts import label_mean, random_starts, start_noise, without_offset
 from moejax.methods.third_moment import third_moment_experts, third_moment_passes
 from moejax.model.family import Channel, channel_facts, computes_in
 from moejax.model.mixture import MoEParams
@@ -100,12 +100,14 @@ def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_st
     starts = random_starts(key, problem, config, num_starts, spread)
     if not facts.homogeneous or problem.nuisances is not None:
         return starts
+    starts = compact(starts, config.columns)  # the coefficient of an offset is not scaled
     shape = starts.expert_bias.shape
     scale = jnp.broadcast_to(spread / facts.standard_deviation, shape)
     bias = scale * starts.expert_bias
     if config.has_expert_biases:
-        bias = bias + jnp.broadcast_to(label_mean(problem), shape)
-    return starts._replace(experts=scale[..., None] * starts.experts, expert_bias=bias)
+        bias = bias + jnp.broadcast_to(label_mean(without_offset(problem, config)), shape)
+    starts = starts._replace(experts=scale[..., None] * starts.experts, expert_bias=bias)
+    return expanded(starts, config.columns)
 
 
 def search_sample(key: jax.Array, problem: Problem, num_rows: int) -> Problem:

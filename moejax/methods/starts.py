@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from moejax.likelihood.free_columns import expert_inputs, widened_experts
 from moejax.methods.method import MethodConfig, Problem
-from moejax.model.family import as_family, channel_facts, is_gaussian
+from moejax.model.family import as_family, channel_facts, is_gaussian, is_linear_location
 from moejax.model.gaussian import standard_normal
 from moejax.model.mixture import MoEParams
 from moejax.model.small_linear_algebra import unit_rows
@@ -55,11 +55,19 @@ def start_noise(problem: Problem, config: MethodConfig) -> Float[jax.Array, "*m"
     noise; for others the dispersion that was estimated before.
     """
     if is_gaussian(config.fn):
-        return label_spread(problem)
+        return label_spread(without_offset(problem, config))
     facts = channel_facts(config.fn)
     if not as_family(config.fn).location_scale or problem.nuisances is None:
         return problem.noise_std
     return jnp.hypot(problem.noise_std, problem.nuisances.norm * facts.standard_deviation)
+
+
+def without_offset(problem: Problem, config: MethodConfig) -> Problem:
+    """The problem with labels less the offset, if g is linear; else, or without an offset, the problem itself."""
+    place = None if config.columns is None else config.columns.offset
+    if place is None or not is_linear_location(config.fn):
+        return problem
+    return problem._replace(y=problem.y - problem.x[:, place])
 
 
 def with_nuisances(params: MoEParams, problem: Problem) -> MoEParams:
@@ -90,11 +98,11 @@ def random_starts(
     starts = jax.vmap(zero_gates, (0, None))(draws[..., :dim] if crowded else unit_rows(draws), noise_std)
     if crowded and config.has_expert_biases:
         starts = starts._replace(expert_bias=draws[..., -1])
-    return with_nuisances(with_experts_inputs(starts, config), problem)
+    return with_experts_inputs(with_nuisances(starts, problem), config)
 
 
 def with_experts_inputs(params: MoEParams, config: MethodConfig) -> MoEParams:
-    """Experts (.., r) of their own inputs as experts of all inputs, with zero gates."""
+    """Experts (.., r) of their own inputs as experts of all inputs, and of the offset if there is one, with zero gates."""
     columns = config.columns
     if columns is None:
         return params

@@ -34,8 +34,8 @@ def _estimate(
         num_experts=config.num_experts,
         chunk_size=config.chunk_size,
     )
-    params = with_experts_inputs(zero_gates(estimate.experts, problem.noise_std), config)
-    return estimate, with_nuisances(params, problem)
+    params = with_nuisances(zero_gates(estimate.experts, problem.noise_std), problem)
+    return estimate, with_experts_inputs(params, config)
 
 
 def third_moment_experts(key: jax.Array, problem: Problem, config: MethodConfig) -> MoEParams:

@@ -25,6 +25,7 @@ from moejax.model.activations import (
     activation_derivatives,
     activation_facts,
     apply_activation,
+    get_activation,
 )
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
@@ -326,6 +327,11 @@ def channel_facts(channel: Channel) -> ActivationFacts:
         homogeneous=facts.homogeneous and family.location_scale,
         kinked=facts.kinked or not family.smooth,
     )
+
+
+def is_linear_location(channel: Channel) -> bool:
+    """True if a label is its linear predictor plus noise, so that labels less an offset are those of a model without."""
+    return channel_facts(channel).homogeneous and as_family(channel).activation is get_activation("linear")
 
 
 def computes_in(channel: Channel, dtype: Any) -> bool:

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -212,4 +213,66 @@ def test_a_fit_of_the_mean_says_so_and_predicts(capsys, tmp_path):
     assert "--ridge few: expected a number" in refused(capsys, *command, "--ridge", "few")
     assert "ridge: expected a number or None with objective 'likelihood'" in refused(
         capsys, *command[:6], "--ridge", "evidence"
+    )
+
+
+def test_a_column_of_the_new_rows_is_the_offset_of_a_fit_with_one(capsys, tmp_path):
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame({"age": rng.normal(50.0, 10.0, N), "log_exposure": rng.uniform(0.0, 3.0, N)})
+    table["size"] = rng.normal(size=N)
+    table["events"] = rng.poisson(np.exp(0.5 * table["size"] - 0.5 + table["log_exposure"]))
+    table.to_csv(tmp_path / "data.csv", index=False)
+    command = (
+        "fit",
+        tmp_path / "data.csv",
+        "--target",
+        "events",
+        "--num-experts",
+        "1",
+        "--family",
+        "poisson",
+    )
+    command = (*command, "--method", "joint_em", "--offset", "log_exposure", "--out", tmp_path / "out")
+    assert "target: events; offset: log_exposure" in " ".join(run(capsys, *command).split())
+
+    result, x = moejax.load_fit(tmp_path / "out" / "fit.moejax"), table[["age", "size"]].to_numpy()
+    offset = table["log_exposure"].to_numpy()
+    assert json.loads((tmp_path / "out" / "fit.json").read_text())["settings"]["offset"] == "log_exposure"
+    assert list(result.diagnostics["input_names"]) == ["age", "size"]
+    same = moejax.fit(
+        jax.random.key(0),
+        x,
+        table["events"].to_numpy(),
+        num_experts=1,
+        family="poisson",
+        method="joint_em",
+        fit_intercept=True,
+        offset=offset,
+    )
+    np.testing.assert_allclose(result.params.experts, same.params.experts, rtol=1e-9)
+    samples = pd.read_parquet(tmp_path / "out" / "samples.parquet")
+    np.testing.assert_allclose(samples["predicted"], same.predict(x, offset=offset), rtol=1e-9)
+
+    table[["log_exposure", "size", "age"]].head(20).to_csv(tmp_path / "new.csv", index=False)
+    run(
+        capsys,
+        "predict",
+        tmp_path / "out",
+        tmp_path / "new.csv",
+        "--quiet",
+        "--out",
+        tmp_path / "new_out.csv",
+    )
+    found = pd.read_csv(tmp_path / "new_out.csv")
+    np.testing.assert_allclose(found["mean"], same.predict(x[:20], offset=offset[:20]), rtol=1e-9)
+    table[["size", "age"]].to_csv(tmp_path / "new.csv", index=False)
+    error = refused(capsys, "predict", tmp_path / "out", tmp_path / "new.csv")
+    assert "no column 'log_exposure', the offset of the fit" in error
+
+    data = ("fit", tmp_path / "data.csv", "--target", "events", "--family", "poisson")
+    assert "--offset: unknown column of numbers 'log_exposur'" in refused(
+        capsys, *data, "--offset", "log_exposur"
+    )
+    assert "--offset log_exposure: does not go with" in refused(
+        capsys, *data, "--offset", "log_exposure", "--stream"
     )

@@ -17,10 +17,16 @@ from moejax.likelihood.free_columns import (
     free_columns,
     free_positions,
     num_coefficients,
+    with_offset,
 )
 from moejax.likelihood.information import observed_information, score_outer_products
+from moejax.likelihood.polish import polish
 from moejax.likelihood.predictors import free_parameters, num_free_parameters, params_from_free
 from moejax.methods import moves
+from moejax.methods.global_search import scaled_starts
+from moejax.methods.method import MethodConfig, Problem
+from moejax.model.families import channel_of
+from moejax.model.family import Nuisances, as_family
 from moejax.model.mixture import MoEParams
 
 K, N = 3, 40
@@ -113,3 +119,27 @@ def test_children_of_mixtures_with_other_numbers_of_inputs(problem, num_gate_inp
     assert [leaf.shape for leaf in children] == [(8, *shape[1:]) for shape in shapes]
     assert all(np.isfinite(leaf).all() for leaf in children)
     assert not np.asarray(children.gating[:, -1]).any()
+
+
+@pytest.mark.parametrize("columns", [COLUMNS, free_columns(3, 0, expert_biases=True, gate_biases=True)])
+@pytest.mark.parametrize("family", ["poisson", "gaussian", "laplace"])
+def test_every_start_has_the_coefficients_of_an_offset_and_steps_leave_them(columns, family, problem):
+    _, x, y, weights = problem
+    columns = with_offset(columns)
+    x = jnp.concatenate([x, jnp.linspace(-2.0, 3.0, N)[:, None]], axis=1)
+    y = jnp.abs(jnp.round(3 * y)) if family == "poisson" else y
+    nuisances = None if family == "gaussian" else Nuisances(*map(jnp.asarray, (0.7, 0.2, 0.9)))
+    fn = channel_of(family, "linear")
+    how = {"fn": fn, "noise": "shared" if as_family(fn).has_dispersion else "known", "columns": columns}
+    config = MethodConfig(num_experts=K, order=0, fit_intercept=True, **how)
+    sample = Problem(x, y, weights, jnp.asarray(0.9), None, nuisances=nuisances)
+    starts = scaled_starts(jax.random.key(0), sample, config, 4)
+    children = expanded(moves.children_of(jax.random.key(1), compact(starts, columns), 8), columns)
+    first = jax.tree.map(lambda leaf: leaf[0], starts)
+    climbed = joint_em(first, x, y, weights, num_steps=5, fit_intercept=True, **how).params
+    polished = polish(climbed, x, y, weights, num_steps=5, fit_intercept=True, **how).params
+
+    for params in (starts, children, climbed, polished):
+        assert np.all(np.asarray(params.experts[..., columns.offset]) == 1.0)
+        assert not np.asarray(params.gating[..., columns.offset]).any()
+    assert np.abs(polished.experts - first.experts).max() > 1e-3
