@@ -6,8 +6,11 @@ from matplotlib.figure import Figure
 from moejax.reproduce import COLOURS, MARKERS, Experiment, Number, estimates
 
 _CASES = {
-    "none": ("all hold", "expert_norms == '1.0' and expert_correlation == 0 and {same}"),
-    "norms": ("norms 0.7, 1, 1.4", "expert_norms != '1.0'"),
+    "none": (
+        "all hold",
+        "expert_norms in ['1', '1.0', '[1.0, 1.0, 1.0]'] and expert_correlation == 0 and {same}",
+    ),
+    "norms": ("norms 0.7, 1, 1.4", "expert_norms == '[0.7, 1.0, 1.4]'"),
     "cosine_3": ("experts at\ncosine 0.3", "expert_correlation == 0.3"),
     "cosine_6": ("experts at\ncosine 0.6", "expert_correlation == 0.6"),
     "number": ("4 experts fitted,\n3 are true", "fit_num_experts == 4"),
@@ -74,7 +77,7 @@ EXPERIMENT = Experiment(
         "num_samples": 4000,
         "activation": ["linear"],
         "methods": ["spectral_em"],
-        "expert_norms": [1.0],
+        "expert_norms": [[1.0, 1.0, 1.0]],
         "expert_correlation": [0.0],
         "fit_num_experts": ["default"],
         "fit_activation": ["default"],

@@ -206,7 +206,7 @@ def budgets(table: pd.DataFrame) -> str:
         method, *values = key if isinstance(key, tuple) else (key,)
         pairs = zip(varied, values, strict=True)
         told = [fields[name].format(int(value)) for name, value in pairs if not np.isnan(value)]
-        parts.setdefault(method, []).append(f"{mean:.0f}" + (f" ({', '.join(told)})" if told else ""))
+        parts.setdefault(str(method), []).append(f"{mean:.0f}" + (f" ({', '.join(told)})" if told else ""))
     told = "; ".join(f"{method} {', '.join(values)}" for method, values in parts.items())
     return (
         f"Budget, mean passes over the data of a trial with all its starts and pilots: {told}."
@@ -221,11 +221,11 @@ def _with_numbers(text: str, folder: Path) -> list[str]:
     for claims in sorted(folder.glob("*/claims.json")):
         numbers = json.loads(claims.read_text(encoding="utf-8"))["numbers"]
         known |= {f"{claims.parent.name}/{name}": number["text"] for name, number in numbers.items()}
-    paragraphs = []
+    paragraphs: list[str] = []
     for paragraph in text.strip().split("\n\n"):
         if all(name in known for name in PLACEHOLDER.findall(paragraph)):
             paragraphs.append(PLACEHOLDER.sub(lambda found: known[found[1]], paragraph))
-    return "\n\n".join(paragraphs).split("\n")
+    return [line for paragraph in paragraphs for line in [*paragraph.split("\n"), ""]][:-1]
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
