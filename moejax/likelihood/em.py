@@ -16,7 +16,6 @@ responsibilities, for which it reads the samples again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +25,17 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import SampleBlocks, sample_blocks, sum_over_blocks
 from moejax.likelihood.collapse import rounding_noise
+from moejax.likelihood.expert_steps import more_expert_steps
 from moejax.likelihood.free_columns import FreeColumns, parts_of_design
 from moejax.likelihood.m_step import Expectation, MStep, Point, boehning_bound, maximisation
-from moejax.likelihood.predictors import block_matrix, gate_penalty, params_of, predictors_of, weighted_gram
+from moejax.likelihood.predictors import (
+    block_matrix,
+    gate_penalty,
+    log_sum_and_shares,
+    params_of,
+    predictors_of,
+    weighted_gram,
+)
 from moejax.likelihood.scan import frozen_scan
 from moejax.model.family import Channel, as_family
 from moejax.model.mixture import MoEParams, NoiseModel
@@ -84,8 +91,8 @@ def expectation(
         log_densities = at.log_density
         if y.ndim == 2:
             log_densities = log_densities.reshape(k, *y.shape).sum(axis=1)
-        evidence, r = _log_sum_and_shares(logits + log_densities)
-        gate_evidence, prior = _log_sum_and_shares(logits)
+        evidence, r = log_sum_and_shares(logits + log_densities)
+        gate_evidence, prior = log_sum_and_shares(logits)
         r, prior = weights[None] * r, prior[:-1]
         weighted_prior = weights[None] * prior
         r_free = r[:-1]
@@ -112,52 +119,6 @@ def expectation(
         )
 
     return sum_over_blocks(sums_of, blocks)
-
-
-def expert_sums(
-    point: Point,
-    responsible: Point,
-    sums: Expectation,
-    blocks: SampleBlocks,
-    *,
-    fn: Channel,
-    columns: FreeColumns | None = None,
-) -> Expectation:
-    """The sums of an E-step at `responsible`, with those of the experts at another `point`, in one pass over the data."""
-    family = as_family(fn)
-    k, noise_std = point.noise_std.shape[0], responsible.noise_std.reshape(-1)
-
-    def sums_of(design: jax.Array, y: jax.Array, weights: jax.Array):
-        labels = y[None] if y.ndim == 1 else jnp.tile(y, (k, 1))
-        before = responsible.predictors(design)
-        log_densities = family.log_density(labels, before[: noise_std.size], noise_std[:, None])
-        if y.ndim == 2:
-            log_densities = log_densities.reshape(k, *y.shape).sum(axis=1)
-        logits = jnp.concatenate([before[noise_std.size :], jnp.zeros_like(weights)[None]])
-        r = weights[None] * _log_sum_and_shares(logits + log_densities)[1]
-        if y.ndim == 2:
-            r = jnp.repeat(r, y.shape[0], axis=0)
-        predictors = point.predictors(design)[: noise_std.size]
-        at = family.first_order(labels, predictors, noise_std[:, None])
-        of_experts, _ = parts_of_design(design, columns)
-        return (
-            tuple(jnp.sum(r * term, axis=1) for term in at.dispersion),
-            (r * at.score) @ of_experts.T,
-            weighted_gram(of_experts, r * at.information),
-        )
-
-    dispersion, gradient, information = sum_over_blocks(sums_of, blocks)
-    return sums._replace(dispersion=dispersion, expert_gradient=gradient, expert_information=information)
-
-
-def _log_sum_and_shares(
-    logits: Float[jax.Array, "k n"],
-) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "k n"]]:
-    """(n,) log sum exp and (k, n) softmax over the rows of (k, n), with one exponential each."""
-    largest = logits.max(axis=0)
-    terms = jnp.exp(logits - largest[None])
-    total = terms.sum(axis=0)
-    return largest + jnp.log(total), terms / total[None]
 
 
 def _chosen(condition: Bool[jax.Array, ""], one: Any, other: Any) -> Any:
@@ -202,28 +163,11 @@ def _run(
         least_noise = jnp.broadcast_to(rounding_noise(y, weights), y.shape[1:])
     blocks = sample_blocks(x, y, weights, fit_intercept=fit_intercept)
     total_tolerance = tolerance * weights.sum()
-    penalty = jnp.asarray(ridge, x.dtype)
+    penalty, rounding = jnp.asarray(ridge, x.dtype), 10 * jnp.finfo(x.dtype).eps
     bound = boehning_bound(blocks, k, penalty, columns)
-    rounding = 10 * jnp.finfo(x.dtype).eps
-    num_expert_rows = params.noise_std.size
 
     def expect(point: Point) -> Expectation:
         return expectation(point, blocks, fn=fn, experts_free=experts_free, columns=columns)
-
-    def more_expert_steps(
-        m_step: Callable[[Point, Expectation], MStep], best: Point, sums: Expectation, first: MStep
-    ) -> MStep:
-        def again(_: int, candidate: MStep) -> MStep:
-            rows = candidate.point.predictors.rows
-            experts = best.predictors.rows.at[:num_expert_rows].set(rows[:num_expert_rows])
-            point = Point(best.predictors._replace(rows=experts), best.noise_std)
-            moved = expert_sums(point, best, sums, blocks, fn=fn, columns=columns)
-            return m_step(point, moved)
-
-        last = jax.lax.fori_loop(0, expert_steps - 1, again, first)
-        # the last step alone may promise little where the first did not: the run must not end there
-        least = jnp.minimum(first.promised, total_tolerance)
-        return last._replace(promised=jnp.maximum(last.promised, least))
 
     def advance(state: _Climb) -> tuple[_Climb, tuple[jax.Array, Point | None], jax.Array]:
         point, promised, shortened = state.candidate
@@ -264,7 +208,8 @@ def _run(
         )
         candidate = m_step(best, sums)
         if expert_steps > 1:
-            candidate = more_expert_steps(m_step, best, sums, candidate)
+            count, least = expert_steps - 1, total_tolerance
+            candidate = more_expert_steps(m_step, best, sums, candidate, blocks, count, least, fn, columns)
         done = flat & (gain < total_tolerance)
         if before_polish:
             last = accept & (candidate.promised < total_tolerance)
@@ -290,8 +235,7 @@ def _run(
         return params_of(*point, fit_intercept=fit_intercept)
 
     path = None if path is None else jax.vmap(params_at)(path)
-    passes = count if expert_steps == 1 else expert_steps * count
-    return EMRun(params_at(end.best), end.sums.log_likelihood, history, passes, done, path)
+    return EMRun(params_at(end.best), end.sums.log_likelihood, history, expert_steps * count, done, path)
 
 
 def gating_em(

@@ -152,3 +152,13 @@ def params_from_free(
     if noise != "known":
         noise_std = jnp.broadcast_to(jnp.exp(free[num_free:]), noise_std.shape)
     return params_of(Predictors(values, offsets), noise_std, fit_intercept=fit_intercept)
+
+
+def log_sum_and_shares(
+    logits: Float[jax.Array, "k n"],
+) -> tuple[Float[jax.Array, " n"], Float[jax.Array, "k n"]]:
+    """(n,) log sum exp and (k, n) softmax over the rows of (k, n), with one exponential each."""
+    largest = logits.max(axis=0)
+    terms = jnp.exp(logits - largest[None])
+    total = terms.sum(axis=0)
+    return largest + jnp.log(total), terms / total[None]
