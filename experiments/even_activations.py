@@ -50,6 +50,7 @@ def figure(table):
     axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axis.set_ylabel("success rate (error < 0.02) ± MCSE")
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
     axis.legend(frameon=False, ncols=2, loc="upper center", fontsize=8)
     n, trials = (
         int(table["num_samples"].iloc[0]),

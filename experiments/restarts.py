@@ -39,8 +39,10 @@ def figure(table):
             share["success_rate"],
             xerr=cost["mean_mcse"].fillna(0),
             yerr=share["success_rate_mcse"],
-            color=COLOURS[number],
-            marker=MARKERS[number],
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle="-" if number < len(COLOURS) else "--",
+            markerfacecolor=COLOURS[number % len(COLOURS)] if number < len(COLOURS) else "white",
             capsize=2.5,
             linewidth=1.4,
             label=series,
@@ -53,7 +55,7 @@ def figure(table):
                     xytext=(5, -12 if number % 2 == 0 else 6),  # labels of neighbours are on opposite sides
                     textcoords="offset points",
                     fontsize=8,
-                    color=COLOURS[number],
+                    color=COLOURS[number % len(COLOURS)],
                 )
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from moejax.pictures import own_style, save_picture
 from moejax.reproduce.experiment import ExperimentFile
 from moejax.sweep.execution.admission import version
@@ -198,21 +196,22 @@ def budgets(table: pd.DataFrame) -> str:
     """A sentence with the mean passes over the data of every method, and with each of its numbers of starts; "" without methods."""
     if not {"method", "num_iterations"} <= set(table):
         return ""
-    fields = {"num_starts": "{} starts", "expert_steps": "{} expert steps", "max_iterations": "at most {}"}
-    varied = [name for name in fields if name in table and table[name].nunique(dropna=False) > 1]
-    means = table.groupby(["method", *varied], sort=False, dropna=False)["num_iterations"].mean()
-    parts: dict[str, list[str]] = {}
-    for key, mean in means.dropna().items():
-        method, *values = key if isinstance(key, tuple) else (key,)
-        pairs = zip(varied, values, strict=True)
-        told = [fields[name].format(int(value)) for name, value in pairs if not np.isnan(value)]
-        parts.setdefault(str(method), []).append(f"{mean:.0f}" + (f" ({', '.join(told)})" if told else ""))
-    told = "; ".join(f"{method} {', '.join(values)}" for method, values in parts.items())
-    return (
-        f"Budget, mean passes over the data of a trial with all its starts and pilots: {told}."
-        if told
-        else ""
-    )
+    fields = {
+        "num_starts": "{} start",
+        "expert_steps": "{} expert step",
+        "max_iterations": "at most {} iteration",
+    }
+    parts = []
+    for method, rows in table.groupby("method", sort=False):
+        varied = [name for name in fields if name in rows and rows[name].nunique() > 1]
+        groups = rows.groupby(varied, sort=False) if varied else [((), rows)]
+        told = []
+        for values, group in groups:
+            pairs = [(name, int(str(value))) for name, value in zip(varied, values, strict=True)]
+            words = [fields[name].format(value) + "s" * (value != 1) for name, value in pairs]
+            told.append(f"{group['num_iterations'].mean():.0f}" + (f" ({', '.join(words)})" if words else ""))
+        parts.append(f"{method} {', '.join(told)}")
+    return f"Budget, mean passes over the data of a trial with all its starts and pilots: {'; '.join(parts)}."
 
 
 def _with_numbers(text: str, folder: Path) -> list[str]:
