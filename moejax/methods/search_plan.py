@@ -33,6 +33,8 @@ FEWEST_FOR_CHILDREN = 16
 """With fewer random starts there are no children: the search is then a spectral start and a few random ones."""
 NUM_DESCENTS = 4
 """Runs of gradient descent, if the starts that climb alone do not suffice."""
+FEWEST_FOR_DESCENTS = 15
+"""With fewer random starts there are none."""
 FEWEST_INDEPENDENT, MOST_INDEPENDENT, INDEPENDENT_ROWS = 15, 47, 2**15
 """Starts that climb alone at first, the spectral ones among them: so many that their number times the rows of the sample is
 INDEPENDENT_ROWS, within these bounds. Small samples have more optima, and cost less. One more climbs with equal experts."""
@@ -149,6 +151,6 @@ def plan_of(problem: Problem, config: MethodConfig) -> Plan:
     )
     num_rows = min(problem.x.shape[0], search_rows(config.fn))
     plan = Plan.of(num_random, num_spectral, config.num_experts, num_rows)
-    has_descents = num_random >= FEWEST_INDEPENDENT and config.num_experts > 1
+    has_descents = num_random >= FEWEST_FOR_DESCENTS and config.num_experts > 1
     has_descents &= problem.y.ndim == 1 and config.columns is None
     return plan._replace(has_descents=has_descents)
