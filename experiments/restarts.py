@@ -1,5 +1,6 @@
 """What does success cost, with every method and its starts, where a hundred passes of EM often do not suffice?"""
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -22,9 +23,10 @@ NUMBERS |= {f"{name}_seconds": Number(rows, "seconds", "mean") for name, rows in
 
 def figure(table):
     labels = table["method"].copy()
-    for field, words in (("max_iterations", "{} iterations"), ("expert_steps", "{} steps")):
+    for field, words in (("max_iterations", "{} iterations"), ("expert_steps", "{} expert step")):
         several = table.groupby("method")[field].transform("nunique") > 1
-        labels = labels.where(~several, labels + ", " + table[field].map(words.format))
+        plural = np.where(table["expert_steps"] > 1, "s", "") if field == "expert_steps" else ""
+        labels = labels.where(~several, labels + ", " + table[field].map(words.format) + plural)
     table = table.assign(series=labels)
     keys = ["series", "num_starts"]
     success, seconds = estimates(table, keys), estimates(table, keys, "seconds")
