@@ -203,10 +203,11 @@ EXPERIMENT = Experiment(
     }
     | {"cells": Number("method == 'joint_em'", "trials", "count", "summary.csv")},
     shows=(
-        "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in {em_better} and "
-        "less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in {adam_better} and in "
-        "{adam_worse}. Where samples are many for each expert and input all succeed: take moments with EM, which need no luck "
-        "with starts. Where they are few, take gradient descent from several starts, or the default search, which tries it too."
+        "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in "
+        "{em_better} and less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in "
+        "{adam_better} and in {adam_worse}. Where samples are many for each expert and input all succeed: take moments "
+        "with EM, which need no luck with starts. Where they are few, take gradient descent from several starts, or the "
+        "default search, which tries it too."
     ),
     shows_not=(
         "It does not show other activations, noises or gates, nor the default search, which takes seconds to minutes for "

@@ -95,7 +95,7 @@ EXPERIMENT = Experiment(
         "trials from one random start ({one_100_seconds} s of one core) and in {best_100} as the best of 8 "
         "({best_100_seconds} s); with three hundred in {one_300} from one ({one_300_seconds} s) and in {best_300} as the "
         "best of 2 ({best_300_seconds} s), and with three Gauss-Newton steps for each of a hundred in {steps} "
-        "({steps_seconds} s). Adam on the likelihood succeeds from one start in {adam} ({adam_seconds} s), spectral_em in "
+        "({steps_seconds} s); Adam on the likelihood succeeds from one start in {adam} ({adam_seconds} s), spectral_em in "
         "{ours} ({ours_seconds} s)."
     ),
     shows_not=(
