@@ -205,8 +205,8 @@ EXPERIMENT = Experiment(
     shows=(
         "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in "
         "{em_better} and less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in "
-        "{adam_better} and in {adam_worse}. Where samples are many for each expert and input all succeed: take moments "
-        "with EM, which need no luck with starts. Where they are few, take gradient descent from several starts, or the "
+        "{adam_better} and in {adam_worse}; where samples are many for each expert and input all succeed, so take moments "
+        "with EM, which need no luck with starts; where they are few, take gradient descent from several starts, or the "
         "default search, which tries it too."
     ),
     shows_not=(

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 CLAIMS = sorted((ROOT / "results").glob("*/claims.json"))
 
 NOT_MEASURED = [
+    r"10\^\d",
     r"https?://\S+",
     r"`[^`]*`",  # code and commands
     r"\]\([^)]*\)",  # targets of links
@@ -35,7 +36,6 @@ NOT_MEASURED = [
     r"starts? of norm \d+",
     r"\b\d+ (samples|random starts|x \d+-fold)",
     r"best of \d+",
-    r"10\^\d",
     r"d = 20 dimensions",
     r"\b\d{1,2},000\b",
     r"\b\d+ (inputs|experts)|[Ff]rom \d+ to \d+ experts",
