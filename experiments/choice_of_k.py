@@ -189,10 +189,10 @@ EXPERIMENT = Experiment(
         **{f"mean_{n}": _right("mean", 0.3, n, MEAN_BIC) for n in (500, 4500)},
     },
     shows=(
-        "Of two, three or five linear experts at σ = 0.5, BIC finds the number in {bic_500} of the trials with 500 "
-        "samples, {bic_1500} with 1500 and {bic_4500} with 4500, ICL in {icl_500}, {icl_1500} and {icl_4500}; where the "
-        "labels are the mean of such a mixture plus noise, its evidence finds the number in {evidence_500} with 500 and "
-        "{evidence_4500} with 4500, its BIC in {mean_500} and {mean_4500}."
+        "Of two, three or five linear experts at σ = 0.5, BIC finds the number in {bic_500} of the trials at n = 500, "
+        "{bic_1500} at n = 1500 and {bic_4500} at n = 4500, ICL in {icl_500}, {icl_1500} and {icl_4500}; where the labels "
+        "are the mean of such a mixture plus noise, its evidence finds the number in {evidence_500} at n = 500 and "
+        "{evidence_4500} at n = 4500, its BIC in {mean_500} and {mean_4500}."
     ),
     shows_not=(
         "It does not show criteria of the best fits: each number of experts has one fit from the moments (a mean: one growth), "

@@ -28,6 +28,7 @@ from moejax.methods.population import (
     side_by_side,
 )
 from moejax.methods.search_plan import NUM_DESCENTS, Search, more_parameters
+from moejax.methods.search_sample import SAME_MIXTURE, in_single_precision, search_ridge, search_sample
 from moejax.methods.stages import stage
 from moejax.model.mixture import log_likelihood_per_sample
 
@@ -52,10 +53,8 @@ that holds stands alone; on other data the good optima are close to each other, 
 def descents(
     key: jax.Array,
     search: Search,
-    rows: Problem,
-    ridge: jax.Array,
-    same: jax.Array,
     *,
+    problem: Problem,
     config: MethodConfig,
 ) -> Search:
     """Runs of gradient descent on the likelihood are finalists, and settle the search if nearly all reach one optimum.
@@ -63,12 +62,12 @@ def descents(
     Args:
         key: PRNG key.
         search: the state after the independent starts.
-        rows: at most DESCENT_ROWS rows of the data, in the precision of the search.
-        ridge: () ridge on the gates.
-        same: () sum of squares below which two ends are one.
+        problem: the data, of which at most DESCENT_ROWS rows are read, in the precision of the search.
         config: the static choices.
     """
-    start_key, fit_key = jax.random.split(key)
+    row_key, start_key, fit_key = jax.random.split(key, 3)
+    rows = in_single_precision(search_sample(row_key, problem, DESCENT_ROWS), config.fn)
+    same = SAME_MIXTURE * sample_scale(rows.weights).unit
     longer = dataclasses.replace(config, max_iterations=DESCENT_PASSES, record_path=False)
     standard, unit = standard_labels(rows, longer)
     fitted = gradient_descent(
@@ -81,7 +80,7 @@ def descents(
     )
     rivals = in_precision_of(rows.x, rows_of(search.population, slice(NUM_RIVALS)))
     starts = side_by_side(in_label_units(fitted.ends, unit), rivals)
-    climbed = climb(starts, rows, config, EM_PASSES, ridge)
+    climbed = climb(starts, rows, config, EM_PASSES, search_ridge(rows, config))
     ends = rows_of(climbed, slice(NUM_DESCENTS))
     optima = distinct_optima(ends, same)
     ranked = keep_best(ends, NUM_DESCENTS, same)

@@ -27,6 +27,7 @@ probability (1 - p)^N.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.likelihood.blocks import sample_scale
 from moejax.likelihood.free_columns import compact, expanded
-from moejax.methods.descents import DESCENT_ROWS, descents
+from moejax.methods.descents import descents
 from moejax.methods.finalists import polished
 from moejax.methods.from_moments import spectral
 from moejax.methods.method import MethodConfig, MethodResult, Problem
@@ -52,24 +53,25 @@ from moejax.methods.population import (
     rows_of,
     side_by_side,
 )
-from moejax.methods.search_plan import NEWCOMERS, Plan, Search, more_parameters, plan_of, search_rows
+from moejax.methods.search_plan import (
+    NEWCOMERS,
+    NUM_DESCENTS,
+    Plan,
+    Search,
+    more_parameters,
+    plan_of,
+    search_rows,
+)
+from moejax.methods.search_sample import SAME_MIXTURE, in_single_precision, search_ridge, search_sample
 from moejax.methods.stages import stage
 from moejax.methods.starts import label_mean, random_starts, start_noise, without_offset
 from moejax.methods.third_moment import third_moment_experts, third_moment_passes
-from moejax.model.family import Channel, channel_facts, computes_in
+from moejax.model.family import channel_facts
 from moejax.model.mixture import MoEParams
 from moejax.moments.spectral import SpectralEstimate
 
 PASSES = 15
 """EM passes of a generation."""
-SAME_MIXTURE = 12.0
-"""Mixtures whose log-densities of the samples differ by less than this, as a sum of squares, count as one.
-
-Near an optimum that sum is about twice the log-likelihood, in nats, that separates them: two on their way to the same optimum are
-recognised as one before they reach it.
-"""
-SEARCH_RIDGE = 1e-6
-"""Ridge on the gates during the search, per sample, if the fit's own is smaller."""
 SMALLEST_RIDGE = 1e-9
 """Ridge of the last generation, per sample, if the fit's own is smaller: EM without a polish needs some ridge."""
 ROUND_PASSES = 10
@@ -85,10 +87,6 @@ FEWEST_AT_BEST = 3
 LEAST_GAIN = 10.0
 """And only if the best is better than one expert alone by this many nats for each further parameter. With less, the data have
 optima of nearly equal likelihood, of which some draw few starts."""
-DESCENT_FOLD = 1
-"""Folded into the search's key for gradient descent."""
-LARGEST_LABEL = 1e15
-"""Labels beyond this size, whose squares have no sum in single precision, are cut to it in the search."""
 
 
 def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_starts: int) -> MoEParams:
@@ -108,20 +106,6 @@ def scaled_starts(key: jax.Array, problem: Problem, config: MethodConfig, num_st
         bias = bias + jnp.broadcast_to(label_mean(without_offset(problem, config)), shape)
     starts = starts._replace(experts=scale[..., None] * starts.experts, expert_bias=bias)
     return expanded(starts, config.columns)
-
-
-def search_sample(key: jax.Array, problem: Problem, num_rows: int) -> Problem:
-    """The problem on at most `num_rows` rows, those of positive weight drawn without replacement."""
-    if problem.x.shape[0] <= num_rows:
-        return problem
-    draw = jax.random.uniform(key, problem.weights.shape, problem.weights.dtype)
-    _, rows = jax.lax.top_k(jnp.where(problem.weights > 0, draw, -1.0), num_rows)
-    return problem._replace(x=problem.x[rows], y=problem.y[rows], weights=problem.weights[rows])
-
-
-def search_ridge(problem: Problem, config: MethodConfig) -> Float[jax.Array, ""]:
-    """() the ridge of the search: SEARCH_RIDGE per sample, or that of the fit if it is larger."""
-    return jnp.maximum(SEARCH_RIDGE * problem.weights.sum(), jnp.asarray(config.ridge, problem.x.dtype))
 
 
 def ridges_of(
@@ -160,26 +144,6 @@ def spectral_starts(
         return None, None, num_passes
     estimate = estimates[0] if estimates else None
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), estimate, num_passes
-
-
-def in_single_precision(sample: Problem, fn: Channel) -> Problem:
-    """The sample in single precision, in which the search takes less time; as it is if g of such numbers is none.
-
-    The search compares log-likelihoods that differ by tenths of a nat, and its best mixtures are polished in the precision of the
-    data.
-    """
-    single = jnp.float32
-    if not computes_in(fn, single):
-        return sample
-    return Problem(
-        sample.x.astype(single),
-        jnp.clip(sample.y, -LARGEST_LABEL, LARGEST_LABEL).astype(single),
-        sample.weights.astype(single),
-        jnp.asarray(sample.noise_std, single),
-        None,
-        least_noise=None if sample.least_noise is None else sample.least_noise.astype(single),
-        nuisances=jax.tree.map(lambda leaf: jnp.asarray(leaf, single), sample.nuisances),
-    )
 
 
 class Rounds(NamedTuple):
@@ -292,6 +256,8 @@ def independent_starts(key: jax.Array, problem: Problem, *, config: MethodConfig
         jnp.asarray(False),
         jnp.asarray(False),
         estimate,
+        rows_of(drawn, slice(NUM_DESCENTS)) if plan.has_descents else None,
+        jnp.full(NUM_DESCENTS, low) if plan.has_descents else None,
     )
     return climb_alone(search, config, plan, again=False) if plan.num_independent else search
 
@@ -350,30 +316,6 @@ def generations(search: Search, *, config: MethodConfig, plan: Plan) -> Search:
     return search._replace(population=population, values=values, num_starts=num_starts, num_passes=num_passes)
 
 
-def descend(
-    key: jax.Array, search: Search, problem: Problem, config: MethodConfig, *, traced: bool
-) -> Search:
-    """The search after runs of gradient descent (`methods.descents`); if it is settled, and traced, they are not made."""
-    row_key, descent_key = jax.random.split(jax.random.fold_in(key, DESCENT_FOLD))
-    rows = in_single_precision(search_sample(row_key, problem, DESCENT_ROWS), config.fn)
-    same = SAME_MIXTURE * sample_scale(rows.weights).unit
-
-    def make(search: Search) -> Search:
-        ridge = search_ridge(rows, config)
-        return descents(descent_key, search, rows, ridge, same, config=config)
-
-    if not traced:
-        return make(search)
-
-    def skip(search: Search) -> Search:
-        made = jax.eval_shape(make, search)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made.descended)
-        values = jnp.full_like(made.descended_values, -jnp.inf)
-        return search._replace(descended=zeros, descended_values=values)
-
-    return jax.lax.cond(search.settled, skip, make, search)
-
-
 def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> MethodResult:
     """The best of spectral and random starts and of moves from there, polished (see the module).
 
@@ -390,7 +332,9 @@ def multistart(key: jax.Array, problem: Problem, config: MethodConfig) -> Method
     if plan.num_more and (traced or search.more_may_suffice):
         search = more_independent_starts(search, config=config, plan=plan)
     if plan.has_descents and (traced or not search.settled):
-        search = descend(key, search, problem, config, traced=traced)
+        # folded in: the starts before have the keys that they would have without
+        make = functools.partial(descents, jax.random.fold_in(key, 1), problem=problem, config=config)
+        search = jax.lax.cond(search.settled, lambda search: search, make, search) if traced else make(search)
     if traced or not search.settled:
         search = generations(search, config=config, plan=plan)
     return polished(search, problem, config=config, plan=plan)

@@ -21,9 +21,9 @@ from jaxtyping import Float, Int
 from moejax.likelihood.blocks import sample_blocks
 from moejax.likelihood.evidence import Evidence, maximise_evidence
 from moejax.likelihood.padded import Objective, Ridge, params_of_padded
-from moejax.methods.global_search import in_single_precision
 from moejax.methods.growth import Grown, GrowthRules, grow
 from moejax.methods.method import MethodConfig, MethodResult, Problem, finish, with_path
+from moejax.methods.search_sample import in_single_precision
 from moejax.methods.stages import stage
 from moejax.model.family import activation_of
 from moejax.model.mixture import with_stand_ins

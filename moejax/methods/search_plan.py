@@ -130,9 +130,9 @@ class Search(NamedTuple):
     spectral: SpectralEstimate | None
     """The moments' diagnostics."""
     descended: MoEParams | None = None
-    """Leaves (NUM_DESCENTS, ..): the ends of the runs of gradient descent, best first; None if there are none."""
+    """Leaves (NUM_DESCENTS, ..): the ends of the runs of gradient descent, best first; None if the plan has none."""
     descended_values: Float[jax.Array, " s"] | None = None
-    """(NUM_DESCENTS,) their log-likelihoods; minus infinity for a repetition."""
+    """(NUM_DESCENTS,) their log-likelihoods; minus infinity for a repetition, and for all before they are made."""
 
 
 def search_rows(fn: Channel) -> int:

@@ -12,7 +12,15 @@ from compiled_model import log_likelihood_per_sample, make_params, regauge
 
 import moejax
 from moejax.likelihood.em import gating_em, joint_em
-from moejax.methods import MethodConfig, Problem, finalists, get_method, random_starts, search_plan
+from moejax.methods import (
+    MethodConfig,
+    Problem,
+    finalists,
+    get_method,
+    random_starts,
+    search_plan,
+    search_sample,
+)
 from moejax.methods import global_search as multistart
 from moejax.methods.moves import NOISE_OF_CHILDREN, children_of
 from moejax.methods.population import Mixtures, climb, distinct_optima, keep_best, repetitions
@@ -38,7 +46,7 @@ compiled_climb = jax.jit(climb, static_argnums=(2, 3))
 compiled_children = jax.jit(children_of, static_argnums=2)
 compiled_keep_best = jax.jit(keep_best, static_argnums=1)
 compiled_ridges = jax.jit(multistart.ridges_of, static_argnums=(0, 1, 3))
-compiled_ridge = jax.jit(multistart.search_ridge, static_argnums=1)
+compiled_ridge = jax.jit(search_sample.search_ridge, static_argnums=1)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +190,7 @@ def test_two_orders_of_the_same_experts_are_one_mixture(problem):
 def test_the_ridge_goes_down_to_that_of_the_fit(problem):
     n = float(problem.weights.sum())
     ridges = np.asarray(compiled_ridges(10, 4, problem, dataclasses.replace(CONFIG, ridge=1e-7 * n)))
-    np.testing.assert_allclose(ridges[:6], multistart.SEARCH_RIDGE * n)
+    np.testing.assert_allclose(ridges[:6], search_sample.SEARCH_RIDGE * n)
     np.testing.assert_allclose(ridges[6:] / ridges[5:9], 10.0**-0.25)
     np.testing.assert_allclose(ridges[-1], 1e-7 * n)
     strong = compiled_ridges(5, 4, problem, dataclasses.replace(CONFIG, ridge=2.0 * n))
@@ -250,7 +258,7 @@ def test_large_samples_are_searched_by_a_random_part():
     n = search_plan.SEARCH_SAMPLES + 1000
     x = np.arange(n, dtype=float)[:, None]
     weights = (np.arange(n) % 2).astype(float)
-    sample = jax.jit(multistart.search_sample, static_argnums=2)
+    sample = jax.jit(search_sample.search_sample, static_argnums=2)
     small = sample(
         jax.random.key(0), Problem(x, x[:, 0], weights, np.asarray(1.0), None), search_plan.SEARCH_SAMPLES
     )
@@ -326,6 +334,8 @@ def test_runs_of_gradient_descent_that_disagree_do_not_settle_a_search(searched)
     for result in searched:
         assert not result.search.settled
         assert not result.search.by_descent
+        ends = np.asarray(result.finalists.log_likelihoods)[: search_plan.NUM_DESCENTS]
+        assert np.isfinite(ends).sum() > 1  # they were made, and ended at several optima
 
 
 # ---- independent starts
@@ -453,12 +463,12 @@ def test_held_experts_climb_as_gating_em_does(problem):
 
 def test_the_search_keeps_the_precision_of_a_function_that_has_only_one(problem):
     double = np.asarray([0.5])
-    assert multistart.in_single_precision(problem, CONFIG.fn).x.dtype == jnp.float32
-    kept = multistart.in_single_precision(problem, lambda t: t.astype(jnp.float64) * double[0])
+    assert search_sample.in_single_precision(problem, CONFIG.fn).x.dtype == jnp.float32
+    kept = search_sample.in_single_precision(problem, lambda t: t.astype(jnp.float64) * double[0])
     assert kept.x.dtype == jnp.float64
 
 
 def test_labels_beyond_single_precision_are_cut(problem):
     huge = problem._replace(y=jnp.asarray(np.append(1e200, np.asarray(problem.y)[1:])))
-    single = multistart.in_single_precision(huge, CONFIG.fn)
+    single = search_sample.in_single_precision(huge, CONFIG.fn)
     assert np.isfinite(np.sum(np.asarray(single.y) ** 2))
