@@ -19,7 +19,8 @@ from rich.table import Table
 from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
 from moejax.reproduce.experiment import EXPERIMENTS_FOLDER, ExperimentFile, load_experiments
-from moejax.reproduce.results_folder import RunFacts, read_manifest, write_gallery, write_results
+from moejax.reproduce.gallery import write_gallery
+from moejax.reproduce.results_folder import RunFacts, read_manifest, write_results
 from moejax.sweep.spec.overrides import override_texts
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 
 from moejax.reproduce.experiment import load_experiments
-from moejax.reproduce.results_folder import budgets, write_gallery
+from moejax.reproduce.gallery import budgets, write_gallery
 
 EXPERIMENT = '''"""{question} More words."""
 
