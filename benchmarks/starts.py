@@ -4,7 +4,8 @@
     python benchmarks/starts.py optima [CELL ..]           how often a method ends at the optimum of the truth, or above it
     python benchmarks/starts.py search [CELL ..]           the default search with and without its runs of gradient descent
 
-Of `search`, the first fit is made twice, and the second time counts. d = 10, k = 3, gates of norm 3, sigma known for `relaxed`; a CELL is ACTIVATION,k,d,n, with gates of norm 1, sigma 0.1, unknown.
+d = 10, k = 3, gates of norm 3, sigma known for `relaxed`; a CELL is ACTIVATION,k,d,n, with gates of norm 1, sigma 0.1, unknown.
+Of `search`, whose keys each make one fit, the first fit is made twice, so that all times are without compilation.
 The activations steep_sin, sin(2 t), and steep_tanh, tanh(4 t), are registered here. Float32, as sweeps are.
 """
 

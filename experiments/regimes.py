@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.metrics import SUCCESS_THRESHOLD
 from moejax.reproduce import HEAT_MAP, Experiment, Number
 from moejax.sweep.trial import AlgorithmSettings, DataSettings, prepare, run_trials
@@ -25,9 +26,15 @@ NAMES = {
     "joint_em": "joint EM,\nbest of 4",
     "gradient_nll": "gradient descent,\nbest of 4",
 }
-TOO_LARGE = {("20x16", 30)}
-"""Cells that are left out: fewer samples than parameters."""
+LARGEST_RATIO = 300
+"""All samples of a shape are padded to this many for each dimension, and share their programs."""
 DIFFERENCE_MAP = "PuOr"
+
+
+def sizes_of(shape):
+    """(d, k) of a shape written "dxk"."""
+    dim, num_experts = shape.split("x")
+    return int(dim), int(num_experts)
 
 
 def _paired(ours, theirs):
@@ -41,8 +48,7 @@ def _paired(ours, theirs):
 def _prepared(cell):
     """Method -> (spec, hyperparameters) of a cell, a tuple of its items."""
     values = dict(cell)
-    dim, num_experts = (int(part) for part in values["shape"].split("x"))
-    largest = max(ratio for ratio in (30, 100, 300) if (values["shape"], ratio) not in TOO_LARGE)
+    dim, num_experts = sizes_of(values["shape"])
     data = DataSettings(
         activation=values["activation"],
         dim=dim,
@@ -59,14 +65,15 @@ def _prepared(cell):
             max_iterations=values["max_iterations"],
             noise_knowledge="estimated",
         )
-        prepared[method] = prepare(data, algorithm, dim * largest)
+        prepared[method] = prepare(data, algorithm, dim * max(LARGEST_RATIO, values["ratio"]))
     return prepared
 
 
 def run_cell(cell):
     """One row per method and trial."""
-    if (cell["shape"], cell["ratio"]) in TOO_LARGE:
-        return pd.DataFrame([{"status": 0, "reason": "left out"}])
+    dim, num_experts = sizes_of(cell["shape"])
+    if dim * cell["ratio"] <= num_free_parameters(num_experts, dim, "shared", fit_intercept=False):
+        return pd.DataFrame([{"status": 0, "reason": "left out: no more samples than parameters"}])
     prepared = _prepared(tuple(sorted((k, v) for k, v in cell.items() if not isinstance(v, list))))
     rows, success = [], {method: np.zeros(0, bool) for method in METHODS}
     for begin, end in zip([0, *cell["looks"]], cell["looks"], strict=False):
@@ -98,7 +105,7 @@ def summary(table):
     rows = []
     table = table[table["method"].notna()]
     for (shape, ratio), part in table.groupby(["shape", "ratio"], sort=False):
-        dim, k = (int(value) for value in shape.split("x"))
+        dim, k = sizes_of(shape)
         success = part.assign(success=part["recovery_error"] < SUCCESS_THRESHOLD)
         success = success.pivot_table(index="trial", columns="method", values="success").astype(bool)
         for method in METHODS:
