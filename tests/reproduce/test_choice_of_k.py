@@ -23,7 +23,7 @@ def test_a_choice_is_the_least_criterion_of_the_fits_that_are_ok():
 
 
 def test_shares_are_counts_over_trials_with_binomial_errors():
-    """Of 8 choices with a true number of 3, five are right, two too low and one too high."""
+    """Eight choices with a true number of 3: five are right, two too low and one too high."""
     chosen = [3, 3, 3, 3, 3, 2, 1, 5]
     cell = {"density": "mixture", "activation": "linear", "noise_std": 0.1, "num_samples": 500}
     rows = [

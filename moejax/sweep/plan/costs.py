@@ -10,7 +10,7 @@ import numpy as np
 REFERENCE_SIZE = 10 * 3
 """d times k of a trial of one unit of work for each sample."""
 OFFSET_PENALTY = 0.05
-"""Of a method's deviation from the mean of all methods, and of a channel's from its method's, in log seconds."""
+"""Prior standard deviation of a method's deviation from the mean of all methods, and of a channel's from its method's, in log seconds."""
 SLOPE_PENALTY = 0.5
 """Of the deviation of an exponent from that of `TrialShape.work`."""
 SMALLEST_SECONDS = 1e-7
@@ -49,7 +49,7 @@ class TrialShape:
 
 
 Name = tuple[str, ...]
-"""Of a term: () is the constant, (method,), (method, channel), (size, "slope"), (method, size, "slope")."""
+"""The key of a term: () is the constant, (method,), (method, channel), (size, "slope"), (method, size, "slope")."""
 
 
 class CostModel:
