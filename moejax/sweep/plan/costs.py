@@ -10,9 +10,9 @@ import numpy as np
 REFERENCE_SIZE = 10 * 3
 """d times k of a trial of one unit of work for each sample."""
 OFFSET_PENALTY = 0.05
-"""Prior standard deviation of a method's deviation from the mean of all methods, and of a channel's from its method's, in log seconds."""
+"""Ridge on a method's deviation from the mean of all methods, and of a channel's from its method's, in log seconds."""
 SLOPE_PENALTY = 0.5
-"""Of the deviation of an exponent from that of `TrialShape.work`."""
+"""Ridge on the deviation of an exponent from that of `TrialShape.work`."""
 SMALLEST_SECONDS = 1e-7
 SIZES = ("num_samples", "dim", "num_experts", "num_starts", "max_iterations")
 """Fields of which a power is taken."""
