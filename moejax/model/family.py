@@ -155,8 +155,8 @@ class Family:
         if not self.has_dispersion:
             return FirstOrder(value, score, information, ())
 
-        log_s = jnp.broadcast_to(jnp.log(s), t.shape)
-        of_s = jax.jvp(lambda v: self.log_density(y, t, jnp.exp(v)), (log_s,), (one,))[1]
+        log_s = jnp.log(s)  # terms of s alone are computed once for an expert
+        of_s = jax.jvp(lambda v: self.log_density(y, t, jnp.exp(v)), (log_s,), (jnp.ones_like(log_s),))[1]
         return FirstOrder(value, score, information, (of_s, of_s**2))
 
     def second_order(
@@ -171,7 +171,7 @@ class Family:
         With a `width` (), those of the log-density averaged over [t - width, t + width].
         """
         one, zero = jnp.ones_like(t), jnp.zeros_like(t)
-        log_s = jnp.broadcast_to(jnp.log(s), t.shape)
+        log_s = jnp.log(s)  # terms of s alone are computed once for an expert
 
         def value_of(t: jax.Array, log_s: jax.Array) -> jax.Array:
             return self.log_density(y, t, jnp.exp(log_s))
@@ -180,7 +180,7 @@ class Family:
             return jax.jvp(lambda t: value_of(t, log_s), (t,), (one,))
 
         def in_log_s(t: jax.Array, log_s: jax.Array) -> jax.Array:
-            return jax.jvp(lambda v: value_of(t, v), (log_s,), (one,))[1]
+            return jax.jvp(lambda v: value_of(t, v), (log_s,), (jnp.ones_like(log_s),))[1]
 
         if width is None:
             (value, score), (_, curvature) = jax.jvp(lambda t: in_t(t, log_s), (t,), (one,))
@@ -196,7 +196,7 @@ class Family:
             information = jnp.broadcast_to(self.information(t, s), t.shape)
         if not self.has_dispersion:
             return SecondOrder(value, score, curvature, information, zero, zero, zero, zero)
-        of_s, of_s_twice = jax.jvp(lambda v: in_log_s(t, v), (log_s,), (one,))
+        of_s, of_s_twice = jax.jvp(lambda v: in_log_s(t, v), (log_s,), (jnp.ones_like(log_s),))
         if width is None:
             cross = jax.jvp(lambda t: in_log_s(t, log_s), (t,), (one,))[1]
         else:
