@@ -1,4 +1,4 @@
-"""How much worse is the estimate if an assumption is wrong: norms, angles, the number of experts, the activation, the noise?"""
+"""How much worse is the estimate if an assumption is wrong: norms, shares, angles, number of experts, activation, noise?"""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -8,9 +8,10 @@ from moejax.reproduce import COLOURS, MARKERS, Experiment, Number, estimates
 _CASES = {
     "none": (
         "all hold",
-        "expert_norms != '[0.7, 1.0, 1.4]' and expert_correlation == 0 and {same}",
+        "expert_norms != '[0.7, 1.0, 1.4]' and gating_bias == 0 and expert_correlation == 0 and {same}",
     ),
     "norms": ("norms 0.7, 1, 1.4", "expert_norms == '[0.7, 1.0, 1.4]'"),
+    "shares": ("gate intercepts\n2, 1, 0", "gating_bias > 0"),
     "cosine_3": ("experts at\ncosine 0.3", "expert_correlation == 0.3"),
     "cosine_6": ("experts at\ncosine 0.6", "expert_correlation == 0.6"),
     "number": ("4 experts fitted,\n3 are true", "fit_num_experts == 4"),
@@ -73,6 +74,8 @@ EXPERIMENT = Experiment(
         "activation": ["linear"],
         "methods": ["spectral_em"],
         "expert_norms": [[1.0, 1.0, 1.0]],
+        "gating_bias": [0.0],
+        "fit_intercept": [False],
         "expert_correlation": [0.0],
         "fit_num_experts": ["default"],
         "fit_activation": ["default"],
@@ -86,15 +89,14 @@ EXPERIMENT = Experiment(
     },
     shows=(
         "For three relu experts the median error is {moments_none} for moments alone and {ours_none} for spectral_em if "
-        "all assumptions hold; {moments_norms} and {ours_norms} with norms from 0.7 to 1.4; {moments_cosine_6} and "
-        "{ours_cosine_6} with experts at a cosine of 0.6; {moments_number} and {ours_number} with a fourth expert fitted; "
-        "{moments_activation} and {ours_activation} if softplus is fitted; {moments_noise} and {ours_noise} with unknown "
-        "noise; joint EM from one random start has {em_none}, {em_norms}, {em_cosine_6}, {em_number}, {em_activation} and "
-        "{em_noise}."
+        "all assumptions hold; {moments_norms} and {ours_norms} with norms from 0.7 to 1.4; {moments_shares} and "
+        "{ours_shares} with unequal shares of the experts; {moments_cosine_6} and {ours_cosine_6} with experts at a cosine "
+        "of 0.6; {moments_number} and {ours_number} with a fourth expert fitted; {moments_activation} and {ours_activation} "
+        "if softplus is fitted; {moments_noise} and {ours_noise} with unknown noise; joint EM from one random start has "
+        "{em_none}, {em_norms}, {em_shares}, {em_cosine_6}, {em_number}, {em_activation} and {em_noise}."
     ),
     shows_not=(
-        "It does not show two assumptions broken at once, nor unequal shares of the experts; gates and inputs have "
-        "figures of their own."
+        "It does not show two assumptions broken at once; gates and inputs have figures of their own."
     ),
     figure=figure,
 )

@@ -28,6 +28,8 @@ class InstanceScales(NamedTuple, Generic[Array]):
     """(k,)"""
     expert_bias: Float[Array, ""] | float = 0.0
     """() intercept of every expert."""
+    gating_bias: Float[Array, ""] | float = 0.0
+    """() intercept of the first gate; those of the others fall to the last one's zero in equal steps."""
 
 
 def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams:
@@ -54,6 +56,6 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
     directions = jnp.cos(angle) * unit_rows(in_span) + jnp.sin(angle) * unit_rows(outside)
     gating = scales.gating_norm * directions.at[-1].set(0.0)
     zeros = jnp.zeros(num_experts, dtype)
-    return MoEParams(
-        experts, gating, jnp.full(num_experts, scales.noise_std, dtype), zeros + scales.expert_bias, zeros
-    )
+    gating_bias = scales.gating_bias * jnp.linspace(1.0, 0.0, num_experts, dtype=dtype).at[-1].set(0.0)
+    noise_std = jnp.full(num_experts, scales.noise_std, dtype)
+    return MoEParams(experts, gating, noise_std, zeros + scales.expert_bias, gating_bias)

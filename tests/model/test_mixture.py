@@ -219,6 +219,10 @@ def test_random_instances_are_as_asked(angle, correlation):
     in_span = np.linalg.norm(gates[:2] @ basis, axis=1)
     np.testing.assert_allclose(in_span, 2.0 * np.cos(np.deg2rad(angle)), atol=1e-9)
     np.testing.assert_array_equal(params.noise_std, np.full(3, 0.3))
+    unequal = scales(angle, correlation, norms)._replace(gating_bias=2.0)
+    unequal = compiled_model.random_params(jax.random.key(0), unequal, 6)
+    np.testing.assert_allclose(unequal.gating_bias, [2.0, 1.0, 0.0])
+    np.testing.assert_array_equal(unequal.experts, params.experts)
 
 
 @pytest.fixture(scope="module")

@@ -181,6 +181,20 @@ def test_estimated_noise():
 
 
 @pytest.mark.slow
+def test_unequal_shares_of_the_experts_are_drawn_and_found():
+    data = dataclasses.replace(DATA, activation="linear", num_samples=4000, gating_norm=0.0, gating_bias=1.5)
+    spec, hyperparameters = stacked([data] * 2, dataclasses.replace(ALGORITHM, fit_intercept=True))
+    result = run_trials(KEYS[:2], hyperparameters, spec)
+    assert np.all(np.asarray(result.recovery_error) < 0.02)
+    assert np.all(np.asarray(result.mixing_error) < 0.05)
+    drawn = jax.jit(functools.partial(draw_trial, spec=spec))(
+        KEYS[0], jax.tree.map(lambda leaf: leaf[0], hyperparameters)
+    )
+    # without gates of their own the shares are those of the intercepts 1.5 and 0
+    np.testing.assert_allclose(drawn.truth.gating_bias, [1.5, 0.0])
+
+
+@pytest.mark.slow
 def test_a_trial_of_a_mean_fit_predicts_as_the_fit_of_its_data():
     data = dataclasses.replace(DATA, activation="linear", dim=3, num_samples=256, gating_norm=3.0)
     algorithm = AlgorithmSettings(method="mean_fit", noise_knowledge="estimated", num_starts=2)
@@ -235,6 +249,8 @@ def test_metrics_with_more_or_fewer_experts_than_true_ones(fitted):
         ("expert_correlation", -1.0),
         ("expert_norms", (1.0, 1.0, 1.0)),
         ("expert_norms", (1.0, -1.0)),
+        ("gating_bias", 1.0),
+        ("gating_bias", float("nan")),
         ("activation", "tahn"),
         ("input_distribution", "normal_standard"),
         ("method", "spectral_me"),

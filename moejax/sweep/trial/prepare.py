@@ -199,6 +199,7 @@ def prepare(
         expert_correlation=np.asarray(data.expert_correlation, dtype),
         expert_norms=np.asarray(norms_of_experts(data), dtype),
         expert_bias=np.asarray(data.expert_bias, dtype),
+        gating_bias=np.asarray(data.gating_bias, dtype),
     )
     count, share = np.asarray(data.num_samples, np.int32), np.asarray(data.outlier_share, dtype)
     return spec, Hyperparameters(count, scales, share, transforms, third)

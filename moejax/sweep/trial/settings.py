@@ -37,6 +37,8 @@ class DataSettings:
     """The output family, with its numbers: "poisson", "binomial(10)"; its dispersion is `noise_std`."""
     expert_bias: float = 0.0
     """The intercept of every expert."""
+    gating_bias: float = 0.0
+    """The intercept of the first gate; those of the others fall to the last one's zero in equal steps."""
     outlier_share: float = 0.0
     """Share of the labels of the sample, not of the held-out one, that are replaced by normal ones of standard deviation 10."""
 
@@ -77,6 +79,7 @@ class AlgorithmSettings:
 ADDED_LATER = {
     "family": "gaussian",
     "expert_bias": 0.0,
+    "gating_bias": 0.0,
     "outlier_share": 0.0,
     "fit_family": None,
     "fit_intercept": False,
@@ -129,6 +132,8 @@ def _check_fitted_family(data: DataSettings, algorithm: AlgorithmSettings) -> No
     words = "0 for Gaussian experts whose intercepts are not fitted (fit_intercept)"
     none = data.expert_bias == 0 or algorithm.fit_intercept or not gaussian
     require(none, "expert_bias", words, data.expert_bias)
+    words = "0 where the intercepts of the gates are not fitted (fit_intercept)"
+    require(data.gating_bias == 0 or algorithm.fit_intercept, "gating_bias", words, data.gating_bias)
     words = "0 with labels that are not real numbers"
     require(truth == "real" or data.outlier_share == 0, "outlier_share", words, data.outlier_share)
 
@@ -166,7 +171,8 @@ def _check_data(data: DataSettings) -> None:
         all(math.isfinite(v) and v > 0 for v in norms), "expert_norms", "positive numbers", data.expert_norms
     )
     require(0 <= data.outlier_share < 1, "outlier_share", "a number from 0 to below 1", data.outlier_share)
-    require(math.isfinite(data.expert_bias), "expert_bias", "a finite number", data.expert_bias)
+    for field in ("expert_bias", "gating_bias"):
+        require(math.isfinite(getattr(data, field)), field, "a finite number", getattr(data, field))
     get_activation(data.activation)
     get_input_distribution(data.input_distribution)
 
