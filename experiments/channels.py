@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
         "ten), {spectral_gamma} (gamma) and {spectral_student_t_3_} (Student's t, three degrees of freedom) for moments "
         "alone and {spectral_em_poisson}, {spectral_em_binomial_10_}, {spectral_em_gamma} and {spectral_em_student_t_3_} "
         "for spectral_em, with norm, intercept and dispersion estimated from the labels: the rate 1/n is a slope of "
-        "minus one."
+        "minus one, and a steeper slope means that the smallest samples are worse than their rate."
     ),
     shows_not=(
         "It does not show experts of different norms or intercepts, for which moments are a start only, nor labels of "

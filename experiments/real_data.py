@@ -428,8 +428,8 @@ EXPERIMENT = Experiment(
     ),
     shows_not=(
         "It does not show tuned outsiders: they have the defaults of their packages. Standard errors are corrected for the "
-        "overlap of training parts, which is an approximation. Its cells ran on two machines with two versions of JAX, the default "
-        "model and its average on the one that the manifest names: the seconds in the table are not comparable."
+        "overlap of training parts, which is an approximation. Two cells ran side by side, and the first fold that a process "
+        "fits compiles: the seconds in the table are no benchmark."
     ),
     program=("dataset", "model", "split"),
     figure=figure,

@@ -194,7 +194,7 @@ def figure(table):
                 lambda v: v > 0.55,
             )
             if i == 0:
-                grid[i, j].set_title(NAMES[method], fontsize=9)
+                grid[i, j].set_title(NAMES[method], fontsize=8)
         for j, method in enumerate(("joint_em", "gradient_nll"), start=len(SERIES)):
             _draw(
                 grid[i, j],
@@ -209,7 +209,7 @@ def figure(table):
                 lambda v: abs(v) < 0.6,
             )
             if i == 0:
-                grid[i, j].set_title("moments and EM less\n" + NAMES[method].split(",")[0], fontsize=9)
+                grid[i, j].set_title("moments and EM less\n" + NAMES[method].split(",")[0], fontsize=8)
         grid[i, 0].set_ylabel(f"d = {dim}\nnumber of experts k", fontsize=9)
     figure.supxlabel("samples per dimension n/d", fontsize=10)
     bar = figure.colorbar(ScalarMappable(share, HEAT_MAP), ax=grid, shrink=0.6)

@@ -138,7 +138,8 @@ EXPERIMENT = Experiment(
     shows=(
         "The slope of log error in log n is {spectral_linear} (linear), {spectral_relu} (relu), {spectral_sigmoid} "
         "(sigmoid) and {spectral_cos} (cos) for moments alone and {spectral_em_linear}, {spectral_em_relu}, "
-        "{spectral_em_sigmoid} and {spectral_em_cos} for spectral_em: the rate 1/n is a slope of minus one."
+        "{spectral_em_sigmoid} and {spectral_em_cos} for spectral_em: the rate 1/n is a slope of minus one, and "
+        "a steeper slope means that the smallest samples are worse than their rate."
     ),
     shows_not=(
         "It does not show the rate of moments at small n, where their error is not yet small, nor any other d, k or "
