@@ -10,7 +10,7 @@ _CASES = {
         "all hold",
         "expert_norms != '[0.7, 1.0, 1.4]' and gating_bias == 0 and expert_correlation == 0 and {same}",
     ),
-    "norms": ("norms 0.7, 1, 1.4", "expert_norms == '[0.7, 1.0, 1.4]'"),
+    "norms": ("norms\n0.7, 1, 1.4", "expert_norms == '[0.7, 1.0, 1.4]'"),
     "shares": ("gate intercepts\n2, 1, 0", "gating_bias > 0"),
     "cosine_3": ("experts at\ncosine 0.3", "expert_correlation == 0.3"),
     "cosine_6": ("experts at\ncosine 0.6", "expert_correlation == 0.6"),

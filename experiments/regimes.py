@@ -255,9 +255,9 @@ EXPERIMENT = Experiment(
     shows=(
         "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in "
         "{em_better} and less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in "
-        "{adam_better} and in {adam_worse}. Where samples are many for each expert and input all succeed, so take moments "
+        "{adam_better} and in {adam_worse}; where samples are many for each expert and input all succeed, so take moments "
         "with EM, which need no luck with starts; where they are few, take gradient descent from several starts, or the "
-        "default search, which tries it too. In the {searched} cells where it was run it succeeds in {search} of the trials, "
+        "default search, which tries it too: in the {searched} cells where it was run it succeeds in {search} of the trials, "
         "gradient descent in {adam_there} and moments with EM in {ours_there}, and a trial of it takes at most "
         "{search_seconds} s in the median of a cell."
     ),
