@@ -24,6 +24,7 @@ import numpy as np
 from moejax import fit, make_params, recovery_error, register_activation, sample
 from moejax.environment import PRNG
 from moejax.methods import get_method, polish_from, search_plan
+from moejax.model.activations import activation_facts, get_activation
 from moejax.sweep.trial.prepare import prepare
 from moejax.sweep.trial.settings import AlgorithmSettings, DataSettings
 from moejax.sweep.trial.trial import draw_trial, measured, posed, run_trial
@@ -123,6 +124,7 @@ def print_search(cells: list[str], num_trials: int) -> None:
         k, d, n = map(int, sizes)
         experts, gating = jnp.eye(d)[:k], jnp.eye(d)[k : 2 * k].at[-1].set(0.0)
         truth = make_params(experts, gating, 0.1)
+        even = activation_facts(get_activation(name)).parity == "even"
         for label, fewest in (("with descent", search_plan.FEWEST_FOR_DESCENTS), ("without", 10**9)):
             found = []
             for trial in range(num_trials):
@@ -132,7 +134,7 @@ def print_search(cells: list[str], num_trials: int) -> None:
                         begun = time.perf_counter()
                         result = fit(jax.random.key(trial), x, y, num_experts=k, activation=name)
                         seconds = time.perf_counter() - begun
-                error = float(recovery_error(experts, result.params.experts))
+                error = float(recovery_error(experts, result.params.experts, even))
                 early = not result.diagnostics["search_end"].startswith("all its")
                 found.append((result.diagnostics["num_passes"], seconds, error, early))
             passes, seconds, errors, early = np.array(found).T
