@@ -96,7 +96,8 @@ EXPERIMENT = Experiment(
         "{em_none}, {em_norms}, {em_shares}, {em_cosine_6}, {em_number}, {em_activation} and {em_noise}."
     ),
     shows_not=(
-        "It does not show two assumptions broken at once; gates and inputs have figures of their own."
+        "It does not show two assumptions broken at once; unequal shares break none, but leave few samples to the rarest "
+        "expert; gates and inputs have figures of their own."
     ),
     figure=figure,
 )

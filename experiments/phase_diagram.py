@@ -1,12 +1,11 @@
 """Where does each method succeed: over (k, n/d) at one noise level, and over (noise, n/d) at one k?"""
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from moejax.reproduce import HEAT_MAP, Experiment, Number, estimates
+from moejax.reproduce import HEAT_MAP, Experiment, Number, draw_heat_map, estimates
 
 NOISE_STD = 0.1
 """Noise level of the maps over k."""
@@ -33,19 +32,6 @@ def _map_over_noise(table):
     return table[table["num_experts"] == counts.idxmax()]
 
 
-def _heat_map(axis, image, texts, norm, cmap, is_light):
-    """A map of `image`, by field (rows) and samples per dimension (columns), with the values written in the cells."""
-    axis.set_facecolor("#eeeeee")  # a missing cell is grey
-    axis.pcolormesh(image.to_numpy(dtype=float), cmap=cmap, norm=norm, edgecolors="white", linewidth=0.5)
-    for (y, x), value in np.ndenumerate(image.to_numpy(dtype=float)):
-        colour = "black" if is_light(value) else "white"
-        axis.text(x + 0.5, y + 0.5, texts(value), ha="center", va="center", fontsize=7, color=colour)
-    axis.set_xticks(
-        np.arange(len(image.columns)) + 0.5, [f"{ratio:g}" for ratio in image.columns], fontsize=8
-    )
-    axis.set_yticks(np.arange(len(image.index)) + 0.5, [f"{value:g}" for value in image.index], fontsize=8)
-
-
 def figure(table):
     methods, activations = (list(dict.fromkeys(table[name])) for name in ("method", "activation"))
     k = int(_map_over_noise(table)["num_experts"].iloc[0])
@@ -66,18 +52,12 @@ def figure(table):
             for method, here in summary.groupby("method")
         }
         for axis, method in zip(grid[i], methods, strict=False):
-            _heat_map(axis, images[method], lambda v: f"{100 * v:.0f}", share, HEAT_MAP, lambda v: v > 0.55)
+            draw_heat_map(axis, images[method], share, texts=images[method].map(lambda v: f"{100 * v:.0f}"))
             if i == 0:
                 axis.set_title(method, fontsize=10)
         gain = images[SPECTRAL_START] - images[RANDOM_START]
-        _heat_map(
-            grid[i, -1],
-            gain,
-            lambda v: f"{100 * v:+.0f}",
-            difference,
-            DIFFERENCE_MAP,
-            lambda v: abs(v) < 0.6,
-        )
+        texts = gain.map(lambda v: f"{100 * v:+.0f}")
+        draw_heat_map(grid[i, -1], gain, difference, DIFFERENCE_MAP, texts)
         grid[i, 0].set_ylabel(f"g = {activation}, {fixed}\n{label}", fontsize=9)
     grid[0, -1].set_title(f"{SPECTRAL_START} less\n{RANDOM_START}", fontsize=10)
     figure.supxlabel("samples per dimension n/d", fontsize=10)

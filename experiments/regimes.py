@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 import moejax
 from moejax.likelihood.predictors import num_free_parameters
 from moejax.model.metrics import SUCCESS_THRESHOLD
-from moejax.reproduce import HEAT_MAP, Experiment, Number
+from moejax.reproduce import HEAT_MAP, Experiment, Number, draw_heat_map
 from moejax.sweep.trial import AlgorithmSettings, DataSettings, draw_trial, prepare, run_trials
 
 OURS = "spectral_em"
-METHODS = (OURS, "joint_em", "gradient_nll")
+RIVALS = ("joint_em", "gradient_nll")
+METHODS = (OURS, *RIVALS)
 SEARCH = "multistart"
 SERIES = (*METHODS, SEARCH)
 NAMES = {
@@ -121,7 +122,7 @@ def run_cell(cell):
                         "seconds": time.process_time() - started,
                     }
                 )
-        errors = [_paired(success[OURS], success[method])[1] for method in METHODS[1:]]
+        errors = [_paired(success[OURS], success[method])[1] for method in RIVALS]
         if max(errors) <= cell["largest_error"]:
             break
     return pd.DataFrame(rows)
@@ -157,57 +158,40 @@ def summary(table):
     return pd.DataFrame(rows)
 
 
-def _draw(axis, axes, cells, column, norm, colours, texts, is_light):
-    ratios, sizes = axes["ratio"], axes["num_experts"]
-    axis.set_facecolor("#eeeeee")  # a missing cell is grey
-    image = np.full((len(sizes), len(ratios)), np.nan)
-    for row in cells.itertuples():
-        y, x = sizes.index(row.num_experts), ratios.index(row.ratio)
-        image[y, x] = getattr(row, column)
-        colour = "black" if is_light(image[y, x]) else "white"
-        axis.text(x + 0.5, y + 0.5, texts(row), ha="center", va="center", fontsize=7, color=colour)
-    axis.pcolormesh(image, cmap=colours, norm=norm, edgecolors="white", linewidth=0.5)
-    axis.set_xticks(np.arange(len(ratios)) + 0.5, [str(value) for value in ratios], fontsize=8)
-    axis.set_yticks(np.arange(len(sizes)) + 0.5, [str(value) for value in sizes], fontsize=8)
+def _text_of_difference(row):
+    return f"{100 * row.difference:+.0f}\n±{100 * row.difference_se:.0f}" if row.difference_se else "0"
 
 
 def figure(table):
     values = summary(table)
-    dims = sorted(set(values["dim"]))
+    values = values.assign(
+        share_text=[f"{100 * share:.0f}" for share in values["success"]],
+        difference_text=[_text_of_difference(row) for row in values.itertuples()],
+    )
+    dims, ratios = (sorted(set(values[name])) for name in ("dim", "ratio"))
     share, difference = Normalize(0, 1), Normalize(-1, 1)
     figure = Figure(figsize=(11.5, 1.9 * len(dims) + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(dims), len(SERIES) + 2, squeeze=False)
+    grid = figure.subplots(len(dims), len(SERIES) + len(RIVALS), squeeze=False)
     for i, dim in enumerate(dims):
         here = values[values["dim"] == dim]
-        axes = {name: sorted(set(here[name])) for name in ("ratio", "num_experts")}
+        sizes = sorted(set(here["num_experts"]))
+
+        def image_of(method, column, here=here, sizes=sizes):
+            rows = here[here["method"] == method]
+            return rows.pivot(index="num_experts", columns="ratio", values=column).reindex(
+                sizes, columns=ratios
+            )
+
         for j, method in enumerate(SERIES):
-            part = here[here["method"] == method]
-            _draw(
-                grid[i, j],
-                axes,
-                part,
-                "success",
-                share,
-                HEAT_MAP,
-                lambda r: f"{100 * r.success:.0f}",
-                lambda v: v > 0.55,
+            draw_heat_map(
+                grid[i, j], image_of(method, "success"), share, texts=image_of(method, "share_text")
             )
             if i == 0:
                 grid[i, j].set_title(NAMES[method], fontsize=8)
-        for j, method in enumerate(("joint_em", "gradient_nll"), start=len(SERIES)):
-            _draw(
-                grid[i, j],
-                axes,
-                here[here["method"] == method],
-                "difference",
-                difference,
-                DIFFERENCE_MAP,
-                lambda r: (
-                    f"{100 * r.difference:+.0f}\n±{100 * r.difference_se:.0f}" if r.difference_se else "0"
-                ),
-                lambda v: abs(v) < 0.6,
-            )
+        for j, method in enumerate(RIVALS, start=len(SERIES)):
+            image, texts = (image_of(method, column) for column in ("difference", "difference_text"))
+            draw_heat_map(grid[i, j], image, difference, DIFFERENCE_MAP, texts)
             if i == 0:
                 grid[i, j].set_title("moments and EM less\n" + NAMES[method].split(",")[0], fontsize=8)
         grid[i, 0].set_ylabel(f"d = {dim}\nnumber of experts k", fontsize=9)
@@ -257,9 +241,9 @@ EXPERIMENT = Experiment(
         "{em_better} and less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in "
         "{adam_better} and in {adam_worse}; where samples are many for each expert and input all succeed, so take moments "
         "with EM, which need no luck with starts; where they are few, take gradient descent from several starts, or the "
-        "default search, which tries it too: in the {searched} cells where it was run it succeeds in {search} of the trials, "
-        "gradient descent in {adam_there} and moments with EM in {ours_there}, and a trial of it takes at most "
-        "{search_seconds} s in the median of a cell."
+        "default search, which tries it too: in the {searched} smaller cells where it was run it succeeds in {search} of the trials, "
+        "gradient descent in {adam_there} and moments with EM in {ours_there}; the median time of a trial of it is at most "
+        "{search_seconds} s in a cell."
     ),
     shows_not=(
         "It does not show other activations, noises or gates, nor the default search with more experts or inputs, where "

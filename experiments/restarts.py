@@ -63,7 +63,7 @@ def figure(table):
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylim(-0.04, 1.1)
+    axis.set_ylim(-0.09, 1.1)
     axis.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axis.margins(x=0.08)
     axis.set_xlabel("compute time of a trial (seconds of one core) ± MCSE")

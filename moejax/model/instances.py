@@ -56,6 +56,6 @@ def random_params(key: jax.Array, scales: InstanceScales, dim: int) -> MoEParams
     directions = jnp.cos(angle) * unit_rows(in_span) + jnp.sin(angle) * unit_rows(outside)
     gating = scales.gating_norm * directions.at[-1].set(0.0)
     zeros = jnp.zeros(num_experts, dtype)
-    gating_bias = scales.gating_bias * jnp.linspace(1.0, 0.0, num_experts, dtype=dtype).at[-1].set(0.0)
+    falling = jnp.arange(num_experts - 1, -1, -1, dtype=dtype) / max(num_experts - 1, 1)
     noise_std = jnp.full(num_experts, scales.noise_std, dtype)
-    return MoEParams(experts, gating, noise_std, zeros + scales.expert_bias, gating_bias)
+    return MoEParams(experts, gating, noise_std, zeros + scales.expert_bias, scales.gating_bias * falling)

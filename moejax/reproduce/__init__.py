@@ -4,7 +4,7 @@ from moejax.pictures import COLOURS
 from moejax.reproduce.claims import Number
 from moejax.reproduce.experiment import Experiment
 from moejax.sweep.monte_carlo import mean_and_mcse
-from moejax.sweep.report.axes import HEAT_MAP, MARKERS
+from moejax.sweep.report.axes import HEAT_MAP, MARKERS, draw_heat_map
 from moejax.sweep.report.figures import line_figure
 from moejax.sweep.report.summary import estimates
 
@@ -14,6 +14,7 @@ __all__ = [
     "MARKERS",
     "Experiment",
     "Number",
+    "draw_heat_map",
     "estimates",
     "line_figure",
     "mean_and_mcse",

@@ -225,3 +225,31 @@ def test_labels_tell_norm_intercept_and_dispersion(name, at):
         more = jnp.concatenate([y, jnp.full(1000, y[0] * 7)])
         again = program(more, jnp.concatenate([jnp.ones(n), jnp.zeros(1000)])).nuisances
         np.testing.assert_allclose(again, found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_marginal_likelihood_of_counts_is_the_integral(scale):
+    """Few and many distinct counts: one block of bins, and several of which the last is not full."""
+    at, n = Nuisances(0.6, scale, 0.5), 3000
+    rng = np.random.default_rng(3)
+    size = 1.0 / at.dispersion
+    mean = np.exp(at.norm * rng.normal(size=n) + at.intercept)
+    y = rng.negative_binomial(size, size / (size + mean)).astype(float)
+    weights = rng.integers(0, 3, n).astype(float)
+    distinct = len(np.unique(y[weights > 0]))
+    assert distinct < 64 if scale < 1 else distinct > 128
+    means = np.exp(at.norm * NODES + at.intercept)
+    density = scipy.stats.nbinom.pmf(y[:, None], size, size / (size + means[None])) @ MASS
+    expected = weights @ np.log(density) / weights.sum()
+    with jax.enable_x64(True):
+        found = jax.jit(
+            lambda y, weights: estimate_nuisances(
+                y,
+                weights,
+                family=get_family("negative_binomial"),
+                norm=at.norm,
+                intercept=at.intercept,
+                dispersion=at.dispersion,
+            )
+        )(y, weights)
+    assert float(found.log_likelihood) == pytest.approx(expected, rel=1e-6)

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -18,6 +20,8 @@ from moejax.sweep.spec.fields import SHORT, show
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HEAT_MAP = "cividis"
+BRIGHT = 0.5
+"""Text is black on colours whose luma, from 0 to 1, is above this."""
 LEGEND_ENTRY_INCHES = 1.5
 LOG_RANGE = 15.0
 """An axis whose values span more than this factor is logarithmic."""
@@ -47,6 +51,37 @@ def new_figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(width, max(2.7 * rows + 1.1, 4.0)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+
+
+def draw_heat_map(
+    axis: Axes,
+    image: pd.DataFrame,
+    norm: Normalize,
+    colours: str = HEAT_MAP,
+    texts: pd.DataFrame | None = None,
+) -> None:
+    """Draw a map of values by the index (vertical) and the columns (horizontal) of a table; missing cells are grey.
+
+    Args:
+        axis: where to draw.
+        image: the values; its labels are those of the ticks.
+        norm: of the colours.
+        colours: name of a colour map.
+        texts: what is written into each cell, a table of the same labels; None writes nothing.
+    """
+    values = image.to_numpy(dtype=float)
+    axis.set_facecolor("#eeeeee")
+    axis.pcolormesh(values, cmap=colours, norm=norm, edgecolors="white", linewidth=0.5)
+    axis.set_xticks(np.arange(values.shape[1]) + 0.5, [tick_label(label) for label in image.columns])
+    axis.set_yticks(np.arange(values.shape[0]) + 0.5, [tick_label(label) for label in image.index])
+    if texts is None:
+        return
+    axis.tick_params(labelsize=8)
+    red, green, blue, _ = np.moveaxis(colormaps[colours](norm(values)), -1, 0)
+    bright = 0.299 * red + 0.587 * green + 0.114 * blue > BRIGHT
+    for y, x in np.argwhere(np.isfinite(values)):
+        colour = "black" if bright[y, x] else "white"
+        axis.text(x + 0.5, y + 0.5, str(texts.iat[y, x]), ha="center", va="center", fontsize=7, color=colour)
 
 
 def draw_legend(figure: Figure, methods: list[str], slope: bool, hollow: bool) -> None:

@@ -22,6 +22,7 @@ from moejax.sweep.report.axes import (
     MARKERS,
     QUANTITIES,
     distinct_values,
+    draw_heat_map,
     draw_legend,
     draw_x_axis,
     is_logarithmic,
@@ -30,7 +31,6 @@ from moejax.sweep.report.axes import (
     new_figure,
     panel_title,
     rows_where,
-    tick_label,
 )
 from moejax.sweep.report.summary import SUCCESS_METRIC, swept_fields
 from moejax.sweep.spec.fields import METHOD_FIELD, show
@@ -276,14 +276,8 @@ def _heatmaps(table: pd.DataFrame, axes: list[str], panels: list[str], quantity:
         here = rows_where(table[table[METHOD_FIELD] == method], row_name, row)
         image = here.pivot_table(index=y_name, columns=x_name, values=estimate, aggfunc="first")
         image = image.reindex(index=ys, columns=xs)
-        axis.set_facecolor("#eeeeee")  # a missing cell is grey
-        axis.pcolormesh(
-            image.to_numpy(dtype=float), cmap=HEAT_MAP, norm=norm, edgecolors="white", linewidth=0.5
-        )
-        axis.set_xticks(
-            np.arange(len(xs)) + 0.5, [tick_label(x) for x in xs], rotation=45 if len(xs) > 5 else 0
-        )
-        axis.set_yticks(np.arange(len(ys)) + 0.5, [tick_label(y) for y in ys])
+        draw_heat_map(axis, image, norm)
+        axis.tick_params(axis="x", labelrotation=45 if len(xs) > 5 else 0)
         title = method if not row_name else f"{method}, {panel_title(row_name, row)}"
         axis.set_title(title, fontsize=10)
     figure.supxlabel(LABELS.get(x_name, x_name), fontsize=11)
