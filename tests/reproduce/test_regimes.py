@@ -47,5 +47,5 @@ def test_numbers_about_the_search_are_of_the_trials_that_it_has():
         itertools.product(spec["grid"]["shape"], range(max(spec["looks"]))), columns=["shape", "trial"]
     )
     chosen = cells.query(EXPERIMENT.SEARCHED)
-    expected = itertools.product(spec["search_shapes"], range(spec["looks"][0]))
+    expected = itertools.product(spec["search_shapes"], range(spec["search_trials"]))
     assert set(chosen.itertuples(index=False, name=None)) == set(expected)
