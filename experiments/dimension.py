@@ -28,6 +28,6 @@ EXPERIMENT = Experiment(
         "{spectral_em_6} to {spectral_em_40} for spectral_em and from {joint_em_6} to {joint_em_40} for joint EM from one"
         " random start."
     ),
-    shows_not="It does not show samples that grow with d; the phase diagram does.",
+    shows_not="It does not show samples that grow with d; the map of regimes does.",
     figure=figure,
 )

@@ -1,4 +1,4 @@
-"""Where do random starts get stuck, and moments do not? Even and oscillating activations with several experts."""
+"""Where does EM fail from random starts, and moments do not? Even and oscillating activations with several experts."""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure

@@ -39,8 +39,7 @@ EXPERIMENT = Experiment(
         "spectral_em {polished} and joint EM from one random start {random}."
     ),
     shows_not=(
-        "It does not show whether a larger sample would help the moments: their bias would stay, only their variance "
-        "would go."
+        "It does not show larger samples; in theory they lower the variance of the moments, and not their bias."
     ),
     figure=figure,
 )

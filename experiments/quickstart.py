@@ -39,8 +39,8 @@ EXPERIMENT = Experiment(
         "(error below 0.02) in {few} of the trials."
     ),
     shows_not=(
-        "It does not show an instance that is hard for random starts: there the experts are more, or correlated (see "
-        "num-experts and restarts)."
+        "It does not show an instance that is hard for random starts: there the experts are more (see "
+        "num-experts and even-activations)."
     ),
     figure=figure,
 )

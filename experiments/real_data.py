@@ -1,4 +1,4 @@
-"""How well do mixtures of linear experts predict real data, beside the best black boxes?
+"""How well do mixtures of linear experts predict real data, beside black boxes?
 
 Cross-validation, paired over folds. All choices are made inside the training part: the objective, the number of experts and the
 ridges of moejax by BIC and evidence; the number of experts of the other mixture methods by BIC or, for a squared error, by a
@@ -420,11 +420,11 @@ EXPERIMENT = Experiment(
         "coverage": number("airfoil", OURS[1], "coverage"),
     },
     shows=(
-        "On Airfoil the cross-validated error is {one} standard deviations of the target for the default model, {average} for "
-        "the average of four, {mixture} for the mixture by likelihood, {hist} for histogram gradient boosting, {process} for a "
-        "Gaussian process, {cubist} for Cubist with twenty committees and {line} for a line; on Concrete the average has "
-        "{concrete_average}, histogram gradient boosting {concrete_hist} and Cubist {concrete_cubist}; the average's intervals of "
-        "ninety percent hold {coverage} of the held-out labels of Airfoil."
+        "On Airfoil the cross-validated error is {one} standard deviations of the target for one model with our defaults, "
+        "{average} for the average of four, {mixture} for a mixture fitted by likelihood, {hist} for histogram gradient "
+        "boosting, {process} for a Gaussian process, {cubist} for Cubist with twenty committees and {line} for a line; on "
+        "Concrete the average has {concrete_average}, histogram gradient boosting {concrete_hist} and Cubist {concrete_cubist};"
+        " the average's intervals of ninety percent hold {coverage} of the held-out labels of Airfoil."
     ),
     shows_not=(
         "It does not show tuned outsiders: they have the defaults of their packages. Standard errors are corrected for the "

@@ -65,7 +65,7 @@ def figure(table):
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(-0.09, 1.1)
     axis.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    axis.margins(x=0.08)
+    axis.margins(x=0.12)
     axis.set_xlabel("compute time of a trial (seconds of one core) ± MCSE")
     axis.set_ylabel("success rate (error < 0.02) ± MCSE")
     axis.grid(color="#dddddd", linewidth=0.6)

@@ -252,7 +252,7 @@ EXPERIMENT = Experiment(
         "With d = 10 and k = 3 spectral_em takes {million} s for 10^6 samples in batches from a file and {hundred} s for "
         "10^8 (error {error}); in memory the seconds grow with n to the power {memory}; with 80,000 samples spectral_wide "
         "takes {wide_200} s for 200 inputs and {wide_20000} s for 20,000, where four samples for each input do not "
-        "suffice (error {wide_error}); a pass grows with d to the power {wide_pass}, that of spectral_em grows to the "
+        "suffice (error {wide_error}); the seconds of a pass grow with d to the power {wide_pass}, those of spectral_em to the "
         "power {em_dim}; from 2 to 16 experts the time goes from {experts_2} to {experts_16} s for spectral_em, and from "
         "{joint_2} to {joint_16} s for joint EM from one random start."
     ),

@@ -31,7 +31,8 @@ def write_gallery(folder: Path, experiments: Sequence[ExperimentFile], opening: 
         "# Results",
         "",
         "`moejax reproduce` makes this page and its figures. A number of the text is followed by its Monte Carlo standard error,",
-        "if it has one. It comes from the table under it, and `claims.json` names the rows.",
+        "if it has one; a share of none or of all trials has none, though the true share may be three over their number away.",
+        "It comes from the table that is linked below it, and `claims.json` names the rows.",
         "",
     ]
     if opening is not None and opening.is_file():
@@ -90,7 +91,8 @@ def budgets(table: pd.DataFrame) -> str:
             words = [fields[name].format(value) + "s" * (value != 1) for name, value in pairs]
             told.append(f"{group['num_iterations'].mean():.0f}" + (f" ({', '.join(words)})" if words else ""))
         parts.append(f"{method} {', '.join(told)}")
-    return f"Budget, mean passes over the data of a trial with all its starts and pilots: {'; '.join(parts)}."
+    trials = f" (up to {table['trial'].nunique()} in a cell)" if "trial" in table else ""
+    return f"Budget, mean passes over the data of a trial{trials} with all its starts and pilots: {'; '.join(parts)}."
 
 
 def _with_numbers(text: str, folder: Path) -> list[str]:

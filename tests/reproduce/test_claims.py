@@ -100,6 +100,7 @@ def check_budget(sentence: str, page: Path) -> None:
     (target,) = re.findall(r"\]\(([^)]+table\.csv)\)", sentence)
     table = pd.read_csv(page.parent / target)
     columns = {"expert step": "expert_steps", "iteration": "max_iterations", "start": "num_starts"}
+    assert f"(up to {table['trial'].nunique()} in a cell)" in sentence
     told = sentence.split(": ", 1)[1].split(". [", maxsplit=1)[0].split("; ")
     assert [part.split()[0] for part in told] == list(dict.fromkeys(table["method"].dropna()))
     for part in told:
