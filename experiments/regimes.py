@@ -244,14 +244,14 @@ EXPERIMENT = Experiment(
         "search_seconds": Number(f"method == '{SEARCH}'", "seconds", "maximum", "summary.csv"),
     },
     shows=(
-        "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in "
-        "{em_better} and less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in "
-        "{adam_better} and in {adam_worse}; where samples are many for each expert and input all succeed, so take moments "
-        "with EM, which need no luck with starts; where they are few, take gradient descent from several starts, or the "
-        "default search, which tries it too: with four experts and n/d = 30 moments with EM succeed in {few_ours} of the trials, "
-        "joint EM in {few_em} and gradient descent in {few_adam}; in the {searched} cells where the search was run, of up to "
-        "four experts and twenty inputs, it succeeds in {search}, gradient descent in {adam_there} and moments with EM in "
-        "{ours_there}; the median time of a trial of it is at most {search_seconds} s in a cell."
+        "Of {cells} cells, moments with EM succeed more often than the best of four random starts of joint EM in {em_better} "
+        "and less often in {em_worse}, beyond two standard errors; than gradient descent from four starts in {adam_better} and "
+        "in {adam_worse}; with up to four experts and a hundred samples or more for each input all succeed, so take moments "
+        "with EM, which need no luck with starts; elsewhere take gradient descent from several starts, or the default search, "
+        "which tries it too: with four experts and n/d = 30 moments with EM succeed in {few_ours} of the trials, joint EM in "
+        "{few_em} and gradient descent in {few_adam}; in the {searched} cells where the search was run, of up to four experts "
+        "and twenty inputs, it succeeds in {search}, gradient descent in {adam_there} and moments with EM in {ours_there}; the "
+        "median time of a trial of it is at most {search_seconds} s in a cell."
     ),
     shows_not=(
         "It does not show other activations, noises or gates, nor the default search with more experts or inputs, where "

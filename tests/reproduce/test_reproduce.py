@@ -471,6 +471,7 @@ def test_real_data_pairs_folds():
             line = rng.normal(1.0, 0.1)
             place = {"dataset": "d", "repeat": repeat, "fold": fold, "folds": 5, "seconds": 1.0}
             rows.append(place | {"variant": "linear_regression", "rmse": line})
+            rows.append(place | {"variant": "hist_gradient_boosting", "rmse": line - 0.1 - 0.02 * repeat})
             experts = {"num_experts": 2.0 + (fold == 0), "objective": "mean" if fold else "likelihood"}
             rows.append(place | {"variant": module.OURS[1], "rmse": line - 0.1} | experts)
     rows.append({"dataset": "d", "variant": module.SLOPES, "folds": 5})
@@ -480,6 +481,9 @@ def test_real_data_pairs_folds():
     assert (ours["median_num_experts"], ours["share_of_mean"]) == (2.0, 0.8)
     assert ours["rmse_gain"] == pytest.approx(-0.1)
     assert ours["rmse_gain_se"] == pytest.approx(0.0, abs=1e-12)
+    less = np.repeat([0.0, 0.02], 5)  # five folds of each repetition
+    assert ours["rmse_less_boosting"] == pytest.approx(less.mean())
+    assert ours["rmse_less_boosting_se"] == pytest.approx(np.sqrt((1 / 10 + 1 / 4) * less.var(ddof=1)))
     lines = table.loc[table["variant"] == "linear_regression", "rmse"]
     expected = np.sqrt((1 / 10 + 1 / 4) * lines.var())
     assert summary.loc["linear_regression", "rmse_se"] == pytest.approx(expected)
