@@ -76,6 +76,19 @@ def write_results(
     _write_json(folder / MANIFEST_NAME, made | _manifest(experiment, table, facts))
 
 
+def rows_that_raised(table: pd.DataFrame) -> tuple[str, bool]:
+    """How many rows of a table hold an error instead of a result, with the commonest ("" if none does); and whether all do."""
+    from moejax.sweep.plan.chunks import RAISED, WORKER_DIED
+
+    if "status" not in table:
+        return "", False
+    raised = table.loc[table["status"].isin([RAISED, WORKER_DIED]), "reason"]
+    if raised.empty:
+        return "", False
+    words = f"{len(raised):,} of {len(table):,} rows failed, most often: {raised.value_counts().index[0]}"
+    return words, len(raised) == len(table)
+
+
 def _manifest(experiment: ExperimentFile, table: pd.DataFrame, facts: RunFacts) -> dict[str, Any]:
     from moejax.environment import git_state, processor_name
 

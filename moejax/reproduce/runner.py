@@ -20,7 +20,7 @@ from moejax.console import make_console, make_notes, print_json
 from moejax.environment import pinned_random_numbers
 from moejax.reproduce.experiment import EXPERIMENTS_FOLDER, ExperimentFile, load_experiments
 from moejax.reproduce.gallery import write_gallery
-from moejax.reproduce.results_folder import RunFacts, read_manifest, write_results
+from moejax.reproduce.results_folder import RunFacts, read_manifest, rows_that_raised, write_results
 from moejax.sweep.spec.overrides import override_texts
 
 if TYPE_CHECKING:
@@ -237,6 +237,10 @@ class Session:
         compilations, written = 0, []
 
         def finish(experiment: ExperimentFile, table: pd.DataFrame, facts: RunFacts) -> None:
+            raised, all_raised = rows_that_raised(table)
+            if all_raised:
+                failures.append(f"{experiment.name}: {raised}")
+                return
             try:
                 command = shlex.join(_canonical_command([experiment.name], self.quick, self.seed))
                 results = folder / experiment.name
@@ -245,10 +249,13 @@ class Session:
                 )
                 written.append(results)
                 self.notes.print(f"  written: {results}", soft_wrap=True)
+                if raised:
+                    self.notes.print(f"  {raised}", soft_wrap=True)
             except Exception as error:  # an experiment's own code may raise any error: the others go on
                 if os.environ.get("MOEJAX_TRACEBACK"):
                     raise
-                failures.append(f"{experiment.name}: {type(error).__name__}: {' '.join(str(error).split())}")
+                said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                failures.append(f"{experiment.name}: {f'{raised} (then {said})' if raised else said}")
 
         with contextlib.closing(
             self.place.start_workers(max(self.num_programs, 1), worker_settings())

@@ -72,6 +72,8 @@ def run_cell(cell):
         log.write(f"{cell['group']}{cell['value']}\\n")
     return pd.DataFrame({"square": [cell["value"] ** 2, 0], "precision": str(jnp.zeros(1).dtype)})
 def figure(table):
+    if "nine" in set(table["group"]):
+        raise KeyError("nothing")
     return Figure()
 EXPERIMENT = Experiment(spec="sweeps/study.toml", program=("group",), run_cell=run_cell, figure=figure)
 """
@@ -309,6 +311,18 @@ def test_studies_resume_cell_by_cell(tmp_path, monkeypatch):
     table = pd.read_csv(tmp_path / "results" / "study" / "table.csv")
     assert table.loc[table["status"] != 0, "reason"].tolist() == ["RuntimeError: no threes"] * 2
     assert json.loads((tmp_path / "results" / "study" / "manifest.json").read_text())["not_ok"] == 2
+    # if none has a result, the results of before stay, and the reason is told
+    spec.write_text('name = "study"\nstudy = true\nfixed = [1, 2]\n[grid]\ngroup = ["a", "b"]\nvalue = [3]\n')
+    with pytest.raises(ValueError, match=r"^study: 2 of 2 rows failed, most often: RuntimeError: no threes$"):
+        reproduce(root=tmp_path, workers=1, quiet=True)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "results" / "study" / "table.csv"), table)
+    spec.write_text(
+        'name = "study"\nstudy = true\nfixed = [1, 2]\n[grid]\ngroup = ["nine"]\nvalue = [1, 3]\n'
+    )
+    with pytest.raises(
+        ValueError, match=r"study: 1 of 3 rows failed, most often: RuntimeError: no threes \(then KeyError"
+    ):
+        reproduce(root=tmp_path, workers=1, quiet=True)
     with pytest.raises(ValueError, match="valeu: unknown key; did you mean value"):
         read_study(spec, {"valeu": [1]})
 
