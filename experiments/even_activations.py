@@ -1,4 +1,4 @@
-"""Where does EM fail from random starts, and moments do not? Even and oscillating activations with several experts."""
+"""Do random starts of EM find several experts with even or oscillating activations, as moments do?"""
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure

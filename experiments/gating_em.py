@@ -265,7 +265,7 @@ EXPERIMENT = Experiment(
     ),
     shows_not=(
         "It does not show that an optimum is the global one, only whether starts agree; and a few instances of one size "
-        "say nothing of others; the prediction is the limit of late steps, and earlier ones shrink faster."
+        "say nothing of others; the prediction is the limit of late steps, the measured factor a mean over earlier ones too."
     ),
     program=("activation",),
     figure=figure,

@@ -211,7 +211,7 @@ def figure(table):
 
 
 def _draw_slope(axis, table, name):
-    """A line of slope 1 through the largest fit of the last series, over the range of the panel."""
+    """Draw a line of slope 1 through the largest fit of a panel, over its range."""
     last = table.loc[table[name].idxmax()]
     x = np.array([table[name].min(), table[name].max()], float)
     axis.plot(x, last["seconds"] * x / last[name], color="#777777", linestyle="--", linewidth=1, zorder=1)

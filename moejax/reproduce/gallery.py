@@ -85,12 +85,14 @@ def budgets(table: pd.DataFrame) -> str:
     for method, rows in table.groupby("method", sort=False):
         varied = [name for name in fields if name in rows and rows[name].nunique() > 1]
         groups = rows.groupby(varied, sort=False) if varied else [((), rows)]
-        told = []
+        means = []
         for values, group in groups:
             pairs = [(name, int(str(value))) for name, value in zip(varied, values, strict=True)]
             words = [fields[name].format(value) + "s" * (value != 1) for name, value in pairs]
-            told.append(f"{group['num_iterations'].mean():.0f}" + (f" ({', '.join(words)})" if words else ""))
-        parts.append(f"{method} {', '.join(told)}")
+            means.append(
+                f"{group['num_iterations'].mean():.0f}" + (f" ({', '.join(words)})" if words else "")
+            )
+        parts.append(f"{method} {', '.join(means)}")
     trials = f" (up to {table['trial'].nunique()} in a cell)" if "trial" in table else ""
     return f"Budget, mean passes over the data of a trial{trials} with all its starts and pilots: {'; '.join(parts)}."
 

@@ -254,8 +254,10 @@ class Session:
             except Exception as error:  # an experiment's own code may raise any error: the others go on
                 if os.environ.get("MOEJAX_TRACEBACK"):
                     raise
-                said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                failures.append(f"{experiment.name}: {f'{raised} (then {said})' if raised else said}")
+                problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                if raised:
+                    problem = f"{raised} (then {problem})"
+                failures.append(f"{experiment.name}: {problem}")
 
         with contextlib.closing(
             self.place.start_workers(max(self.num_programs, 1), worker_settings())

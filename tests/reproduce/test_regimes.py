@@ -3,6 +3,7 @@
 import itertools
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,25 @@ def test_differences_are_paired_on_the_trials_that_both_methods_have():
     np.testing.assert_allclose(
         found["difference_se"][list(errors)], [0.0, 0.25, np.sqrt(0.5 / 4), 0.5 / np.sqrt(2)]
     )
+
+
+def test_the_search_has_the_first_trials_and_cells_near_the_border_more(monkeypatch):
+    """A cell ends at the first look at which both paired differences have a small standard error."""
+    monkeypatch.setattr(EXPERIMENT, "_prepared", lambda cell: dict.fromkeys(EXPERIMENT.METHODS, (None, 0.0)))
+    monkeypatch.setattr(EXPERIMENT, "_search", lambda cell, spec, hyperparameters, key: (GOOD, 5))
+    cell = {"shape": "10x2", "ratio": 30, "looks": [4, 8], "seed": 0, "largest_error": 0.1}
+    cell |= {"search_shapes": ["10x2"], "search_trials": 6}
+    for errors, trials, searched in (([GOOD], 4, 4), ([GOOD, BAD, BAD], 8, 6)):
+        cycle = itertools.cycle(errors)
+        monkeypatch.setattr(
+            EXPERIMENT,
+            "run_trials",
+            lambda *_, cycle=cycle: SimpleNamespace(recovery_error=[next(cycle)], num_iterations=[3]),
+        )
+        found = EXPERIMENT.run_cell(cell).groupby("method")["trial"].apply(list)
+        for method in EXPERIMENT.METHODS:
+            assert found[method] == list(range(trials))
+        assert found["multistart"] == list(range(searched))
 
 
 def test_numbers_about_the_search_are_of_the_trials_that_it_has():
