@@ -127,7 +127,7 @@ def test_fit_writes_json_parquet_and_png(capsys, tmp_path):
 
 @pytest.mark.slow
 def test_fit_of_one_target_of_a_data_set_in_a_folder(capsys, tmp_path):
-    from test_datasets import STOCK, stock_file
+    from stock_workbook import STOCK, stock_file
 
     from moejax.fitting.datasets import STOCK_PERIODS, STOCK_TARGETS
 

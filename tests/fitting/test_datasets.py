@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import openpyxl
 import pytest
+from stock_workbook import STOCK, stock_file
 
 from moejax.fitting import datasets
 from moejax.fitting.datasets import STOCK_PERIODS, load
@@ -22,7 +23,6 @@ needs_real_data = pytest.mark.skipif(
     reason=f"the raw files are not in {REAL_DATA}: set MOEJAX_DATA_DIR to a folder that has them",
 )
 AIRFOIL = "airfoil_self_noise.dat"
-STOCK = "stock portfolio performance data set.xlsx"
 
 
 @pytest.fixture(autouse=True)
@@ -56,23 +56,6 @@ def test_unknown_data_set():
 
 def airfoil_file(rows):
     return "".join("\t".join(f"{value:g}" for value in row) + "\r\n" for row in rows).encode()
-
-
-def stock_file(cells):
-    """A workbook like UCI's; `cells` maps a period to rows of 6 weights, 6 indicators, 6 normalised indicators."""
-    book = openpyxl.Workbook()
-    book.remove(book.active)
-    for period in reversed(STOCK_PERIODS):
-        sheet = book.create_sheet(period)
-        sheet.append(
-            [None, "the weight of the stock-picking concept", *[None] * 5, "the original", *[None] * 11]
-        )
-        sheet.append(["ID", *(f"weight {i}" for i in range(6)), *(f"indicator {i % 6}" for i in range(12))])
-        for i, row in enumerate(cells[period]):
-            sheet.append([i + 1, *map(float, row)])
-    content = io.BytesIO()
-    book.save(content)
-    return content.getvalue()
 
 
 @pytest.fixture
